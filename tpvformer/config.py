@@ -1,0 +1,290 @@
+"""Everything a run is made of, as frozen dataclasses.
+
+A config file under ``config/`` is Python that binds one ``Config`` to the name ``config``; variants are made with
+``dataclasses.replace``; ``override`` changes single fields by dotted name, checked for spelling and type.
+Lengths are metres in the LiDAR frame (x right, y forward, z up) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what, where, and what was expected."""
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The three planes. ``w``, ``h``, ``z`` count cells along LiDAR x, y and z."""
+
+    w: int = 200
+    h: int = 200
+    z: int = 16
+    scale_w: int = 1  # bilinear up-sampling of the planes before they are read (test time)
+    scale_h: int = 1
+    scale_z: int = 1
+    pc_range: Tuple[float, ...] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # x0, y0, z0, x1, y1, z1
+
+    @property
+    def plane_shapes(self) -> Tuple[Tuple[int, int], ...]:
+        """(rows, columns) of the planes hw, zh, wz."""
+        return ((self.h, self.w), (self.z, self.h), (self.w, self.z))
+
+    @property
+    def plane_sizes(self) -> Tuple[int, int, int]:
+        """Cells of the planes hw, zh, wz."""
+        return (self.h * self.w, self.z * self.h, self.w * self.z)
+
+    @property
+    def num_queries(self) -> int:
+        return sum(self.plane_sizes)
+
+    @property
+    def voxels(self) -> Tuple[int, int, int]:
+        """Voxels along x, y, z of the output and of the label grid."""
+        return (self.w * self.scale_w, self.h * self.scale_h, self.z * self.scale_z)
+
+    @property
+    def extent(self) -> Tuple[float, float, float]:
+        """Metres covered along x, y, z."""
+        r = self.pc_range
+        return (r[3] - r[0], r[4] - r[1], r[5] - r[2])
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Caffe-style bottleneck ResNet with DCNv2 in ``dcn_stages`` (stages are numbered 1 to 4)."""
+
+    blocks: Tuple[int, ...] = (3, 4, 23, 3)
+    base_width: int = 64
+    dcn_stages: Tuple[int, ...] = (3, 4)
+    frozen_stages: int = 1  # 0: the stem learns; 1: stem and stage 1 are fixed
+    norm: str = "frozen"  # "frozen": running statistics, fixed affine (the reference); "batch": ordinary batch norm
+    bn3_init: float = 0.0  # scale of a fresh residual branch; a frozen norm with 0 can only be trained from weights
+
+    @property
+    def out_channels(self) -> Tuple[int, int, int]:
+        """Channels of stages 2, 3 and 4."""
+        return (self.base_width * 8, self.base_width * 16, self.base_width * 32)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model of either family. ``view_attn`` is "cross_view" (lidar segmentation) or "hw" (occupancy)."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    view_attn: str = "cross_view"
+    num_classes: int = 17
+    num_cams: int = 6
+    num_levels: int = 4
+    dim: int = 64
+    ffn_dim: int = 128
+    decoder_dim: int = 128
+    image_heads: int = 4
+    plane_heads: int = 4
+    position_dims: Tuple[int, ...] = (24, 24, 16)  # cross_view: channels of h, w, z; hw: of row, column
+    layers: Tuple[str, ...] = ("self_cross",) * 3 + ("self",) * 2
+    pillar_anchors: Tuple[int, ...] = (4, 32, 32)  # image anchors a query of hw, zh, wz has along its pillar
+    image_points: Tuple[int, ...] = (4, 32, 32)  # sampling points a level of hw, zh, wz
+    plane_points: int = 16  # sampling points a plane
+    plane_anchors: int = 16  # cross_view: anchors a query has on the other planes
+    plane_init_anchors: int = 16  # cross_view: anchors that the initial offsets assume (8 in dim96)
+    plane_init_mode: int = 0  # cross_view: direction rule of the initial offsets
+    plane_own_logit: float = 10.0  # cross_view: initial logit of a query's own plane
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, text: str) -> None:
+            if not ok:
+                raise ConfigError(f"model: {text}")
+
+        need(self.view_attn in ("cross_view", "hw"), f"view_attn is {self.view_attn!r}; expected 'cross_view' or 'hw'")
+        parts = {"cross_view": 3, "hw": 2}[self.view_attn]
+        need(
+            len(self.position_dims) == parts and sum(self.position_dims) == self.dim,
+            f"position_dims {self.position_dims} must be {parts} numbers that add up to dim {self.dim}",
+        )
+        need(self.dim % self.image_heads == 0, f"dim {self.dim} is not divisible by image_heads {self.image_heads}")
+        need(self.dim % self.plane_heads == 0, f"dim {self.dim} is not divisible by plane_heads {self.plane_heads}")
+        need(
+            all(p % a == 0 for p, a in zip(self.image_points, self.pillar_anchors)),
+            f"image_points {self.image_points} must be multiples of pillar_anchors {self.pillar_anchors}",
+        )
+        need(
+            len(self.image_points) == 3 and len(self.pillar_anchors) == 3,
+            "image_points and pillar_anchors need three numbers, one a plane",
+        )
+        need(
+            all(kind in ("self_cross", "self") for kind in self.layers),
+            f"layers {self.layers} may hold 'self_cross' and 'self' only",
+        )
+        need(
+            self.view_attn == "hw" or self.plane_points % self.plane_anchors == 0,
+            f"plane_points {self.plane_points} must be a multiple of plane_anchors {self.plane_anchors}",
+        )
+        need(self.backbone.norm in ("frozen", "batch"), f"backbone.norm is {self.backbone.norm!r}; expected 'frozen' or 'batch'")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data lies and how a sample becomes tensors. Paths are relative to the working directory."""
+
+    root: str = "data/nuscenes"
+    version: str = "v1.0-trainval"
+    train_infos: str = "data/nuscenes_infos_train.pkl"
+    val_infos: str = "data/nuscenes_infos_val.pkl"
+    label_map: str = "nuscenes"  # "nuscenes": classes 0..16; "nuscenes-noIgnore": 17 is empty space
+    ignore_label: int = 0
+    fill_label: int = 0  # label of a voxel without points
+    image_scale: float = 1.0
+    photometric: bool = True
+    grid_mask: bool = True
+    batch_size: int = 1  # a rank
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Lovász-softmax plus cross-entropy, weight 1 each. Inputs are "points" or "voxel"."""
+
+    lovasz_input: str = "points"
+    ce_input: str = "voxel"
+
+    def __post_init__(self) -> None:
+        for name in ("lovasz_input", "ce_input"):
+            if getattr(self, name) not in ("points", "voxel"):
+                raise ConfigError(f"loss.{name} is {getattr(self, name)!r}; expected 'points' or 'voxel'")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and the reference's cosine schedule with linear warm-up, both counted in optimiser steps."""
+
+    lr: float = 2e-4
+    weight_decay: float = 0.01
+    backbone_lr_mult: float = 0.1
+    clip_norm: float = 35.0
+    warmup_steps: int = 500
+    warmup_lr: float = 1e-5
+    min_lr: float = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    epochs: int = 24
+    print_every: int = 50
+    accumulate: int = 1  # batches a step
+    precision: str = "fp32"  # "bf16": image network under autocast; geometry, attention and losses stay fp32
+    seed: int = 0
+    load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: what is built, what it reads, what it minimises and for how long."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def dump(self) -> str:
+        """The whole configuration as YAML, as it is written into the work dir."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Apply ``section.field=value`` strings; values are YAML scalars or lists.
+
+    Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
+    value does not fit.
+    """
+    for text in assignments:
+        path, eq, raw = text.partition("=")
+        if not eq:
+            raise ConfigError(f"override {text!r}: expected section.field=value, for example optim.lr=1e-4")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as err:
+            raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
+        config = _replace(config, path.strip().split("."), value, path.strip())
+    return config
+
+
+def _replace(node: Any, path: list, value: Any, full: str) -> Any:
+    known = {f.name for f in dataclasses.fields(node)}
+    head = path[0]
+    if head not in known:
+        near = difflib.get_close_matches(head, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+        raise ConfigError(f"override {full}: {type(node).__name__} has no field {head!r}{hint}")
+    current = getattr(node, head)
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"override {full}: {head!r} is a value and has no field {path[1]!r}")
+        return dataclasses.replace(node, **{head: _replace(current, path[1:], value, full)})
+    if dataclasses.is_dataclass(current):
+        raise ConfigError(f"override {full}: {head!r} is a section; name one of its fields")
+    return dataclasses.replace(node, **{head: _coerce(value, get_type_hints(type(node))[head], full)})
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    if get_origin(kind) is Union:  # Optional[...]
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in get_args(kind) if a is not type(None)), where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"override {where}: expected a list such as [1, 2, 3], got {value!r}")
+        return tuple(_coerce(v, get_args(kind)[0], where) for v in value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"override {where}: expected {kind.__name__}, got {value!r}")
+
+
+def from_dict(tree: Dict[str, Any]) -> Config:
+    """The inverse of ``dataclasses.asdict`` and of ``Config.dump`` (used by checkpoints); strict about names."""
+
+    def build(kind: Any, node: Dict[str, Any], where: str) -> Any:
+        hints = get_type_hints(kind)
+        unknown = set(node) - set(hints)
+        if unknown:
+            raise ConfigError(f"stored configuration: {where or 'Config'} has unknown fields {sorted(unknown)}")
+        values = {}
+        for name, value in node.items():
+            here = f"{where}.{name}" if where else name
+            nested = dataclasses.is_dataclass(hints[name])
+            values[name] = build(hints[name], value, here) if nested else _coerce(value, hints[name], here)
+        return kind(**values)
+
+    return build(Config, tree, "")
