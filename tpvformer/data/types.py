@@ -1,0 +1,73 @@
+"""What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
+
+P points, N cameras, M occupied voxels, (X, Y, Z) voxels along LiDAR x (right), y (forward), z (up).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Callable, List, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the sample, the file, and what mends it."""
+
+
+@dataclass
+class Frame:
+    """One key frame as it lies on the disk, before any transform."""
+
+    token: str
+    images: List[np.ndarray]  # N of (H, W, 3) uint8, BGR
+    camera_names: List[str]
+    lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous LiDAR metres -> (u * depth, v * depth, depth, 1), pixels
+    points: np.ndarray  # (P, 3) float32, metres, LiDAR frame
+    labels: np.ndarray  # (P,) uint8, classes of labels.py
+
+
+@dataclass
+class Sample:
+    """One example as tensors; images and lidar2img have gone through the same scaling."""
+
+    token: str
+    images: Tensor  # (N, 3, H, W) float32, BGR minus the mean, padded with 0 at the bottom and the right
+    lidar2img: Tensor  # (N, 4, 4) float32
+    image_shape: Tuple[int, int]  # (H, W) after padding
+    grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
+    point_labels: Tensor  # (P,) int64
+    voxel_labels: Tensor  # (X, Y, Z) uint8
+    voxels: Tensor  # (M, 3) int64: the occupied voxels, in lexicographic order
+    point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
+
+
+@dataclass
+class Batch:
+    """Samples side by side; lists of unequal length are padded, ``*_lengths`` says how much of each is real."""
+
+    tokens: List[str]
+    images: Tensor  # (B, N, 3, H, W) float32
+    lidar2img: Tensor  # (B, N, 4, 4) float32
+    grid_index: Tensor  # (B, P, 3) int64, padded with 0
+    point_labels: Tensor  # (B, P) int64, padded with the ignore label
+    point_lengths: Tensor  # (B,) int64
+    voxel_labels: Tensor  # (B, X, Y, Z) int64
+    voxels: Tensor  # (B, M, 3) int64, padded with 0
+    voxel_lengths: Tensor  # (B,) int64
+    point_voxel: Tensor  # (B, P) int64, padded with 0
+
+    def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (the loader calls this when asked to pin)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
