@@ -1,0 +1,230 @@
+"""Weights in from our own files, the reference's and the FCOS3D backbone's; weights out under the reference's names.
+
+Every entry of a file is mapped, or ignored for a stated reason, or an error. Nothing is matched by guessing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Protocol, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.keys import derived_names, is_derived, key_table, reference_order
+from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
+from tpvformer.config import ModelConfig
+
+FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
+_BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
+_NECK_PREFIXES = ("img_neck.", "neck.")
+_DETECTOR_PREFIXES = ("bbox_head.", "pts_bbox_head.")
+_GEOMETRY_TOLERANCE = 1e-4  # of the normalised image or volume; real differences are whole cells
+
+
+class Model(Protocol):
+    """What this module needs of a TPVFormer."""
+
+    config: ModelConfig
+    encoder: Any  # offers reference_buffers() -> Dict[str, Tensor]
+
+    def state_dict(self) -> Dict[str, Tensor]: ...
+
+
+@dataclass
+class Report:
+    """What became of every entry of a file. Names are the file's, except ``missing``, which are ours."""
+
+    source: str
+    kind: str  # "tpvformer", "reference" or "backbone"
+    mapped: List[str] = field(default_factory=list)
+    ignored: List[str] = field(default_factory=list)  # known, and not weights of this model: geometry, detector head
+    dropped: List[str] = field(default_factory=list)  # a neck of another width or length
+    missing: List[str] = field(default_factory=list)  # keep the values they had
+    warnings: List[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
+        for word, names in (("ignored", self.ignored), ("dropped", self.dropped), ("missing", self.missing)):
+            if names:
+                lines.append(f"  {len(names)} {word}: {_some(names)}")
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+
+def load_weights(model: Model, path: PathLike) -> Report:
+    """Fill ``model`` in place from any accepted file and say what was done.
+
+    Accepted: our checkpoints and safetensors; the reference's state dict, flat or under ``state_dict``, with or without
+    ``module.``; a detector checkpoint with this backbone. Raises CheckpointError naming entries that are unknown,
+    missing or of another shape; the model is then unchanged.
+    """
+    source = str(path)
+    tensors = _state_dict(read_archive(path), source)
+    state = model.state_dict()
+    if any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
+        values, report = _from_reference(tensors, model, source)
+    elif any(name.startswith("aggregator.") for name in tensors):
+        values, report = dict(tensors), Report(source, "tpvformer", mapped=list(tensors))
+        _refuse_unknown(source, [name for name in tensors if name not in state])
+    else:
+        values, report = _from_detector(tensors, model, source)
+    report.missing = [name for name in state if name not in values]
+    _refuse_missing(source, report)
+    _refuse_shapes(source, values, state)
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+    return report
+
+
+def export_reference(model: Model) -> Dict[str, Tensor]:
+    """The model's weights under the reference's names and in its order, stored geometry included; CPU copies."""
+    state = model.state_dict()
+    out = {theirs: state[ours] for ours, theirs in key_table(model.config).items()}
+    geometry = model.encoder.reference_buffers()
+    out.update({name: geometry[_last(name)] for name in derived_names(model.config)})
+    return {name: out[name].detach().cpu().clone().contiguous() for name in reference_order(model.config)}
+
+
+def save_reference(model: Model, path: PathLike) -> None:
+    """Write ``export_reference`` to ``path``: flat, as the published files are; safetensors by its ending."""
+    write_tensors(export_reference(model), path)
+
+
+def _state_dict(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
+    """The named tensors of an archive: under ``state_dict`` or ``model``, or flat; without ``module.``."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strange or not content:
+        found = f"{_some(strange)} {'is' if len(strange) == 1 else 'are'} no named tensor" if strange else "it is empty"
+        raise CheckpointError(f"{source}: expected named tensors, flat or under 'state_dict'; {found}")
+    if all(name.startswith("module.") for name in content):
+        return {name[len("module.") :]: value for name, value in content.items()}
+    return dict(content)
+
+
+def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
+    report = Report(source, "reference")
+    ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
+    values: Dict[str, Tensor] = {}
+    unknown: List[str] = []
+    for name, tensor in tensors.items():
+        known = _modern(name)
+        if known in ours:
+            values[ours[known]] = tensor
+            report.mapped.append(name)
+        elif is_derived(name):
+            report.ignored.append(name)
+        else:
+            unknown.append(name)
+    _refuse_unknown(source, unknown)
+    report.warnings = _compare_geometry({name: tensors[name] for name in report.ignored}, model)
+    return values, report
+
+
+def _from_detector(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
+    """The image backbone of a detector, and its neck where every tensor of ours has one of the same shape."""
+    report = Report(source, "backbone")
+    ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
+    state = model.state_dict()
+    values: Dict[str, Tensor] = {}
+    neck: Dict[str, Tensor] = {}
+    neck_names: Dict[str, str] = {}
+    unknown: List[str] = []
+    for name, tensor in tensors.items():
+        known = _modern(_renamed(name))
+        if known.startswith("img_neck.") and ("lateral_convs." in known or "fpn_convs." in known):
+            neck[known], neck_names[known] = tensor, name
+        elif known.startswith("img_backbone.") and known in ours:
+            values[ours[known]] = tensor
+            report.mapped.append(name)
+        elif known.startswith(_DETECTOR_PREFIXES):
+            report.ignored.append(name)
+        else:
+            unknown.append(name)
+    _refuse_unknown(source, unknown)
+    wanted = [theirs for theirs in ours if theirs.startswith("img_neck.")]
+    fits = all(name in neck and neck[name].shape == state[ours[name]].shape for name in wanted)
+    for known, tensor in neck.items():
+        if fits and known in ours:
+            values[ours[known]] = tensor
+            report.mapped.append(neck_names[known])
+        else:
+            report.dropped.append(neck_names[known])
+    return values, report
+
+
+def _renamed(name: str) -> str:
+    """``backbone.``/``neck.`` (a detector's own names) -> ``img_backbone.``/``img_neck.`` (inside a camera model)."""
+    for prefixes in (_BACKBONE_PREFIXES, _NECK_PREFIXES):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return prefixes[0] + name[len(prefix) :]
+    return name
+
+
+def _modern(name: str) -> str:
+    """The first deformable convolutions kept their offset branch beside the convolution, not inside it."""
+    return name.replace(".conv2_offset.", ".conv2.conv_offset.")
+
+
+def _compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
+    """Sentences about stored geometry that is not what this model computes; the model's is used in any case."""
+    computed = model.encoder.reference_buffers()
+    warnings = []
+    for name, theirs in stored.items():
+        mine = computed.get(_last(name))
+        if mine is None:
+            continue
+        if theirs.shape != mine.shape:
+            warnings.append(f"{name} is {tuple(theirs.shape)} in the file, {tuple(mine.shape)} by this configuration")
+            continue
+        gap = float((theirs.float() - mine.detach().cpu().float()).abs().max())
+        if not gap <= _GEOMETRY_TOLERANCE:
+            warnings.append(f"{name} differs from this configuration's by up to {gap:.3g}; the configuration's is used")
+    return warnings
+
+
+def _refuse_unknown(source: str, names: Sequence[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"{source}: {len(names)} entries are not of this model: {_some(names)}; "
+            "expected our own, the reference's, or a detector's img_backbone/img_neck names"
+        )
+
+
+def _refuse_missing(source: str, report: Report) -> None:
+    """Batch counters may be absent (old files); of a detector only the backbone is expected."""
+    lacking = [name for name in report.missing if not name.endswith(".num_batches_tracked")]
+    if report.kind == "backbone":
+        lacking = [name for name in lacking if name.startswith("backbone.")]
+    if lacking:
+        raise CheckpointError(
+            f"{source}: {len(lacking)} tensors of this model are not in the {report.kind} file: {_some(lacking)}; "
+            "was it made with another configuration?"
+        )
+
+
+def _refuse_shapes(source: str, values: Dict[str, Tensor], state: Dict[str, Tensor]) -> None:
+    wrong = [name for name, value in values.items() if value.shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{source}: {name} is {tuple(values[name].shape)} in the file and {tuple(state[name].shape)} in the "
+            f"model{more}; use the configuration it was trained with"
+        )
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names, and how many follow."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

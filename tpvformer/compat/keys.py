@@ -1,0 +1,132 @@
+"""The two-way table between our state-dict names and the reference's.
+
+The reference registers head, backbone, neck and aggregator in this order; so do we, hence both lists agree entry
+by entry. Its head also stores geometry that follows from the configuration (``derived_names``); our model computes it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, Iterator, List, Tuple
+
+from tpvformer.config import BackboneConfig, ModelConfig
+
+Pair = Tuple[str, str]  # (our name, the reference's name)
+
+_NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_PLANES = ("hw", "zh", "wz")
+_LATERALS = 3  # stages 2, 3 and 4 feed the neck
+
+# The part of a plane-attention or image-attention name that differs: our name, the reference's.
+_OUTPUT, _OFFSETS, _LOGITS, _VALUE = (
+    ("output", "output_proj"),
+    ("offsets", "sampling_offsets"),
+    ("logits", "attention_weights"),
+    ("value", "value_proj"),
+)
+_DERIVED = re.compile(r"tpv_head\.(tpv_mask_hw|encoder\.(ref_3d_(hw|zh|wz)|ref_2d_(hw|zh|wz)|cross_view_ref_points))$")
+
+
+def key_table(model: ModelConfig) -> Dict[str, str]:
+    """Our name -> the reference's name of every stored tensor, in state-dict order; a bijection."""
+    pairs = list(_head(model)) + list(_backbone(model.backbone)) + list(_neck(model)) + list(_aggregator())
+    return dict(pairs)
+
+
+def derived_names(model: ModelConfig) -> List[str]:
+    """The reference's names of the geometry it stores for this model, in its order."""
+    names = [f"tpv_head.encoder.ref_3d_{p}" for p in _PLANES]
+    if model.view_attn == "cross_view":
+        return names + ["tpv_head.encoder.cross_view_ref_points"]
+    return ["tpv_head.tpv_mask_hw"] + names + [f"tpv_head.encoder.ref_2d_{p}" for p in _PLANES]
+
+
+def is_derived(reference_name: str) -> bool:
+    """Whether some version of the reference stores computed geometry under this name."""
+    return _DERIVED.match(reference_name) is not None
+
+
+def reference_order(model: ModelConfig) -> List[str]:
+    """Every name of the reference's state dict, stored geometry included, in its order."""
+    order: List[str] = []
+    waiting = derived_names(model)
+    mask = [name for name in waiting if name.endswith("tpv_mask_hw")]
+    geometry = [name for name in waiting if name not in mask]
+    for name in key_table(model).values():
+        if mask and name.startswith("tpv_head.positional_encoding."):  # a module's own buffers precede its children
+            order, mask = order + mask, []
+        if geometry and name.startswith(("tpv_head.encoder.layers.", "tpv_head.tpv_embedding_")):
+            order, geometry = order + geometry, []
+        order.append(name)
+    return order
+
+
+def _linear(ours: str, reference: str) -> Iterator[Pair]:
+    for entry in ("weight", "bias"):
+        yield f"{ours}.{entry}", f"{reference}.{entry}"
+
+
+def _head(model: ModelConfig) -> Iterator[Pair]:
+    yield "encoder.level_embed", "tpv_head.level_embeds"
+    yield "encoder.camera_embed", "tpv_head.cams_embeds"
+    for axis in ("h", "w", "z") if model.view_attn == "cross_view" else ("row", "col"):
+        yield f"encoder.position.{axis}", f"tpv_head.positional_encoding.{axis}_embed.weight"
+    for index, kind in enumerate(model.layers):
+        yield from _layer(f"encoder.layers.{index}", f"tpv_head.encoder.layers.{index}", kind, model.view_attn)
+    for plane in _PLANES:
+        yield f"encoder.plane_queries.{plane}", f"tpv_head.tpv_embedding_{plane}.weight"
+
+
+def _layer(ours: str, reference: str, kind: str, view_attn: str) -> Iterator[Pair]:
+    if view_attn == "cross_view":  # one linear a plane
+        for mine, theirs in (_OUTPUT, _OFFSETS, _LOGITS, _VALUE):
+            for plane in range(3):
+                yield from _linear(f"{ours}.plane_attn.{mine}.{plane}", f"{reference}.attentions.0.{theirs}.{plane}")
+    else:
+        for mine, theirs in (_OFFSETS, _LOGITS, _VALUE, _OUTPUT):
+            yield from _linear(f"{ours}.plane_attn.{mine}", f"{reference}.attentions.0.{theirs}")
+    if kind == "self_cross":
+        inner = f"{reference}.attentions.1.deformable_attention"
+        for mine, theirs in (_OFFSETS, _LOGITS):
+            for plane in range(3):
+                yield from _linear(f"{ours}.image_attn.{mine}.{plane}", f"{inner}.{theirs}.{plane}")
+        yield from _linear(f"{ours}.image_attn.{_VALUE[0]}", f"{inner}.{_VALUE[1]}")
+        yield from _linear(f"{ours}.image_attn.{_OUTPUT[0]}", f"{reference}.attentions.1.{_OUTPUT[1]}")
+    yield from _linear(f"{ours}.ffn.linear1", f"{reference}.ffns.0.layers.0.0")
+    yield from _linear(f"{ours}.ffn.linear2", f"{reference}.ffns.0.layers.1")
+    for norm in range(3 if kind == "self_cross" else 2):
+        yield from _linear(f"{ours}.norms.{norm}", f"{reference}.norms.{norm}")
+
+
+def _backbone(backbone: BackboneConfig) -> Iterator[Pair]:
+    for name in _backbone_names(backbone):
+        yield f"backbone.{name}", f"img_backbone.{name}"
+
+
+def _backbone_names(backbone: BackboneConfig) -> Iterator[str]:
+    yield "conv1.weight"
+    yield from (f"bn1.{entry}" for entry in _NORM_ENTRIES)
+    for stage, blocks in enumerate(backbone.blocks, start=1):
+        for index in range(blocks):
+            block = f"layer{stage}.{index}"
+            for part in (1, 2, 3):
+                yield f"{block}.conv{part}.weight"
+                if part == 2 and stage in backbone.dcn_stages:
+                    yield f"{block}.conv2.conv_offset.weight"
+                    yield f"{block}.conv2.conv_offset.bias"
+                yield from (f"{block}.bn{part}.{entry}" for entry in _NORM_ENTRIES)
+            if index == 0:
+                yield f"{block}.downsample.0.weight"
+                yield from (f"{block}.downsample.1.{entry}" for entry in _NORM_ENTRIES)
+
+
+def _neck(model: ModelConfig) -> Iterator[Pair]:
+    for index in range(_LATERALS):
+        yield from _linear(f"neck.lateral.{index}", f"img_neck.lateral_convs.{index}.conv")
+    for index in range(model.num_levels):
+        yield from _linear(f"neck.output.{index}", f"img_neck.fpn_convs.{index}.conv")
+
+
+def _aggregator() -> Iterator[Pair]:
+    for name in ("decoder.0", "decoder.2", "classifier"):
+        yield from _linear(f"aggregator.{name}", f"tpv_aggregator.{name}")

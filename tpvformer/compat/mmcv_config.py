@@ -1,0 +1,131 @@
+"""The reference's configuration (nested dictionaries of registered types) -> our Config.
+
+Each dictionary is read key by key. A key nobody asked for is refused by name, and so is a value that our model has no
+counterpart for; a number that is written in several places must be the same in all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any, Mapping
+
+from tpvformer.compat.mmcv_model import read_model
+from tpvformer.compat.mmcv_node import Facts, Node
+from tpvformer.config import Config, ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+
+# Top-level names with a meaning; any other is a variable of the file.
+KNOWN = (
+    *("model", "dataset_params", "train_data_loader", "val_data_loader", "unique_label", "optimizer", "grad_max_norm"),
+    *("print_freq", "max_epochs", "load_from", "occupancy", "lovasz_input", "ce_input", "scale_rate", "nbr_class"),
+    *("point_cloud_range", "grid_size", "scale_h", "scale_w", "scale_z", "num_points", "num_points_in_pillar"),
+    *("num_heads", "tpv_encoder_layers", "hybrid_attn_anchors", "hybrid_attn_points", "hybrid_attn_init"),
+)
+_LABEL_MAPS = ("nuscenes", "nuscenes-noIgnore")
+_OPTIMIZERS = ("AdamW", "NpuFusedAdamW")  # the second is the same rule in one kernel
+
+
+def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
+    """The Config that says what ``tree``, a merged configuration of the reference, says.
+
+    ``name`` becomes the Config's, ``file`` stands in messages. Raises ConfigError with the dotted name of the key
+    that is unknown, missing, contradictory or without a counterpart.
+    """
+    top = Node(tree, "", Facts(file))
+    node = top.child("model")
+    grid_mask = node.expect("use_grid_mask", False, True)
+    try:
+        model = read_model(node)
+    except ConfigError as err:
+        raise ConfigError(str(err) if str(err).startswith(f"{file}:") else f"{file}: {err}") from err
+    node.done()
+    top.note(point_cloud_range="pc_range", nbr_class="num_classes")
+    top.note(scale_h="scale_h", scale_w="scale_w", scale_z="scale_z")
+    top.expect("unique_label", tuple(range(1, 17)))
+    top.expect("occupancy", model.view_attn == "hw")
+    _check_grid_size(top, model)
+    return Config(
+        name=name,
+        model=model,
+        data=_data(top, model, grid_mask),
+        loss=LossConfig(lovasz_input=top.take("lovasz_input"), ce_input=top.take("ce_input")),
+        optim=_optim(top),
+        train=TrainConfig(
+            epochs=int(top.number("max_epochs")),
+            print_every=int(top.number("print_freq", 50)),
+            load_from=_relative(top.text("load_from", "")) or None,
+        ),
+    )
+
+
+def _check_grid_size(top: Node, model: ModelConfig) -> None:
+    """Listed as (h, w, z) by the reference, as (w, h, z) by its square-agnostic variants; derived here."""
+    w, h, z = model.grid.voxels
+    top.expect("grid_size", (h, w, z), (w, h, z))
+
+
+def _data(top: Node, model: ModelConfig, grid_mask: bool) -> DataConfig:
+    params = top.child("dataset_params")
+    params.expect("fixed_volume_space", True)
+    for key, edges in (("min_volume_space", model.grid.pc_range[:3]), ("max_volume_space", model.grid.pc_range[3:])):
+        params.expect(key, edges)
+    label_map = PurePosixPath(params.text("label_mapping")).stem
+    if label_map not in _LABEL_MAPS:
+        params.refuse("label_mapping", label_map, " or ".join(f"{known}.yaml" for known in _LABEL_MAPS))
+    train, val = top.child("train_data_loader"), top.child("val_data_loader")
+    train.expect("shuffle", True)
+    val.expect("shuffle", False)
+    for loader in (train, val):
+        loader.note(1, batch_size="batch_size", num_workers="workers")
+    root = _relative(train.text("data_path"))
+    if _relative(val.text("data_path")) != root:
+        val.refuse("data_path", val.take("data_path"), f"{root!r}, as train_data_loader says")
+    data = DataConfig(
+        root=root,
+        version=params.text("version"),
+        train_infos=_relative(train.text("imageset")),
+        val_infos=_relative(val.text("imageset")),
+        label_map=label_map,
+        ignore_label=params.number("ignore_label"),
+        fill_label=params.number("fill_label"),
+        image_scale=float(top.number("scale_rate", 1.0)),
+        grid_mask=grid_mask,
+        batch_size=top.facts.whole("batch_size"),
+        workers=top.facts.whole("workers"),
+    )
+    for node in (params, train, val):
+        node.done()
+    return data
+
+
+def _optim(top: Node) -> OptimConfig:
+    node = top.child("optimizer")
+    kind = node.take("type")
+    if kind not in _OPTIMIZERS:
+        node.refuse("type", kind, " or ".join(_OPTIMIZERS))
+    node.expect("betas", (0.9, 0.999))
+    node.expect("eps", 1e-8)
+    multiplier = 1.0
+    if node.take("paramwise_cfg", None) is not None:
+        multiplier = _backbone_multiplier(node.child("paramwise_cfg"))
+    optim = OptimConfig(
+        lr=float(node.number("lr")),
+        weight_decay=float(node.number("weight_decay")),
+        backbone_lr_mult=multiplier,
+        clip_norm=float(top.number("grad_max_norm")),
+    )
+    node.done()
+    return optim
+
+
+def _backbone_multiplier(node: Node) -> float:
+    keys = node.child("custom_keys")
+    backbone = keys.child("img_backbone")
+    multiplier = float(backbone.number("lr_mult", 1.0))
+    for part in (backbone, keys, node):
+        part.done()
+    return multiplier
+
+
+def _relative(path: str) -> str:
+    """Paths as we write them: without a leading ``./`` or a trailing slash."""
+    return str(PurePosixPath(path)) if path else path

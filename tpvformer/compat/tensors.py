@@ -1,0 +1,97 @@
+"""Files of tensors, read without running anything: PyTorch archives (new and pre-1.6 format) and safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any, ContextManager, Dict, Mapping, Union
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tpvformer.compat.errors import CheckpointError
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+# Trainers store best scores as NumPy scalars beside the weights; nothing here needs their values.
+_NUMPY_SCALAR_PARTS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+
+
+def read_archive(path: PathLike) -> Dict[str, Any]:
+    """The dictionary a weights file holds, tensors on the CPU.
+
+    A safetensors file (by its ending) is flat: name -> tensor. Raises CheckpointError where the file is missing, is no
+    dictionary, or holds anything but tensors and plain Python values; such a pickle is not executed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; expected a checkpoint (.pth, .pt or .safetensors)")
+    content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}; expected a dictionary of tensors")
+    return content
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
+    """Write a flat state dict; ``.safetensors`` by its ending, else a PyTorch archive. Never leaves half a file."""
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise CheckpointError(f"{file}: the folder {file.parent} does not exist; create it first")
+    partial = file.with_name(file.name + ".partial")
+    if file.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial))
+    else:
+        torch.save(dict(tensors), str(partial))
+    os.replace(partial, file)
+
+
+def _read_safetensors(file: Path) -> Dict[str, Tensor]:
+    try:
+        return load_file(str(file))
+    except Exception as err:  # the library raises its own type, which it does not promise to keep
+        raise CheckpointError(f"{file}: not a readable safetensors file ({_first_line(err)})") from err
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        with _numpy_scalars_as_nothing():
+            return torch.load(str(file), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as err:  # damaged bytes end in KeyError, EOFError, RuntimeError, UnpicklingError and others
+        text = str(err)
+        culprit = re.search(r"(?:GLOBAL|[Uu]nsupported class|function) ([A-Za-z_]\w*(?:\.\w+)+)", text)
+        if culprit:
+            raise CheckpointError(
+                f"{file}: refused, opening it would run {culprit.group(1)}; only tensors and plain values are taken, "
+                "save it again as a plain state dict (torch.save of model.state_dict())"
+            ) from err
+        if "TorchScript" in text:
+            raise CheckpointError(f"{file}: a TorchScript archive; expected a state dict of tensors") from err
+        raise CheckpointError(
+            f"{file}: not a readable PyTorch checkpoint of tensors; it is damaged, cut short or of another kind"
+        ) from err
+
+
+class _Nothing:
+    """Stands where a NumPy scalar stood."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _numpy_scalars_as_nothing() -> ContextManager[None]:
+    """Read NumPy scalars as ``_Nothing`` where PyTorch can be told to (2.6 on); older ones refuse the file."""
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals([(_Nothing, name) for name in _NUMPY_SCALAR_PARTS])
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err) or type(err).__name__).splitlines()[0]
