@@ -1,0 +1,123 @@
+"""Caffe-style bottleneck ResNet with modulated deformable 3x3 convolutions (He et al. 2016; DCNv2, arXiv:1811.11168).
+
+"Caffe style": the stride of a stage sits in its first 1x1 convolution, so every 3x3 has stride 1.
+Legend: images (M,3,H,W) with M = batch * cameras -> stages 2, 3, 4 at strides 8, 16, 32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpvformer.config import BackboneConfig
+from tpvformer.ops import modulated_deform_conv2d
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that always uses its running statistics and whose affine parameters do not learn."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        for p in self.parameters():
+            p.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class ModulatedDeformConv3x3(nn.Module):
+    """3x3 DCNv2 that predicts its own offsets and mask: ``conv_offset`` gives 18 offsets (dy,dx a tap) and 9 mask logits."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.conv_offset = nn.Conv2d(in_channels, 27, 3, padding=1)
+        bound = 1 / math.sqrt(in_channels * 9)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, mask = self.conv_offset(x).float().split([18, 9], dim=1)  # geometry stays fp32 under autocast
+        weight = self.weight.to(x.dtype)
+        return modulated_deform_conv2d(x, offset, mask.sigmoid(), weight, padding=1)
+
+
+class Bottleneck(nn.Module):
+    """1x1 (strided) - 3x3 - 1x1 with a shortcut; width w in, 4w out."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, cfg: BackboneConfig, deformable: bool) -> None:
+        super().__init__()
+        norm = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}[cfg.norm]
+        out_channels = 4 * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+        self.bn1 = norm(width)
+        self.conv2: nn.Module = (
+            ModulatedDeformConv3x3(width, width) if deformable else nn.Conv2d(width, width, 3, padding=1, bias=False)
+        )
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = norm(out_channels)
+        nn.init.constant_(self.bn3.weight, cfg.bn3_init)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+
+
+class ResNet(nn.Module):
+    """Images (M,3,H,W) -> three maps with ``cfg.out_channels`` channels at strides 8, 16, 32."""
+
+    def __init__(self, cfg: BackboneConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        norm = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}[cfg.norm]
+        self.conv1 = nn.Conv2d(3, cfg.base_width, 7, 2, 3, bias=False)
+        self.bn1 = norm(cfg.base_width)
+        channels = cfg.base_width
+        for stage, blocks in enumerate(cfg.blocks, start=1):
+            width = cfg.base_width * 2 ** (stage - 1)
+            layers: List[nn.Module] = []
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                layers.append(Bottleneck(channels, width, stride, cfg, deformable=stage in cfg.dcn_stages))
+                channels = 4 * width
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is None:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self._frozen_modules():
+            for p in module.parameters():
+                p.requires_grad_(False)
+        self.train(self.training)
+
+    def _frozen_modules(self) -> List[nn.Module]:
+        """Stem and the first ``frozen_stages`` stages; nothing when frozen_stages is 0."""
+        if self.cfg.frozen_stages < 1:
+            return []
+        return [self.conv1, self.bn1] + [getattr(self, f"layer{s}") for s in range(1, self.cfg.frozen_stages + 1)]
+
+    def train(self, mode: bool = True) -> "ResNet":
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()  # ordinary batch norm in a frozen stage must not move its statistics
+        return self
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.max_pool2d(x, 3, 2, 1)
+        x = self.layer1(x)
+        c3 = self.layer2(x)
+        c4 = self.layer3(c3)
+        return c3, c4, self.layer4(c4)

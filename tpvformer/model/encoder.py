@@ -1,0 +1,166 @@
+"""The TPV encoder: learned plane queries, refined layer by layer from each other and from the images.
+
+Legend: B batch, N cameras, Q = HW + ZH + WZ queries in the order hw, zh, wz, C channels, S image tokens of all levels.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpvformer.config import GridConfig, ModelConfig
+from tpvformer.ops import LevelShapes
+
+from .grid import PLANES, own_plane_points, pillar_points
+from .image_attention import ImageCrossAttention
+from .plane_attention import CrossViewAttention, HWAttention
+from .projection import Projection, project
+
+
+class CrossViewPosition(nn.Module):
+    """Learned tables for h, w and z; a plane's encoding is [h | w | z] with zeros for the axis across it. -> (Q,C)."""
+
+    def __init__(self, grid: GridConfig, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.h = nn.Parameter(torch.empty(grid.h, dims[0]))
+        self.w = nn.Parameter(torch.empty(grid.w, dims[1]))
+        self.z = nn.Parameter(torch.empty(grid.z, dims[2]))
+
+    def forward(self) -> Tensor:
+        h, w, z = self.h, self.w, self.z
+        n_h, n_w, n_z = len(h), len(w), len(z)
+
+        def plane(rows: int, cols: int, parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat([p.expand(rows, cols, -1) for p in parts], -1).flatten(0, 1)
+
+        none_h, none_w, none_z = (torch.zeros_like(t[:1, None]) for t in (h, w, z))
+        return torch.cat(
+            [
+                plane(n_h, n_w, [h[:, None], w[None], none_z]),
+                plane(n_z, n_h, [h[None], none_w, z[:, None]]),
+                plane(n_w, n_z, [none_h, w[:, None], z[None]]),
+            ]
+        )
+
+
+class HWPosition(nn.Module):
+    """Learned tables for the rows and columns of plane hw; encoding [column | row]. -> (HW,C)."""
+
+    def __init__(self, grid: GridConfig, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.empty(grid.h, dims[0]))
+        self.col = nn.Parameter(torch.empty(grid.w, dims[1]))
+
+    def forward(self) -> Tensor:
+        rows, cols = len(self.row), len(self.col)
+        encoding = [self.col[None].expand(rows, cols, -1), self.row[:, None].expand(rows, cols, -1)]
+        return torch.cat(encoding, -1).flatten(0, 1)
+
+
+class FFN(nn.Module):
+    """x + two-layer perceptron."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+
+
+class EncoderLayer(nn.Module):
+    """View attention, then (in "self_cross" layers) image cross-attention, then FFN; post-norm, norms shared by the planes."""
+
+    def __init__(self, cfg: ModelConfig, kind: str) -> None:
+        super().__init__()
+        self.plane_attn = {"cross_view": CrossViewAttention, "hw": HWAttention}[cfg.view_attn](cfg)
+        self.image_attn = ImageCrossAttention(cfg) if kind == "self_cross" else None
+        self.ffn = FFN(cfg.dim, cfg.ffn_dim, cfg.dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(cfg.dim) for _ in range(3 if kind == "self_cross" else 2))
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        plane_anchors: Tensor,
+        tokens: Tensor,
+        level_shapes: LevelShapes,
+        projections: Sequence[Projection],
+    ) -> Tensor:
+        x = self.norms[0](self.plane_attn(x, position, plane_anchors))
+        if self.image_attn is not None:
+            x = self.norms[1](self.image_attn(x, tokens, level_shapes, projections))
+        return self.norms[-1](self.ffn(x))
+
+
+class TPVEncoder(nn.Module):
+    """Image features and calibration -> plane features (B,Q,C)."""
+
+    pc_range: Tensor
+    plane_anchors: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        grid = cfg.grid
+        self.level_embed = nn.Parameter(torch.randn(cfg.num_levels, cfg.dim))
+        self.camera_embed = nn.Parameter(torch.randn(cfg.num_cams, cfg.dim))
+        position = {"cross_view": CrossViewPosition, "hw": HWPosition}[cfg.view_attn]
+        self.position = position(grid, cfg.position_dims)
+        self.layers = nn.ModuleList(EncoderLayer(cfg, kind) for kind in cfg.layers)
+        self.plane_queries = nn.ParameterDict()  # filled one by one: from a dict it would sort its keys
+        for name, n in zip(PLANES, grid.plane_sizes):
+            self.plane_queries[name] = nn.Parameter(torch.empty(n, cfg.dim))
+        for p in (*self.position.parameters(), *self.plane_queries.values()):
+            nn.init.xavier_uniform_(p)
+        # Geometry follows from the configuration: it moves with the module but is no part of the state dict.
+        self.register_buffer("pc_range", torch.tensor(grid.pc_range), persistent=False)
+        attention = {"cross_view": CrossViewAttention, "hw": HWAttention}[cfg.view_attn]
+        self.register_buffer("plane_anchors", attention.geometry(cfg), persistent=False)
+        for plane, name in enumerate(PLANES):
+            self.register_buffer(f"pillar_{name}", pillar_points(grid, plane, cfg.pillar_anchors[plane]), persistent=False)
+
+    def tokens(self, features: Sequence[Tensor]) -> Tuple[Tensor, LevelShapes]:
+        """Feature maps (B,N,C,h_l,w_l) -> tokens (B,N,S,C) with camera and level embeddings, and the level shapes."""
+        shapes = tuple((int(f.shape[3]), int(f.shape[4])) for f in features)
+        levels: List[Tensor] = []
+        for feature, level in zip(features, self.level_embed):
+            camera = self.camera_embed[: feature.shape[1], None]
+            levels.append(feature.flatten(3).transpose(2, 3) + camera + level)
+        return torch.cat(levels, 2), shapes
+
+    def project(self, lidar2img: Tensor, image_size: Tuple[int, int]) -> List[Projection]:
+        """Projection of the pillars of the three planes; calibration (B,N,4,4), image (H,W) in pixels."""
+        return [project(getattr(self, f"pillar_{name}"), self.pc_range, lidar2img, image_size) for name in PLANES]
+
+    def forward(self, features: Sequence[Tensor], lidar2img: Tensor, image_size: Tuple[int, int]) -> Tensor:
+        tokens, level_shapes = self.tokens(features)
+        projections = self.project(lidar2img, image_size)
+        position = self.position()
+        x = torch.cat([self.plane_queries[name] for name in PLANES]).expand(tokens.shape[0], -1, -1)
+        for layer in self.layers:
+            x = layer(x, position, self.plane_anchors, tokens, level_shapes, projections)
+        return x
+
+    def reference_buffers(self) -> Dict[str, Tensor]:
+        """The geometry that reference checkpoints store, recomputed, by the last part of its name there."""
+        grid = self.cfg.grid
+        buffers: Dict[str, Tensor] = {}
+        if self.cfg.view_attn == "hw":
+            buffers["tpv_mask_hw"] = torch.zeros(1, grid.h, grid.w)
+        for name in PLANES:
+            buffers[f"ref_3d_{name}"] = getattr(self, f"pillar_{name}").transpose(0, 1)[None]
+        if self.cfg.view_attn == "hw":
+            for plane, name in enumerate(PLANES):
+                buffers[f"ref_2d_{name}"] = own_plane_points(grid, plane)[None, :, None]
+        else:
+            buffers["cross_view_ref_points"] = self.plane_anchors
+        return buffers

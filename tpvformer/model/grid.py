@@ -1,0 +1,70 @@
+"""Where the plane cells are: reference points of the three planes, all derived from the grid alone.
+
+Planes hw, zh, wz lie across z, x, y: cell (row, column) of hw is (h, w), of zh (z, h), of wz (w, z); w, h, z run along
+LiDAR x, y, z. Cell i of an axis with n cells has its centre at (i + 0.5) / n. "Normalised" means 0..1 over ``pc_range``.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from tpvformer.config import GridConfig
+
+PLANES = ("hw", "zh", "wz")
+# Axes are numbered 0 = w (x), 1 = h (y), 2 = z. A plane's (row, column) axes, and the axis across it:
+PLANE_AXES = ((1, 0), (2, 1), (0, 2))
+ACROSS = (2, 0, 1)
+
+
+def centres(n: int) -> Tensor:
+    """Normalised centres of n cells, (n,)."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+def sweep(count: int, extent: float) -> Tensor:
+    """``count`` positions from 0.5 to extent - 0.5 in units of the extent, normalised, (count,)."""
+    return torch.linspace(0.5, extent - 0.5, count, dtype=torch.float64) / extent
+
+
+def _cells_with_sweep(grid: GridConfig, plane: int, positions: Tensor) -> Tensor:
+    """3-D points (n_plane, A, 3): every cell of the plane, with the axis across it at each of the A positions."""
+    cells = (grid.w, grid.h, grid.z)
+    row, col = PLANE_AXES[plane]
+    rows, cols = cells[row], cells[col]
+    points = torch.empty(rows, cols, len(positions), 3, dtype=torch.float64)
+    points[..., row] = centres(rows).view(rows, 1, 1)
+    points[..., col] = centres(cols).view(1, cols, 1)
+    points[..., ACROSS[plane]] = positions
+    return points.view(rows * cols, len(positions), 3)
+
+
+def pillar_points(grid: GridConfig, plane: int, anchors: int) -> Tensor:
+    """Image anchors of a plane's queries: normalised (x, y, z), (n_plane, A, 3) float32.
+
+    The axis across the plane is swept in METRES from 0.5 to extent - 0.5.
+    """
+    return _cells_with_sweep(grid, plane, sweep(anchors, grid.extent[ACROSS[plane]])).float()
+
+
+def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
+    """Where every query looks on the three planes: (Q, 3 planes, A, 2) float32 as (column, row), normalised.
+
+    The axis across a query's own plane is swept in CELLS from 0.5 to n - 0.5; on the own plane all anchors coincide.
+    """
+    cells = (grid.w, grid.h, grid.z)
+    points = torch.cat([_cells_with_sweep(grid, p, sweep(anchors, float(cells[ACROSS[p]]))) for p in range(3)])
+    return torch.stack([points[..., [col, row]] for row, col in PLANE_AXES], dim=1).float()
+
+
+def own_plane_points(grid: GridConfig, plane: int) -> Tensor:
+    """Own cell centres of a plane's queries: (n_plane, 2) float32 as (column, row), normalised."""
+    row, col = PLANE_AXES[plane]
+    return _cells_with_sweep(grid, plane, torch.zeros(1, dtype=torch.float64))[:, 0][:, [col, row]].float()
+
+
+def split_planes(x: Tensor, grid: GridConfig) -> Tuple[Tensor, ...]:
+    """(B, Q, C) -> three (B, n_plane, C)."""
+    return x.split(grid.plane_sizes, dim=1)

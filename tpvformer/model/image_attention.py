@@ -1,0 +1,63 @@
+"""Image cross-attention: a plane's queries read the camera features around their projected pillar (TPVFormer, section 3.3).
+
+Legend: B batch, N cameras, S image tokens of all levels, Q queries, A_i anchors and P_i points a level of plane i.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tpvformer import ops
+from tpvformer.config import ModelConfig
+from tpvformer.ops import LevelShapes
+
+from . import init
+from .grid import split_planes
+from .projection import Projection
+
+
+class ImageCrossAttention(nn.Module):
+    """Offsets and weights once per query; a query takes part in every camera that sees any of its anchors."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        per_plane = [cfg.image_heads * cfg.num_levels * p for p in cfg.image_points]
+        self.offsets = nn.ModuleList(nn.Linear(cfg.dim, n * 2) for n in per_plane)
+        self.logits = nn.ModuleList(nn.Linear(cfg.dim, n) for n in per_plane)
+        self.value = nn.Linear(cfg.dim, cfg.dim)
+        self.output = nn.Linear(cfg.dim, cfg.dim)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        cfg = self.cfg
+        for plane in range(3):
+            points, anchors = cfg.image_points[plane], cfg.pillar_anchors[plane]
+            init.constant_linear(self.offsets[plane], init.image_offsets(cfg.image_heads, cfg.num_levels, points, anchors))
+            init.constant_linear(self.logits[plane], 0.0)
+        init.projection_linear(self.value)
+        init.projection_linear(self.output)
+
+    def forward(
+        self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
+    ) -> Tensor:
+        """x (B,Q,C), tokens (B,N,S,C), one Projection a plane -> (B,Q,C)."""
+        cfg = self.cfg
+        b, heads = x.shape[0], cfg.image_heads
+        value = self.value(tokens).view(b, tokens.shape[1], -1, heads, cfg.dim // heads)
+        sampled = []
+        for plane, query in enumerate(split_planes(x, cfg.grid)):
+            shape = (b, query.shape[1], heads, cfg.num_levels, cfg.image_points[plane])
+            offset = self.offsets[plane](query).view(*shape, 2)
+            weight = self.logits[plane](query).view(*shape[:3], -1).softmax(-1).view(shape)
+            projection = projections[plane]
+            sampled.append(
+                ops.image_cross_attention(
+                    value, level_shapes, projection.anchors, projection.query_visible, offset, weight
+                )
+            )
+        return x + self.dropout(self.output(torch.cat(sampled, 1)))

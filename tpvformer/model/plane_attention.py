@@ -1,0 +1,122 @@
+"""View attention: how a plane's queries read the planes themselves.
+
+Legend: B batch, Q = HW + ZH + WZ queries, C channels, n_i cells of plane i, P points.
+Cells are pixels here: offsets are counted in cells of the plane that is read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tpvformer import ops
+from tpvformer.config import ModelConfig
+
+from . import init
+from .grid import cross_view_points, own_plane_points, split_planes
+
+
+class CrossViewAttention(nn.Module):
+    """Cross-view hybrid attention (TPVFormer, section 3.3): every query samples all three planes.
+
+    Values include the positional encoding; the residual does not.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        heads, points = cfg.plane_heads, cfg.plane_points
+        self.output = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
+        self.offsets = nn.ModuleList(nn.Linear(cfg.dim, heads * 3 * points * 2) for _ in range(3))
+        self.logits = nn.ModuleList(nn.Linear(cfg.dim, heads * 3 * (points + 1)) for _ in range(3))
+        self.value = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        cfg = self.cfg
+        for plane in range(3):
+            init.constant_linear(
+                self.offsets[plane],
+                init.cross_view_offsets(plane, cfg.plane_heads, cfg.plane_points, cfg.plane_init_anchors, cfg.plane_init_mode),
+            )
+            level_bias = torch.zeros(cfg.plane_heads, 3, cfg.plane_points + 1)
+            level_bias[:, plane, -1] = cfg.plane_own_logit
+            init.constant_linear(self.logits[plane], level_bias.flatten())
+            init.projection_linear(self.value[plane])
+            init.projection_linear(self.output[plane])
+
+    def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
+        """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
+        cfg = self.cfg
+        b, heads, points = x.shape[0], cfg.plane_heads, cfg.plane_points
+        shapes = cfg.grid.plane_shapes
+        sizes = torch.tensor([[w, h] for h, w in shapes], dtype=x.dtype, device=x.device).view(3, 1, 2)
+        per_anchor = points // cfg.plane_anchors
+        centres = anchors.split(cfg.grid.plane_sizes)
+        values, locations, weights = [], [], []
+        for plane, query in enumerate(split_planes(x + position, cfg.grid)):
+            n = query.shape[1]
+            values.append(self.value[plane](query).view(b, n, heads, cfg.dim // heads))
+            offset = self.offsets[plane](query).view(b, n, heads, 3, points, 2)
+            centre = centres[plane].repeat_interleave(per_anchor, dim=2)[:, None]  # (n,1,3,P,2)
+            locations.append(centre + offset / sizes)
+            logit = self.logits[plane](query).view(b, n, heads, 3, points + 1)
+            of_point, of_level = logit[..., :-1].softmax(-1), logit[..., -1:].softmax(-2)
+            weights.append(of_point * of_level)
+        sampled = ops.ms_deform_attn(torch.cat(values, 1), shapes, torch.cat(locations, 1), torch.cat(weights, 1))
+        out = [self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg.grid))]
+        return x + self.dropout(torch.cat(out, 1))
+
+    @staticmethod
+    def geometry(cfg: ModelConfig) -> Tensor:
+        return cross_view_points(cfg.grid, cfg.plane_anchors)
+
+
+class HWAttention(nn.Module):
+    """BEVFormer's temporal attention with the history equal to the present, on plane hw alone; zh and wz pass through.
+
+    Both queues read the same values (without positional encoding) through their own offsets and weights; their mean is
+    one attention over 2P points with halved weights.
+    """
+
+    QUEUES = 2
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        samples = cfg.plane_heads * self.QUEUES * cfg.plane_points
+        self.offsets = nn.Linear(2 * cfg.dim, samples * 2)
+        self.logits = nn.Linear(2 * cfg.dim, samples)
+        self.value = nn.Linear(cfg.dim, cfg.dim)
+        self.output = nn.Linear(cfg.dim, cfg.dim)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        cfg = self.cfg
+        init.constant_linear(self.offsets, init.hw_offsets(cfg.plane_heads, self.QUEUES, cfg.plane_points))
+        init.constant_linear(self.logits, 0.0)
+        init.projection_linear(self.value)
+        init.projection_linear(self.output)
+
+    def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
+        """x (B,Q,C), position (HW,C), anchors (HW,2) from ``own_plane_points`` -> (B,Q,C)."""
+        cfg = self.cfg
+        heads, points = cfg.plane_heads, cfg.plane_points
+        hw, zh, wz = split_planes(x, cfg.grid)
+        b, n, _ = hw.shape
+        query = torch.cat([hw, hw + position], -1)
+        shape = cfg.grid.plane_shapes[0]
+        size = torch.tensor([shape[1], shape[0]], dtype=x.dtype, device=x.device)
+        value = self.value(hw).view(b, n, heads, cfg.dim // heads)
+        offset = self.offsets(query).view(b, n, heads, 1, self.QUEUES * points, 2)
+        weight = self.logits(query).view(b, n, heads, self.QUEUES, points).softmax(-1) / self.QUEUES
+        sampled = ops.ms_deform_attn(
+            value, (shape,), anchors[:, None, None, None] + offset / size, weight.view(b, n, heads, 1, -1)
+        )
+        return torch.cat([hw + self.dropout(self.output(sampled)), zh, wz], 1)
+
+    @staticmethod
+    def geometry(cfg: ModelConfig) -> Tensor:
+        return own_plane_points(cfg.grid, 0)

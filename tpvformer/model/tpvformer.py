@@ -1,0 +1,84 @@
+"""TPVFormer: images and calibration in, semantics of voxels and points out (Huang et al., arXiv:2302.07817)."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from tpvformer.config import ModelConfig
+
+from .aggregator import TPVAggregator
+from .backbone import ResNet
+from .encoder import TPVEncoder
+from .neck import FPN
+
+
+class Prediction(NamedTuple):
+    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None when no points were given."""
+
+    voxel_logits: Tensor
+    point_logits: Optional[Tensor]
+
+
+class TPVFormer(nn.Module):
+    """Both published families. The sub-modules stand in the order of the reference's state dict.
+
+    ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_autocast: Optional[torch.dtype] = None
+        self.encoder = TPVEncoder(config)
+        self.backbone = ResNet(config.backbone)
+        self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
+        self.aggregator = TPVAggregator(config)
+
+    def image_features(self, images: Tensor) -> List[Tensor]:
+        """(B,N,3,H,W) -> ``num_levels`` maps (B,N,C,h_l,w_l), fp32."""
+        b, n = images.shape[:2]
+        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        enabled = self.image_autocast is not None
+        with torch.autocast(images.device.type, dtype=self.image_autocast or torch.bfloat16, enabled=enabled):
+            maps = self.neck(self.backbone(flat))
+        return [m.float().unflatten(0, (b, n)) for m in maps]
+
+    def forward(
+        self,
+        images: Tensor,
+        lidar2img: Tensor,
+        points: Optional[Tensor] = None,
+        lengths: Optional[Tensor] = None,
+        voxels: Optional[Tensor] = None,
+    ) -> Prediction:
+        """Predict a batch.
+
+        images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): LiDAR metres ->
+        pixels of those images. points (B,P,3): positions in voxels, x, y, z (indices as the data set makes them).
+        lengths (B,): how many points of each sample are real; logits behind them are zero. voxels (B,M,3): integer
+        voxels to decode instead of the whole grid. The arguments are not modified.
+        """
+        self._check(images, lidar2img, points)
+        planes = self.encoder(self.image_features(images), lidar2img, (images.shape[3], images.shape[4]))
+        voxel_logits, point_logits = self.aggregator(planes, points, voxels)
+        if point_logits is not None and lengths is not None:
+            real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
+            point_logits = point_logits * real[:, None]
+        return Prediction(voxel_logits, point_logits)
+
+    def _check(self, images: Tensor, lidar2img: Tensor, points: Optional[Tensor]) -> None:
+        if images.dim() != 5 or images.shape[2] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected (batch, cameras, 3, height, width)")
+        if images.shape[1] > self.config.num_cams:
+            raise ValueError(
+                f"{images.shape[1]} cameras were given to a model with {self.config.num_cams} camera embeddings; "
+                "set model.num_cams"
+            )
+        expected = (*images.shape[:2], 4, 4)
+        if tuple(lidar2img.shape) != expected:
+            raise ValueError(f"lidar2img has shape {tuple(lidar2img.shape)}; expected {expected}")
+        if points is not None and (points.dim() != 3 or points.shape[0] != images.shape[0] or points.shape[2] != 3):
+            raise ValueError(f"points have shape {tuple(points.shape)}; expected ({images.shape[0]}, points, 3)")
