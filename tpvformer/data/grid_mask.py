@@ -1,4 +1,4 @@
-"""GridMask (Chen et al., arXiv:2001.04086) in the variant TPVFormer trains with: stripes are kept, cells between are lost."""
+"""GridMask (Chen et al., arXiv:2001.04086) as TPVFormer trains with it: stripes stay, the cells between them go."""
 
 from __future__ import annotations
 

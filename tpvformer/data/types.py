@@ -17,6 +17,10 @@ from torch import Tensor
 class DataError(ValueError):
     """A data set that cannot be used; the message names the sample, the file, and what mends it."""
 
+    def __str__(self) -> str:
+        # An error of a loader's worker arrives with the worker's traceback around it; its last line is the message.
+        return super().__str__().rsplit("DataError: ", 1)[-1].strip()
+
 
 @dataclass
 class Frame:
