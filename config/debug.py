@@ -1,0 +1,40 @@
+"""The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples a batch, ragged point clouds.
+
+command   tpvformer synth --out data/debug --scenes 4 --size 160x96 --seed 7
+          bash test/train_1p.sh --py_config=config/debug.py
+hardware  any CPU
+time      seconds
+number    none; it shows that everything runs, not that it learns
+"""
+
+from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
+
+config = Config(
+    name="debug",
+    model=ModelConfig(
+        grid=GridConfig(w=18, h=14, z=5, pc_range=(-48.0, -40.0, -5.0, 48.0, 40.0, 3.0)),
+        backbone=BackboneConfig(blocks=(1, 1, 1, 1), base_width=8, frozen_stages=0, norm="batch", bn3_init=0.2),
+        dim=16,
+        ffn_dim=32,
+        decoder_dim=32,
+        image_heads=2,
+        plane_heads=4,
+        position_dims=(6, 6, 4),
+        layers=("self_cross", "self"),
+        pillar_anchors=(2, 4, 4),
+        image_points=(2, 4, 4),
+        plane_points=4,
+        plane_anchors=4,
+        plane_init_anchors=4,
+    ),
+    data=DataConfig(
+        root="data/debug",
+        version="v1.0-mini",
+        train_infos="data/debug/nuscenes_infos_train.pkl",
+        val_infos="data/debug/nuscenes_infos_val.pkl",
+        batch_size=2,
+        workers=0,
+    ),
+    optim=OptimConfig(lr=1e-3, backbone_lr_mult=1.0, clip_norm=5.0, warmup_steps=2),
+    train=TrainConfig(epochs=2, print_every=1, load_from=None),
+)

@@ -1,0 +1,46 @@
+"""The demonstration: TPVFormer learns from random weights on a synthetic street, on two CPU cores.
+
+command   make demo
+          (tpvformer synth, then bash test/train_1p.sh --py_config=config/demo.py)
+hardware  2 CPU cores
+time      minutes, see the README
+number    see the README, measured on unseen scenes
+
+Differs from the published models in size and in its image network: nothing pre-trained is loaded, so batch norm learns
+and nothing is frozen (with the reference's frozen norms every residual branch of a fresh network stays at zero).
+"""
+
+from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
+
+config = Config(
+    name="demo",
+    model=ModelConfig(
+        grid=GridConfig(w=100, h=100, z=8, pc_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)),
+        backbone=BackboneConfig(blocks=(2, 2, 2, 1), base_width=32, frozen_stages=0, norm="batch", bn3_init=0.2),
+        dim=32,
+        ffn_dim=64,
+        decoder_dim=64,
+        image_heads=2,
+        plane_heads=4,
+        position_dims=(12, 12, 8),
+        layers=("self_cross",) * 2,
+        pillar_anchors=(4, 16, 16),
+        image_points=(4, 16, 16),
+        plane_points=8,
+        plane_anchors=8,
+        plane_init_anchors=8,
+        plane_own_logit=3.0,
+        dropout=0.0,
+    ),
+    data=DataConfig(
+        root="data/demo",
+        version="v1.0-mini",
+        train_infos="data/demo/nuscenes_infos_train.pkl",
+        val_infos="data/demo/nuscenes_infos_val.pkl",
+        photometric=False,
+        grid_mask=False,
+        workers=1,
+    ),
+    optim=OptimConfig(lr=2e-3, backbone_lr_mult=1.0, clip_norm=5.0, warmup_steps=60),
+    train=TrainConfig(epochs=1, print_every=50, precision="bf16", load_from=None),
+)
