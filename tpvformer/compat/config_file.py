@@ -94,9 +94,9 @@ def _is_value(value: Any) -> bool:
 
 
 def _refuse_stray(file: Path, own: Dict[str, Any]) -> None:
-    """Names that mean nothing and that the file itself does not use: most likely a misspelt key.
+    """Refuse names that mean nothing and that the file itself does not use: most likely a misspelt key.
 
-    Variables starting with an underscore are the writer's own.
+    Variables that start with an underscore are the writer's own.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

@@ -13,12 +13,13 @@ from tpvformer.compat.mmcv_model import read_model
 from tpvformer.compat.mmcv_node import Facts, Node
 from tpvformer.config import Config, ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 
-# Top-level names with a meaning; any other is a variable of the file.
+# Top-level names of the reference. The last two rows are its files' own variables, which a dumped file still holds.
 KNOWN = (
     *("model", "dataset_params", "train_data_loader", "val_data_loader", "unique_label", "optimizer", "grad_max_norm"),
     *("print_freq", "max_epochs", "load_from", "occupancy", "lovasz_input", "ce_input", "scale_rate", "nbr_class"),
     *("point_cloud_range", "grid_size", "scale_h", "scale_w", "scale_z", "num_points", "num_points_in_pillar"),
     *("num_heads", "tpv_encoder_layers", "hybrid_attn_anchors", "hybrid_attn_points", "hybrid_attn_init"),
+    *("tpv_h_", "tpv_w_", "tpv_z_", "self_cross_layer", "self_layer"),
 )
 _LABEL_MAPS = ("nuscenes", "nuscenes-noIgnore")
 _OPTIMIZERS = ("AdamW", "NpuFusedAdamW")  # the second is the same rule in one kernel
@@ -43,6 +44,7 @@ def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
     top.expect("unique_label", tuple(range(1, 17)))
     top.expect("occupancy", model.view_attn == "hw")
     _check_grid_size(top, model)
+    weights = top.take("load_from", None)
     return Config(
         name=name,
         model=model,
@@ -52,7 +54,7 @@ def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
         train=TrainConfig(
             epochs=int(top.number("max_epochs")),
             print_every=int(top.number("print_freq", 50)),
-            load_from=_relative(top.text("load_from", "")) or None,
+            load_from=_relative(str(weights)) if weights else None,
         ),
     )
 
@@ -128,4 +130,4 @@ def _backbone_multiplier(node: Node) -> float:
 
 def _relative(path: str) -> str:
     """Paths as we write them: without a leading ``./`` or a trailing slash."""
-    return str(PurePosixPath(path)) if path else path
+    return str(PurePosixPath(path))

@@ -66,8 +66,9 @@ def _backbone(node: Node) -> BackboneConfig:
     norm.expect("type", "BN2d", "BN")
     learns = norm.take("requires_grad", True)
     norm.done()
-    if node.take("norm_eval", False) is learns:
-        node.refuse("norm_eval", not learns, "frozen statistics together with frozen scales, or neither")
+    fixed = node.take("norm_eval", False)
+    if fixed == learns:
+        node.refuse("norm_eval", fixed, "frozen statistics together with frozen scales, or neither")
     stages = tuple(index for index, on in enumerate(node.take("stage_with_dcn"), start=1) if on)
     node.done()
     return BackboneConfig(
