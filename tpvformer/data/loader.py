@@ -51,6 +51,10 @@ class NuScenesDataset(Dataset[Sample]):
     def tokens(self) -> List[str]:
         return [record.token for record in self._records]
 
+    @property
+    def has_labels(self) -> bool:
+        return bool(self._label_files)
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -60,7 +64,7 @@ class NuScenesDataset(Dataset[Sample]):
 
     def load_frame(self, index: int) -> Frame:
         """The sample as stored, before any transform."""
-        label_file = self._label_files[index] if self._label_files else None
+        label_file = self._label_files[index] if self.has_labels else None
         return read_frame(self._records[index], self._cfg.root, label_file, self._to_class)
 
     def random(self, index: int) -> np.random.RandomState:

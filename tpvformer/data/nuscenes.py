@@ -73,8 +73,8 @@ def _record(info: Any, where: str) -> Record:
         raise DataError(f"{where} has no {err}; expected the info format of TPVFormer and mmdetection3d 0.x") from err
     except (TypeError, ValueError, AttributeError, np.linalg.LinAlgError) as err:
         raise DataError(
-            f"{where} has an unusable calibration or layout ({err}); expected 'cams' with a 3x3 rotation, a translation "
-            "of 3 and 3x3 intrinsics for each camera"
+            f"{where} has an unusable calibration or layout ({err}); expected 'cams' with a 3x3 rotation, a "
+            "translation of 3 and 3x3 intrinsics for each camera"
         ) from err
 
 

@@ -27,13 +27,13 @@ def photometric(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     Takes uint8 or float32 values 0..255, returns float32. The draws and their order are the reference's, so one seed
     gives the same picture there and here.
     """
-    out = image.astype(np.float32)
+    out: np.ndarray = image.astype(np.float32)
     if rng.randint(2):
         out += float(rng.uniform(-32, 32))
     contrast_first = rng.randint(2) == 1
     if contrast_first and rng.randint(2):
         out *= float(rng.uniform(0.5, 1.5))
-    hsv = cv2.cvtColor(out, cv2.COLOR_BGR2HSV)  # hue in degrees, saturation 0..1, value 0..255
+    hsv: np.ndarray = cv2.cvtColor(out, cv2.COLOR_BGR2HSV)  # hue in degrees, saturation 0..1, value 0..255
     if rng.randint(2):
         hsv[..., 1] *= float(rng.uniform(0.5, 1.5))
     if rng.randint(2):
@@ -41,7 +41,8 @@ def photometric(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
         hue += float(rng.uniform(-18, 18))
         hue[hue > 360] -= 360
         hue[hue < 0] += 360
-    out = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)  # also where nothing was drawn: values below 0 do not survive the trip
+    # Done also where nothing was drawn, because values below 0 do not survive the way there and back.
+    out = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
     if not contrast_first and rng.randint(2):
         out *= float(rng.uniform(0.5, 1.5))
     if rng.randint(2):
@@ -54,7 +55,9 @@ def padded_shape(height: int, width: int) -> Tuple[int, int]:
     return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
-def network_images(frame: Frame, cfg: DataConfig, rng: Optional[np.random.RandomState]) -> Tuple[np.ndarray, np.ndarray]:
+def network_images(
+    frame: Frame, cfg: DataConfig, rng: Optional[np.random.RandomState]
+) -> Tuple[np.ndarray, np.ndarray]:
     """What the network is shown, and where LiDAR points fall in it.
 
     ``rng`` draws the training augmentations that ``cfg`` asks for; None (validation) leaves the images alone.

@@ -74,4 +74,4 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        return dataclasses.replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})

@@ -40,7 +40,9 @@ def occupied_voxels(index: np.ndarray, voxels: Sequence[int]) -> Tuple[np.ndarra
     return np.stack(np.unravel_index(cells, size), axis=1).astype(np.int64, copy=False), row[flat]
 
 
-def vote(labels: np.ndarray, point_voxel: np.ndarray, cells: np.ndarray, voxels: Sequence[int], fill: int) -> np.ndarray:
+def vote(
+    labels: np.ndarray, point_voxel: np.ndarray, cells: np.ndarray, voxels: Sequence[int], fill: int
+) -> np.ndarray:
     """Label grid (X, Y, Z) uint8: the most frequent label among a cell's points, ``fill`` where there are none.
 
     labels (P,) uint8; point_voxel (P,) and cells (M, 3) as ``occupied_voxels`` returns them. Label 0 votes like any

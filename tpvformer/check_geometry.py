@@ -1,0 +1,115 @@
+"""``tpvformer check-geometry``: LiDAR painted on the images of one sample. To be looked at before training on any data.
+
+Where calibration, images and scans belong together, painted points follow the edges of what they lie on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Dict, List, Tuple, Union
+
+import numpy as np
+
+from tpvformer.compat.config_file import load_config
+from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.transforms import MEAN_BGR, network_images
+from tpvformer.data.types import Frame
+from tpvformer.viz.paint import paint_points
+from tpvformer.viz.picture import write_png
+from tpvformer.viz.project import inside, project
+
+
+@dataclass(frozen=True)
+class GeometryReport:
+    """Points counted in the stored images: depth above 1 m, 0 <= u < width, 0 <= v < height."""
+
+    token: str
+    points: int
+    in_image: Dict[str, int]  # by camera name
+    seen_by_any: int
+    seen_by_two_or_more: int
+
+    def lines(self) -> List[str]:
+        """The report as text."""
+        rows = [f"sample {self.token}: {self.points} points, {len(self.in_image)} cameras"]
+        rows += [f"  {name:<16} {count:>6} points in the image" for name, count in self.in_image.items()]
+        rows.append(f"  seen by any camera {self.seen_by_any}, by two or more {self.seen_by_two_or_more}")
+        return rows
+
+
+def count_points(frame: Frame) -> GeometryReport:
+    """Which cameras see how many of the frame's points."""
+    seen = []
+    for image, matrix in zip(frame.images, frame.lidar2img):
+        pixels, depth = project(frame.points, matrix)
+        seen.append(inside(pixels, depth, image.shape[0], image.shape[1]))
+    cameras = np.sum(seen, axis=0)
+    return GeometryReport(
+        token=frame.token,
+        points=len(frame.points),
+        in_image={name: int(mask.sum()) for name, mask in zip(frame.camera_names, seen)},
+        seen_by_any=int((cameras > 0).sum()),
+        seen_by_two_or_more=int((cameras > 1).sum()),
+    )
+
+
+def training_view(frame: Frame, cfg: DataConfig, rng: np.random.RandomState) -> Tuple[List[np.ndarray], np.ndarray]:
+    """The images as the network is shown them in training, as uint8 BGR, and the lidar2img that belongs to them."""
+    images, lidar2img = network_images(frame, cfg, rng)
+    shown = np.clip(images.transpose(0, 2, 3, 1) + np.asarray(MEAN_BGR, np.float32), 0, 255)
+    return list(np.rint(shown).astype(np.uint8)), lidar2img
+
+
+def check_geometry(
+    dataset: NuScenesDataset, cfg: DataConfig, index: int, out: Union[str, Path], augment: bool = False
+) -> GeometryReport:
+    """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
+
+    Points have their class's colour, or their distance's where no labels were read. ``augment`` paints the training
+    view (``training_view``) instead of the stored images. Raises ConfigError and DataError.
+    """
+    if not 0 <= index < len(dataset):
+        raise ConfigError(
+            f"index is {index}; the infos hold {len(dataset)} samples, so expected 0 to {len(dataset) - 1}"
+        )
+    frame = dataset.load_frame(index)
+    images, lidar2img = frame.images, frame.lidar2img
+    if augment:
+        images, lidar2img = training_view(frame, cfg, dataset.random(index))
+    labels = frame.labels if dataset.has_labels else None
+    picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names)
+    try:
+        write_png(out, picture)
+    except OSError as err:
+        raise ConfigError(
+            f"out is {out}, which cannot be written ({err.strerror}); name a file in a folder of yours"
+        ) from err
+    return count_points(frame)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--py_config", help="configuration file whose data section is used")
+    parser.add_argument("--infos", help="info pickle (instead of the configuration's)")
+    parser.add_argument("--root", help="folder that holds samples/, or the files themselves")
+    parser.add_argument("--version", help="name of the table folder below the root")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="which of the two info pickles")
+    parser.add_argument("--index", type=int, default=0, help="number of the sample in the info pickle")
+    parser.add_argument("--augment", action="store_true", help="paint the images as training shows them")
+    parser.add_argument("--out", default="out/geometry.png", help="the picture (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    config = load_config(args.py_config) if args.py_config else Config(name="check-geometry")
+    given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
+    data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
+    labelled = Path(data.root, data.version, "lidarseg.json").is_file()
+    dataset = NuScenesDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
+    report = check_geometry(dataset, data, args.index, args.out, args.augment)
+    print("\n".join(report.lines()))
+    print(f"  {args.out}: coloured by {'class' if labelled else 'distance, for want of lidarseg tables'}")
+    return 0

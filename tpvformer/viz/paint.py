@@ -1,0 +1,95 @@
+"""LiDAR points painted on the camera images. Images are BGR, as OpenCV reads and writes them."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Sequence
+
+import cv2
+import numpy as np
+
+from tpvformer.labels import COLORS
+from tpvformer.viz.project import inside, project
+
+PALETTE_BGR = np.array(COLORS, np.uint8)[:, ::-1]
+BACKGROUND = (31, 27, 24)
+INK = (235, 232, 228)
+FONT = cv2.FONT_HERSHEY_DUPLEX
+TILE_WIDTH = 640
+GAP = 4
+_PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+_SUBPIXEL = 4  # bits of fraction in the circle coordinates
+_FAR = 60.0  # metres: end of the distance colours
+
+
+def class_colors(labels: np.ndarray) -> np.ndarray:
+    """(P,) classes to (P, 3) uint8 BGR."""
+    return PALETTE_BGR[np.asarray(labels, np.int64)]
+
+
+def distance_colors(points: np.ndarray) -> np.ndarray:
+    """(P, 3) metres, LiDAR frame, to (P, 3) uint8 BGR: red is near, blue is 60 m or more away."""
+    near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _FAR, 0, 1)
+    return cv2.applyColorMap((near * 255).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
+
+
+def paint_points(
+    images: Sequence[np.ndarray],
+    points: np.ndarray,
+    labels: Optional[np.ndarray],
+    lidar2img: np.ndarray,
+    camera_names: Sequence[str] = (),
+) -> np.ndarray:
+    """One picture of all cameras, three in a row, with the points on them.
+
+    images: N of (H, W, 3) uint8; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None to colour by distance;
+    lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above back row.
+    """
+    colors = distance_colors(points) if labels is None else class_colors(labels)
+    order = sorted(range(len(images)), key=lambda i: _place(camera_names[i]) if i < len(camera_names) else i)
+    tiles = []
+    for i in order:
+        tile = _tile(images[i], points, colors, lidar2img[i])
+        if i < len(camera_names):
+            caption(tile, camera_names[i].replace("CAM_", "").replace("_", " ").lower())
+        tiles.append(tile)
+    return mosaic(tiles, columns=3)
+
+
+def _place(name: str) -> int:
+    return _PLACES.index(name) if name in _PLACES else len(_PLACES)
+
+
+def _tile(image: np.ndarray, points: np.ndarray, colors: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = TILE_WIDTH / width
+    shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    tile = cv2.resize(image, (TILE_WIDTH, round(height * scale)), interpolation=shrink)
+    pixels, depth = project(points, lidar2img)
+    seen = np.flatnonzero(inside(pixels, depth, height, width))
+    seen = seen[np.argsort(-depth[seen])]  # near points cover far ones
+    centres = np.rint(((pixels[seen] + 0.5) * scale - 0.5) * 2**_SUBPIXEL).astype(int).tolist()
+    radii = np.rint(np.clip(14 / depth[seen], 1.1, 2.6) * 2**_SUBPIXEL).astype(int).tolist()
+    for centre, radius, color in zip(centres, radii, colors[seen].tolist()):
+        cv2.circle(tile, centre, radius, color, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL)
+    return tile
+
+
+def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
+    """Writes ``text`` into the upper left corner, in place, on a darkened strip that keeps it readable."""
+    (width, height), _ = cv2.getTextSize(text, FONT, size, 1)
+    strip = image[: height + 14, : width + 18]
+    strip[:] = (strip * 0.35).astype(np.uint8)
+    cv2.putText(image, text, (9, height + 7), FONT, size, INK, 1, cv2.LINE_AA)
+
+
+def mosaic(tiles: List[np.ndarray], columns: int) -> np.ndarray:
+    """Equal tiles in rows of ``columns``, with a gap between them."""
+    height, width = tiles[0].shape[:2]
+    rows = -(-len(tiles) // columns)
+    columns = min(columns, len(tiles))
+    canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = tile
+    return canvas
