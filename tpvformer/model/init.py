@@ -22,10 +22,9 @@ def circle(heads: int, square: bool) -> Tensor:
 def _directions_3d(heads: int, mode: int) -> Tensor:
     """One 3-D direction a head, (heads, 3). Mode 0: rings of four around +z; mode 1 (six heads): the signed axes z, y, x."""
     if mode == 0:
-        if heads % 4:
-            raise ValueError(f"plane_init_mode 0 needs a multiple of 4 heads, got {heads}")
+        rings = -(-heads // 4)  # fewer than four heads share one ring
         j = torch.arange(heads, dtype=torch.float32)
-        theta = math.pi * ((j // 4) + 0.5) / (heads / 4)
+        theta = math.pi * ((j // 4) + 0.5) / rings
         phi = (j % 4) * (math.pi / 2)
         return torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], -1)
     if mode == 1:

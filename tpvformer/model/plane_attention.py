@@ -50,21 +50,17 @@ class CrossViewAttention(nn.Module):
         """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
         cfg = self.cfg
         b, heads, points = x.shape[0], cfg.plane_heads, cfg.plane_points
-        shapes = cfg.grid.plane_shapes
-        sizes = torch.tensor([[w, h] for h, w in shapes], dtype=x.dtype, device=x.device).view(3, 1, 2)
-        per_anchor = points // cfg.plane_anchors
-        centres = anchors.split(cfg.grid.plane_sizes)
-        values, locations, weights = [], [], []
+        values, offsets, weights = [], [], []
         for plane, query in enumerate(split_planes(x + position, cfg.grid)):
             n = query.shape[1]
             values.append(self.value[plane](query).view(b, n, heads, cfg.dim // heads))
-            offset = self.offsets[plane](query).view(b, n, heads, 3, points, 2)
-            centre = centres[plane].repeat_interleave(per_anchor, dim=2)[:, None]  # (n,1,3,P,2)
-            locations.append(centre + offset / sizes)
+            offsets.append(self.offsets[plane](query).view(b, n, heads, 3, points, 2))
             logit = self.logits[plane](query).view(b, n, heads, 3, points + 1)
             of_point, of_level = logit[..., :-1].softmax(-1), logit[..., -1:].softmax(-2)
             weights.append(of_point * of_level)
-        sampled = ops.ms_deform_attn(torch.cat(values, 1), shapes, torch.cat(locations, 1), torch.cat(weights, 1))
+        sampled = ops.cross_view_attention(
+            torch.cat(values, 1), cfg.grid.plane_shapes, anchors, torch.cat(offsets, 1), torch.cat(weights, 1)
+        )
         out = [self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg.grid))]
         return x + self.dropout(torch.cat(out, 1))
 
@@ -107,13 +103,11 @@ class HWAttention(nn.Module):
         hw, zh, wz = split_planes(x, cfg.grid)
         b, n, _ = hw.shape
         query = torch.cat([hw, hw + position], -1)
-        shape = cfg.grid.plane_shapes[0]
-        size = torch.tensor([shape[1], shape[0]], dtype=x.dtype, device=x.device)
         value = self.value(hw).view(b, n, heads, cfg.dim // heads)
         offset = self.offsets(query).view(b, n, heads, 1, self.QUEUES * points, 2)
         weight = self.logits(query).view(b, n, heads, self.QUEUES, points).softmax(-1) / self.QUEUES
-        sampled = ops.ms_deform_attn(
-            value, (shape,), anchors[:, None, None, None] + offset / size, weight.view(b, n, heads, 1, -1)
+        sampled = ops.cross_view_attention(
+            value, cfg.grid.plane_shapes[:1], anchors[:, None, None], offset, weight.view(b, n, heads, 1, -1)
         )
         return torch.cat([hw + self.dropout(self.output(sampled)), zh, wz], 1)
 

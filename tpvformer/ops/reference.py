@@ -32,6 +32,15 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     return out.view(b, heads * d, q).transpose(1, 2)
 
 
+def cross_view_attention(
+    value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
+) -> Tensor:
+    """Deformable attention of plane queries into the planes. See ``ops.cross_view_attention``."""
+    sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
+    centre = anchors.repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
+    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets / sizes[:, None], weights)
+
+
 def image_cross_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
