@@ -1,0 +1,192 @@
+"""The nuScenes tables of synthetic scenes: plain dictionaries, ready for JSON.
+
+Field meanings: nuScenes schema v1.0. Tokens are MD5 digests of what they name and of the seed, so that equal
+parameters give equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Dict, List, Sequence, Tuple
+
+from ...labels import RAW_NAMES
+from . import rig
+from .drive import VERSION, SceneRecord
+from .objects import ATTRIBUTES
+
+Row = Dict[str, Any]
+CHANNELS = (*(c.channel for c in rig.CAMERAS), rig.LIDAR_CHANNEL)
+ATTRIBUTE_NAMES = (
+    "vehicle.moving",
+    "vehicle.stopped",
+    "vehicle.parked",
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "pedestrian.moving",
+)
+VISIBILITY = ("v0-40", "v40-60", "v60-80", "v80-100")
+LOCATION = "singapore-onenorth"
+TABLES = (
+    "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
+    "sample", "sample_data", "sample_annotation", "map",
+)  # fmt: skip
+
+
+class Tokens:
+    """32 hexadecimal digits for everything that has a name."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, *name: object) -> str:
+        text = "/".join(str(part) for part in (self.seed, *name))
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+    def reading(self, scene: str, frame: int, channel: str) -> str:
+        """Of a sample_data record, which its ego_pose and lidarseg records share."""
+        return self("sample_data", scene, frame, channel)
+
+
+def _linked(tokens: Sequence[str], k: int) -> Dict[str, str]:
+    return {"prev": tokens[k - 1] if k else "", "next": tokens[k + 1] if k + 1 < len(tokens) else ""}
+
+
+def constant_tables(token: Tokens) -> Dict[str, List[Row]]:
+    """Categories, attributes, visibility levels and sensors."""
+    return {
+        "category": [
+            {"token": token("category", i), "name": name, "description": "", "index": i}
+            for i, name in enumerate(RAW_NAMES)
+        ],
+        "attribute": [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTE_NAMES],
+        "visibility": [
+            {"token": str(i + 1), "level": level, "description": f"visibility of the whole object is {level[1:]} %"}
+            for i, level in enumerate(VISIBILITY)
+        ],
+        "sensor": [
+            {"token": token("sensor", c), "channel": c, "modality": "lidar" if c == rig.LIDAR_CHANNEL else "camera"}
+            for c in CHANNELS
+        ],
+    }
+
+
+def _calibration(token: Tokens, scene: str, size: Tuple[int, int]) -> List[Row]:
+    rows = [
+        {
+            "token": token("calibrated_sensor", scene, rig.LIDAR_CHANNEL),
+            "sensor_token": token("sensor", rig.LIDAR_CHANNEL),
+            "translation": list(rig.LIDAR_TRANSLATION),
+            "rotation": list(rig.LIDAR_ROTATION),
+            "camera_intrinsic": [],
+        }
+    ]
+    for camera in rig.CAMERAS:
+        rows.append(
+            {
+                "token": token("calibrated_sensor", scene, camera.channel),
+                "sensor_token": token("sensor", camera.channel),
+                "translation": list(camera.translation),
+                "rotation": list(camera.rotation),
+                "camera_intrinsic": camera.intrinsic(size).tolist(),
+            }
+        )
+    return rows
+
+
+def _annotations(token: Tokens, record: SceneRecord) -> Tuple[List[Row], List[Row]]:
+    """Instances, and one annotation for every frame in which the lidar hit the object."""
+    instances, annotations = [], []
+    for i, thing in enumerate(record.things):
+        seen = [k for k, frame in enumerate(record.frames) if i in frame.hits]
+        if not seen:
+            continue
+        names = [token("annotation", record.name, i, k) for k in seen]
+        instance = token("instance", record.name, i)
+        attribute = ATTRIBUTES[thing.label]
+        instances.append(
+            {
+                "token": instance,
+                "category_token": token("category", thing.label),
+                "nbr_annotations": len(seen),
+                "first_annotation_token": names[0],
+                "last_annotation_token": names[-1],
+            }
+        )
+        for n, k in enumerate(seen):
+            annotations.append(
+                {
+                    "token": names[n],
+                    "sample_token": token("sample", record.name, k),
+                    "instance_token": instance,
+                    "visibility_token": "",
+                    "attribute_tokens": [token("attribute", attribute)] if attribute else [],
+                    "translation": list(thing.centre),
+                    "size": list(thing.size),
+                    "rotation": list(rig.euler_quaternion(thing.yaw)),
+                    **_linked(names, n),
+                    "num_lidar_pts": record.frames[k].hits[i],
+                    "num_radar_pts": 0,
+                }
+            )
+    return instances, annotations
+
+
+def scene_tables(token: Tokens, record: SceneRecord, size: Tuple[int, int]) -> Dict[str, List[Row]]:
+    """The rows that one scene adds to the tables. ``size`` is the images' (width, height)."""
+    count = len(record.frames)
+    samples = [token("sample", record.name, k) for k in range(count)]
+    scene, log = token("scene", record.name), token("log", record.name)
+    rows: Dict[str, List[Row]] = {name: [] for name in (*TABLES, "lidarseg")}
+    rows["log"].append(
+        {"token": log, "logfile": record.logfile, "vehicle": "n015", "date_captured": record.date, "location": LOCATION}
+    )
+    rows["scene"].append(
+        {
+            "token": scene,
+            "log_token": log,
+            "nbr_samples": count,
+            "first_sample_token": samples[0],
+            "last_sample_token": samples[-1],
+            "name": record.name,
+            "description": "Synthetic street",
+        }
+    )
+    rows["calibrated_sensor"] = _calibration(token, record.name, size)
+    rows["instance"], rows["sample_annotation"] = _annotations(token, record)
+    chains = {c: [token.reading(record.name, k, c) for k in range(count)] for c in CHANNELS}
+    for k, frame in enumerate(record.frames):
+        rows["sample"].append(
+            {"token": samples[k], "timestamp": frame.timestamp, **_linked(samples, k), "scene_token": scene}
+        )
+        for reading in frame.readings:
+            lidar = reading.channel == rig.LIDAR_CHANNEL
+            own = chains[reading.channel][k]
+            rows["ego_pose"].append(
+                {
+                    "token": own,
+                    "timestamp": reading.timestamp,
+                    "rotation": list(reading.ego_rotation),
+                    "translation": list(reading.ego_translation),
+                }
+            )
+            rows["sample_data"].append(
+                {
+                    "token": own,
+                    "sample_token": samples[k],
+                    "ego_pose_token": own,
+                    "calibrated_sensor_token": token("calibrated_sensor", record.name, reading.channel),
+                    "timestamp": reading.timestamp,
+                    "fileformat": "pcd" if lidar else "jpg",
+                    "is_key_frame": True,
+                    "height": 0 if lidar else size[1],
+                    "width": 0 if lidar else size[0],
+                    "filename": reading.filename,
+                    **_linked(chains[reading.channel], k),
+                }
+            )
+            if lidar:
+                labels = f"lidarseg/{VERSION}/{own}_lidarseg.bin"
+                rows["lidarseg"].append({"token": own, "sample_data_token": own, "filename": labels})
+    return rows

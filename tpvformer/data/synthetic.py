@@ -1,0 +1,233 @@
+"""Writes a synthetic drive to disk as a nuScenes v1.0-mini data set with lidarseg labels and info files.
+
+The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles. It appears
+under its name only when it is complete; asking for the same set again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from ..config import ConfigError
+from .street import rig
+from .street.drive import VERSION, SceneRecord, Task, record_scene
+from .street.infos import frame_info
+from .street.tables import CHANNELS, Tokens, constant_tables, scene_tables
+
+GENERATOR = 1  # raised whenever the same parameters give other files
+PARAMETERS = "synthetic.json"
+MINI_VAL = ("scene-0103", "scene-0916")
+MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
+FIRST_EXTRA = 2000  # scenes beyond the ten official names are called scene-2000, scene-2001, ...
+EXTRA_VAL_EVERY = 10  # every tenth of them is for validation
+SWEEP_BYTES = rig.BEAMS * rig.FIRINGS * 21  # five floats and a label a point
+MAP_SIZE = 64
+
+Progress = Callable[[int, int], None]
+
+
+def scene_names(count: int) -> List[Tuple[str, str]]:
+    """(name, "train" or "val") of ``count`` scenes: mini_val, mini_train, then invented names."""
+    names = [(name, "val") for name in MINI_VAL] + [(name, "train") for name in MINI_TRAIN]
+    for k in range(count - len(names)):
+        names.append((f"scene-{FIRST_EXTRA + k}", "val" if k % EXTRA_VAL_EVERY == EXTRA_VAL_EVERY - 1 else "train"))
+    return names[:count]
+
+
+def write_dataset(
+    out: Path,
+    scenes: int,
+    size: Tuple[int, int],
+    seed: int,
+    frames_per_scene: int = 8,
+    workers: Optional[int] = None,
+    progress: Optional[Progress] = None,
+) -> bool:
+    """Generate ``scenes`` streets with ``frames_per_scene`` key frames each under the folder ``out``.
+
+    Args: ``size`` is the images' (width, height) in pixels; ``workers`` the number of processes (all cores by default;
+    the files do not depend on it); ``progress`` is called with (frames done, frames in all).
+    Returns False if ``out`` already holds exactly this set, else True.
+    Raises ConfigError for arguments out of range, a target that holds something else, or a disk that cannot take it.
+    """
+    out = Path(out)
+    wanted = _parameters(scenes, size, seed, frames_per_scene)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"synthetic data: workers is {workers}; expected 1 or more")
+    if _holds(out, wanted):
+        return False
+    target = out.absolute()
+    partial = target.with_name(f".{target.name}.partial")  # what a killed run left here is of no use
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        _check_space(target.parent, scenes * frames_per_scene, size)
+        _folders(partial)
+        try:
+            _fill(partial, wanted, workers or len(os.sched_getaffinity(0)), progress)
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as err:
+        raise ConfigError(
+            f"synthetic data: cannot write {out}: {err.strerror or err}; choose another --out or make room"
+        ) from err
+    except BrokenProcessPool as err:
+        raise ConfigError(
+            "synthetic data: a worker process was killed, most likely for memory; try fewer --workers"
+        ) from err
+    return True
+
+
+def _parameters(scenes: int, size: Tuple[int, int], seed: int, frames: int) -> Dict[str, Any]:
+    def need(ok: bool, text: str) -> None:
+        if not ok:
+            raise ConfigError(f"synthetic data: {text}")
+
+    width, height = size
+    need(scenes >= 2, f"scenes is {scenes}; expected 2 or more, because mini_val alone has two ({', '.join(MINI_VAL)})")
+    need(scenes <= 8000, f"scenes is {scenes}; expected at most 8000")
+    need(32 <= width <= 4096 and 32 <= height <= 4096, f"size is {width}x{height}; expected 32 to 4096 pixels a side")
+    need(0 <= seed < 2**31, f"seed is {seed}; expected a whole number from 0 to 2147483647")
+    need(1 <= frames <= 100, f"frames a scene is {frames}; expected 1 to 100")
+    return {
+        "generator": GENERATOR,
+        "scenes": scenes,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "frames_per_scene": frames,
+    }
+
+
+def _holds(out: Path, wanted: Dict[str, Any]) -> bool:
+    """Whether ``out`` holds the set already; raises ConfigError if it holds anything else."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise ConfigError(f"synthetic data: {out} is a file; expected a folder that is empty or absent")
+    try:
+        found = json.loads((out / PARAMETERS).read_text())
+    except (OSError, ValueError):
+        if any(out.iterdir()):
+            raise ConfigError(
+                f"synthetic data: {out} is not empty and holds no {PARAMETERS}; choose another --out"
+            ) from None
+        return False
+    if found != wanted:
+        raise ConfigError(
+            f"synthetic data: {out} holds another synthetic set ({found}); delete it or choose another --out"
+        )
+    return True
+
+
+def _check_space(folder: Path, frames: int, size: Tuple[int, int]) -> None:
+    need = frames * (SWEEP_BYTES + len(rig.CAMERAS) * size[0] * size[1] // 2)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise ConfigError(
+            f"synthetic data: {frames} frames need about {need / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB "
+            "free; ask for fewer scenes or choose another --out"
+        )
+
+
+def _folders(root: Path) -> None:
+    for channel in CHANNELS:
+        (root / "samples" / channel).mkdir(parents=True)
+        (root / "sweeps" / channel).mkdir(parents=True)
+    for name in ("maps", VERSION, f"lidarseg/{VERSION}"):
+        (root / name).mkdir(parents=True)
+
+
+def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[Progress]) -> None:
+    token = Tokens(wanted["seed"])
+    size = (wanted["width"], wanted["height"])
+    frames = wanted["frames_per_scene"]
+    names = scene_names(wanted["scenes"])
+    tasks = [
+        Task(
+            str(root),
+            name,
+            i,
+            frames,
+            size,
+            wanted["seed"],
+            tuple(token.reading(name, k, rig.LIDAR_CHANNEL) for k in range(frames)),
+        )
+        for i, (name, _) in enumerate(names)
+    ]
+    records = _record(tasks, workers, progress)
+    _write_tables(root, token, records, names, size)
+    for split in ("train", "val"):
+        infos = [
+            frame_info(token, record.name, k, frame, size)
+            for record, (_, part) in zip(records, names)
+            if part == split
+            for k, frame in enumerate(record.frames)
+        ]
+        content = {"infos": infos, "metadata": {"version": VERSION}}
+        # protocol 4 is the newest whose arrays every numpy from 1.23 on reads under the names of the public files
+        (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    (root / PARAMETERS).write_text(json.dumps(wanted) + "\n")
+
+
+def _record(tasks: List[Task], workers: int, progress: Optional[Progress]) -> List[SceneRecord]:
+    """All scenes, in order. The first is rendered here, so that workers find compiled code in Numba's cache."""
+    done = 0
+    records: Dict[int, SceneRecord] = {}
+
+    def store(record: SceneRecord, index: int) -> None:
+        nonlocal done
+        records[index] = record
+        done += len(record.frames)
+        if progress:
+            progress(done, sum(t.frames for t in tasks))
+
+    alone = len(tasks) if workers == 1 else 1
+    for task in tasks[:alone]:
+        store(record_scene(task), task.index)
+    if tasks[alone:]:
+        with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
+            futures = {pool.submit(record_scene, task): task.index for task in tasks[alone:]}
+            try:
+                for future in as_completed(futures):
+                    store(future.result(), futures[future])
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return [records[i] for i in range(len(tasks))]
+
+
+def _write_tables(
+    root: Path, token: Tokens, records: List[SceneRecord], names: List[Tuple[str, str]], size: Tuple[int, int]
+) -> None:
+    tables = constant_tables(token)
+    for record in records:
+        for name, rows in scene_tables(token, record, size).items():
+            tables.setdefault(name, []).extend(rows)
+    area = token("map")
+    tables["map"] = [
+        {
+            "token": area,
+            "log_tokens": [row["token"] for row in tables["log"]],
+            "category": "semantic_prior",
+            "filename": f"maps/{area}.png",
+        }
+    ]
+    for name, rows in tables.items():
+        (root / VERSION / f"{name}.json").write_text(json.dumps(rows))
+    splits = {f"synthetic_{part}": [name for name, p in names if p == part] for part in ("train", "val")}
+    (root / VERSION / "splits.json").write_text(json.dumps(splits))
+    mask = cv2.imencode(".png", np.full((MAP_SIZE, MAP_SIZE), 255, np.uint8))[1]  # all of it may be driven on
+    (root / "maps" / f"{area}.png").write_bytes(mask.tobytes())
