@@ -1,0 +1,118 @@
+"""The one file of the engine that knows accelerators by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import resource
+import sys
+from types import ModuleType
+from typing import List, Optional, Tuple
+
+import torch
+
+from tpvformer.config import ConfigError
+
+KINDS = ("npu", "cuda", "cpu")  # in the order in which "auto" tries them
+_COLLECTIVES = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+
+
+def pick_device(name: str = "auto", local_rank: int = 0, local_size: int = 1) -> Tuple[torch.device, List[str]]:
+    """The device of this process, made current, and remarks worth a line in the log.
+
+    ``name`` is "auto" or one of KINDS. ``local_size`` processes share this machine and each needs a card of its own:
+    "auto" passes over a kind with fewer cards, a named kind is refused with ConfigError.
+    """
+    if name != "auto" and name not in KINDS:
+        raise ConfigError(f"device {name!r} is unknown; expected auto, {', '.join(KINDS)}")
+    remarks: List[str] = []
+    for kind in KINDS if name == "auto" else (name,):
+        problem = _problem(kind, local_size)
+        if problem is None:
+            return _make_current(kind, local_rank), remarks
+        if name != "auto":
+            raise ConfigError(f"device {kind} cannot be used: {problem}")
+        if problem != _ABSENT:
+            remarks.append(f"{kind} is passed over: {problem}")
+    raise AssertionError("the processor can always be used")
+
+
+_ABSENT = "this machine or this PyTorch has none"
+
+
+def _problem(kind: str, local_size: int) -> Optional[str]:
+    if kind == "cpu":
+        return None
+    if kind == "npu":
+        if importlib.util.find_spec("torch_npu") is None:
+            return _ABSENT
+        try:
+            importlib.import_module("torch_npu")
+        except (ImportError, OSError, RuntimeError) as err:
+            return f"torch_npu does not load ({err}); source CANN's set_env.sh first"
+    cards = _runtime(kind).device_count() if _runtime(kind).is_available() else 0
+    if cards == 0:
+        return _ABSENT
+    if cards < local_size:
+        return f"{local_size} processes need a card each, {cards} visible"
+    return None
+
+
+def _make_current(kind: str, local_rank: int) -> torch.device:
+    if kind == "cpu":
+        return torch.device("cpu")
+    _runtime(kind).set_device(local_rank)
+    if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
+        _runtime(kind).set_compile_mode(jit_compile=False)
+        _runtime(kind).config.allow_internal_format = False
+    return torch.device(kind, local_rank)
+
+
+def _runtime(kind: str) -> ModuleType:
+    """``torch.<kind>``: the module with set_device, synchronize and the memory counters."""
+    module: ModuleType = getattr(torch, kind)
+    return module
+
+
+def collective_backend(device: torch.device) -> str:
+    """The torch.distributed backend that moves tensors of this device."""
+    return _COLLECTIVES[device.type]
+
+
+def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
+    """What the image network runs in under ``train.precision``; None is plain fp32. ConfigError if unsupported."""
+    if precision == "fp32":
+        return None
+    if device.type != "cpu" and not _runtime(device.type).is_bf16_supported():
+        raise ConfigError(f"train.precision=bf16: {device_name(device)} has no bf16; use fp32")
+    return torch.bfloat16
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether AdamW(fused=True) exists for tensors of this device."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether batches in page-locked memory reach this device without waiting."""
+    return device.type == "cuda"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given, so that a clock read next means something."""
+    if device.type != "cpu":
+        _runtime(device.type).synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """A name for people: the card's own, or "cpu"."""
+    return "cpu" if device.type == "cpu" else str(_runtime(device.type).get_device_name(device))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Highest memory use so far: of the card's tensors, or of this process where there is no card."""
+    if device.type != "cpu":
+        return float(_runtime(device.type).max_memory_allocated(device)) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

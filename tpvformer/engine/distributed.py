@@ -1,0 +1,84 @@
+"""Many processes as torchrun starts them (RANK, WORLD_SIZE, LOCAL_RANK); one process needs none of it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tpvformer.config import ConfigError
+
+from .device import collective_backend
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands: ``rank`` of ``size``, ``local_rank`` of ``local_size`` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """What torchrun put into the environment. Without RANK this is a single process, whatever else is set."""
+    if "RANK" not in os.environ:
+        return World()
+    values = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        text = os.environ.get(name, "")
+        if not text.isdigit():
+            raise ConfigError(f"environment: RANK is set but {name} is {text!r}; start many processes with torchrun")
+        values[name] = int(text)
+    return World(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], values["LOCAL_WORLD_SIZE"])
+
+
+def start(world: World, device: torch.device) -> None:
+    """Join the process group; with one process there is none. The device must be current already."""
+    if world.size > 1:
+        dist.init_process_group(collective_backend(device), timeout=datetime.timedelta(minutes=30))
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum over the processes, in place. int64 or float32: some backends refuse other types, and averaging."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of rank 0 (running statistics of ordinary batch norms drift apart otherwise)."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wrap(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """Average gradients over the processes. Buffers are not exchanged at each step; see ``share_buffers``."""
+    if world.size == 1:
+        return model
+    ids = None if device.type == "cpu" else [device.index]
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=False)

@@ -1,0 +1,34 @@
+"""From a batch to what the losses and the metrics read; the one place where a batch meets the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tpvformer.config import Config
+
+from .losses import needs_dense_voxels
+
+if TYPE_CHECKING:
+    from tpvformer.data.types import Batch
+    from tpvformer.model import Prediction
+
+
+def predict(model: nn.Module, batch: Batch, config: Config) -> Prediction:
+    """Logits for every occupied voxel, as a voxel and as the place of its points.
+
+    ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
+    ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too.
+    In training the point logits are left out where the losses do not read them.
+    """
+    unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
+    dense = needs_dense_voxels(config.loss, config.data)
+    prediction: Prediction = model(
+        batch.images,
+        batch.lidar2img,
+        points=None if unread else batch.voxels.float(),
+        lengths=batch.voxel_lengths,
+        voxels=None if dense else batch.voxels,
+    )
+    return prediction

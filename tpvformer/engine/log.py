@@ -1,0 +1,133 @@
+"""What a run says: plain lines in a file and on stdout, one JSON object an event, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Generator, List, Optional, TextIO
+
+FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+
+class RunLog:
+    """The log of one process. Only the main process writes; the others are silent.
+
+    ``path`` is ``<work_dir>/<YYYYmmdd_HHMMSS>.log``, always a new file; ``metrics.jsonl`` beside it is appended to, and
+    each of its lines names the run it belongs to. A run that only looks (``work_dir`` None) writes to stdout alone.
+    """
+
+    def __init__(self, work_dir: Optional[Path], is_main: bool) -> None:
+        self.is_main = is_main
+        self.path: Optional[Path] = None
+        self._metrics: Optional[TextIO] = None
+        self._logger = logging.getLogger("tpvformer")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._handlers: List[logging.Handler] = []
+        if not is_main:
+            return
+        self._handlers.append(_Stdout())
+        if work_dir is not None:
+            self.path = _new_file(work_dir)
+            self._handlers.append(logging.FileHandler(self.path))
+            self._metrics = (work_dir / "metrics.jsonl").open("a")
+        for handler in self._handlers:
+            handler.setFormatter(logging.Formatter(FORMAT))
+            self._logger.addHandler(handler)
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        if self.is_main:
+            self._logger.info(text)
+
+    def warn(self, text: str) -> None:
+        """One line for people, marked as a warning."""
+        if self.is_main:
+            self._logger.warning(text)
+
+    def record(self, kind: str, **values: Any) -> None:
+        """One JSON object for programs. What is not a finite number is written as null."""
+        if self._metrics is not None and self.path is not None:
+            entry = {"kind": kind, "run": self.path.stem, **values}
+            self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
+            self._metrics.flush()
+
+    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
+        """A printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; seconds as ``time``, ``data_time``."""
+        self.line(
+            f"[TRAIN] Epoch {epoch} Iter {i}/{n}: Loss: {values['loss']:.3f} ({values['mean_loss']:.3f}), "
+            f"grad_norm: {values['grad_norm']:.1f}, lr: {values['lr']:.7f}, "
+            f"time: {values['time']:.3f} ({values['data_time']:.3f})"
+        )
+        self.record("train", epoch=epoch, iter=i, **values)
+
+    def close(self) -> None:
+        """Give the files back."""
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Generator[Progress, None, None]:
+        """A bar on stderr while something of ``total`` parts goes on; nothing at all unless stderr is a terminal."""
+        if not (self.is_main and sys.stderr.isatty()):
+            yield Progress(None, None)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield Progress(bar, bar.add_task(title, total=total))
+
+
+class Progress:
+    """Handle on a bar that may not be there."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self) -> None:
+        """One part is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+
+def finite(value: Any) -> Any:
+    """The same structure with None in place of every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Stdout(logging.StreamHandler):
+    """Writes to whatever ``sys.stdout`` is at the moment, so that a progress bar can step aside for the line."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def _new_file(work_dir: Path) -> Path:
+    """Create ``<work_dir>/<now>.log``; a run that starts in the same second as another takes the next one."""
+    moment = time.time()
+    while True:
+        path = work_dir / time.strftime("%Y%m%d_%H%M%S.log", time.localtime(moment))
+        try:
+            path.touch(exist_ok=False)
+            return path
+        except FileExistsError:
+            moment += 1

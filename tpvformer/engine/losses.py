@@ -1,0 +1,143 @@
+"""Lovász-softmax and cross-entropy (Berman et al., CVPR 2018, arXiv:1705.08790), one value a sample.
+
+Shapes: B samples, K classes, P points, M occupied voxels (padded rows at the end), X, Y, Z the label grid.
+
+The loss of a batch is the mean of its samples' losses. Training therefore depends on the product ranks x batch size x
+accumulation alone, and a validation loss does not depend on how samples were grouped.
+
+Every point of a voxel has the same logits, so points enter as *counts*: how many points of each class a voxel holds.
+Points that share a voxel and a label are ties of the Lovász sort, and a run of ties contributes its common error times
+the Jaccard step over the whole run, whatever their order: sorting voxels instead of points changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpvformer.config import DataConfig, LossConfig
+
+if TYPE_CHECKING:
+    from tpvformer.data.types import Batch
+    from tpvformer.model import Prediction
+
+
+def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
+    """Mean over the samples of Lovász-softmax plus cross-entropy; a scalar.
+
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
+    when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
+    """
+    return sample_losses(prediction, batch, loss_cfg, data_cfg).mean()
+
+
+def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
+    """The loss of each sample, (B,) float32; inputs as for ``total_loss``."""
+    ignore = data_cfg.ignore_label
+    inputs = {loss_cfg.lovasz_input, loss_cfg.ce_input}
+    if "points" in inputs:
+        assert prediction.point_logits is not None, "the losses read points, so the model must be given some"
+        point_logits = prediction.point_logits.float()
+        counts = point_counts(batch, point_logits.shape[1], ignore)
+    if "voxel" in inputs:
+        voxel_logits = prediction.voxel_logits.float().flatten(2)
+        dense = prediction.voxel_logits.dim() == 5
+        labels = batch.voxel_labels.flatten(1) if dense else labels_at_voxels(batch, ignore)
+    if loss_cfg.lovasz_input == "points":
+        lovasz = lovasz_counts(point_logits, counts)
+    else:
+        lovasz = lovasz_labels(voxel_logits, labels, ignore)
+    if loss_cfg.ce_input == "points":
+        entropy = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)
+    else:
+        entropy = cross_entropy(voxel_logits, labels, ignore)
+    return lovasz + entropy
+
+
+def needs_dense_voxels(loss_cfg: LossConfig, data_cfg: DataConfig) -> bool:
+    """Whether voxels without points carry a label, so that the loss needs logits in all of them."""
+    return "voxel" in (loss_cfg.lovasz_input, loss_cfg.ce_input) and data_cfg.fill_label != data_cfg.ignore_label
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    """Mean over the rows of each sample that do not carry ``ignore``; zero where there is none.
+
+    logits (B,K,N), labels (B,N) int64; returns (B,).
+    """
+    each = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
+    return each.sum(1) / (labels != ignore).sum(1).clamp(min=1)
+
+
+def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    """Lovász-softmax of each sample for rows with one label each.
+
+    logits (B,K,N), labels (B,N) int64; returns (B,). The batch is flattened by passing it as one sample.
+    """
+    valid = labels != ignore
+    foreground = _one_hot(labels, valid, logits.shape[1])
+    background = valid[:, None].float() - foreground
+    probability = logits.softmax(1)
+    errors = foreground + probability * (1 - 2 * foreground)
+    return _lovasz(errors, foreground, background)
+
+
+def lovasz_counts(logits: Tensor, counts: Tensor) -> Tensor:
+    """Lovász-softmax of each sample over points that lie in voxels.
+
+    logits (B,K,M) of each voxel, counts (B,K,M) labelled points of each class in each voxel; returns (B,).
+    """
+    probability = logits.softmax(1)
+    others = counts.sum(1, keepdim=True) - counts
+    nothing = torch.zeros_like(counts)
+    errors = torch.cat((1 - probability, probability), 2)  # (B,K,2M): a voxel's points of the class, and its others
+    return _lovasz(errors, torch.cat((counts, nothing), 2), torch.cat((nothing, others), 2))
+
+
+def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    """Mean over the classes present of sum_k e_k (J_k - J_{k-1}), e sorted descending.
+
+    All (B,K,N): ``foreground`` and ``background`` say how many items of the class and of the other classes stand
+    behind each error. Rows with neither have no weight. No step waits for the device.
+    """
+    with torch.no_grad():
+        order = errors.argsort(dim=2, descending=True)
+        total = foreground.sum(2, keepdim=True)
+        hit = foreground.gather(2, order).cumsum(2)
+        union = total + background.gather(2, order).cumsum(2)
+        jaccard = 1 - (total - hit) / union.clamp(min=1)
+        jaccard[..., 1:] -= jaccard[..., :-1].clone()
+        weight = torch.empty_like(errors).scatter_(2, order, jaccard)
+        present = (total > 0).squeeze(2)
+    each = (errors * weight).sum(2)
+    return (each * present).sum(1) / present.sum(1).clamp(min=1)
+
+
+def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
+    """Labelled points of each class in each occupied voxel, (B,K,M) float32; padded points count nowhere."""
+    labels, rows = batch.point_labels, batch.point_voxel
+    size = batch.voxels.shape[1]
+    valid = labels != ignore  # padded points carry the ignored label
+    flat = torch.where(valid, labels, 0) * size + rows
+    counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
+    return counts.scatter_add_(1, flat, valid.float()).view(-1, num_classes, size)
+
+
+def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
+    """The voxel labels at ``batch.voxels``, (B,M) int64; padded rows carry ``ignore``."""
+    inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
+    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
+    return torch.where(inside, labels, ignore)
+
+
+def flat_index(cells: Tensor, shape: Tuple[int, ...]) -> Tensor:
+    """Row-major position of cells (..., 3) in a grid of ``shape`` (X,Y,Z)."""
+    return (cells[..., 0] * shape[1] + cells[..., 1]) * shape[2] + cells[..., 2]
+
+
+def _one_hot(labels: Tensor, valid: Tensor, num_classes: int) -> Tensor:
+    """(B,N) labels to (B,K,N) float; rows that are not valid are all zero."""
+    hot = torch.zeros(labels.shape[0], num_classes, labels.shape[1], device=labels.device)
+    return hot.scatter_(1, torch.where(valid, labels, 0)[:, None], valid[:, None].float())

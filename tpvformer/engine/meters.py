@@ -1,0 +1,117 @@
+"""What a training run measures of itself: its losses and its time."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .distributed import World, all_sum
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss stopped being a number; the message names the iteration and the samples."""
+
+
+class LossWatch:
+    """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
+
+    A lone process on a CPU, where reading costs nothing, checks each loss before it does damage; otherwise the check
+    comes with ``read``, which finds the first bad one all the same.
+    """
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self._world = world
+        self._eager = world.size == 1 and device.type == "cpu"
+        self._pending: List[Tuple[str, Sequence[str], Tensor]] = []
+        self._sum, self._count = 0.0, 0
+        self.last: Optional[float] = None
+
+    def add(self, where: str, tokens: Sequence[str], loss: Tensor) -> None:
+        """Take note of one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
+        self._pending.append((where, tokens, loss.detach()))
+        if self._eager:
+            self._check(loss.reshape(1).tolist())
+
+    def read(self) -> None:
+        """Bring everything since the last call to the host, averaged over processes. All processes must call it."""
+        mine = torch.stack([loss for _, _, loss in self._pending])
+        everyone = all_sum(mine.clone()) / self._world.size
+        self._check(mine.tolist())
+        values = everyone.tolist()
+        if not all(math.isfinite(v) for v in values):
+            raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
+        self._pending.clear()
+        self._sum, self._count = self._sum + math.fsum(values), self._count + len(values)
+        self.last = values[-1]
+
+    def _check(self, values: List[float]) -> None:
+        for (where, tokens, _), value in zip(self._pending[-len(values) :], values):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"the loss is {value} at {where}, samples {', '.join(tokens)}; "
+                    "look at these samples, or lower optim.lr or optim.clip_norm"
+                )
+
+    def start_epoch(self) -> None:
+        """Begin a new mean."""
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of what was read since ``start_epoch``."""
+        return self._sum / self._count
+
+
+class StepClock:
+    """Wall time of training steps, loading included.
+
+    The mean leaves out the first ``warmup`` steps of the run and the first step of every epoch, which waits for the
+    loader to start; if nothing else is there, it takes what there is.
+    """
+
+    def __init__(self, warmup: int) -> None:
+        self._warmup = warmup
+        self._all: List[float] = []
+        self._measured: List[float] = []
+        self._recent: List[Tuple[float, float]] = []
+        self._mark, self._data, self._first = time.perf_counter(), 0.0, True
+
+    def start_epoch(self) -> None:
+        """From here on time belongs to training (evaluation and saving lie behind)."""
+        self._mark, self._data, self._first = time.perf_counter(), 0.0, True
+        self._recent.clear()
+
+    def data_ready(self, asked: float) -> None:
+        """A batch has arrived that was asked for at ``asked`` (perf_counter)."""
+        self._data += time.perf_counter() - asked
+
+    def lap(self) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        spent = now - self._mark
+        if not self._first and len(self._all) >= self._warmup:
+            self._measured.append(spent)
+        self._all.append(spent)
+        self._recent.append((spent, self._data))
+        self._mark, self._data, self._first = now, 0.0, False
+
+    def recent(self) -> Tuple[float, float]:
+        """Mean seconds of a step, and of its loading, since the last call."""
+        steps = len(self._recent)
+        means = sum(t for t, _ in self._recent) / steps, sum(d for _, d in self._recent) / steps
+        self._recent.clear()
+        return means
+
+    @property
+    def measuring_starts(self) -> bool:
+        """True while the last step is running that is left out at the start."""
+        return len(self._all) + 1 == self._warmup
+
+    def result(self) -> Tuple[Optional[float], int]:
+        """(mean seconds a step, how many steps it is of); (None, 0) if there was no step."""
+        laps = self._measured or self._all
+        return (math.fsum(laps) / len(laps), len(laps)) if laps else (None, 0)

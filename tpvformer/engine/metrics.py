@@ -1,0 +1,77 @@
+"""Intersection over union from one exact integer confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tpvformer.labels import EVALUATED
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says about the evaluated classes; ratios are in percent.
+
+    ``iou`` holds None for a class that the ground truth lacks. ``miou`` leaves such classes out (None when all are
+    absent); ``miou_reference`` counts them as 100 %, which is how the published figures are computed.
+    """
+
+    classes: Tuple[int, ...]
+    iou: Tuple[Optional[float], ...]
+    seen: Tuple[int, ...]  # points of each class in the ground truth
+    miou: Optional[float]
+    miou_reference: float
+
+    def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
+        """The same as plain values, ready for JSON."""
+        iou = {names[c]: v for c, v in zip(self.classes, self.iou)}
+        return {"miou": self.miou, "miou_reference": self.miou_reference, "iou": iou}
+
+
+def confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int, ignore: int) -> Tensor:
+    """Count pairs of (target row, predicted column); entries whose target is ``ignore`` are left out.
+
+    Both tensors int64 of the same shape, values 0..num_classes-1; returns (K,K) int64 on their device.
+    """
+    valid = target != ignore
+    pairs = target[valid] * num_classes + predicted[valid]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:
+    """IoU of each class: correct / (in the ground truth + predicted - correct), from a (K,K) int64 matrix."""
+    matrix = confusion.cpu()
+    seen = [int(matrix[c].sum()) for c in classes]
+    union = [int(matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in classes]
+    iou = [100.0 * int(matrix[c, c]) / u if s else None for c, s, u in zip(classes, seen, union)]
+    present = [v for v in iou if v is not None]
+    miou = math.fsum(present) / len(present) if present else None
+    reference = math.fsum(100.0 if v is None else v for v in iou) / len(iou)
+    return Scores(tuple(classes), tuple(iou), tuple(seen), miou, reference)
+
+
+def table(metrics: Dict[str, Scores], names: Sequence[str]) -> List[str]:
+    """Plain lines: one a class with its IoU under each metric, and the means. ``names`` is indexed by class.
+
+    The metrics must be of the same points.
+    """
+    first = next(iter(metrics.values()))
+    present = sum(v is not None for v in first.iou)
+    rows = [(names[c], [m.iou[k] for m in metrics.values()]) for k, c in enumerate(first.classes)]
+    notes = [f"({seen} points)" for seen in first.seen]
+    rows.append((f"miou over the {present} classes present", [m.miou for m in metrics.values()]))
+    rows.append(("miou_reference (absent classes count 100 %)", [m.miou_reference for m in metrics.values()]))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'Validation per class IoU':<{width}} : " + "".join(f"{title:>9}" for title in metrics)]
+    for (name, values), note in zip(rows, notes + ["", ""]):
+        lines.append(f"{name:<{width}} : {''.join(f'{percent(v):>9}' for v in values)}   {note}".rstrip())
+    return lines
+
+
+def percent(value: Optional[float]) -> str:
+    """Two decimals, or n/a where there is nothing to score."""
+    return "n/a" if value is None else f"{value:.2f}%"

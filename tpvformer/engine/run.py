@@ -1,0 +1,186 @@
+"""The two things one can ask of the engine: train a configuration, evaluate a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+
+from tpvformer.compat import load_weights
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.model import TPVFormer
+
+from . import checkpoint, distributed, summary
+from .checkpoint import Progress
+from .controls import run_controls
+from .device import device_name, image_dtype, pick_device, pins_memory
+from .distributed import World
+from .evaluate import Evaluation, evaluate, report
+from .log import RunLog
+from .meters import LossWatch, StepClock
+from .optim import build_optimizer
+from .train import Run, fit
+
+
+def train(
+    config: Config,
+    work_dir: Path,
+    device: str = "auto",
+    resume_from: Optional[Path] = None,
+    max_steps: Optional[int] = None,
+) -> Dict[str, Any]:
+    """Train to the end of ``config.train.epochs`` and return (and store) the summary.
+
+    Without ``resume_from`` a ``latest.pth`` in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
+    afresh, stops after that many optimiser steps, and neither evaluates nor saves. Raises ConfigError, DataError,
+    CheckpointError and NonFiniteLoss.
+    """
+    began = time.perf_counter()
+    world, place, remarks = enter(device)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if world.is_main:
+        summary.remove_stale(work_dir)
+    log = RunLog(work_dir, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        run = build(config, work_dir, world, place, log, max_steps)
+        start_from(run, resume_from)
+        result = fit(run)
+        outcome = summary.summarise(
+            config, world, place, run.progress, run.clock, run.losses.last, result, time.perf_counter() - began
+        )
+        if world.is_main:
+            summary.write(work_dir, outcome)
+    finally:
+        log.close()
+    distributed.stop()
+    return outcome
+
+
+def evaluate_checkpoint(config: Config, weights: Path, device: str = "auto", controls: bool = False) -> Evaluation:
+    """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
+
+    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone.
+    """
+    world, place, remarks = enter(device)
+    log = RunLog(None, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        model = build_model(config, place)
+        for line in str(load_weights(model, weights)).splitlines():
+            log.line(line)
+        data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, pins_memory(place))
+        result = evaluate(model, loader, config, world, place, log)
+        report(result, config, log)
+        if controls:
+            train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
+            run_controls(model, loader, train_set, data, config, world, place, log, result)
+    finally:
+        log.close()
+    distributed.stop()
+    return result
+
+
+def enter(device: str) -> Tuple[World, torch.device, List[str]]:
+    """Find this process's place among the others, its device, and remarks on how that was chosen."""
+    world = distributed.read_world()
+    place, remarks = pick_device(device, world.local_rank, world.local_size)
+    distributed.start(world, place)
+    return world, place, remarks
+
+
+def build_model(config: Config, device: torch.device) -> TPVFormer:
+    """The model with fresh weights from the configured seed, on the device."""
+    torch.manual_seed(config.train.seed)
+    model = TPVFormer(config.model).to(device)
+    model.image_autocast = image_dtype(device, config.train.precision)
+    return model
+
+
+def build(
+    config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
+) -> Run:
+    """Data, model, optimiser and instruments, all at the start of a run."""
+    seed, grid, pin = config.train.seed, config.model.grid, pins_memory(device)
+    log.line(
+        f"{config.name} on {world.size} x {device_name(device)}, torch {torch.__version__}, seed {seed}, "
+        f"{config.train.precision}, batch {config.data.batch_size} x {config.train.accumulate} a process"
+    )
+    if world.is_main:
+        (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    train_set = NuScenesDataset(config.data, grid, "train", seed)
+    train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, pin)
+    val_loader = None
+    if max_steps is None:
+        val_set = NuScenesDataset(config.data, grid, "val", seed)
+        val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, pin)
+    if len(train_loader) < config.train.accumulate:
+        raise ConfigError(
+            f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
+        )
+    steps = max_steps or len(train_loader) // config.train.accumulate * config.train.epochs
+    model = build_model(config, device)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
+    return Run(
+        config=config,
+        work_dir=work_dir,
+        world=world,
+        device=device,
+        log=log,
+        model=model,
+        parallel=distributed.wrap(model, world, device),
+        optimizer=build_optimizer(model, config.optim, device),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        max_steps=max_steps,
+        progress=Progress(),
+        clock=StepClock(min(20, steps // 5)),
+        losses=LossWatch(world, device),
+    )
+
+
+def start_from(run: Run, resume_from: Optional[Path]) -> None:
+    """Continue a checkpoint, else start from the configured weights, else from random ones."""
+    config, log = run.config, run.log
+    latest = run.work_dir / checkpoint.LATEST
+    source = resume_from
+    if source is None and run.max_steps is None and (latest.exists() or latest.is_symlink()):
+        source = latest
+    if source is not None:
+        content = checkpoint.read(source)
+        run.progress, changed = checkpoint.resume(content, source, run.model, run.optimizer, config)
+        log.line(f"resumed {source} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
+        if changed:
+            log.warn(f"this run's settings differ from the checkpoint's: {changed}")
+        if run.progress.epoch >= config.train.epochs:
+            log.line(
+                f"all {config.train.epochs} epochs are done already; nothing to train, evaluating the result again"
+            )
+    elif config.train.load_from is None:
+        _warn_dead_backbone(run)
+    elif Path(config.train.load_from).exists():
+        for line in str(load_weights(run.model, config.train.load_from)).splitlines():
+            log.line(line)
+    elif run.max_steps is not None:
+        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+    else:
+        raise ConfigError(
+            f"train.load_from: {config.train.load_from} does not exist; put the pre-trained backbone there, or start "
+            "from random weights with --set train.load_from=null"
+        )
+
+
+def _warn_dead_backbone(run: Run) -> None:
+    backbone = run.config.model.backbone
+    if backbone.norm == "frozen" and backbone.bn3_init == 0:
+        run.log.warn(
+            "the backbone starts from random weights with frozen norms whose residual scale is 0, so its blocks cannot "
+            "learn; set model.backbone.norm=batch and model.backbone.bn3_init=0.2, or train.load_from"
+        )
