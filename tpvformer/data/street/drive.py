@@ -12,8 +12,11 @@ import cv2
 import numpy as np
 
 from . import rig
-from .render import cast_shadows, render_camera, render_lidar
-from .world import Street, Thing, build_street
+from .camera import render_camera
+from .lidar import render_lidar
+from .populate import Thing
+from .shadows import cast_shadows
+from .world import Street, build_street
 
 VERSION = "v1.0-mini"
 JPEG_QUALITY = 95
@@ -77,7 +80,7 @@ class Ride:
 
     def ego(self, seconds: float) -> Tuple[Tuple[float, float, float], Tuple[float, float, float]]:
         """Position and (yaw, pitch, roll) in the scene."""
-        x, y, heading = self.street.at(self.speed * seconds, self.street.ego_s)
+        x, y, heading = self.street.road.at(self.speed * seconds, self.street.ego_s)
         pitch, roll, f, g = self.sway
         return (x, y, 0.0), (heading, pitch * math.sin(f * seconds + 1), roll * math.sin(g * seconds))
 
@@ -130,8 +133,7 @@ def record_scene(task: Task) -> SceneRecord:
                 hits = {int(i): int(n) for i, n in zip(seen, counts)}
             else:
                 camera = next(c for c in rig.CAMERAS if c.channel == channel)
-                warmth = np.array(ride.street.light.warmth) * rng.uniform(0.92, 1.08)
-                gain = (float(warmth[0]), float(warmth[1]), float(warmth[2]))
+                gain = ride.street.light.exposure * rng.uniform(0.92, 1.08)
                 image, _, _ = render_camera(
                     ride.street, shadows, sensor2scene, camera.intrinsic(task.size), task.size, gain, grain
                 )

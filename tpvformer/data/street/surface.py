@@ -31,7 +31,7 @@ from .raycast import (
 )
 
 PLAIN, CAR, GLASS, CARGO, BUS, RIBS, HAZARD, BARRIER, WHEEL, CONE, FACADE, LEAVES, BRICK, CLOTH, LATTICE = range(15)
-ASPHALT, SLABS, GRASS, STRIPES, ZEBRA, PEBBLES = range(6)  # patterns of the ground
+ASPHALT, SLABS, GRASS, STRIPES, ZEBRA, CHEQUERS = range(6)  # patterns of the ground
 
 
 @njit(cache=True, fastmath=True)
@@ -152,7 +152,7 @@ def ground_texture(rect: np.ndarray, u: float, s: float, kind: int, fade: float)
         if f - math.floor(f) < 0.42:
             return 0.25, 0.7
         return 1.0 + 0.2 * fine, 0.0
-    f, g = u / scale, s / scale  # PEBBLES: a chequerboard of two tones
+    f, g = u / scale, s / scale  # CHEQUERS
     i, j = int(math.floor(f)), int(math.floor(g))
     return (1.0 + 0.2 * fine, 0.0) if (i + j) % 2 == 0 else (0.4, 0.6)
 

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from ...labels import RAW_NAMES
 from . import rig
+from .builder import ATTRIBUTES
 from .drive import VERSION, SceneRecord
-from .objects import ATTRIBUTES
 
 Row = Dict[str, Any]
 CHANNELS = (*(c.channel for c in rig.CAMERAS), rig.LIDAR_CHANNEL)

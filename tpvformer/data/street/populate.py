@@ -1,0 +1,172 @@
+"""Puts objects on a street so that none overlap and the ego's path stays free.
+
+Small things stand close to the ego's path, where the cameras resolve them; large ones along the kerbs and beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, List, Tuple
+
+import numpy as np
+
+from . import furniture, vehicles
+from . import raycast as rc
+from .builder import ATTRIBUTES, Builder, Rng
+from .layout import CORRIDOR, MARGIN, Layout
+
+TRIES = 6  # places an object is offered before it is dropped
+CLEAR = 14.0  # metres before and after the driven stretch that stay free in the ego's lane
+
+
+@dataclass(frozen=True)
+class Road:
+    """The parabola that is the middle of the road."""
+
+    curvature: float  # 1/m
+    vertex: float  # x of its vertex, metres
+    kerb: float  # height of everything but the carriageway, metres
+
+    def middle(self, u: float) -> float:
+        return 0.5 * self.curvature * (u - self.vertex) ** 2
+
+    def at(self, u: float, s: float) -> Tuple[float, float, float]:
+        """Scene x, y and the heading of the road at road coordinates (u, s)."""
+        return u, s + self.middle(u), math.atan(self.curvature * (u - self.vertex))
+
+    def row(self) -> np.ndarray:
+        """(3,) for the compiled code."""
+        return np.array([self.curvature, self.vertex, self.kerb])
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One annotated object: raw label, middle of its box, size (width, length, height) in metres, heading."""
+
+    label: int
+    centre: Tuple[float, float, float]
+    size: Tuple[float, float, float]
+    yaw: float
+
+
+class Placer:
+    """Keeps track of what is taken. Collision boxes lie in road coordinates."""
+
+    def __init__(self, rng: Rng, road: Road, rects: np.ndarray, ego_s: float, travel: float) -> None:
+        self.rng, self.road, self.rects, self.ego_s, self.travel = rng, road, rects, ego_s, travel
+        self.taken: List[Tuple[float, float, float, float]] = []  # u, s, half length, half width
+        self.rows: List[np.ndarray] = []
+        self.things: List[Thing] = []
+
+    def _free(self, u: float, s: float, long: float, wide: float, gap: float) -> bool:
+        if abs(s - self.ego_s) < CORRIDOR + wide and -CLEAR - long < u < self.travel + CLEAR + long:
+            return False
+        return all(abs(u - a) > long + c + gap or abs(s - b) > wide + d + gap for a, b, c, d in self.taken)
+
+    def put(self, built: Builder, u: float, s: float, turn: float = 0.0, gap: float = 0.6) -> bool:
+        """Stand an object at (u, s), turned by ``turn`` from the road's direction; False if there is no room."""
+        reach = built.reach()
+        co, si = abs(math.cos(turn)), abs(math.sin(turn))
+        long, wide = reach[0] * co + reach[1] * si, reach[0] * si + reach[1] * co
+        if not self._free(u, s, long, wide, gap):
+            return False
+        x, y, heading = self.road.at(u, s)
+        region, _ = rc.region_at(x, y, self.road.row(), self.rects)
+        base = self.road.kerb if self.rects[region, rc.RAISED] > 0 else 0.0
+        rows = built.place(x, y, base, heading + turn)
+        if built.label in ATTRIBUTES:
+            rows[:, rc.OBJECT] = len(self.things)
+            size = (2 * reach[1], 2 * reach[0], reach[2])
+            self.things.append(Thing(built.label, (x, y, base + reach[2] / 2), size, heading + turn))
+        self.taken.append((u, s, long, wide))
+        self.rows.append(rows)
+        return True
+
+    def scatter(
+        self,
+        maker: Callable[[Rng], Builder],
+        density: float,
+        where: Callable[[], float],
+        reach: float = 45.0,
+        wobble: float = 0.08,
+        gap: float = 0.6,
+    ) -> None:
+        """Put about ``density`` objects on every 100 m of the street, up to ``reach`` metres beyond the driven stretch.
+
+        ``where`` draws the lateral place, ``wobble`` is the spread of the heading in radians.
+        """
+        rng = self.rng
+        for _ in range(rng.poisson(density * (self.travel + 2 * reach) / 100)):
+            built = maker(rng)
+            turn = rng.normal(0, wobble) + (math.pi if rng.random() < 0.5 else 0.0)
+            for _ in range(TRIES):
+                if self.put(built, rng.uniform(-reach, self.travel + reach), where(), turn, gap):
+                    break
+
+
+class Places:
+    """Random lateral places of each kind, metres to the left of the middle of the road."""
+
+    def __init__(self, rng: Rng, layout: Layout) -> None:
+        self.rng, self.layout = rng, layout
+
+    def _side(self) -> int:
+        return 1 if self.rng.random() < 0.5 else -1
+
+    def lane(self) -> float:
+        return self.rng.uniform(-1, 1) * (self.layout.half - 1.4)
+
+    def kerb(self) -> float:
+        return self._side() * (self.layout.half - self.rng.uniform(1.3, 1.6))
+
+    def walk(self) -> float:
+        side = self._side()
+        return side * (self.layout.edge(side) - self.rng.uniform(0.5, self.layout.walk(side) - 0.4))
+
+    def beyond(self) -> float:
+        side = self._side()
+        return side * (self.layout.edge(side) + self.rng.uniform(0.8, 5.0))
+
+    def close(self) -> float:
+        """Beside the ego's path, where a camera sees small things well."""
+        return self.layout.ego_s + self._side() * (CORRIDOR + self.rng.uniform(0.9, 5.5))
+
+    def either(self, share: float, a: Callable[[], float], b: Callable[[], float]) -> Callable[[], float]:
+        return lambda: a() if self.rng.random() < share else b()
+
+
+def _houses(placer: Placer, layout: Layout, side: int) -> None:
+    rng, u = placer.rng, -MARGIN
+    middle, wide = layout.junction
+    while u < placer.travel + MARGIN:
+        long, deep = rng.uniform(4, 9), rng.uniform(3, 6)
+        s = side * (layout.edge(side) + rng.uniform(2.0, 8.0) + deep)
+        if rng.random() < 0.8 and not (wide and abs(u + long - middle) < long + wide + 3):
+            placer.put(furniture.building(rng, long, deep), u + long, s, gap=0.2)
+        u += 2 * long + rng.uniform(0.5, 6)
+
+
+def populate(rng: Rng, layout: Layout, road: Road, rects: np.ndarray, travel: float) -> Tuple[np.ndarray, List[Thing]]:
+    """Primitives (P, PRIM_COLUMNS) of everything that stands on the street, and what of it is annotated."""
+    placer, at = Placer(rng, road, rects, layout.ego_s, travel), Places(rng, layout)
+    for side in (1, -1):
+        _houses(placer, layout, side)
+    put = placer.scatter  # large things first: they find no room later
+    put(vehicles.bus, 2.4, at.either(0.6, at.lane, at.kerb), gap=0.8)
+    put(vehicles.trailer, 2.8, at.either(0.7, at.kerb, at.beyond), gap=0.8)
+    put(vehicles.construction, 3.2, at.either(0.6, at.kerb, at.beyond), wobble=0.5, gap=0.8)
+    put(vehicles.truck, 3.2, at.either(0.5, at.lane, at.kerb), gap=0.8)
+    put(furniture.barrier, 6.5, at.either(0.7, at.close, at.kerb), 36, 0.1)
+    put(vehicles.car, 10.0, at.either(0.6, at.lane, at.kerb), gap=0.8)
+    put(vehicles.motorcycle, 10.0, at.either(0.7, at.close, at.walk), 32, 0.6)
+    put(vehicles.bicycle, 19.0, at.either(0.6, at.close, at.walk), 32, 0.7)
+    put(furniture.pedestrian, 20.0, at.either(0.6, at.close, at.walk), 34, 1.5)
+    put(furniture.cone, 28.0, at.close, 32, 1.0)
+    put(furniture.tree, 20.0, at.either(0.75, at.beyond, at.walk), 58)
+    put(furniture.lamp, 6.0, at.walk, 55)
+    put(furniture.shelter, 1.2, at.walk)
+    put(furniture.wall, 4.0, at.beyond, 50, 0.05)
+    put(furniture.bush, 14.0, at.beyond, 55)
+    put(furniture.hedge, 8.0, at.beyond, 50, 0.05)
+    return np.concatenate(placer.rows), placer.things
