@@ -25,6 +25,7 @@ LAW = {
     "compat": (("compat", "config"), ("torch", "safetensors")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib")),
+    "__main__": None,
     "cli": None,
     "predict": None,
     "check_geometry": None,
