@@ -103,10 +103,12 @@ def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str]
 
     ``to_class`` gives the class of each raw label. Raises DataError for a missing, short or unreadable file.
     """
-    points = _read_scan(resolve(record.scan, root, record.token), record.token)
+    scan = resolve(record.scan, root, record.token)
+    points = _read_scan(scan, record.token)
     labels = np.zeros(len(points), np.uint8)
     if label_file is not None:
-        labels = _read_labels(Path(root, label_file), record.token, len(points), to_class)
+        raw = _read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
+        labels = np.asarray(to_class, np.uint8)[raw]
     images = [_read_image(resolve(path, root, record.token), record.token) for path in record.images]
     return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels)
 
@@ -124,21 +126,21 @@ def _read_scan(path: Path, token: str) -> np.ndarray:
     return np.ascontiguousarray(points, np.float32)
 
 
-def _read_labels(path: Path, token: str, count: int, to_class: Sequence[int]) -> np.ndarray:
+def _read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"sample {token}: label file {path} is missing; unpack nuScenes-lidarseg into data.root")
     raw = np.fromfile(path, np.uint8)
-    if len(raw) != count:
+    if len(raw) != points:
         raise DataError(
-            f"sample {token}: {path} holds {len(raw)} labels for {count} LiDAR points; expected one byte a point, so "
-            "one of the two files is cut short or belongs to another scan: copy both again"
+            f"sample {token}: {path} holds {len(raw)} labels for the {points} points of {scan}; expected one byte a "
+            "point, so one of the two files is cut short or belongs to another scan: copy both again"
         )
-    if raw.max() >= len(to_class):
+    if raw.max() >= classes:
         raise DataError(
-            f"sample {token}: {path} holds label {raw.max()}; expected 0 to {len(to_class) - 1}, the raw classes of "
+            f"sample {token}: {path} holds label {raw.max()}; expected 0 to {classes - 1}, the raw classes of "
             "nuScenes-lidarseg under the configured data.label_map"
         )
-    return np.asarray(to_class, np.uint8)[raw]
+    return raw
 
 
 def _read_image(path: Path, token: str) -> np.ndarray:

@@ -19,6 +19,7 @@ GAP = 4
 _PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _SUBPIXEL = 4  # bits of fraction in the circle coordinates
 _FAR = 60.0  # metres: end of the distance colours
+_TURBO = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO))[:, 0]
 
 
 def class_colors(labels: np.ndarray) -> np.ndarray:
@@ -29,7 +30,7 @@ def class_colors(labels: np.ndarray) -> np.ndarray:
 def distance_colors(points: np.ndarray) -> np.ndarray:
     """(P, 3) metres, LiDAR frame, to (P, 3) uint8 BGR: red is near, blue is 60 m or more away."""
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _FAR, 0, 1)
-    return cv2.applyColorMap((near * 255).astype(np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
+    return _TURBO[(near * 255).astype(np.uint8)]
 
 
 def paint_points(

@@ -1,0 +1,93 @@
+"""Order of samples over epochs, ranks and workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import List
+
+import pytest
+import torch
+from tiny_nuscenes import write_tiny
+
+from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.types import Batch
+
+POINTS = (9, 8, 7, 6, 5, 4, 3)
+GRID = GridConfig(w=6, h=5, z=4)
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory) -> DataConfig:
+    return write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT", "CAM_BACK"))
+
+
+def epochs(cfg: DataConfig, count: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> List[List[Batch]]:
+    loader = make_loader(NuScenesDataset(cfg, GRID, "train", seed), cfg, rank, world_size, train=True, seed=seed)
+    out = []
+    for epoch in range(count):
+        loader.sampler.set_epoch(epoch)
+        out.append(list(loader))
+    return out
+
+
+def order(batches: List[Batch]) -> List[str]:
+    return [token for batch in batches for token in batch.tokens]
+
+
+def test_workers_change_nothing(cfg):
+    alone = epochs(cfg, 3)
+    for workers in (1, 2):
+        for ours, theirs in zip(alone, epochs(replace(cfg, workers=workers), 3)):
+            assert order(ours) == order(theirs)
+            assert all(torch.equal(a.images, b.images) for a, b in zip(ours, theirs))
+
+
+def test_epochs_and_seeds_differ_and_repeat(cfg):
+    first, second = epochs(cfg, 2)
+    again, _ = epochs(cfg, 2)
+    other = epochs(cfg, 1, seed=1)[0]
+    assert sorted(order(first)) == sorted(order(second)) == [f"sample{i}" for i in range(len(POINTS))]
+    assert order(first) == order(again)
+    assert order(first) != order(second)
+    assert order(first) != order(other)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again))
+
+
+def test_augmentation_is_drawn_anew_each_epoch(cfg):
+    data = NuScenesDataset(cfg, GRID, "train", 0)
+    data.set_epoch(0)
+    before = data[3].images
+    data.set_epoch(1)
+    assert not torch.equal(before, data[3].images)
+    assert not torch.equal(before, NuScenesDataset(cfg, GRID, "train", 1)[3].images)
+
+
+def test_an_epoch_left_early_does_not_leak_into_the_next(cfg):
+    busy = replace(cfg, workers=1)
+    loader = make_loader(NuScenesDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
+    loader.sampler.set_epoch(0)
+    next(iter(loader))
+    loader.sampler.set_epoch(1)
+    left, expected = list(loader), epochs(cfg, 2)[1]
+    assert order(left) == order(expected)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(left, expected))
+
+
+def test_ranks_share_each_global_batch(cfg):
+    whole = epochs(replace(cfg, batch_size=2), 1)[0]
+    parts = [epochs(cfg, 1, rank=rank, world_size=2)[0] for rank in range(2)]
+    assert [sorted(batch.tokens) for batch in whole] == [
+        sorted(a.tokens + b.tokens) for a, b in zip(parts[0], parts[1])
+    ]
+    assert len(parts[0]) == len(parts[1]) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_validation_sees_every_sample_once(cfg, world_size, batch_size):
+    one = replace(cfg, batch_size=batch_size)
+    data = NuScenesDataset(one, GRID, "val", 0)
+    loaders = [make_loader(data, one, rank, world_size, train=False, seed=0) for rank in range(world_size)]
+    seen = [token for loader in loaders for token in order(list(loader))]
+    assert sorted(seen) == sorted(data.tokens)
