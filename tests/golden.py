@@ -1,11 +1,11 @@
 """Compare this model with the reference's recorded numbers.
 
-    python tests/golden.py CASE_PREFIX CONFIG_JSON     one recorded case: forward, loss, gradients, four AdamW steps
-    python tests/golden.py keys MANIFEST_JSON CONFIG   names, shapes, frozen flags and deterministic initial values
+    python tests/golden.py CASE_PREFIX CONFIG_JSON    one case: forward, loss, gradients, four AdamW steps
+    python tests/golden.py keys MANIFEST_JSON CONFIG  names, shapes, frozen flags, deterministic initial values
 
-Prints one row a tensor (largest absolute error, relative to its standard deviation, tolerance) and exits 1 where one fails.
-Tolerances: forward 2e-5 absolute (relative where values exceed 1), loss 2e-6 relative, gradients 1e-3 relative L2, AdamW trajectory
-2e-3 relative, visible queries equal, argmax equal unless the two best logits are closer than 1e-5.
+Prints one row a tensor (max absolute error, relative to its standard deviation, tolerance); exits 1 where one fails.
+Tolerances: forward 2e-5 absolute (relative where values exceed 1), loss 2e-6 relative, gradients 1e-3 relative L2,
+AdamW trajectory 2e-3 relative, visible queries equal, argmax equal unless the two best logits are closer than 1e-5.
 """
 
 from __future__ import annotations
@@ -52,16 +52,19 @@ def model_config(numbers: Dict[str, Any]) -> ModelConfig:
     )
     pos = numbers["pos_dim"]
     if occupancy:
-        plane = dict(position_dims=(pos, pos), plane_heads=8, plane_points=numbers["self_attn_points"])
+        plane = {"position_dims": (pos, pos), "plane_heads": 8, "plane_points": numbers["self_attn_points"]}
     else:
         sweeps = set(numbers["num_points_in_pillar_cross_view"])
         if len(sweeps) != 1:
             raise ValueError(f"planes with different numbers of cross-view anchors {sweeps} are not supported")
-        plane = dict(
-            position_dims=tuple(pos), plane_heads=numbers["num_heads"], plane_points=numbers["hybrid_attn_points"],
-            plane_anchors=sweeps.pop(), plane_init_anchors=numbers["hybrid_attn_anchors"],
-            plane_init_mode=numbers["hybrid_attn_init"],
-        )  # fmt: skip
+        plane = {
+            "position_dims": tuple(pos),
+            "plane_heads": numbers["num_heads"],
+            "plane_points": numbers["hybrid_attn_points"],
+            "plane_anchors": sweeps.pop(),
+            "plane_init_anchors": numbers["hybrid_attn_anchors"],
+            "plane_init_mode": numbers["hybrid_attn_init"],
+        }
     return ModelConfig(
         grid=grid, backbone=backbone, view_attn="hw" if occupancy else "cross_view", num_classes=numbers["nbr_class"],
         num_cams=numbers["num_cams"], num_levels=numbers["num_levels"], dim=numbers["dim"], ffn_dim=numbers["ffn_dim"],
@@ -266,7 +269,8 @@ def check_gradients(case: Case, table: Table, loss: Tensor) -> None:
     frozen = {ours_by_reference[name] for name in case.meta["requires_grad_false"]}
     table.equal("frozen parameters", len(frozen ^ {n for n, p in parameters.items() if not p.requires_grad}))
     unused = {n for n, p in parameters.items() if p.requires_grad and p.grad is None}
-    table.equal("parameters without gradient", len(unused ^ {ours_by_reference[n] for n in case.meta["requires_grad_but_none"]}))
+    unused_there = {ours_by_reference[n] for n in case.meta["requires_grad_but_none"]}
+    table.equal("parameters without gradient", len(unused ^ unused_there))
     for name, norm in case.meta["grad_norm"].items():
         if norm is not None and name in ours_by_reference and parameters[ours_by_reference[name]].grad is not None:
             grad = parameters[ours_by_reference[name]].grad
@@ -374,7 +378,8 @@ def compare_keys(model: TPVFormer, entries: Dict[str, Any], manifest: Path) -> T
         stored = np.load(biases)
         ours_by_reference = {v: k for k, v in pairs.items()}
         for name in stored.files:
-            table.forward(f"init {name}", state[ours_by_reference[name]].numpy().reshape(stored[name].shape), stored[name])
+            ours = state[ours_by_reference[name]].numpy().reshape(stored[name].shape)
+            table.forward(f"init {name}", ours, stored[name])
     statistics = manifest.with_name(f"init_stats_{manifest.stem}.json")
     if statistics.exists():
         with open(statistics, encoding="utf-8") as file:

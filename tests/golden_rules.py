@@ -1,7 +1,7 @@
 """Deterministic weights for comparisons with the reference: every tensor follows from its name and shape.
 
-z is standard normal from PCG64 seeded with crc32 of the reference's name; each kind of tensor scales it so that activations
-stay of order one.
+z is standard normal from PCG64 seeded with crc32 of the reference's name; each kind of tensor scales it so that
+activations stay of order one.
 """
 
 from __future__ import annotations

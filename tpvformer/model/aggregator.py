@@ -1,8 +1,8 @@
 """Planes -> semantics: the feature of a place is the sum of its three plane features, decoded by a small perceptron.
 
 Legend: B batch, Q plane cells, C channels, D decoder width, K classes, X, Y, Z voxels, P points, M chosen voxels.
-Exact rewrites used here: the first linear layer is applied to the planes instead of the voxels (it commutes with sums and
-with bilinear sampling), and the last two linear layers, which have nothing between them, are one matrix.
+Exact rewrites used here: the first linear layer is applied to the planes instead of the voxels (it commutes with sums
+and with bilinear sampling), and the last two linear layers, which have nothing between them, are one matrix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class TPVAggregator(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.decoder = nn.Sequential(nn.Linear(cfg.dim, cfg.decoder_dim), nn.Softplus(), nn.Linear(cfg.decoder_dim, cfg.dim))
+        self.decoder = nn.Sequential(
+            nn.Linear(cfg.dim, cfg.decoder_dim), nn.Softplus(), nn.Linear(cfg.decoder_dim, cfg.dim)
+        )
         self.classifier = nn.Linear(cfg.dim, cfg.num_classes)
 
     def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -64,14 +66,15 @@ class TPVAggregator(nn.Module):
     def at_points(self, maps: Sequence[Tensor], points: Tensor) -> Tensor:
         """Logits (B,K,P) at grid positions (B,P,3), x, y, z in voxels.
 
-        Index i is sampled at i / n of the plane, half a cell towards the origin of voxel i, as the published model does.
+        Index i is sampled at i / n of the plane, half a cell towards the origin of voxel i: the published model's way.
         """
         cells = torch.tensor(self.cfg.grid.voxels, dtype=points.dtype, device=points.device)
         x, y, z = (points / cells * 2 - 1).unbind(-1)
         hidden = torch.zeros((), device=points.device)
         for m, (u, v) in zip(maps, ((x, y), (y, z), (z, x))):
             grid = torch.stack([u, v], -1)[:, None]  # (B,1,P,2)
-            hidden = hidden + F.grid_sample(m, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, :, 0]
+            sampled = F.grid_sample(m, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            hidden = hidden + sampled[:, :, 0]
         return self._decode(hidden.transpose(1, 2)).transpose(1, 2)
 
     def dense(self, maps: Sequence[Tensor]) -> Tensor:
@@ -92,9 +95,7 @@ class TPVAggregator(nn.Module):
             slabs.append(checkpoint(decode, *part, use_reentrant=False) if recompute else decode(*part))
         return torch.cat(slabs, 1).permute(0, 4, 1, 2, 3)
 
-    def forward(
-        self, x: Tensor, points: Optional[Tensor], voxels: Optional[Tensor]
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward(self, x: Tensor, points: Optional[Tensor], voxels: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Plane features (B,Q,C) -> (voxel logits, point logits); ``voxels`` chooses the sparse head."""
         maps = self.plane_maps(x)
         voxel_logits = self.dense(maps) if voxels is None else self.at_voxels(maps, voxels)

@@ -30,7 +30,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ModulatedDeformConv3x3(nn.Module):
-    """3x3 DCNv2 that predicts its own offsets and mask: ``conv_offset`` gives 18 offsets (dy,dx a tap) and 9 mask logits."""
+    """3x3 DCNv2 that predicts its own 18 offsets (dy,dx a tap) and 9 mask logits by ``conv_offset``."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

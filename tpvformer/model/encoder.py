@@ -77,7 +77,7 @@ class FFN(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """View attention, then (in "self_cross" layers) image cross-attention, then FFN; post-norm, norms shared by the planes."""
+    """View attention, image cross-attention (in "self_cross" layers), FFN; post-norm, norms shared by the planes."""
 
     def __init__(self, cfg: ModelConfig, kind: str) -> None:
         super().__init__()
@@ -126,7 +126,8 @@ class TPVEncoder(nn.Module):
         attention = {"cross_view": CrossViewAttention, "hw": HWAttention}[cfg.view_attn]
         self.register_buffer("plane_anchors", attention.geometry(cfg), persistent=False)
         for plane, name in enumerate(PLANES):
-            self.register_buffer(f"pillar_{name}", pillar_points(grid, plane, cfg.pillar_anchors[plane]), persistent=False)
+            points = pillar_points(grid, plane, cfg.pillar_anchors[plane])
+            self.register_buffer(f"pillar_{name}", points, persistent=False)
 
     def tokens(self, features: Sequence[Tensor]) -> Tuple[Tensor, LevelShapes]:
         """Feature maps (B,N,C,h_l,w_l) -> tokens (B,N,S,C) with camera and level embeddings, and the level shapes."""

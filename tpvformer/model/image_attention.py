@@ -1,4 +1,4 @@
-"""Image cross-attention: a plane's queries read the camera features around their projected pillar (TPVFormer, section 3.3).
+"""Image cross-attention: queries read camera features around their projected pillars (TPVFormer, section 3.3).
 
 Legend: B batch, N cameras, S image tokens of all levels, Q queries, A_i anchors and P_i points a level of plane i.
 """
@@ -37,7 +37,8 @@ class ImageCrossAttention(nn.Module):
         cfg = self.cfg
         for plane in range(3):
             points, anchors = cfg.image_points[plane], cfg.pillar_anchors[plane]
-            init.constant_linear(self.offsets[plane], init.image_offsets(cfg.image_heads, cfg.num_levels, points, anchors))
+            bias = init.image_offsets(cfg.image_heads, cfg.num_levels, points, anchors)
+            init.constant_linear(self.offsets[plane], bias)
             init.constant_linear(self.logits[plane], 0.0)
         init.projection_linear(self.value)
         init.projection_linear(self.output)

@@ -20,7 +20,7 @@ def circle(heads: int, square: bool) -> Tensor:
 
 
 def _directions_3d(heads: int, mode: int) -> Tensor:
-    """One 3-D direction a head, (heads, 3). Mode 0: rings of four around +z; mode 1 (six heads): the signed axes z, y, x."""
+    """One 3-D direction a head, (heads, 3). Mode 0: rings of four around +z; mode 1, six heads: signed z, y, x."""
     if mode == 0:
         rings = -(-heads // 4)  # fewer than four heads share one ring
         j = torch.arange(heads, dtype=torch.float32)

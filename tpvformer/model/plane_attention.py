@@ -36,10 +36,10 @@ class CrossViewAttention(nn.Module):
     def reset_parameters(self) -> None:
         cfg = self.cfg
         for plane in range(3):
-            init.constant_linear(
-                self.offsets[plane],
-                init.cross_view_offsets(plane, cfg.plane_heads, cfg.plane_points, cfg.plane_init_anchors, cfg.plane_init_mode),
+            bias = init.cross_view_offsets(
+                plane, cfg.plane_heads, cfg.plane_points, cfg.plane_init_anchors, cfg.plane_init_mode
             )
+            init.constant_linear(self.offsets[plane], bias)
             level_bias = torch.zeros(cfg.plane_heads, 3, cfg.plane_points + 1)
             level_bias[:, plane, -1] = cfg.plane_own_logit
             init.constant_linear(self.logits[plane], level_bias.flatten())

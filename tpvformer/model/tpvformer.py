@@ -16,7 +16,7 @@ from .neck import FPN
 
 
 class Prediction(NamedTuple):
-    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None when no points were given."""
+    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points."""
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]

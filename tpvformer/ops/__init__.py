@@ -1,4 +1,4 @@
-"""The operations that TPVFormer spends its time in, one function each, served by the best backend for the tensor's device.
+"""The operations that TPVFormer spends its time in, one function each, served by the best backend for the device.
 
 Sampling convention everywhere: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
 
@@ -45,9 +45,8 @@ def _forced() -> Optional[str]:
 
 
 def _attention_backend(value: Tensor, cameras: int = 1) -> ModuleType:
-    if _forced() != "reference" and value.device.type == "cpu" and value.dtype == torch.float32 and cameras <= MAX_CAMERAS:
-        return _numba()
-    return reference
+    suits = value.device.type == "cpu" and value.dtype == torch.float32 and cameras <= MAX_CAMERAS
+    return _numba() if suits and _forced() != "reference" else reference
 
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -64,8 +63,8 @@ def cross_view_attention(
 ) -> Tensor:
     """Each query samples around its own anchors on every level: the planes read each other.
 
-    value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample; offsets (B,Q,heads,L,P,2) in pixels
-    of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
+    value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample; offsets (B,Q,heads,L,P,2) in
+    pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
     """
     return _attention_backend(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
 
@@ -97,8 +96,9 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """DCNv2: a convolution whose taps are moved by ``offset`` and scaled by ``mask``.
 
-    x (N,C,H,W); offset (N,deform_groups*taps*2,ho,wo) as (dy,dx) pairs, taps row-major; mask (N,deform_groups*taps,ho,wo)
-    already in [0,1]; weight (O,C/groups,kh,kw), its type is the product's. Returns (N,O,ho,wo).
+    x (N,C,H,W); offset (N,deform_groups*taps*2,ho,wo) as (dy,dx) pairs, taps row-major; mask
+    (N,deform_groups*taps,ho,wo) already in [0,1]; weight (O,C/groups,kh,kw), its type is the product's.
+    Returns (N,O,ho,wo).
     """
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
     if on_cpu and _forced() != "reference" and _numba() is not reference:
@@ -106,4 +106,6 @@ def modulated_deform_conv2d(
 
         if numba_dcn.supports(x.shape[1], groups, deform_groups):
             return numba_dcn.modulated_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
-    return reference.modulated_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+    return reference.modulated_deform_conv2d(
+        x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
+    )

@@ -2,10 +2,10 @@
 
 One pair of kernels serves every attention of the model. It reads value (B,N,S,H,D) at
 
-    pixel = anchor * (w,h) - 0.5 + offset,   anchor (Ba,N,Q,La,A,2), offset (B,Q,H,L,P,2) in pixels, p uses anchor p // (P/A)
+    pixel = anchor * (w,h) - 0.5 + offset,   anchor (Ba,N,Q,La,A,2), offset (B,Q,H,L,P,2), p uses anchor p // (P/A)
 
-for every camera n whose bit is set in ``bits`` (B,Q), and scales by ``scale`` (B,Q). Ba and La are 1 where samples or levels
-share the anchors. In the backward pass a task owns one (sample, head, level), hence its slice of every gradient.
+for every camera n whose bit is set in ``bits`` (B,Q), and scales by ``scale`` (B,Q). Ba and La are 1 where samples or
+levels share the anchors. In the backward pass a task owns one (sample, head, level), hence its slice of every gradient.
 Kernels are compiled once and cached on disk. float32 only; the caller falls back to the reference otherwise.
 """
 
@@ -22,7 +22,9 @@ from torch import Tensor
 from .numba_simd import lanes, vadd_at, vdot, vfma, vload, vscale, vstore, vzero
 from .reference import LevelShapes
 
-_OPTIONS: Any = dict(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+# fastmath without the flags that assume away NaN and infinity
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_OPTIONS: Any = {"parallel": True, "cache": True, "fastmath": _FAST, "error_model": "numpy"}
 _F = np.float32
 QUERY_BLOCK = 64  # queries a task of the forward pass
 

@@ -1,8 +1,8 @@
 """Modulated deformable convolution on the CPU: a Numba column kernel around a matrix product.
 
-Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) as (dy,dx), mask (N,ho,wo,taps), column (N*ho*wo, taps*C). Only x, offset,
-mask and weight are kept for the backward pass, which builds the column again. The product runs in the weight's type (bf16
-under autocast), everything geometric in float32. One group, one deformable group, channels a multiple of 16.
+Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) as (dy,dx), mask (N,ho,wo,taps), column (N*ho*wo, taps*C). Only x,
+offset, mask and weight are kept for the backward pass, which builds the column again. The product runs in the weight's
+type (bf16 under autocast), everything geometric in float32. One group, one deformable group, channels a multiple of 16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .numba_simd import lanes, vadd_at, vdot, vfma, vload, vscale, vstore, vzero
 
-_OPTIONS: Any = dict(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+# fastmath without the flags that assume away NaN and infinity
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_OPTIONS: Any = {"parallel": True, "cache": True, "fastmath": _FAST, "error_model": "numpy"}
 _F = np.float32
 LANES = 16
 

@@ -1,7 +1,7 @@
 """Float vectors for Numba kernels, one lane a channel: LLVM vectors of exactly the head's width, no compiler needed.
 
-A kernel takes ``lanes(D)``, a tuple of D zeros: its *type* carries the width, so Numba specialises (and caches on disk) one
-kernel a head width, and every width works. Loads and stores address flat float32 arrays.
+A kernel takes ``lanes(D)``, a tuple of D zeros: its *type* carries the width, so Numba specialises (and caches on disk)
+one kernel a head width, and every width works. Loads and stores address flat float32 arrays.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def modulated_deform_conv2d(
     taps = kh * kw
     ho, wo = offset.shape[2:]
     geometry = offset.dtype if offset.dtype == torch.float64 else torch.float32
-    shifts = offset.to(geometry).view(n, deform_groups, taps, 2, ho, wo).permute(0, 1, 4, 5, 2, 3)  # (N,G,ho,wo,taps,yx)
+    # to (N, G, ho, wo, taps) with a last axis yx for the shifts
+    shifts = offset.to(geometry).view(n, deform_groups, taps, 2, ho, wo).permute(0, 1, 4, 5, 2, 3)
     scale = mask.to(geometry).view(n, deform_groups, taps, ho, wo).permute(0, 1, 3, 4, 2)
 
     tap = torch.arange(taps, device=x.device)

@@ -1,0 +1,182 @@
+"""The model's promises: any batch, any grid, sparse and dense heads agree, geometry by sample."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from rig import ring_of_cameras
+from torch import Tensor
+
+from tpvformer.config import BackboneConfig, ConfigError, GridConfig, ModelConfig
+from tpvformer.model import TPVFormer
+from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
+
+SIZE = (64, 96)
+CROSS = ModelConfig(
+    grid=GridConfig(w=18, h=14, z=5), backbone=BackboneConfig(blocks=(1, 1, 1, 1), base_width=16, bn3_init=0.2),
+    dim=16, position_dims=(6, 6, 4), ffn_dim=32, decoder_dim=32, image_heads=2, plane_heads=4,
+    layers=("self_cross", "self"), pillar_anchors=(2, 4, 4), image_points=(4, 8, 8), plane_points=8, plane_anchors=4,
+    plane_init_anchors=4,
+)  # fmt: skip
+HW = dataclasses.replace(
+    CROSS, view_attn="hw", position_dims=(8, 8), plane_points=4, num_classes=18, layers=("self_cross",)
+)
+
+
+def build(cfg: ModelConfig) -> TPVFormer:
+    """A model whose attention really moves: fresh offsets and weights are constants."""
+    torch.manual_seed(0)
+    model = TPVFormer(cfg).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "offsets" in name or "logits" in name or "conv_offset" in name:
+                p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def inputs(batch: int, cameras: int = 6) -> "tuple[Tensor, Tensor, Tensor]":
+    generator = torch.Generator().manual_seed(batch)
+    images = torch.randn(batch, cameras, 3, *SIZE, generator=generator) * 40
+    rigs = torch.stack([ring_of_cameras(*SIZE, turn=0.15 * i)[:cameras] for i in range(batch)])
+    return images, rigs, torch.rand(batch, 9, 3, generator=generator) * torch.tensor([17.0, 13.0, 4.0])
+
+
+@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+def test_a_batch_equals_its_samples(cfg: ModelConfig) -> None:
+    """Two samples with different calibrations: forward and gradients as from two batches of one."""
+    model = build(cfg)
+    images, rigs, points = inputs(2)
+
+    def gradients(parts: "list[slice]") -> "tuple[Tensor, Tensor, list[Tensor]]":
+        model.zero_grad()
+        voxels, logits = [], []
+        for part in parts:
+            out = model(images[part], rigs[part], points[part])
+            (out.voxel_logits.square().sum() + out.point_logits.square().sum()).backward()
+            voxels.append(out.voxel_logits.detach())
+            logits.append(out.point_logits.detach())
+        return torch.cat(voxels), torch.cat(logits), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    together, apart = gradients([slice(0, 2)]), gradients([slice(0, 1), slice(1, 2)])
+    torch.testing.assert_close(together[0], apart[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1], apart[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0][0], together[0][1], atol=1e-3)
+    for a, b in zip(together[2], apart[2]):
+        assert (a - b).norm() <= 1e-5 * (1 + b.norm())
+
+
+@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+def test_sparse_and_dense_heads_agree(cfg: ModelConfig) -> None:
+    model = build(cfg)
+    images, rigs, points = inputs(2)
+    everywhere = torch.stack(torch.meshgrid(*(torch.arange(n) for n in cfg.grid.voxels), indexing="ij"), -1)
+    chosen = everywhere.view(1, -1, 3).expand(2, -1, -1)
+    dense = model(images, rigs, points).voxel_logits
+    assert dense.shape == (2, cfg.num_classes, 18, 14, 5)
+    sparse = model(images, rigs, points, voxels=chosen).voxel_logits
+    torch.testing.assert_close(sparse, dense.flatten(2), atol=1e-5, rtol=1e-5)
+
+
+def test_dense_head_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slab by slab with recomputation gives the same logits and gradients."""
+    model = build(CROSS)
+    images, rigs, points = inputs(1)
+    results = []
+    for rows in (1 << 20, 100):
+        monkeypatch.setattr("tpvformer.model.aggregator.DENSE_ROWS", rows)
+        model.zero_grad()
+        logits = model(images, rigs).voxel_logits
+        logits.square().sum().backward()
+        results.append((logits.detach(), model.aggregator.decoder[0].weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-5)
+
+
+def test_ragged_points_and_arguments_left_alone() -> None:
+    model = build(CROSS)
+    images, rigs, points = inputs(2)
+    before = points.clone()
+    lengths = torch.tensor([9, 4])
+    ragged = model(images, rigs, points, lengths).point_logits
+    full = model(images, rigs, points).point_logits
+    assert torch.equal(points, before)
+    assert (ragged[1, :, 4:] == 0).all()
+    assert torch.equal(ragged[1, :, :4], full[1, :, :4])
+    assert torch.equal(ragged[0], full[0])
+
+
+def test_fewer_cameras_and_no_points() -> None:
+    model = build(CROSS)
+    images, rigs, _ = inputs(1, cameras=2)
+    out = model(images, rigs)
+    assert out.point_logits is None
+    assert torch.isfinite(out.voxel_logits).all()
+
+
+def test_plane_upsampling_changes_the_output_grid_only() -> None:
+    model = build(CROSS)
+    wide = build(dataclasses.replace(CROSS, grid=dataclasses.replace(CROSS.grid, scale_w=2, scale_h=3, scale_z=2)))
+    wide.load_state_dict(model.state_dict())
+    images, rigs, points = inputs(1)
+    scale = torch.tensor([2.0, 3.0, 2.0])
+    assert wide(images, rigs).voxel_logits.shape[2:] == (36, 42, 10)
+    planes = torch.randn(1, CROSS.grid.num_queries, CROSS.dim)
+    maps = wide.aggregator.plane_maps(planes)
+    assert [tuple(m.shape[2:]) for m in maps] == [(42, 36), (10, 42), (36, 10)]
+    assert wide(images, rigs, points * scale).point_logits.shape == (1, 17, 9)
+
+
+def test_wrong_arguments_say_what_was_expected() -> None:
+    model = build(CROSS)
+    images, rigs, points = inputs(1)
+    with pytest.raises(ValueError, match=r"expected \(batch, cameras, 3, height, width\)"):
+        model(images[0], rigs, points)
+    with pytest.raises(ValueError, match="lidar2img has shape"):
+        model(images, rigs[:, :3], points)
+    with pytest.raises(ValueError, match="points have shape"):
+        model(images, rigs, points[..., :2])
+    with pytest.raises(ConfigError, match="add up to dim"):
+        dataclasses.replace(CROSS, position_dims=(6, 6, 6))
+
+
+def test_geometry_has_its_axes_in_place() -> None:
+    """On a grid with three different sides: the cell (row 2, column 3) of every plane."""
+    grid = GridConfig(w=7, h=5, z=4)
+    cells = (grid.w, grid.h, grid.z)
+    start = 0
+    cross = cross_view_points(grid, 3)
+    for plane, (row, col) in enumerate(PLANE_AXES):
+        cell = 2 * cells[col] + 3
+        point = pillar_points(grid, plane, 6)[cell]
+        across = 3 - row - col
+        assert torch.allclose(point[:, row], torch.tensor(2.5 / cells[row]))
+        assert torch.allclose(point[:, col], torch.tensor(3.5 / cells[col]))
+        extent = grid.extent[across]
+        assert torch.allclose(point[[0, -1], across], torch.tensor([0.5 / extent, 1 - 0.5 / extent]))
+        own = cross[start + cell, plane]
+        assert torch.allclose(own, torch.tensor([3.5 / cells[col], 2.5 / cells[row]]).expand(3, 2))
+        start += grid.plane_sizes[plane]
+
+
+def test_frozen_batch_norm_stays() -> None:
+    model = TPVFormer(CROSS).train()
+    before = model.backbone.layer2[0].bn1.running_mean.clone()
+    images, rigs, _ = inputs(1)
+    model(images, rigs)
+    assert torch.equal(model.backbone.layer2[0].bn1.running_mean, before)
+    learning = TPVFormer(dataclasses.replace(CROSS, backbone=dataclasses.replace(CROSS.backbone, norm="batch"))).train()
+    learning(images, rigs)
+    assert not torch.equal(learning.backbone.layer2[0].bn1.running_mean, before)
+    assert torch.equal(learning.backbone.layer1[0].bn1.running_mean, torch.zeros(16)), "stage 1 is frozen"
+
+
+def test_image_autocast_keeps_geometry_in_fp32() -> None:
+    model = build(CROSS)
+    images, rigs, points = inputs(1)
+    exact = model(images, rigs, points)
+    model.image_autocast = torch.bfloat16
+    close = model(images, rigs, points)
+    assert close.point_logits.dtype == torch.float32
+    error = (close.point_logits - exact.point_logits).abs().max()
+    assert 0 < error < 0.15 * exact.point_logits.std() + 0.05
