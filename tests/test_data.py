@@ -87,8 +87,8 @@ def test_votes_of_noise_and_ties():
 
 @pytest.mark.parametrize("case", cases("photo"))
 def test_photometric(case):
-    script = Script(FACTS[case]["draws"])
-    out = photometric(ARRAYS["pipe/raw_u8"][1], script)  # type: ignore[arg-type]
+    script: Any = Script(FACTS[case]["draws"])
+    out = photometric(ARRAYS["pipe/raw_u8"][1], script)
     assert out.dtype == np.float32
     assert not script.left
     np.testing.assert_allclose(out[::2, ::3], ARRAYS[case], atol=1e-4)
@@ -105,8 +105,8 @@ def test_validation_pipeline(case, scale, atol):
 @pytest.mark.parametrize("case", cases("gridmask"))
 def test_grid_mask(case):
     height, width = FACTS[case]["shape"]
-    script = Script(FACTS[case]["draws"])
-    keep = grid_mask(height, width, script)  # type: ignore[arg-type]
+    script: Any = Script(FACTS[case]["draws"])
+    keep = grid_mask(height, width, script)
     assert not script.left
     expected = np.unpackbits(ARRAYS[case])[: height * width].reshape(height, width).astype(bool)
     assert np.array_equal(np.ones_like(expected) if keep is None else keep, expected)

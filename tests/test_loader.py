@@ -8,9 +8,10 @@ from typing import List
 import pytest
 import torch
 from tiny_nuscenes import write_tiny
+from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
 from tpvformer.data.types import Batch
 
 POINTS = (9, 8, 7, 6, 5, 4, 3)
@@ -22,11 +23,16 @@ def cfg(tmp_path_factory) -> DataConfig:
     return write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT", "CAM_BACK"))
 
 
+def begin(loader: DataLoader, epoch: int) -> None:
+    assert isinstance(loader.sampler, TrainSampler)
+    loader.sampler.set_epoch(epoch)
+
+
 def epochs(cfg: DataConfig, count: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> List[List[Batch]]:
     loader = make_loader(NuScenesDataset(cfg, GRID, "train", seed), cfg, rank, world_size, train=True, seed=seed)
     out = []
     for epoch in range(count):
-        loader.sampler.set_epoch(epoch)
+        begin(loader, epoch)
         out.append(list(loader))
     return out
 
@@ -66,9 +72,9 @@ def test_augmentation_is_drawn_anew_each_epoch(cfg):
 def test_an_epoch_left_early_does_not_leak_into_the_next(cfg):
     busy = replace(cfg, workers=1)
     loader = make_loader(NuScenesDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
-    loader.sampler.set_epoch(0)
+    begin(loader, 0)
     next(iter(loader))
-    loader.sampler.set_epoch(1)
+    begin(loader, 1)
     left, expected = list(loader), epochs(cfg, 2)[1]
     assert order(left) == order(expected)
     assert all(torch.equal(a.images, b.images) for a, b in zip(left, expected))

@@ -66,7 +66,9 @@ def test_check_geometry_counts_and_paints(tmp_path, capsys, expected):
     for name, count in expected["points_in_image"].items():
         assert f"{name:<16} {count:>6} points" in printed
     assert f"any camera {expected['seen_by_any']}, by two or more {expected['seen_by_two_or_more']}" in printed
-    assert cv2.imread(str(out)).shape == (724, 1928, 3)
+    picture = cv2.imread(str(out))
+    assert picture is not None
+    assert picture.shape == (724, 1928, 3)
 
 
 def test_sample_is_ready_for_the_model(dataset):

@@ -123,7 +123,8 @@ def collate(samples: Sequence[Sample], ignore_label: int) -> Batch:
             )
     return Batch(
         tokens=[s.token for s in samples],
-        images=torch.stack([s.images for s in samples]),
+        # 100 MB a sample at full size: a batch of one is a view of it, not a copy.
+        images=torch.stack([s.images for s in samples]) if len(samples) > 1 else samples[0].images[None],
         lidar2img=torch.stack([s.lidar2img for s in samples]),
         grid_index=_pad([s.grid_index for s in samples], 0),
         point_labels=_pad([s.point_labels for s in samples], ignore_label),
