@@ -19,11 +19,11 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import cv2
 import numpy as np
 
-from ..config import ConfigError
-from .street import rig
-from .street.drive import VERSION, SceneRecord, Task, record_scene
-from .street.infos import frame_info
-from .street.tables import CHANNELS, Tokens, constant_tables, scene_tables
+from tpvformer.config import ConfigError
+from tpvformer.data.street import rig
+from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
+from tpvformer.data.street.infos import frame_info
+from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 
 GENERATOR = 1  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"

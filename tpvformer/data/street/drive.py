@@ -89,7 +89,9 @@ class Ride:
         return self.offset[0] + co * x - si * y, self.offset[1] + si * x + co * y
 
 
-def _start_ride(rng: np.random.Generator, frames: int) -> Ride:
+def start_ride(seed: int, index: int, frames: int) -> Ride:
+    """The street of scene number ``index`` and the way through it; the same for the same numbers."""
+    rng = np.random.default_rng([seed, index])
     speed = rng.uniform(5.0, 11.0)
     street = build_street(rng, speed * (frames - 1) * rig.KEYFRAME_MICROSECONDS * 1e-6)
     sway = (rng.uniform(0, 0.006), rng.uniform(0, 0.006), rng.uniform(1, 4), rng.uniform(1, 4))
@@ -105,8 +107,8 @@ def scene_clock(index: int) -> Tuple[int, str, str]:
 
 def record_scene(task: Task) -> SceneRecord:
     """Render every key frame of a scene and write its images, sweeps and labels. Raises OSError if the disk refuses."""
-    rng = np.random.default_rng([task.seed, task.index])
-    ride = _start_ride(rng, task.frames)
+    ride = start_ride(task.seed, task.index, task.frames)
+    rng = np.random.default_rng([task.seed, task.index, 1])
     shadows = cast_shadows(ride.street)
     sensors = rig.sensor_poses()
     start, logfile, date = scene_clock(task.index)

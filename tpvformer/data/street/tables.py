@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Dict, List, Sequence, Tuple
 
-from ...labels import RAW_NAMES
+from tpvformer.labels import RAW_NAMES
+
 from . import rig
 from .builder import ATTRIBUTES
 from .drive import VERSION, SceneRecord
