@@ -92,7 +92,7 @@ def check_geometry(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--py_config", help="configuration file whose data section is used")
+    parser.add_argument("--py-config", "--py_config", help="configuration file whose data section is used")
     parser.add_argument("--infos", help="info pickle (instead of the configuration's)")
     parser.add_argument("--root", help="folder that holds samples/, or the files themselves")
     parser.add_argument("--version", help="name of the table folder below the root")
