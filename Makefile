@@ -1,0 +1,56 @@
+# Everything starts here and may be repeated: what is there already is not done again.
+#   make demo   environment, synthetic drive, training, scores and a picture (minutes on two CPU cores)
+#   make test   environment, lint, types, test suite
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN = $(abspath $(VENV))/bin
+READY = $(VENV)/.installed
+
+DEMO_DATA = data/demo
+DEMO_RUN = output/demo
+DEMO_PICTURE = out/demo.png
+
+.PHONY: help env demo test lint types unit clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,3s/^#   //p' Makefile
+
+env: $(READY)
+
+$(READY): pyproject.toml
+	@echo "== environment: $(VENV) ($(TORCH), then this package and its tools; a minute or two)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "make: $(PYTHON) cannot create $(VENV); on Debian: apt install python3-venv" >&2; rm -rf $(VENV); exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: env
+	@echo "== synthetic drive: $(DEMO_DATA)"
+	@$(BIN)/tpvformer synth --out $(DEMO_DATA) --scenes 880 --frames 1 --size 288x160 --seed 1
+	@echo "== training from random weights: $(DEMO_RUN)"
+	@PATH="$(BIN):$$PATH" bash test/train_1p.sh --py_config=config/demo.py --work_dir=$(DEMO_RUN)
+	@echo "== controls: cameras exchanged, a constant answer, colour without a network"
+	@$(BIN)/tpvformer eval --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --permute-cameras
+	@echo "== a frame that training never saw: $(DEMO_PICTURE)"
+	@$(BIN)/tpvformer picture --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --out $(DEMO_PICTURE)
+
+test: lint types unit
+
+lint: env
+	@echo "== lint (ruff)"
+	@$(BIN)/ruff check --quiet .
+
+types: env
+	@echo "== types (ty)"
+	@$(BIN)/ty check --quiet --python $(VENV)
+
+unit: env
+	@echo "== tests (pytest)"
+	@$(BIN)/python -m pytest
+
+clean:
+	@echo "== removing $(VENV), $(DEMO_DATA), $(DEMO_RUN) and $(DEMO_PICTURE)"
+	@rm -rf $(VENV) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE)
