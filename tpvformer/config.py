@@ -19,6 +19,12 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what, where, and what was expected."""
 
 
+def _at_least(section: str, **fields: Tuple[int, int]) -> None:
+    for name, (value, least) in fields.items():
+        if value < least:
+            raise ConfigError(f"{section}.{name} is {value}; expected {least} or more")
+
+
 @dataclass(frozen=True)
 class GridConfig:
     """The three planes. ``w``, ``h``, ``z`` count cells along LiDAR x, y and z."""
@@ -129,7 +135,10 @@ class ModelConfig:
             self.view_attn == "hw" or self.plane_points % self.plane_anchors == 0,
             f"plane_points {self.plane_points} must be a multiple of plane_anchors {self.plane_anchors}",
         )
-        need(self.backbone.norm in ("frozen", "batch"), f"backbone.norm is {self.backbone.norm!r}; expected 'frozen' or 'batch'")
+        need(
+            self.backbone.norm in ("frozen", "batch"),
+            f"backbone.norm is {self.backbone.norm!r}; expected 'frozen' or 'batch'",
+        )
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,9 @@ class DataConfig:
     grid_mask: bool = True
     batch_size: int = 1  # a rank
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("data", batch_size=(self.batch_size, 1), workers=(self.workers, 0))
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,7 @@ class TrainConfig:
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
 
     def __post_init__(self) -> None:
+        _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from dataclasses import dataclass
 
@@ -81,4 +82,6 @@ def wrap(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     if world.size == 1:
         return model
     ids = None if device.type == "cpu" else [device.index]
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=False)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False, **{exchange: False})

@@ -111,7 +111,7 @@ class StepClock:
         """True while the last step is running that is left out at the start."""
         return len(self._all) + 1 == self._warmup
 
-    def result(self) -> Tuple[Optional[float], int]:
-        """(mean seconds a step, how many steps it is of); (None, 0) if there was no step."""
+    def result(self) -> Tuple[Optional[float], int, int]:
+        """(mean seconds a step or None, how many steps that is the mean of, how many there were)."""
         laps = self._measured or self._all
-        return (math.fsum(laps) / len(laps), len(laps)) if laps else (None, 0)
+        return (math.fsum(laps) / len(laps) if laps else None), len(laps), len(self._all)

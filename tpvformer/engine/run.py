@@ -51,7 +51,7 @@ def train(
         start_from(run, resume_from)
         result = fit(run)
         outcome = summary.summarise(
-            config, world, place, run.progress, run.clock, run.losses.last, result, time.perf_counter() - began
+            config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
         )
         if world.is_main:
             summary.write(work_dir, outcome)
@@ -98,7 +98,8 @@ def enter(device: str) -> Tuple[World, torch.device, List[str]]:
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
-    model = TPVFormer(config.model).to(device)
+    # the model's convolutions run in this layout, and gradients are exchanged in that of the weights
+    model = TPVFormer(config.model).to(device, memory_format=torch.channels_last)
     model.image_autocast = image_dtype(device, config.train.precision)
     return model
 
@@ -124,7 +125,8 @@ def build(
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
         )
-    steps = max_steps or len(train_loader) // config.train.accumulate * config.train.epochs
+    steps = len(train_loader) // config.train.accumulate * config.train.epochs
+    steps = steps if max_steps is None else min(steps, max_steps)
     model = build_model(config, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")

@@ -16,7 +16,7 @@ from .checkpoint import Progress
 from .device import device_name, peak_memory_mib
 from .distributed import World
 from .evaluate import Evaluation
-from .log import finite
+from .log import RunLog, finite
 from .meters import StepClock
 
 SUMMARY = "summary.json"
@@ -35,16 +35,18 @@ def summarise(
     clock: StepClock,
     final_loss: Optional[float],
     evaluation: Optional[Evaluation],
+    log: RunLog,
     duration: float,
 ) -> Dict[str, Any]:
     """Everything worth quoting. Times and loss are None if this run trained no step, scores if it evaluated nothing.
 
     ``samples_per_s`` is the global batch (batch size x accumulation x processes) over the mean measured step.
     """
-    step, measured = clock.result()
+    step, measured, steps = clock.result()
     batch = config.data.batch_size * config.train.accumulate * world.size
     return {
         "config": config.name,
+        "run": None if log.path is None else log.path.stem,
         "device": device.type,
         "device_name": device_name(device),
         "torch": torch.__version__,
@@ -56,6 +58,7 @@ def summarise(
         "global_batch": batch,
         "epochs": progress.epoch,
         "global_iter": progress.global_iter,
+        "steps": steps,
         "measured_steps": measured,
         "step_time_ms": None if step is None else step * 1e3,
         "samples_per_s": None if step is None else batch / step,

@@ -1,0 +1,103 @@
+# Shared by train_1p.sh and train_8p.sh: read the flags, start the processes, report. Sourced, not run.
+
+usage() {
+    cat <<EOF
+Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--work_dir=DIR] [-h]
+
+Trains FILE with $1 process(es), one a card, or on the processor where there are no $1 cards.
+  --py_config=FILE    configuration, ours or the reference's; relative to here or to the repository
+  --performance=1     measure speed only: $PERFORMANCE_STEPS steps, no evaluation, no checkpoints; the learning rate
+                      follows the whole training's schedule (default 0: train to the end and evaluate)
+  --work_dir=DIR      where everything is written (default: output/train_$1p/<config> in the repository);
+                      an unfinished training found there is continued
+Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
+EOF
+}
+
+PERFORMANCE_STEPS=100
+
+refuse() {
+    echo "$(basename "$0"): $1 (-h shows the flags)" >&2
+    exit 2
+}
+
+# launch CARDS FLAG...
+launch() {
+    local cards=$1 flag py_config="" work_dir="" performance=0 root python started status
+    shift
+    for flag in "$@"; do
+        case "$flag" in
+            --py_config=?*) py_config=${flag#*=} ;;
+            --work_dir=?*) work_dir=${flag#*=} ;;
+            --performance=0 | --performance=1) performance=${flag#*=} ;;
+            --performance=*) refuse "--performance is '${flag#*=}'; expected 0 or 1" ;;
+            -h | --help) usage "$cards"; exit 0 ;;
+            *) refuse "unknown or empty flag '$flag'" ;;
+        esac
+    done
+    [ -n "$py_config" ] || refuse "--py_config is missing"
+
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -f "$py_config" ]; then
+        py_config=$(cd "$(dirname "$py_config")" && pwd)/$(basename "$py_config")
+    elif [ -f "$root/$py_config" ]; then
+        py_config=$root/$py_config
+    else
+        refuse "--py_config=$py_config is no file, neither here nor in $root"
+    fi
+    work_dir=${work_dir:-$root/output/train_${cards}p/$(basename "$py_config" .py)}
+    mkdir -p "$work_dir" && work_dir=$(cd "$work_dir" && pwd) || refuse "--work_dir=$work_dir cannot be made"
+    python=$(interpreter "$root") || exit 2
+
+    cd "$root" || exit 2 # configurations name their data from here
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    . "$root/test/env_npu.sh"
+    choose_card "$cards"
+
+    local command=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
+    [ "$performance" = 1 ] && command+=(--max-steps "$PERFORMANCE_STEPS")
+    if [ "$cards" -gt 1 ]; then
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads "$cards")}
+        command+=(--processes "$cards")
+    fi
+    unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+    rm -f "$work_dir/summary.json" # whatever is found there afterwards was written by this run
+    started=$SECONDS
+    "$python" "${command[@]}"
+    status=$?
+    if [ "$status" -ne 0 ]; then
+        echo "$(basename "$0"): training ended with exit code $status; there are no results" >&2
+        exit "$status"
+    fi
+    "$python" -m tpvformer results --work-dir "$work_dir" --duration "$((SECONDS - started))"
+    exit $?
+}
+
+interpreter() {
+    local found
+    if [ -n "${PYTHON:-}" ]; then
+        found=$(command -v "$PYTHON") || refuse "PYTHON=$PYTHON is no program"
+    elif [ -x "$1/.venv/bin/python" ]; then
+        found=$1/.venv/bin/python
+    else
+        found=$(command -v python3) || refuse "there is no python3; install Python or set PYTHON"
+    fi
+    case "$found" in /*) ;; *) found=$PWD/$found ;; esac
+    "$found" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
+        refuse "$found has no PyTorch; install requirements.txt, or set PYTHON to an interpreter that has it"
+    echo "$found"
+}
+
+# One process on an Ascend machine uses the card the user named, if any.
+choose_card() {
+    if [ "$1" = 1 ] && [ -n "${ASCEND_DEVICE_ID:-}" ]; then
+        export ASCEND_RT_VISIBLE_DEVICES=${ASCEND_RT_VISIBLE_DEVICES:-$ASCEND_DEVICE_ID}
+    fi
+}
+
+# Threads a process: the cores shared out, at least one.
+threads() {
+    local cores
+    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+    echo $((cores / $1 > 0 ? cores / $1 : 1))
+}

@@ -1,0 +1,33 @@
+# Environment of an Ascend machine, to be sourced. Does nothing where CANN is not installed, and overrides nothing that
+# is set already.
+
+find_cann() {
+    local folder
+    for folder in /usr/local/Ascend "$HOME/Ascend"; do
+        for script in "$folder"/ascend-toolkit/set_env.sh "$folder"/cann/set_env.sh; do
+            [ -f "$script" ] && echo "$script" && return 0
+        done
+    done
+    return 1
+}
+
+if [ -z "${ASCEND_HOME_PATH:-}" ] && [ "${etp_running_flag:-}" != true ]; then
+    cann_script=$(find_cann) && . "$cann_script"
+    unset cann_script
+fi
+
+if [ -n "${ASCEND_HOME_PATH:-}" ]; then
+    # keep the device's own messages off the terminal: errors only
+    export ASCEND_SLOG_PRINT_TO_STDOUT=${ASCEND_SLOG_PRINT_TO_STDOUT:-0}
+    export ASCEND_GLOBAL_LOG_LEVEL=${ASCEND_GLOBAL_LOG_LEVEL:-3}
+    export ASCEND_GLOBAL_EVENT_ENABLE=${ASCEND_GLOBAL_EVENT_ENABLE:-0}
+    # launch work from a second thread, fuse copies of views, pin threads to cores near the card
+    export TASK_QUEUE_ENABLE=${TASK_QUEUE_ENABLE:-2}
+    export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
+    export CPU_AFFINITY_CONF=${CPU_AFFINITY_CONF:-1}
+    export PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}
+    # the first collective may have to wait for slow compilation elsewhere
+    export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
+    export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200}
+fi
+unset -f find_cann

@@ -1,0 +1,186 @@
+"""The command ``tpvformer``. Heavy imports happen inside the commands, so that asking for help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+from tpvformer.config import Config, ConfigError, override
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except (ValueError, RuntimeError) as err:
+        code = _user_error(err)
+        if code is None:
+            raise
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(1)  # what goes wrong everywhere is said by process 0, whose end stops this one meanwhile
+        where = "" if rank == "0" else f" (process {rank})"
+        print(f"tpvformer {args.command}{where}: {err}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print(f"tpvformer {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _user_error(err: Exception) -> Optional[int]:
+    """The exit status of an error that needs no traceback; None for a defect of ours."""
+    if isinstance(err, ConfigError):
+        return 2
+    from tpvformer.compat.errors import CheckpointError
+    from tpvformer.data.types import DataError
+    from tpvformer.engine.meters import NonFiniteLoss
+
+    if isinstance(err, (DataError, CheckpointError)):
+        return 2
+    return 1 if isinstance(err, NonFiniteLoss) else None
+
+
+def _parser(argv: List[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a configuration", description=_TRAIN)
+    _add_config(train)
+    train.add_argument("--work-dir", "--work_dir", type=Path, help="where the run is written (default: output/<name>)")
+    train.add_argument("--resume-from", type=Path, help="checkpoint to continue (default: latest.pth of the work dir)")
+    train.add_argument("--max-epochs", type=_positive, help="short for --set train.epochs=N")
+    train.add_argument(
+        "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
+    )
+    train.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    train.set_defaults(run=_train, argv=argv)
+
+    evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
+    _add_config(evaluate)
+    evaluate.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    evaluate.add_argument(
+        "--permute-cameras",
+        action="store_true",
+        help="also score with exchanged cameras, a constant answer, and colour without a network",
+    )
+    evaluate.set_defaults(run=_eval)
+
+    synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
+    synth.add_argument("--out", type=Path, required=True, help="folder to create")
+    synth.add_argument("--scenes", type=_positive, default=10, help="streets (default: %(default)s)")
+    synth.add_argument("--size", type=_size, default="1600x900", help="image size WxH (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
+    synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
+    synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    synth.set_defaults(run=_synth)
+
+    geometry = commands.add_parser("check-geometry", help="paint lidar points on the six images of a frame")
+    if argv[:1] == ["check-geometry"]:
+        from tpvformer import check_geometry
+
+        check_geometry.add_arguments(geometry)
+        geometry.set_defaults(run=check_geometry.run)
+
+    results = commands.add_parser("results", help="print the outcome of a run; write it as <CaseName>.log")
+    results.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
+    results.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
+    results.set_defaults(run=_results)
+
+    picture = commands.add_parser("picture", help="one PNG of a validation frame with a checkpoint's predictions")
+    _add_config(picture)
+    picture.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    picture.add_argument("--index", type=int, default=0, help="number of the validation frame (default: %(default)s)")
+    picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
+    picture.set_defaults(run=_picture)
+    return parser
+
+
+_TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many processes; --processes starts them itself."
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--py-config", "--py_config", required=True, help="configuration: ours or the reference's")
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change one setting; may be given again",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: %(default)s)")
+
+
+def _config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
+    from tpvformer.compat import load_config
+
+    return override(load_config(args.py_config), [*args.assignments, *extra])
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.processes > 1 and "RANK" not in os.environ:
+        from tpvformer.engine.launch import launch
+
+        return launch(args.processes, args.argv)
+
+    from tpvformer.engine.run import train
+
+    extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
+    config = _config(args, extra)
+    work_dir = args.work_dir or Path("output") / config.name
+    train(config, work_dir, args.device, args.resume_from, args.max_steps)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from tpvformer.engine.run import evaluate_checkpoint
+
+    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras)
+    return 0
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from tpvformer.data.synthetic import write_dataset
+
+    began = time.perf_counter()
+    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers)
+    what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
+    if fresh:
+        print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
+    else:
+        print(f"{args.out}: already holds {what}")
+    return 0
+
+
+def _picture(args: argparse.Namespace) -> int:
+    from tpvformer.predict import draw_frame
+
+    print(draw_frame(_config(args), args.ckpt_path, args.index, args.out, args.device))
+    return 0
+
+
+def _results(args: argparse.Namespace) -> int:
+    from tpvformer.engine.results import publish
+
+    print("\n".join(publish(args.work_dir, args.duration)))
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> Tuple[int, int]:
+    width, x, height = text.partition("x")
+    if not (x and width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1600x900")
+    return int(width), int(height)

@@ -1,0 +1,25 @@
+"""One command in many processes on this machine: torchrun, with the command's exit status and no traceback of its own."""
+
+from __future__ import annotations
+
+import logging
+from typing import List
+
+
+def launch(processes: int, argv: List[str]) -> int:
+    """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
+
+    The same as ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>``. A process that fails has
+    said why itself; the others are stopped.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(["--standalone", f"--nproc_per_node={processes}", "-m", "tpvformer", *argv]))
+    except ChildFailedError as err:
+        _, failure = err.get_first_failure()
+        code = int(failure.exitcode)
+        return code if code > 0 else 128 - code  # ended by a signal: the shell's way of saying so
+    return 0

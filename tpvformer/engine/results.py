@@ -1,0 +1,76 @@
+"""The result of a finished run in the form that Ascend's ModelZoo users and their scripts know."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from tpvformer.config import ConfigError
+
+NETWORK = "TPVFormer"
+
+
+def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
+    """Write ``<CaseName>.log`` and ``train_<CaseName>_loss.txt`` from ``summary.json``; returns the lines to print.
+
+    ``duration`` is the seconds from starting to ending all processes, where the caller knows better than the run.
+    Raises ConfigError where the folder holds no finished run.
+    """
+    source = work_dir / "summary.json"
+    if not source.is_file():
+        raise ConfigError(f"{source} does not exist: no run has finished in {work_dir}")
+    summary: Dict[str, Any] = json.loads(source.read_text())
+    seconds = summary["duration_s"] if duration is None else duration
+    accuracy = summary["best_val_miou_pts"]
+    kind = "perf" if summary["evaluation"] is None else "miou"
+    case = f"{summary['config']}_bs{summary['batch_size']}_{summary['world_size']}p_{kind}"
+    fps, step = _number(summary["samples_per_s"], 3), _number(summary["step_time_ms"], 3)
+    keys = {
+        "Network": NETWORK,
+        "RankSize": summary["world_size"],
+        "BatchSize": summary["batch_size"],
+        "DeviceType": platform.machine(),
+        "CaseName": case,
+        "ActualFPS": fps,
+        "TrainingTime": step,
+        "ActualLoss": _number(summary["final_loss"], 4),
+        "E2ETrainingTime": _number(seconds, 1),
+        "miou": _number(accuracy, 3),
+    }
+    (work_dir / f"{case}.log").write_text("".join(f"{name} = {value}\n" for name, value in keys.items()))
+    losses = "".join(f"{value}\n" for value in _losses(work_dir, summary["run"]))
+    (work_dir / f"train_{case}_loss.txt").write_text(losses)
+    return [
+        "------------------ Final result ------------------",
+        f"Final Performance images/sec : {fps}",
+        f"E2E Training Duration sec : {_number(seconds, 1)}",
+        f"TrainingTime for step(ms) : {step}",
+        f"Final Train Accuracy : {_number(accuracy, 3)}",
+        _explanation(summary),
+        f"written to {work_dir / case}.log",
+    ]
+
+
+def _explanation(summary: Dict[str, Any]) -> str:
+    """What the numbers are, in one line."""
+    cards = f"{summary['world_size']} x {summary['device_name']}"
+    if not summary["measured_steps"]:
+        speed = "no step was trained (the run was finished before), so there is no speed"
+    else:
+        batch, measured, steps = summary["global_batch"], summary["measured_steps"], summary["steps"]
+        speed = f"speed: {batch} samples a step over the mean of {measured} of {steps} steps, on {cards}"
+    if summary["evaluation"] is None:
+        return f"({speed}; nothing was evaluated)"
+    return f"({speed}; accuracy: best point mIoU in percent, classes without ground truth left out)"
+
+
+def _losses(work_dir: Path, run: str) -> List[float]:
+    """The printed losses of this very run."""
+    records = (json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines())
+    return [r["loss"] for r in records if r["kind"] == "train" and r["run"] == run]
+
+
+def _number(value: Optional[float], digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,83 @@
+"""From a data set's frame and a checkpoint to classes, and to a picture of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tpvformer.compat import load_weights
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.engine.device import pick_device
+from tpvformer.engine.forward import predict
+from tpvformer.engine.run import build_model
+from tpvformer.viz.picture import frame_picture, write_png
+
+
+@dataclass(frozen=True)
+class FrameClasses:
+    """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
+
+    A lidar segmentation model does not learn free space; its ``voxels`` are 0 where there is no point.
+    """
+
+    points: np.ndarray
+    voxels: np.ndarray
+    true_voxels: np.ndarray
+
+
+def predict_frame(
+    model: nn.Module, dataset: NuScenesDataset, index: int, config: Config, device: torch.device
+) -> FrameClasses:
+    """What the model says about one frame of a data set."""
+    batch = collate([dataset[index]], config.data.ignore_label).to(device)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = predict(model, batch, config)
+    model.train(training)
+    assert logits.point_logits is not None
+    points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
+    voxels = logits.voxel_logits.argmax(1)[0]
+    if logits.voxel_logits.dim() == 3:
+        occupied = torch.zeros_like(batch.voxel_labels[0])
+        occupied[tuple(batch.voxels[0].T)] = voxels
+        voxels = occupied
+    return FrameClasses(points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy())
+
+
+def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
+    """Write a PNG of validation frame ``index`` with the predictions of ``weights``; returns a line about it.
+
+    Raises ConfigError, DataError and CheckpointError.
+    """
+    place, _ = pick_device(device)
+    dataset = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+    if not 0 <= index < len(dataset):
+        raise ConfigError(f"index is {index}; {config.data.val_infos} holds frames 0 to {len(dataset) - 1}")
+    model = build_model(config, place)
+    load_weights(model, weights)
+    classes = predict_frame(model, dataset, index, config, place)
+    frame = dataset.load_frame(index)
+    labelled = frame.labels != config.data.ignore_label
+    right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
+    title = f"{config.name}, validation frame {index}: {100 * right:.1f} % of {int(labelled.sum())} points right"
+    picture = frame_picture(
+        frame.images,
+        frame.camera_names,
+        frame.lidar2img,
+        frame.points,
+        classes.points,
+        classes.voxels,
+        classes.true_voxels,
+        title,
+    )
+    try:
+        write_png(out, picture)
+    except OSError as err:
+        raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
+    return f"{out}: {title}"
