@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tpvformer import check_geometry
+from tpvformer.compat import load_config
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.types import DataError
+from tpvformer.model import TPVFormer
 from tpvformer.viz.project import project
 
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
@@ -88,3 +92,19 @@ def test_real_infos_of_mmdetection3d_are_read():
     records = load_infos(REAL / "infos" / "nuscenes_infos_mini_val.pkl")
     assert len(records) == 81
     assert records[0].lidar2img.shape == (6, 4, 4)
+
+
+def test_whole_pipeline_to_logits():
+    """Six real images at a quarter of their size through the dim64 model: finite logits that see the images."""
+    config = load_config(str(Path(__file__).parent.parent / "config" / "tpv_lidarseg_dim64.py"))
+    cfg = dataclasses.replace(config.data, root=str(REAL / "sample"), val_infos=str(INFOS), image_scale=0.25)
+    sample = NuScenesDataset(cfg, config.model.grid, "val", seed=0, require_labels=False)[0]
+    torch.manual_seed(0)
+    model = TPVFormer(config.model).eval()
+    voxels = sample.voxels[None]
+    with torch.no_grad():
+        out = model(sample.images[None], sample.lidar2img[None], voxels.float(), voxels=voxels)
+        blind = model(torch.zeros_like(sample.images)[None], sample.lidar2img[None], voxels.float(), voxels=voxels)
+    assert out.voxel_logits.shape == out.point_logits.shape == (1, 17, len(sample.voxels))
+    assert torch.isfinite(out.point_logits).all()
+    assert (out.point_logits - blind.point_logits).abs().max() > 1e-3

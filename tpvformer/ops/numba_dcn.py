@@ -137,7 +137,10 @@ class _DeformConv(torch.autograd.Function):
         full = x.float().contiguous()
         column = _column(full, offset, mask, ctx.dims)
         grad_weight = column.to(weight.dtype).t() @ grad_out if ctx.needs_input_grad[3] else None
-        torch.mm(grad_out.float(), weight.float().t(), out=column)  # the column's memory now holds its gradient
+        if weight.dtype == torch.float32:
+            torch.mm(grad_out, weight.t(), out=column)  # the column's memory now holds its gradient
+        else:
+            column = (grad_out @ weight.t()).float()
         grad_x, grad_offset, grad_mask = torch.zeros_like(full), torch.empty_like(offset), torch.empty_like(mask)
         _columns_backward(
             _flat(full), _flat(offset), _flat(mask), _flat(column), _flat(grad_x), _flat(grad_offset), _flat(grad_mask),
