@@ -32,12 +32,18 @@ class TPVAggregator(nn.Module):
         )
         self.classifier = nn.Linear(cfg.dim, cfg.num_classes)
 
+    def _linears(self) -> Tuple[nn.Linear, nn.Linear]:
+        """The decoder's first and last layer."""
+        first, _, last = self.decoder
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        return first, last
+
     def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
         """First linear layer (without bias) on the planes, up-sampled where asked: three (B,D,rows,cols)."""
         grid = self.cfg.grid
         scale = (grid.scale_w, grid.scale_h, grid.scale_z)
         up = ((scale[1], scale[0]), (scale[2], scale[1]), (scale[0], scale[2]))
-        hidden = F.linear(x, self.decoder[0].weight)
+        hidden = F.linear(x, self._linears()[0].weight)
         maps: List[Tensor] = []
         for plane, (h, w), (sh, sw) in zip(split_planes(hidden, grid), grid.plane_shapes, up):
             m = plane.transpose(1, 2).unflatten(2, (h, w))
@@ -48,10 +54,10 @@ class TPVAggregator(nn.Module):
 
     def _decode(self, hidden: Tensor) -> Tensor:
         """Summed first-layer output (..., D) without its bias -> logits (..., K)."""
-        last = self.decoder[2]
+        first, last = self._linears()
         weight = self.classifier.weight @ last.weight
         bias = F.linear(last.bias, self.classifier.weight, self.classifier.bias)
-        return F.linear(F.softplus(hidden + self.decoder[0].bias), weight, bias)
+        return F.linear(F.softplus(hidden + first.bias), weight, bias)
 
     def at_voxels(self, maps: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """Logits (B,K,M) of the voxels (B,M,3) given as integer (x,y,z)."""

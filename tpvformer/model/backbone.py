@@ -25,8 +25,8 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         for p in self.parameters():
             p.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class ModulatedDeformConv3x3(nn.Module):
@@ -39,6 +39,7 @@ class ModulatedDeformConv3x3(nn.Module):
         bound = 1 / math.sqrt(in_channels * 9)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,6 +79,11 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """Images (M,3,H,W) -> three maps with ``cfg.out_channels`` channels at strides 8, 16, 32."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, cfg: BackboneConfig) -> None:
         super().__init__()

@@ -67,14 +67,16 @@ def hw_offsets(heads: int, queues: int, points: int) -> Tensor:
     return bias.expand(heads, queues, points, 2).flatten()
 
 
-def constant_linear(linear: nn.Linear, bias: Union[Tensor, float]) -> None:
-    """Zero weight, given bias: the layer starts as a constant."""
+def constant_linear(linear: nn.Module, bias: Union[Tensor, float]) -> None:
+    """Zero weight, given bias: the linear layer starts as a constant."""
+    assert isinstance(linear, nn.Linear)
     nn.init.zeros_(linear.weight)
     with torch.no_grad():
         linear.bias.copy_(torch.as_tensor(bias, dtype=linear.bias.dtype).expand_as(linear.bias))
 
 
-def projection_linear(linear: nn.Linear) -> None:
+def projection_linear(linear: nn.Module) -> None:
     """Xavier-uniform weight, zero bias."""
+    assert isinstance(linear, nn.Linear)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -20,6 +20,7 @@ class FPN(nn.Module):
             + [nn.Conv2d(dim, dim, 3, stride=2, padding=1) for _ in range(extra)]
         )
         for conv in (*self.lateral, *self.output):
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 
