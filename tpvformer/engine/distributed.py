@@ -6,6 +6,7 @@ import datetime
 import inspect
 import os
 from dataclasses import dataclass
+from typing import Any, Dict
 
 import torch
 import torch.distributed as dist
@@ -84,4 +85,5 @@ def wrap(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     ids = None if device.type == "cpu" else [device.index]
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=False, **{exchange: False})
+    options: Dict[str, Any] = {exchange: False, "find_unused_parameters": False}
+    return DistributedDataParallel(model, device_ids=ids, **options)
