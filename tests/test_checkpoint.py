@@ -1,0 +1,153 @@
+"""Checkpoints: whole or absent, tensors only, restored to the bit, refused where they do not belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from engine_tools import CPU, tiny_config, tiny_model
+
+from tpvformer.compat import CheckpointError, load_weights
+from tpvformer.config import Config, DataConfig
+from tpvformer.engine import checkpoint
+from tpvformer.engine.checkpoint import Progress
+from tpvformer.engine.optim import build_optimizer
+
+CONFIG = tiny_config(DataConfig())
+
+
+def trained(config: Config = CONFIG):
+    """A model and optimiser that have made a step, so that every moment exists."""
+    model = tiny_model()
+    optimizer = build_optimizer(model, config.optim, CPU)
+    torch.manual_seed(5)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    model, optimizer = trained()
+    progress = Progress(epoch=3, global_iter=21, evaluated=True, best_val_miou_pts=41.5, best_val_miou_vox=None)
+    path = checkpoint.save(tmp_path, model, optimizer, CONFIG, progress)
+    return path, model, optimizer, progress
+
+
+def test_round_trip_restores_everything(saved) -> None:
+    path, model, optimizer, progress = saved
+    other = tiny_model(seed=9)
+    fresh = build_optimizer(other, CONFIG.optim, CPU)
+    back, changed = checkpoint.resume(checkpoint.read(path), path, other, fresh, CONFIG)
+    assert back == progress
+    assert changed == ""
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
+        assert torch.equal(a, b), name
+    ours, theirs = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert all(torch.equal(ours[i][key], theirs[i][key]) for i in ours for key in ours[i])
+
+
+def test_file_holds_tensors_and_plain_values_only(saved) -> None:
+    content = torch.load(saved[0], weights_only=True)
+    assert content["epoch"] == 3
+    assert content["config"]["train"]["epochs"] == 2
+
+    def plain(value) -> bool:
+        if isinstance(value, dict):
+            return all(plain(v) for v in value.values())
+        if isinstance(value, (list, tuple)):
+            return all(plain(v) for v in value)
+        return value is None or isinstance(value, (torch.Tensor, str, int, float, bool))
+
+    assert plain(content)
+
+
+def test_weights_can_start_another_training(saved) -> None:
+    other = tiny_model(seed=9)
+    assert not load_weights(other, saved[0]).missing
+    assert torch.equal(other.state_dict()["encoder.level_embed"], saved[1].state_dict()["encoder.level_embed"])
+
+
+def test_latest_is_a_relative_link_that_survives_a_move(saved, tmp_path: Path) -> None:
+    assert os.readlink(tmp_path / "latest.pth") == "epoch_3.pth"
+    moved = tmp_path.parent / "moved"
+    tmp_path.rename(moved)
+    assert checkpoint.read(moved / "latest.pth")["epoch"] == 3
+    moved.rename(tmp_path)
+
+
+def test_latest_is_a_copy_where_links_are_impossible(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    model, optimizer = trained()
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=epoch))
+    assert not (tmp_path / "latest.pth").is_symlink()
+    assert checkpoint.read(tmp_path / "latest.pth")["epoch"] == 2
+
+
+def test_best_does_not_change_with_what_comes_after(saved, tmp_path: Path) -> None:
+    path, model, optimizer, _ = saved
+    checkpoint.keep_best(path)
+    checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=3, global_iter=99))
+    assert checkpoint.read(tmp_path / "best.pth")["global_iter"] == 21
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, tmp_path: Path, monkeypatch) -> None:
+    path, model, optimizer, _ = saved
+
+    def fail(content, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_3.pth", "latest.pth"]
+    assert checkpoint.read(path)["global_iter"] == 21
+
+
+def test_settings_come_from_the_configuration_moments_from_the_file(saved) -> None:
+    path = saved[0]
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, weight_decay=0.5))
+    model = tiny_model()
+    optimizer = build_optimizer(model, config.optim, CPU)
+    _, changed = checkpoint.resume(checkpoint.read(path), path, model, optimizer, config)
+    assert changed == "optim: weight_decay is 0.01 there and 0.5 here"
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_another_model_is_refused_by_name(saved) -> None:
+    path, model, optimizer, _ = saved
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_classes=18))
+    with pytest.raises(CheckpointError, match="num_classes is 17 there and 18 here"):
+        checkpoint.resume(checkpoint.read(path), path, model, optimizer, config)
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no\.pth"):
+        checkpoint.read(tmp_path / "no.pth")
+    (tmp_path / "latest.pth").symlink_to("epoch_9.pth")
+    with pytest.raises(CheckpointError, match=r"points at epoch_9\.pth, which is gone"):
+        checkpoint.read(tmp_path / "latest.pth")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(CheckpointError, match=r"cut\.pth"):
+        checkpoint.read(tmp_path / "cut.pth")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"train\.load_from"):
+        checkpoint.read(tmp_path / "weights.pth")
+
+
+def test_best_scores_ignore_what_is_not_there() -> None:
+    progress = Progress()
+    assert not progress.improve(None, None)
+    assert progress.improve(10.0, 5.0)
+    assert not progress.improve(9.0, 7.0)
+    assert not progress.improve(10.0, None)
+    assert (progress.best_val_miou_pts, progress.best_val_miou_vox) == (10.0, 7.0)

@@ -1,0 +1,193 @@
+"""Losses against the recorded cases of the reference, and what the reference cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Dict, Tuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tpvformer.config import DataConfig, LossConfig
+from tpvformer.data.types import Batch
+from tpvformer.engine import losses
+from tpvformer.model import Prediction
+
+GOLDEN = Path(__file__).parent / "golden_data" / "data_side"
+CASES = ("points_17", "voxel_18", "points_missing_classes", "points_confident", "batch2_voxel_17")
+LIDARSEG, OCCUPANCY = LossConfig("points", "voxel"), LossConfig("voxel", "voxel")
+K = 5
+
+
+@pytest.fixture(scope="module")
+def golden() -> Tuple[Dict, Dict]:
+    return json.loads(GOLDEN.with_suffix(".json").read_text()), np.load(GOLDEN.with_suffix(".npz"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_losses_and_gradients(golden, case: str) -> None:
+    numbers, arrays = golden
+    stored = torch.from_numpy(arrays[f"loss/{case}/logits"]).requires_grad_()
+    labels = torch.from_numpy(arrays[f"loss/{case}/labels"]).long().reshape(1, -1)
+    logits = stored.flatten(2).transpose(0, 1).flatten(1)[None]  # the reference flattens the batch
+    lovasz = losses.lovasz_labels(logits, labels, 0).sum()
+    entropy = losses.cross_entropy(logits, labels, 0).sum()
+    assert lovasz.item() == pytest.approx(numbers[f"loss/{case}"]["lovasz"], abs=1e-6)
+    assert entropy.item() == pytest.approx(numbers[f"loss/{case}"]["ce"], rel=1e-6)
+    for loss, name in ((lovasz, "lovasz"), (entropy, "ce")):
+        (grad,) = torch.autograd.grad(loss, stored, retain_graph=True)
+        assert np.abs(grad.numpy() - arrays[f"loss/{case}/grad_{name}"]).max() < 1e-9
+
+
+def ragged_batch(seed: int = 0) -> Batch:
+    """Two samples of 30 and 20 points in a 3x2x2 grid, padded; voxel labels by majority do not matter here."""
+    torch.manual_seed(seed)
+    cells = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (3, 2, 2)), indexing="ij"), -1).reshape(-1, 3)
+    voxels, rows, labels = [], [], []
+    for count, occupied in ((30, 7), (20, 4)):
+        voxels.append(cells[torch.randperm(len(cells))[:occupied]])
+        rows.append(torch.randint(0, occupied, (count,)))
+        labels.append(torch.randint(0, K, (count,)))
+
+    def pad(parts):
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+    grid_index = pad([v[r] for v, r in zip(voxels, rows)])
+    return Batch(
+        tokens=["a", "b"],
+        images=torch.zeros(2, 1, 3, 4, 4),
+        lidar2img=torch.zeros(2, 1, 4, 4),
+        grid_index=grid_index,
+        point_labels=pad(labels),
+        point_lengths=torch.tensor([30, 20]),
+        voxel_labels=torch.randint(0, K, (2, 3, 2, 2)),
+        voxels=pad(voxels),
+        voxel_lengths=torch.tensor([7, 4]),
+        point_voxel=pad(rows),
+    )
+
+
+def one(batch: Batch, i: int) -> Batch:
+    """Sample ``i`` alone, without padding."""
+    p, m = int(batch.point_lengths[i]), int(batch.voxel_lengths[i])
+    cut = {"grid_index": p, "point_labels": p, "point_voxel": p, "voxels": m}
+    values = {k: v[i : i + 1, : cut[k]] if k in cut else v[i : i + 1] for k, v in vars(batch).items()}
+    return Batch(**values)
+
+
+def logits_for(batch: Batch, dense: bool) -> Prediction:
+    b, m = batch.voxels.shape[:2]
+    points = torch.randn(b, K, m, requires_grad=True)
+    return Prediction(torch.randn((b, K, 3, 2, 2) if dense else (b, K, m), requires_grad=True), points)
+
+
+def test_points_counted_by_voxel_equal_points_one_by_one() -> None:
+    batch = ragged_batch()
+    logits = torch.randn(2, K, batch.voxels.shape[1], requires_grad=True)
+    by_voxel = losses.lovasz_counts(logits, losses.point_counts(batch, K, 0))
+    each = logits.gather(2, batch.point_voxel[:, None].expand(-1, K, -1))
+    by_point = losses.lovasz_labels(each, batch.point_labels, 0)
+    torch.testing.assert_close(by_voxel, by_point)
+    grads = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (by_voxel, by_point)]
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "dense"),
+    [(LIDARSEG, False), (LIDARSEG, True), (OCCUPANCY, True), (LossConfig("points", "points"), False)],
+)
+def test_batch_of_two_is_the_mean_of_two_batches_of_one(loss: LossConfig, dense: bool) -> None:
+    batch, data = ragged_batch(), DataConfig()
+    prediction = logits_for(batch, dense)
+    together = losses.total_loss(prediction, batch, loss, data)
+    parts = []
+    for i in range(2):
+        m = int(batch.voxel_lengths[i])
+        voxel = prediction.voxel_logits[i : i + 1]
+        alone = Prediction(voxel if dense else voxel[..., :m], prediction.point_logits[i : i + 1, :, :m])
+        parts.append(losses.total_loss(alone, one(batch, i), loss, data))
+    torch.testing.assert_close(together, torch.stack(parts).mean())
+
+
+def test_sparse_voxels_equal_dense_ones_where_empty_is_ignored() -> None:
+    batch = ragged_batch()
+    occupied = torch.zeros_like(batch.voxel_labels)
+    for i in range(2):
+        cells = batch.voxels[i, : batch.voxel_lengths[i]]
+        occupied[i][tuple(cells.T)] = batch.voxel_labels[i][tuple(cells.T)]
+    batch.voxel_labels = occupied
+    dense = torch.randn(2, K, 3, 2, 2)
+    index = losses.flat_index(batch.voxels, (3, 2, 2))[:, None].expand(-1, K, -1)
+    points = torch.randn(2, K, batch.voxels.shape[1])
+    values = [
+        losses.total_loss(Prediction(voxel, points), batch, LIDARSEG, DataConfig())
+        for voxel in (dense, dense.flatten(2).gather(2, index))
+    ]
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("loss", [LIDARSEG, OCCUPANCY])
+def test_without_any_label_the_loss_is_zero_and_has_a_gradient(loss: LossConfig) -> None:
+    batch = ragged_batch()
+    batch.point_labels.zero_()
+    batch.voxel_labels.zero_()
+    prediction = logits_for(batch, dense=True)
+    value = losses.total_loss(prediction, batch, loss, DataConfig())
+    assert value.item() == 0
+    value.backward()
+    assert prediction.voxel_logits.grad is not None
+    assert not prediction.voxel_logits.grad.any()
+
+
+def test_a_single_labelled_point() -> None:
+    labels = torch.tensor([[0, 3, 0]])
+    logits = torch.randn(1, K, 3)
+    value = losses.lovasz_labels(logits, labels, 0)
+    torch.testing.assert_close(value, 1 - logits.softmax(1)[:, 3, 1])
+
+
+def test_padding_has_no_influence() -> None:
+    batch, data = ragged_batch(), DataConfig()
+    prediction = logits_for(batch, dense=False)
+    before = losses.total_loss(prediction, batch, LIDARSEG, data)
+    changed = [x.detach().clone() for x in prediction]
+    for x in changed:
+        x[1, :, batch.voxel_lengths[1] :] = 1e3
+    torch.testing.assert_close(losses.total_loss(Prediction(*changed), batch, LIDARSEG, data), before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "fill", "dense"),
+    [(LIDARSEG, 0, False), (OCCUPANCY, 17, True), (OCCUPANCY, 0, False), (LIDARSEG, 17, True)],
+)
+def test_dense_logits_are_asked_for_only_where_empty_space_is_labelled(
+    loss: LossConfig, fill: int, dense: bool
+) -> None:
+    assert losses.needs_dense_voxels(loss, DataConfig(fill_label=fill)) is dense
+
+
+def brute_force(probability: Tensor, labels: Tensor) -> Tensor:
+    """Lovász-softmax written as the sum over set functions, class by class."""
+    values = []
+    for c in labels.unique().tolist():
+        foreground = (labels == c).float()
+        errors = (foreground - probability[c]).abs()
+        order = errors.argsort(descending=True)
+        previous, value = 0.0, torch.zeros(())
+        for k in range(len(order)):
+            chosen = foreground[order[: k + 1]]
+            jaccard = 1 - (foreground.sum() - chosen.sum()) / (foreground.sum() + (1 - chosen).sum())
+            value = value + errors[order[k]] * (jaccard - previous)
+            previous = jaccard
+        values.append(value)
+    return torch.stack(values).mean()
+
+
+def test_against_the_definition() -> None:
+    torch.manual_seed(1)
+    labels = torch.randint(1, K, (1, 23))
+    logits = torch.randn(1, K, 23)
+    torch.testing.assert_close(losses.lovasz_labels(logits, labels, 0)[0], brute_force(logits.softmax(1)[0], labels[0]))
