@@ -99,7 +99,8 @@ def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
     # the model's convolutions run in this layout, and gradients are exchanged in that of the weights
-    model = TPVFormer(config.model).to(device, memory_format=torch.channels_last)
+    model = TPVFormer(config.model).to(device)
+    model = model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
     model.image_autocast = image_dtype(device, config.train.precision)
     return model
 
