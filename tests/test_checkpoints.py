@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config, load_weights, save_reference
 from tpvformer.compat.keys import derived_names, key_table, reference_order
 from tpvformer.config import BackboneConfig, GridConfig, ModelConfig
@@ -259,6 +260,20 @@ def test_missing_file_and_wrong_kind(tmp_path: Path) -> None:
         load_weights(TPVFormer(CROSS_VIEW), tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="does not exist"):
         save_reference(TPVFormer(CROSS_VIEW), tmp_path / "nowhere" / "w.pth")
+
+
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = ROOT / "config/debug.py"
+    source = random_model(load_config(config).model)
+    torch.save({"format": "tpvformer", "state_dict": source.state_dict()}, tmp_path / "run.pth")
+    out = tmp_path / "published.pth"
+    command = ["export", "--py-config", str(config), "--out", str(out), "--ckpt-path"]
+    assert main([*command, str(tmp_path / "run.pth")]) == 0
+    stored = torch.load(out, weights_only=True)
+    assert list(stored) == reference_order(source.config)
+    assert torch.equal(stored["tpv_head.level_embeds"], source.state_dict()["encoder.level_embed"])
+    assert main([*command, str(tmp_path / "none.pth")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_trainer_s_numpy_scores_do_no_harm(tmp_path: Path) -> None:

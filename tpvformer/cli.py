@@ -88,6 +88,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         check_geometry.add_arguments(geometry)
         geometry.set_defaults(run=check_geometry.run)
 
+    export = commands.add_parser("export", help="write weights under the reference's names")
+    _add_config(export, device=False)
+    export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    export.add_argument("--out", type=Path, required=True, help="file to write, .pth or .safetensors")
+    export.set_defaults(run=_export)
+
     results = commands.add_parser("results", help="print the outcome of a run; write it as <CaseName>.log")
     results.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
     results.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
@@ -105,7 +111,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
 _TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many processes; --processes starts them itself."
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument("--py-config", "--py_config", required=True, help="configuration: ours or the reference's")
     parser.add_argument(
         "--set",
@@ -115,7 +121,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="change one setting; may be given again",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: %(default)s)")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: auto)")
 
 
 def _config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
@@ -163,6 +170,17 @@ def _picture(args: argparse.Namespace) -> int:
     from tpvformer.predict import draw_frame
 
     print(draw_frame(_config(args), args.ckpt_path, args.index, args.out, args.device))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tpvformer.compat import load_weights, save_reference
+    from tpvformer.model import TPVFormer
+
+    model = TPVFormer(_config(args).model)
+    print(load_weights(model, args.ckpt_path))
+    save_reference(model, args.out)
+    print(f"written to {args.out}")
     return 0
 
 
