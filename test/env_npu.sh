@@ -12,8 +12,13 @@ find_cann() {
 }
 
 if [ -z "${ASCEND_HOME_PATH:-}" ] && [ "${etp_running_flag:-}" != true ]; then
-    cann_script=$(find_cann) && . "$cann_script"
-    unset cann_script
+    if cann_script=$(find_cann); then
+        cann_strict=$- # CANN's script reads variables that may not be set
+        set +u
+        . "$cann_script"
+        case "$cann_strict" in *u*) set -u ;; esac
+    fi
+    unset cann_script cann_strict
 fi
 
 if [ -n "${ASCEND_HOME_PATH:-}" ]; then

@@ -1,0 +1,173 @@
+"""Several gloo processes against one: the same training, the same scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import pytest
+import torch
+from engine_tools import POINTS, environment, tiny_config, write_config
+from tiny_nuscenes import write_tiny
+
+from tpvformer.config import Config, ConfigError
+from tpvformer.engine import checkpoint, run
+from tpvformer.engine.device import pick_device
+from tpvformer.engine.distributed import World, read_world
+
+EVALUATE = """
+import json, sys
+from pathlib import Path
+from tpvformer.compat import load_config
+from tpvformer.engine.run import evaluate_checkpoint
+from tpvformer.labels import class_names
+result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu")
+print("RESULT", json.dumps(result.as_dict(class_names("nuscenes"))), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    return tiny_config(write_tiny(tmp_path_factory.mktemp("set"), POINTS))
+
+
+@pytest.fixture(autouse=True)
+def _plain_operations(monkeypatch) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", "reference")
+
+
+@pytest.fixture(scope="module")
+def single(config: Config, tmp_path_factory) -> Path:
+    """The work dir of one process with a batch of two."""
+    work_dir = tmp_path_factory.mktemp("single")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPVFORMER_OPS", "reference")
+        run.train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2)), work_dir, "cpu")
+    return work_dir
+
+
+def records(work_dir: Path, kind: str) -> List[dict]:
+    lines = (json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines())
+    return [r for r in lines if r["kind"] == kind]
+
+
+def processes(size: int, code: str, *args: str) -> List[str]:
+    """The outputs of ``size`` processes that run ``code`` as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *args],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), "\n".join(outputs)
+    return outputs
+
+
+def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "tiny.py", config)
+    work_dir = tmp_path / "double"
+    command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--processes", "2"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    summary = json.loads((work_dir / "summary.json").read_text())
+    assert (summary["world_size"], summary["batch_size"], summary["global_batch"]) == (2, 1, 2)
+    ours, theirs = (records(d, "train") for d in (work_dir, single))
+    assert len(ours) == 6
+    for a, b in zip(ours, theirs):
+        for key, tolerance in (("loss", 1e-5), ("mean_loss", 1e-5), ("grad_norm", 1e-3), ("lr", 0)):
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a, b)
+    states = [checkpoint.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_scores_do_not_depend_on_the_number_of_processes(
+    config: Config, single: Path, tmp_path: Path, size: int, capsys
+) -> None:
+    best = single / "best.pth"
+    file = write_config(tmp_path / "tiny.py", config)
+    expected = run.evaluate_checkpoint(config, best, "cpu")
+    outputs = processes(size, EVALUATE, str(file), str(best))
+    results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
+    assert len(results) == size
+    for result in results:
+        assert result["samples"] == 7
+        assert result["loss"] == pytest.approx(expected.loss, abs=1e-6)
+        assert result["pts"]["miou"] == expected.pts.miou
+        assert result["vox"]["miou"] == expected.vox.miou
+        assert list(result["pts"]["iou"].values()) == list(expected.pts.iou)
+    tables = [out for out in outputs if "miou_reference (absent" in out]
+    assert len(tables) == 1, "one process writes, the others are silent"
+
+
+def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "tiny.py", dataclasses.replace(config, name="broken"))
+    command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--processes", "2"]
+    done = subprocess.run(
+        [*command, "--work-dir", str(tmp_path / "w"), "--device", "cpu", "--set", "data.batch_size=4"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "7 training samples do not fill one batch of 4 on each of 2 ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_world_is_read_from_the_environment(monkeypatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # some launchers mean machines by it
+    assert read_world() == World()
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ConfigError, match="LOCAL_RANK is ''"):
+        read_world()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    world = read_world()
+    assert world == World(rank=3, size=4, local_rank=1, local_size=2)
+    assert not world.is_main
+
+
+def test_a_kind_of_card_that_is_not_there_is_refused_when_named(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == (torch.device("cpu"), [])
+    with pytest.raises(ConfigError, match="device cuda cannot be used"):
+        pick_device("cuda")
+
+
+def test_too_few_cards_are_passed_over_with_a_remark(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    device, remarks = pick_device("auto", local_rank=0, local_size=8)
+    assert device == torch.device("cpu")
+    assert remarks == ["cuda is passed over: 8 processes need a card each, 1 visible"]
+    with pytest.raises(ConfigError, match="8 processes need a card each, 1 visible"):
+        pick_device("cuda", local_rank=0, local_size=8)

@@ -1,0 +1,208 @@
+"""The shell launchers: flags, places, exit codes, and numbers that belong to the run they are printed after."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
+from tiny_nuscenes import write_tiny
+
+from tpvformer.config import ConfigError
+from tpvformer.engine.results import publish
+
+ONE, EIGHT = ROOT / "test" / "train_1p.sh", ROOT / "test" / "train_8p.sh"
+BLOCK = [
+    "Final Performance images/sec",
+    "E2E Training Duration sec",
+    "TrainingTime for step(ms)",
+    "Final Train Accuracy",
+]
+KEYS = ["Network", "RankSize", "BatchSize", "DeviceType", "CaseName", "ActualFPS", "TrainingTime", "ActualLoss"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("launch")
+    return write_config(folder / "tiny.py", tiny_config(write_tiny(folder / "set", POINTS), epochs=1))
+
+
+def launch(script: Path, *flags: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(script), *flags], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=240
+    )
+
+
+def block(output: str) -> Dict[str, str]:
+    return dict(line.split(" : ") for line in output.splitlines() if line.split(" : ")[0] in BLOCK)
+
+
+def keys(file: Path) -> Dict[str, str]:
+    return dict(line.split(" = ") for line in file.read_text().splitlines())
+
+
+def test_help_is_no_error() -> None:
+    for script in (ONE, EIGHT):
+        for flag in ("-h", "--help"):
+            done = launch(script, flag)
+            assert done.returncode == 0
+            assert "--py_config" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--batch=3"], "unknown or empty flag '--batch=3'"),
+        (["--py_config="], "unknown or empty flag '--py_config='"),
+        (["--performance=yes"], "--performance is 'yes'; expected 0 or 1"),
+        ([], "--py_config is missing"),
+        (["--py_config=no/such.py"], "is no file"),
+        (["extra"], "unknown or empty flag 'extra'"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(flags: List[str], reason: str) -> None:
+    done = launch(ONE, *flags)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert not done.stdout
+
+
+def test_training_then_rerun_then_failure(config: Path, tmp_path: Path) -> None:
+    """One work dir, three runs: the numbers are always those of the run that has just ended, or there are none."""
+    here = config.parent
+    first = launch(ONE, f"--py_config={config.name}", "--work_dir=runs with blanks/a", cwd=here)
+    assert first.returncode == 0, first.stderr
+    work_dir = here / "runs with blanks" / "a"
+    results = block(first.stdout)
+    assert list(results) == BLOCK
+    assert float(results["Final Performance images/sec"]) == pytest.approx(
+        1e3 / float(results["TrainingTime for step(ms)"]), rel=1e-2
+    )
+    written = keys(work_dir / "tiny_bs1_1p_miou.log")
+    assert list(written) == [*KEYS, "E2ETrainingTime", "miou"]
+    assert written["CaseName"] == "tiny_bs1_1p_miou"
+    assert written["RankSize"] == written["BatchSize"] == "1"
+    assert written["miou"] == results["Final Train Accuracy"]
+    assert len((work_dir / "train_tiny_bs1_1p_miou_loss.txt").read_text().splitlines()) == 7
+
+    again = launch(ONE, f"--py_config={config}", f"--work_dir={work_dir}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "all 1 epochs are done already" in again.stdout
+    repeated = block(again.stdout)
+    assert repeated["Final Performance images/sec"] == repeated["TrainingTime for step(ms)"] == "n/a"
+    assert repeated["Final Train Accuracy"] == results["Final Train Accuracy"]
+    assert len(list(work_dir.glob("2*.log"))) == 2
+
+    broken = write_config(here / "broken.py", tiny_config(write_tiny(tmp_path / "set", (9,)), epochs=1))
+    (tmp_path / "set" / "infos.pkl").unlink()
+    failed = launch(ONE, f"--py_config={broken}", f"--work_dir={work_dir}")
+    assert failed.returncode == 2
+    assert "training ended with exit code 2; there are no results" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not block(failed.stdout)
+    assert not (work_dir / "summary.json").exists()
+
+
+def test_performance_run(config: Path, tmp_path: Path) -> None:
+    done = launch(ONE, f"--py_config={config}", f"--work_dir={tmp_path}", "--performance=1")
+    assert done.returncode == 0, done.stderr
+    results = block(done.stdout)
+    assert float(results["Final Performance images/sec"]) > 0
+    assert results["Final Train Accuracy"] == "n/a"
+    assert not list(tmp_path.glob("*.pth"))
+    assert keys(tmp_path / "tiny_bs1_1p_perf.log")["CaseName"] == "tiny_bs1_1p_perf"
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Path:
+    """An interpreter that notes how it was called, and ends as FAKE_STATUS says."""
+    script = tmp_path / "fake python"
+    script.write_text(
+        "#!/bin/bash\n"
+        f'[ "$1" = -m ] || exit 0\n'
+        f'printf "%s\\n" "$PWD" "${{OMP_NUM_THREADS:-unset}}" "${{RANK:-unset}}" "${{WORLD_SIZE:-unset}}" "$@" '
+        f">> {shlex.quote(str(tmp_path / 'calls'))}\n"
+        "exit ${FAKE_STATUS:-0}\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: Path) -> None:
+    env = {"PYTHON": str(recorder), "RANK": "5", "WORLD_SIZE": "1"}
+    work_dir = tmp_path / "w"
+    plain = environment(**env)
+    plain.pop("OMP_NUM_THREADS")
+    command = ["bash", str(EIGHT), f"--py_config={config}", f"--work_dir={work_dir}"]
+    subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True, timeout=60)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    cwd, threads, rank, world = calls[:4]
+    assert Path(cwd) == ROOT
+    assert int(threads) >= 1
+    assert rank == world == "unset"
+    train = ["-m", "tpvformer", "train", "--py-config", str(config), "--work-dir", str(work_dir), "--processes", "8"]
+    assert calls[4 : 4 + len(train)] == train
+    assert calls[8 + len(train) :][:3] == ["-m", "tpvformer", "results"]
+
+
+def test_exit_codes_pass_through(config: Path, tmp_path: Path, recorder: Path) -> None:
+    done = launch(ONE, f"--py_config={config}", f"--work_dir={tmp_path / 'w'}", PYTHON=str(recorder), FAKE_STATUS="37")
+    assert done.returncode == 37
+    assert "results" not in (tmp_path / "calls").read_text().split()
+
+
+def test_default_work_dir_and_interpreter_checks(config: Path, tmp_path: Path) -> None:
+    done = launch(ONE, f"--py_config={config}", PYTHON=str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "is no program" in done.stderr
+
+
+def sourced(**extra: str) -> Dict[str, str]:
+    command = f". {shlex.quote(str(ROOT / 'test' / 'env_npu.sh'))}; env -0"
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **extra}
+    out = subprocess.run(["bash", "-euc", command], env=env, capture_output=True, text=True, timeout=20)
+    assert out.returncode == 0, out.stderr
+    return dict(item.split("=", 1) for item in out.stdout.split("\0") if "=" in item)
+
+
+@pytest.mark.skipif(Path("/usr/local/Ascend").exists(), reason="this machine has CANN")
+def test_ascend_environment_is_left_alone_elsewhere() -> None:
+    assert {"TASK_QUEUE_ENABLE", "HCCL_CONNECT_TIMEOUT"}.isdisjoint(sourced())
+
+
+def test_ascend_environment_fills_in_what_is_not_set(tmp_path: Path) -> None:
+    values = sourced(ASCEND_HOME_PATH=str(tmp_path), TASK_QUEUE_ENABLE="1")
+    assert values["TASK_QUEUE_ENABLE"] == "1"
+    assert values["HCCL_CONNECT_TIMEOUT"] == "1200"
+
+
+def test_cann_is_found_in_the_home_folder(tmp_path: Path) -> None:
+    script = tmp_path / "Ascend" / "ascend-toolkit" / "set_env.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text('echo "$UNSET_ON_PURPOSE" > /dev/null; export ASCEND_HOME_PATH=/found\n')
+    assert sourced(HOME=str(tmp_path))["ASCEND_HOME_PATH"] == "/found"
+    assert "ASCEND_HOME_PATH" not in sourced(HOME=str(tmp_path), etp_running_flag="true")
+
+
+def test_results_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run has finished"):
+        publish(tmp_path)
+
+
+def test_speed_is_that_of_the_real_number_of_processes(tmp_path: Path) -> None:
+    summary = {
+        "config": "c", "run": "r", "world_size": 4, "batch_size": 2, "global_batch": 8, "device_name": "card",
+        "steps": 12, "measured_steps": 9, "step_time_ms": 500.0, "samples_per_s": 16.0, "final_loss": 1.5,
+        "evaluation": {}, "best_val_miou_pts": 68.6612, "duration_s": 7.0,
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "run": "older", "loss": 9}\n')
+    results = block("\n".join(publish(tmp_path, duration=99)))
+    assert results == dict(zip(BLOCK, ("16.000", "99.0", "500.000", "68.661")))
+    assert keys(tmp_path / "c_bs2_4p_miou.log")["RankSize"] == "4"
+    assert (tmp_path / "train_c_bs2_4p_miou_loss.txt").read_text() == ""
