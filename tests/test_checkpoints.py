@@ -160,7 +160,7 @@ def test_detector_backbone_with_a_neck_of_another_width(prefix: str, tmp_path: P
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in untouched.items())
     assert report.kind == "backbone" and report.ignored == ["bbox_head.conv_cls.weight"]
     assert len(report.dropped) == 14 and set(report.missing) == set(untouched)
-    assert "14 dropped" in str(report) and "1 ignored: bbox_head.conv_cls.weight" in str(report)
+    assert "14 dropped" in str(report) and "1 ignored" in str(report) and "bbox_head.conv_cls" in str(report)
 
 
 def assert_equal_part(a: TPVFormer, b: TPVFormer, prefix: str) -> None:

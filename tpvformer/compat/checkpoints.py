@@ -46,9 +46,13 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
-        for word, names in (("ignored", self.ignored), ("dropped", self.dropped), ("missing", self.missing)):
+        for what, names in (
+            ("ignored, no weights of this model", self.ignored),
+            ("dropped, the neck has another shape", self.dropped),
+            ("missing, left as they were", self.missing),
+        ):
             if names:
-                lines.append(f"  {len(names)} {word}: {_some(names)}")
+                lines.append(f"  {len(names)} {what}: {_some(names)}")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
 
@@ -146,7 +150,7 @@ def _from_detector(tensors: Dict[str, Tensor], model: Model, source: str) -> Tup
             report.ignored.append(name)
         else:
             unknown.append(name)
-    _refuse_unknown(source, unknown)
+    _refuse_unknown(source, unknown, "expected our own, the reference's, or a detector's img_backbone/img_neck names")
     wanted = [theirs for theirs in ours if theirs.startswith("img_neck.")]
     fits = all(name in neck and neck[name].shape == state[ours[name]].shape for name in wanted)
     for known, tensor in neck.items():
@@ -189,12 +193,9 @@ def _compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
     return warnings
 
 
-def _refuse_unknown(source: str, names: Sequence[str]) -> None:
+def _refuse_unknown(source: str, names: Sequence[str], mend: str = "was it made with another configuration?") -> None:
     if names:
-        raise CheckpointError(
-            f"{source}: {len(names)} entries are not of this model: {_some(names)}; "
-            "expected our own, the reference's, or a detector's img_backbone/img_neck names"
-        )
+        raise CheckpointError(f"{source}: {len(names)} entries have no place in this model: {_some(names)}; {mend}")
 
 
 def _refuse_missing(source: str, report: Report) -> None:
