@@ -20,6 +20,7 @@ from tpvformer.engine import checkpoint, run
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.distributed import World, read_world
 
+pytestmark = pytest.mark.usefixtures("quick")
 EVALUATE = """
 import json, sys
 from pathlib import Path
@@ -36,18 +37,11 @@ def config(tmp_path_factory) -> Config:
     return tiny_config(write_tiny(tmp_path_factory.mktemp("set"), POINTS))
 
 
-@pytest.fixture(autouse=True)
-def _plain_operations(monkeypatch) -> None:
-    monkeypatch.setenv("TPVFORMER_OPS", "reference")
-
-
 @pytest.fixture(scope="module")
-def single(config: Config, tmp_path_factory) -> Path:
+def single(config: Config, tmp_path_factory, quick) -> Path:
     """The work dir of one process with a batch of two."""
     work_dir = tmp_path_factory.mktemp("single")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TPVFORMER_OPS", "reference")
-        run.train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2)), work_dir, "cpu")
+    run.train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2)), work_dir, "cpu")
     return work_dir
 
 

@@ -21,15 +21,11 @@ from tpvformer.engine.evaluate import evaluate, permute_cameras
 from tpvformer.engine.log import RunLog
 from tpvformer.engine.meters import LossWatch, NonFiniteLoss, StepClock
 
+pytestmark = pytest.mark.usefixtures("quick")
 TRAIN_LINE = re.compile(
     r"\[TRAIN\] Epoch \d+ Iter \d+/\d+: Loss: \d+\.\d{3} \(\d+\.\d{3}\), grad_norm: \d+\.\d, "
     r"lr: \d\.\d{7}, time: \d+\.\d{3} \(\d+\.\d{3}\)$"
 )
-
-
-@pytest.fixture(autouse=True)
-def _plain_operations(monkeypatch) -> None:
-    monkeypatch.setenv("TPVFORMER_OPS", "reference")  # compiling kernels would take longer than these tests
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +34,10 @@ def data(tmp_path_factory) -> DataConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(data: DataConfig, tmp_path_factory) -> Path:
+def finished(data: DataConfig, tmp_path_factory, quick) -> Path:
     """The work dir of a run of two epochs."""
     work_dir = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TPVFORMER_OPS", "reference")
-        run.train(tiny_config(data), work_dir, "cpu")
+    run.train(tiny_config(data), work_dir, "cpu")
     return work_dir
 
 

@@ -1,4 +1,4 @@
-"""One command in many processes on this machine: torchrun, with the command's exit status and no traceback of its own."""
+"""One command in many processes on this machine: torchrun with the command's exit status and without a traceback."""
 
 from __future__ import annotations
 

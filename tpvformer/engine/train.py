@@ -28,7 +28,6 @@ from .forward import predict
 from .log import RunLog
 from .losses import total_loss
 from .meters import LossWatch, StepClock
-from .metrics import percent
 from .optim import clip_gradients
 from .schedule import set_learning_rates
 
@@ -156,7 +155,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
         ("pts", result.pts, progress.best_val_miou_pts),
         ("vox", result.vox, progress.best_val_miou_vox),
     ):
-        now, record = percent(metric.miou), percent(best)
+        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (metric.miou, best))
         run.log.line(f"Current val miou {title} is {now} while the best val miou {title} is {record}")
     run.log.line(f"Current val loss is {result.loss:.3f}")
     values = result.as_dict(class_names(run.config.data.label_map))

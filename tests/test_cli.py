@@ -1,0 +1,115 @@
+"""The command line: quick help, one-line errors, and each command end to end on a tiny set."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from engine_tools import POINTS, environment, tiny_config, tiny_model, write_config
+from tiny_nuscenes import write_tiny
+
+from tpvformer import predict
+from tpvformer.cli import main
+from tpvformer.data.loader import NuScenesDataset
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with tiny.py, its data, and random weights."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_config(folder / "tiny.py", tiny_config(write_tiny(folder / "set", POINTS)))
+    torch.save(tiny_model().state_dict(), folder / "weights.pth")
+    return folder
+
+
+def arguments(place: Path, command: str, *more: str) -> List[str]:
+    return [command, "--py-config", str(place / "tiny.py"), "--device", "cpu", *more]
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; sys.argv = ['tpvformer', '--help']; import runpy\n"
+    code += "try: runpy.run_module('tpvformer', run_name='__main__')\n"
+    code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    assert "STATUS 0 False False" in done.stdout
+    for command in ("train", "eval", "synth", "check-geometry", "results", "picture"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("assignment", "text"),
+    [
+        ("train.epoch=3", "did you mean 'epochs'?"),
+        ("train.epochs=0", "train.epochs is 0; expected 1 or more"),
+        ("data.batch_size=two", "expected int, got 'two'"),
+        ("data.root=/nowhere", "/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(place: Path, assignment: str, text: str, capsys) -> None:
+    more = ("--set", assignment, "--work-dir", str(place / "w"))
+    assert main(arguments(place, "train", *more)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tpvformer train: ")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_files_that_are_not_there(place: Path, capsys) -> None:
+    assert main(arguments(place, "eval", "--ckpt-path", "no.pth")) == 2
+    assert main(["train", "--py-config", "no.py"]) == 2
+    assert main(["results", "--work-dir", str(place)]) == 2
+    assert main(arguments(place, "picture", "--ckpt-path", str(place / "weights.pth"), "--index", "7")) == 2
+    assert "frames 0 to 6" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_keeps_its_traceback(place: Path, monkeypatch) -> None:
+    def broken(*_):
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr("tpvformer.engine.run.evaluate_checkpoint", broken)
+    with pytest.raises(ValueError, match="unforeseen"):
+        main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth")))
+
+
+def test_overrides_reach_the_run(place: Path, tmp_path: Path) -> None:
+    more = ("--work-dir", str(tmp_path), "--max-epochs", "3", "--set", "train.seed=5", "--max-steps", "1")
+    assert main(arguments(place, "train", *more)) == 0
+    dumped = (tmp_path / "config.yaml").read_text()
+    assert "epochs: 3" in dumped
+    assert "seed: 5" in dumped
+
+
+def test_eval_with_controls(place: Path, capsys) -> None:
+    assert main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth"), "--permute-cameras")) == 0
+    out = capsys.readouterr().out
+    assert "miou_reference" in out
+    assert "the colour of the point alone, no network" in out
+
+
+def test_picture(place: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "deep" / "frame.png"
+    assert main(arguments(place, "picture", "--ckpt-path", str(place / "weights.pth"), "--out", str(out))) == 0
+    assert cv2.imread(str(out)).shape[2] == 3
+    assert "tiny, validation frame 0" in capsys.readouterr().out
+
+
+def test_frame_classes_agree_with_each_other(place: Path) -> None:
+    config = tiny_config(write_tiny(place / "set", POINTS))
+    dataset = NuScenesDataset(config.data, config.model.grid, "val", 0)
+    classes = predict.predict_frame(tiny_model(), dataset, 1, config, torch.device("cpu"))
+    sample = dataset[1]
+    assert classes.points.shape == (POINTS[1],)
+    assert classes.voxels.shape == classes.true_voxels.shape == config.model.grid.voxels
+    free = np.ones(config.model.grid.voxels, bool)
+    free[tuple(sample.voxels.numpy().T)] = False
+    assert not classes.voxels[free].any()
+    rows = {int(r): c for r, c in zip(sample.point_voxel, classes.points)}
+    assert all(classes.points[i] == rows[int(r)] for i, r in enumerate(sample.point_voxel))
