@@ -126,7 +126,7 @@ def test_pictures_are_written_as_they_are_seen(root):
     )
     info = load_pickle(root / "nuscenes_infos_val.pkl")["infos"][0]
     stored = cv2.imread(str(root / info["cams"]["CAM_FRONT"]["data_path"]))
-    assert stored.shape == (SIZE[1], SIZE[0], 3)
+    assert stored is not None and stored.shape == (SIZE[1], SIZE[0], 3)
     ground = labels != NO_CLASS
     same = np.corrcoef(stored[ground].mean(1), seen[ground].mean(1))[0, 1]
     assert same > 0.95

@@ -25,7 +25,7 @@ from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 
-GENERATOR = 1  # raised whenever the same parameters give other files
+GENERATOR = 2  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
 MINI_VAL = ("scene-0103", "scene-0916")
 MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
@@ -75,7 +75,7 @@ def write_dataset(
         _check_space(target.parent, scenes * frames_per_scene, size)
         _folders(partial)
         try:
-            _fill(partial, wanted, workers or len(os.sched_getaffinity(0)), progress)
+            _fill(partial, wanted, workers or _cores(), progress)
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -130,6 +130,12 @@ def _holds(out: Path, wanted: Dict[str, Any]) -> bool:
             f"synthetic data: {out} holds another synthetic set ({found}); delete it or choose another --out"
         )
     return True
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a container may own fewer cores than the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_space(folder: Path, frames: int, size: Tuple[int, int]) -> None:

@@ -88,6 +88,14 @@ def hue(rng: Rng) -> np.ndarray:
     return rng.uniform(0.06, 0.85, 3)
 
 
+def usual(rng: Rng, tones: Sequence[Sequence[float]], share: float) -> np.ndarray:
+    """With probability ``share`` a shade of one of the tones that such things often have, else any paint."""
+    if rng.random() > share:
+        return hue(rng)
+    tone = np.array(tones[int(rng.integers(len(tones)))])
+    return np.clip(tone * rng.uniform(0.75, 1.25) + rng.uniform(-0.06, 0.06, 3), 0.03, 0.9)
+
+
 def contrast(rng: Rng, color: np.ndarray) -> np.ndarray:
     """A second colour clearly brighter or darker than the first."""
     if color.mean() > 0.5 or rng.random() < 0.15:

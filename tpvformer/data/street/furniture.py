@@ -19,32 +19,38 @@ from .builder import (
     Rng,
     contrast,
     hue,
+    usual,
 )
+
+CONE_TONES = ((0.88, 0.33, 0.06), (0.85, 0.16, 0.08))
+BARRIER_TONES = ((0.8, 0.15, 0.1), (0.85, 0.45, 0.1))
+HOUSE_TONES = ((0.72, 0.66, 0.55), (0.56, 0.52, 0.47), (0.6, 0.36, 0.28), (0.7, 0.7, 0.68))
 
 
 def pedestrian(rng: Rng) -> Builder:
     b = Builder(ADULT, rng)
-    tall = rng.uniform(0.92, 1.08)
+    tall = rng.uniform(1.0, 1.15)
     coat, trousers = hue(rng), hue(rng) * 0.5
     skin = np.array([0.75, 0.55, 0.42]) * rng.uniform(0.45, 1.1)
     stride = rng.uniform(0.05, 0.2)
     for side in (0.12, -0.12):
         b.add(rc.FRUSTUM, sf.CLOTH, (math.copysign(stride, side), side, 0), (0.13, 0.12, 0.42 * tall), trousers)
-    b.add(rc.FRUSTUM, sf.CLOTH, (0, 0, 0.8 * tall), (0.23, 0.32, 0.34 * tall), coat, taper=0.2)
+    b.add(rc.FRUSTUM, sf.CLOTH, (0, 0, 0.8 * tall), (0.25, 0.34, 0.34 * tall), coat, taper=0.2)
     b.add(rc.ELLIPSOID, sf.PLAIN, (0, 0, 1.46 * tall), (0.15, 0.14, 0.16), skin)
     return b
 
 
 def cone(rng: Rng) -> Builder:
-    b, c = Builder(CONE, rng), hue(rng)
-    b.box(sf.PLAIN, (0, 0, 0), (0.32, 0.32, 0.05), DARK)
-    b.add(rc.FRUSTUM, sf.CONE, (0, 0, 0.1), (0.3, 0.3, 0.48), c, contrast(rng, c), taper=0.72)
+    b, c = Builder(CONE, rng), usual(rng, CONE_TONES, 0.8)
+    wide, high = rng.uniform(0.3, 0.36), rng.uniform(0.5, 0.6)
+    b.box(sf.PLAIN, (0, 0, 0), (wide + 0.03, wide + 0.03, 0.04), DARK)
+    b.add(rc.FRUSTUM, sf.CONE, (0, 0, 0.08), (wide, wide, high), c, contrast(rng, c), taper=0.72)
     return b
 
 
 def barrier(rng: Rng) -> Builder:
     """A row of striped blocks along x."""
-    b, c = Builder(BARRIER, rng), hue(rng)
+    b, c = Builder(BARRIER, rng), usual(rng, BARRIER_TONES, 0.7)
     accent = contrast(rng, c)
     count = int(rng.integers(2, 5))
     for k in range(count):
@@ -57,7 +63,7 @@ def barrier(rng: Rng) -> Builder:
 def building(rng: Rng, long: float, deep: float) -> Builder:
     """A house ``2 * long`` by ``2 * deep`` metres, its front along x."""
     b = Builder(MANMADE, rng)
-    c = np.clip(rng.uniform(0.2, 0.8) + rng.uniform(-0.16, 0.16, 3), 0.05, 0.9)
+    c = usual(rng, HOUSE_TONES, 0.7)
     style = sf.FACADE if rng.random() < 0.8 else sf.BRICK
     high = rng.uniform(2.2, 7.5)
     b.box(style, (0, 0, 0), (long, deep, high), c, rng.uniform(0.5, 0.9, 3))
@@ -95,7 +101,7 @@ def shelter(rng: Rng) -> Builder:
 
 def _leaf(rng: Rng) -> np.ndarray:
     tone = [(0.2, 0.42, 0.14), (0.36, 0.46, 0.16), (0.52, 0.42, 0.16), (0.46, 0.24, 0.14)][
-        int(rng.choice(4, p=[0.5, 0.25, 0.15, 0.1]))
+        int(rng.choice(4, p=[0.6, 0.3, 0.06, 0.04]))
     ]
     return np.clip(np.array(tone) * rng.uniform(0.7, 1.35) + rng.uniform(-0.06, 0.06, 3), 0.04, 0.8)
 

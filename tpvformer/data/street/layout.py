@@ -18,7 +18,7 @@ DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27  # raw lidarseg indice
 MARGIN = 62.0  # metres of street before and after the stretch that is driven
 FAR = 1e9
 KERB_HEIGHT = 0.14
-CORRIDOR = 1.9  # metres either side of the ego's path that stay free
+CORRIDOR = 2.3  # metres either side of the ego's path that stay free
 
 
 class Layout:
@@ -26,17 +26,17 @@ class Layout:
 
     def __init__(self, rng: Rng, travel: float) -> None:
         self.rng, self.travel = rng, travel
-        self.half = rng.uniform(6.0, 9.5)  # of the carriageway
+        self.half = rng.uniform(6.5, 9.5)  # of the carriageway
         self.walks = (rng.uniform(2.2, 4.2), rng.uniform(2.2, 4.2))  # sidewalk widths, left and right
-        self.verges = [rng.uniform(1.4, 2.6) if rng.random() < 0.45 else 0.0 for _ in range(2)]
+        self.verges = [rng.uniform(1.4, 2.6) if rng.random() < 0.35 else 0.0 for _ in range(2)]
         self.median = rng.uniform(0.8, 1.6) if rng.random() < 0.6 else 0.0  # half width
         self.median_s = rng.uniform(-0.25, 0.25) * self.half
         self.junction = (0.0, 0.0)  # middle and half width of a crossing street
         if rng.random() < 0.45:
             self.junction = (rng.uniform(-30, travel + 30), rng.uniform(4, 6.5))
         self.paint: Dict[int, np.ndarray] = {
-            DRIVEABLE: _tint(rng, 0.18, 0.48, 0.04),
-            SIDEWALK: _tint(rng, 0.3, 0.7, 0.09),
+            DRIVEABLE: _tint(rng, 0.18, 0.42, 0.025),
+            SIDEWALK: _tint(rng, 0.42, 0.75, 0.07),
             OTHER_FLAT: _tint(rng, 0.25, 0.65, 0.1),
             TERRAIN: _soil(rng),
         }
@@ -123,5 +123,5 @@ def _tint(rng: Rng, low: float, high: float, spread: float) -> np.ndarray:
 def _soil(rng: Rng) -> np.ndarray:
     """Grass, dry grass, earth or gravel."""
     tones = np.array([[0.28, 0.42, 0.16], [0.52, 0.46, 0.3], [0.38, 0.3, 0.22], [0.45, 0.44, 0.42]])
-    tone = tones[int(rng.choice(4, p=[0.5, 0.2, 0.2, 0.1]))]
+    tone = tones[int(rng.choice(4, p=[0.65, 0.15, 0.15, 0.05]))]
     return np.clip(tone * rng.uniform(0.75, 1.3) + rng.uniform(-0.05, 0.05, 3), 0.05, 0.8)

@@ -22,7 +22,7 @@ from .raycast import (
 from .rig import BEAMS, FIRINGS, beam_elevations
 from .world import Street
 
-LIDAR_REACH = 55.0  # metres; a hazier day than the real sensor's 105 m keeps the points inside the usual +-51.2 m grid
+LIDAR_REACH = 40.0  # metres; the real sensor's 105 m would put points where small images show nothing
 EGO_LABEL = 31  # raw lidarseg index of points without a return, kept near the origin
 DROPOUT = 0.005  # share of the rays that return nothing for no reason
 RANGE_NOISE = 0.02  # metres, half width

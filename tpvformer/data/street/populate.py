@@ -16,6 +16,7 @@ from . import raycast as rc
 from .builder import ATTRIBUTES, Builder, Rng
 from .layout import CORRIDOR, MARGIN, Layout
 
+GAP = 0.8  # metres between the collision boxes of two objects
 TRIES = 6  # places an object is offered before it is dropped
 CLEAR = 14.0  # metres before and after the driven stretch that stay free in the ego's lane
 
@@ -64,7 +65,7 @@ class Placer:
             return False
         return all(abs(u - a) > long + c + gap or abs(s - b) > wide + d + gap for a, b, c, d in self.taken)
 
-    def put(self, built: Builder, u: float, s: float, turn: float = 0.0, gap: float = 0.6) -> bool:
+    def put(self, built: Builder, u: float, s: float, turn: float = 0.0, gap: float = GAP) -> bool:
         """Stand an object at (u, s), turned by ``turn`` from the road's direction; False if there is no room."""
         reach = built.reach()
         co, si = abs(math.cos(turn)), abs(math.sin(turn))
@@ -88,9 +89,8 @@ class Placer:
         maker: Callable[[Rng], Builder],
         density: float,
         where: Callable[[], float],
-        reach: float = 45.0,
+        reach: float,
         wobble: float = 0.08,
-        gap: float = 0.6,
     ) -> None:
         """Put about ``density`` objects on every 100 m of the street, up to ``reach`` metres beyond the driven stretch.
 
@@ -101,7 +101,7 @@ class Placer:
             built = maker(rng)
             turn = rng.normal(0, wobble) + (math.pi if rng.random() < 0.5 else 0.0)
             for _ in range(TRIES):
-                if self.put(built, rng.uniform(-reach, self.travel + reach), where(), turn, gap):
+                if self.put(built, rng.uniform(-reach, self.travel + reach), where(), turn):
                     break
 
 
@@ -153,20 +153,20 @@ def populate(rng: Rng, layout: Layout, road: Road, rects: np.ndarray, travel: fl
     for side in (1, -1):
         _houses(placer, layout, side)
     put = placer.scatter  # large things first: they find no room later
-    put(vehicles.bus, 2.4, at.either(0.6, at.lane, at.kerb), gap=0.8)
-    put(vehicles.trailer, 2.8, at.either(0.7, at.kerb, at.beyond), gap=0.8)
-    put(vehicles.construction, 3.2, at.either(0.6, at.kerb, at.beyond), wobble=0.5, gap=0.8)
-    put(vehicles.truck, 3.2, at.either(0.5, at.lane, at.kerb), gap=0.8)
-    put(furniture.barrier, 6.5, at.either(0.7, at.close, at.kerb), 36, 0.1)
-    put(vehicles.car, 10.0, at.either(0.6, at.lane, at.kerb), gap=0.8)
-    put(vehicles.motorcycle, 10.0, at.either(0.7, at.close, at.walk), 32, 0.6)
-    put(vehicles.bicycle, 19.0, at.either(0.6, at.close, at.walk), 32, 0.7)
-    put(furniture.pedestrian, 20.0, at.either(0.6, at.close, at.walk), 34, 1.5)
-    put(furniture.cone, 28.0, at.close, 32, 1.0)
-    put(furniture.tree, 20.0, at.either(0.75, at.beyond, at.walk), 58)
-    put(furniture.lamp, 6.0, at.walk, 55)
-    put(furniture.shelter, 1.2, at.walk)
-    put(furniture.wall, 4.0, at.beyond, 50, 0.05)
-    put(furniture.bush, 14.0, at.beyond, 55)
-    put(furniture.hedge, 8.0, at.beyond, 50, 0.05)
+    put(vehicles.bus, 2.6, at.either(0.6, at.lane, at.kerb), 34)
+    put(vehicles.trailer, 3.2, at.either(0.7, at.kerb, at.beyond), 34)
+    put(vehicles.construction, 3.8, at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)
+    put(vehicles.truck, 3.8, at.either(0.5, at.lane, at.kerb), 36)
+    put(furniture.barrier, 6.0, at.either(0.7, at.close, at.kerb), 30)
+    put(vehicles.car, 11.0, at.either(0.6, at.lane, at.kerb), 42)
+    put(vehicles.motorcycle, 13.0, at.either(0.7, at.close, at.walk), 27, wobble=0.6)
+    put(vehicles.bicycle, 22.0, at.either(0.7, at.close, at.walk), 27, wobble=0.8)
+    put(furniture.pedestrian, 22.0, at.either(0.6, at.close, at.walk), 27, wobble=1.5)
+    put(furniture.cone, 30.0, at.close, 26, wobble=1.0)
+    put(furniture.tree, 24.0, at.either(0.75, at.beyond, at.walk), 55)
+    put(furniture.lamp, 5.0, at.walk, 50)
+    put(furniture.shelter, 1.2, at.walk, 40)
+    put(furniture.wall, 3.0, at.beyond, 45)
+    put(furniture.bush, 16.0, at.beyond, 50)
+    put(furniture.hedge, 10.0, at.beyond, 50)
     return np.concatenate(placer.rows), placer.things

@@ -17,7 +17,15 @@ from .builder import (
     Rng,
     contrast,
     hue,
+    usual,
 )
+
+CARGO_TONES = ((0.8, 0.8, 0.8), (0.68, 0.7, 0.72))
+BUS_TONES = ((0.7, 0.12, 0.1), (0.12, 0.4, 0.65), (0.8, 0.62, 0.12), (0.12, 0.5, 0.28))
+TRAILER_TONES = ((0.16, 0.3, 0.55), (0.55, 0.18, 0.13), (0.35, 0.45, 0.3))
+MACHINE_TONES = ((0.85, 0.62, 0.08), (0.85, 0.45, 0.08))
+MOTORCYCLE_TONES = ((0.12, 0.12, 0.13), (0.65, 0.1, 0.08))
+BICYCLE_TONES = ((0.15, 0.55, 0.6), (0.7, 0.75, 0.2), (0.75, 0.3, 0.55))
 
 
 def car(rng: Rng) -> Builder:
@@ -37,7 +45,7 @@ def truck(rng: Rng) -> Builder:
     front = long + 1.0
     b.box(sf.CAR, (front, 0, 0.45), (0.95, 1.12, 0.6), c)
     b.box(sf.GLASS, (front - 0.1, 0, 1.65), (0.85, 1.08, 0.5), c)
-    b.box(sf.CARGO, (-0.45, 0, 0.85), (long, 1.25, high), hue(rng) * 0.5 + 0.35)
+    b.box(sf.CARGO, (-0.45, 0, 0.85), (long, 1.25, high), usual(rng, CARGO_TONES, 0.7))
     b.box(sf.PLAIN, (0.1, 0, 0.45), (long + 0.2, 0.6, 0.2), DARK)
     b.wheels(0.48, (-0.6 * long, front - 0.1), 1.12)
     return b
@@ -45,7 +53,7 @@ def truck(rng: Rng) -> Builder:
 
 def bus(rng: Rng) -> Builder:
     b = Builder(BUS, rng)
-    c = hue(rng)
+    c = usual(rng, BUS_TONES, 0.7)
     long = rng.uniform(4.6, 6.0)
     b.box(sf.BUS, (0, 0, 0.28), (long, 1.32, rng.uniform(1.35, 1.5)), c, contrast(rng, c))
     b.wheels(0.48, (-0.6 * long, 0.62 * long), 1.3)
@@ -53,9 +61,9 @@ def bus(rng: Rng) -> Builder:
 
 
 def trailer(rng: Rng) -> Builder:
-    b, c = Builder(TRAILER, rng), hue(rng)
+    b, c = Builder(TRAILER, rng), usual(rng, TRAILER_TONES, 0.65)
     long, high = rng.uniform(3.6, 5.0), rng.uniform(0.6, 0.85)
-    b.box(sf.RIBS, (0, 0, 1.0), (long, 1.25, high), c * 0.7 + 0.2)
+    b.box(sf.RIBS, (0, 0, 1.0), (long, 1.25, high), c)
     b.box(sf.PLAIN, (0, 0, 0.75), (long, 0.5, 0.12), DARK)
     b.box(sf.PLAIN, (long + 0.7, 0, 0.55), (0.8, 0.12, 0.1), DARK)  # the drawbar
     b.box(sf.PLAIN, (long * 0.6, 0.7, 0.0), (0.12, 0.12, 0.5), DARK)
@@ -66,7 +74,7 @@ def trailer(rng: Rng) -> Builder:
 
 def construction(rng: Rng) -> Builder:
     """A crawler with a cab, a mast and a jib."""
-    b, c = Builder(CONSTRUCTION, rng), hue(rng)
+    b, c = Builder(CONSTRUCTION, rng), usual(rng, MACHINE_TONES, 0.8)
     black = rng.uniform(0.02, 0.1, 3)
     for side in (1.05, -1.05):
         b.box(sf.RIBS, (0, side, 0), (1.9, 0.32, 0.42), (0.16, 0.15, 0.14))
@@ -82,7 +90,7 @@ def construction(rng: Rng) -> Builder:
 
 
 def motorcycle(rng: Rng) -> Builder:
-    b, c = Builder(MOTORCYCLE, rng), hue(rng)
+    b, c = Builder(MOTORCYCLE, rng), usual(rng, MOTORCYCLE_TONES, 0.5)
     for x in (-0.72, 0.72):
         b.add(rc.ELLIPSOID, sf.WHEEL, (x, 0, 0), (0.36, 0.16, 0.36), (0.25, 0.25, 0.25), (0.6, 0.6, 0.6))
     b.box(sf.PLAIN, (0, 0, 0.3), (0.5, 0.24, 0.22), DARK)
@@ -94,7 +102,7 @@ def motorcycle(rng: Rng) -> Builder:
 
 
 def bicycle(rng: Rng) -> Builder:
-    b, c = Builder(BICYCLE, rng), hue(rng)
+    b, c = Builder(BICYCLE, rng), usual(rng, BICYCLE_TONES, 0.6)
     accent = contrast(rng, c)
     for x in (-0.56, 0.56):
         b.add(rc.ELLIPSOID, sf.WHEEL, (x, 0, 0), (0.4, 0.1, 0.4), (0.6, 0.6, 0.6), (0.9, 0.9, 0.9))

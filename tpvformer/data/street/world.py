@@ -54,10 +54,10 @@ def _light(rng: Rng) -> Light:
         sun=sun / np.linalg.norm(sun),
         ambient=rng.uniform(0.4, 0.75),
         haze=1 / rng.uniform(120, 400),
-        grain=rng.uniform(0.01, 0.035),
+        grain=rng.uniform(0.008, 0.022),
         horizon=horizon,
         zenith=np.clip(horizon * blue, 0, 1),
-        exposure=rng.uniform(0.85, 1.45) * np.array([rng.uniform(0.92, 1.08), 1.0, rng.uniform(0.9, 1.08)]),
+        exposure=rng.uniform(0.95, 1.4) * np.array([rng.uniform(0.92, 1.08), 1.0, rng.uniform(0.9, 1.08)]),
     )
 
 
