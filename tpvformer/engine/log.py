@@ -29,9 +29,10 @@ class RunLog:
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
         self._handlers: List[logging.Handler] = []
+        self._bar_is_up = False
         if not is_main:
             return
-        self._handlers.append(_Stdout())
+        self._handlers.append(logging.StreamHandler(sys.stdout))
         if work_dir is not None:
             self.path = _new_file(work_dir)
             self._handlers.append(logging.FileHandler(self.path))
@@ -42,13 +43,17 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """One line for people."""
-        if self.is_main:
-            self._logger.info(text)
+        self._write(logging.INFO, text)
 
     def warn(self, text: str) -> None:
         """One line for people, marked as a warning."""
+        self._write(logging.WARNING, text)
+
+    def _write(self, level: int, text: str) -> None:
         if self.is_main:
-            self._logger.warning(text)
+            if self._bar_is_up:  # it is drawn again below the line
+                print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._logger.log(level, text)
 
     def record(self, kind: str, **values: Any) -> None:
         """One JSON object for programs. What is not a finite number is written as null."""
@@ -85,8 +90,14 @@ class RunLog:
         from rich.progress import Progress as Bar
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            yield Progress(bar, bar.add_task(title, total=total))
+        console = Console(stderr=True)
+        # rich would also redirect stdout, and break the log's lines at the width of the terminal
+        with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+            self._bar_is_up = True
+            try:
+                yield Progress(bar, bar.add_task(title, total=total))
+            finally:
+                self._bar_is_up = False
 
 
 class Progress:
@@ -108,17 +119,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class _Stdout(logging.StreamHandler):
-    """Writes to whatever ``sys.stdout`` is at the moment, so that a progress bar can step aside for the line."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stdout
-        super().emit(record)
 
 
 def _new_file(work_dir: Path) -> Path:
