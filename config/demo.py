@@ -15,13 +15,13 @@ from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, Mod
 config = Config(
     name="demo",
     model=ModelConfig(
-        grid=GridConfig(w=100, h=100, z=8, pc_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)),
+        grid=GridConfig(w=64, h=64, z=8, pc_range=(-32.0, -32.0, -3.0, 32.0, 32.0, 3.0)),
         backbone=BackboneConfig(blocks=(2, 2, 2, 1), base_width=32, frozen_stages=0, norm="batch", bn3_init=0.2),
         dim=32,
         ffn_dim=64,
         decoder_dim=64,
         image_heads=2,
-        plane_heads=4,
+        plane_heads=2,
         position_dims=(12, 12, 8),
         layers=("self_cross",) * 2,
         pillar_anchors=(4, 16, 16),
@@ -42,5 +42,5 @@ config = Config(
         workers=1,
     ),
     optim=OptimConfig(lr=2e-3, backbone_lr_mult=1.0, clip_norm=5.0, warmup_steps=60),
-    train=TrainConfig(epochs=1, print_every=50, precision="bf16", load_from=None),
+    train=TrainConfig(epochs=2, print_every=50, precision="bf16", load_from=None),
 )
