@@ -230,11 +230,12 @@ def _plain(value: Any) -> Any:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Apply ``section.field=value`` strings; values are YAML scalars or lists.
+    """Apply ``section.field=value`` strings; values are YAML scalars or lists. Validated when all are applied.
 
     Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
     value does not fit.
     """
+    tree = dataclasses.asdict(config)
     for text in assignments:
         path, eq, raw = text.partition("=")
         if not eq:
@@ -243,25 +244,27 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as err:
             raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
-        config = _replace(config, path.strip().split("."), value, path.strip())
-    return config
+        _assign(tree, Config, path.strip(), value)
+    return from_dict(tree)
 
 
-def _replace(node: Any, path: list, value: Any, full: str) -> Any:
-    known = {f.name for f in dataclasses.fields(node)}
-    head = path[0]
-    if head not in known:
-        near = difflib.get_close_matches(head, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
-        raise ConfigError(f"override {full}: {type(node).__name__} has no field {head!r}{hint}")
-    current = getattr(node, head)
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise ConfigError(f"override {full}: {head!r} is a value and has no field {path[1]!r}")
-        return dataclasses.replace(node, **{head: _replace(current, path[1:], value, full)})
-    if dataclasses.is_dataclass(current):
-        raise ConfigError(f"override {full}: {head!r} is a section; name one of its fields")
-    return dataclasses.replace(node, **{head: _coerce(value, get_type_hints(type(node))[head], full)})
+def _assign(node: Dict[str, Any], kind: Any, path: str, value: Any) -> None:
+    """Set one field, named by its dotted path, in the tree of a dataclass of type ``kind``."""
+    *sections, name = path.split(".")
+    for head in (*sections, name):
+        hints = get_type_hints(kind)
+        if head not in hints:
+            near = difflib.get_close_matches(head, hints, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
+            raise ConfigError(f"override {path}: {kind.__name__} has no field {head!r}{hint}")
+        parent, kind = kind, hints[head]
+        if head is not name and not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"override {path}: {head!r} of {parent.__name__} is a value and has no fields")
+        if head is not name:
+            node = node[head]
+    if dataclasses.is_dataclass(kind):
+        raise ConfigError(f"override {path}: {name!r} is a section; name one of its fields")
+    node[name] = _coerce(value, kind, f"override {path}")
 
 
 def _coerce(value: Any, kind: Any, where: str) -> Any:
@@ -271,7 +274,7 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return _coerce(value, next(a for a in get_args(kind) if a is not type(None)), where)
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"override {where}: expected a list such as [1, 2, 3], got {value!r}")
+            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {value!r}")
         return tuple(_coerce(v, get_args(kind)[0], where) for v in value)
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         try:
@@ -282,7 +285,7 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"override {where}: expected {kind.__name__}, got {value!r}")
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
 
 
 def from_dict(tree: Dict[str, Any]) -> Config:

@@ -1,0 +1,57 @@
+"""The configuration: overrides by name, and the round trip through YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from tpvformer.config import Config, ConfigError, from_dict, override
+
+
+def test_dump_and_back() -> None:
+    config = Config("run")
+    assert from_dict(yaml.safe_load(config.dump())) == config
+
+
+def test_override_changes_what_it_names() -> None:
+    wanted = ["optim.lr=1e-4", "model.grid.z=8", "model.layers=[self]", "train.load_from=null"]
+    changed = override(Config("run"), wanted)
+    assert changed.optim.lr == 1e-4
+    assert changed.model.grid.z == 8
+    assert changed.model.layers == ("self",)
+    assert changed.train.load_from is None
+    assert dataclasses.replace(changed, optim=Config("run").optim).optim == Config("run").optim
+
+
+def test_overrides_are_judged_together() -> None:
+    """Each of the two alone would not fit the other's old value."""
+    changed = override(Config("run"), ["model.pillar_anchors=[5,5,5]", "model.image_points=[5,10,15]"])
+    assert changed.model.image_points == (5, 10, 15)
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("optim.lrr=1", "OptimConfig has no field 'lrr'; did you mean 'lr'"),
+        ("optim.lr=fast", "override optim.lr: expected float, got 'fast'"),
+        ("optim.lr.x=1", "'lr' of OptimConfig is a value"),
+        ("data.workers=true", "expected int, got True"),
+        ("model=3", "'model' is a section"),
+        ("model.layers=self", "expected a list"),
+        ("model.grid.w", "expected section.field=value"),
+        ("model.dim=30", "add up to dim 30"),
+        ("train.precision=fp8", "expected 'fp32' or 'bf16'"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(Config("run"), [text])
+
+
+def test_unknown_stored_field() -> None:
+    tree = dataclasses.asdict(Config("run"))
+    tree["optim"]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match=r"optim has unknown fields \['momentum'\]"):
+        from_dict(tree)
