@@ -15,7 +15,7 @@ from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, Mod
 config = Config(
     name="demo",
     model=ModelConfig(
-        grid=GridConfig(w=64, h=64, z=8, pc_range=(-32.0, -32.0, -3.0, 32.0, 32.0, 3.0)),
+        grid=GridConfig(w=64, h=64, z=8, pc_range=(-32.0, -32.0, -2.2, 32.0, 32.0, 1.8)),
         backbone=BackboneConfig(blocks=(2, 2, 2, 1), base_width=32, frozen_stages=0, norm="batch", bn3_init=0.2),
         dim=32,
         ffn_dim=64,
@@ -24,8 +24,8 @@ config = Config(
         plane_heads=2,
         position_dims=(12, 12, 8),
         layers=("self_cross",) * 2,
-        pillar_anchors=(4, 16, 16),
-        image_points=(4, 16, 16),
+        pillar_anchors=(8, 16, 16),
+        image_points=(8, 16, 16),
         plane_points=8,
         plane_anchors=8,
         plane_init_anchors=8,
