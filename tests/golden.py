@@ -212,8 +212,9 @@ def check_forward(case: Case, table: Table) -> Tensor:
         else:
             print(f"{key:78s} is not compared FAIL")
             table.failed.append(key)
-    for name, ours, theirs in zip(("lovasz", "ce", "total"), (*parts, loss), case.arrays["loss/lovasz_ce_total"]):
-        table.scalar(f"loss/{name}", ours.item(), float(theirs), LOSS)
+    if "loss/lovasz_ce_total" in case.arrays.files:
+        for name, ours, theirs in zip(("lovasz", "ce", "total"), (*parts, loss), case.arrays["loss/lovasz_ce_total"]):
+            table.scalar(f"loss/{name}", ours.item(), float(theirs), LOSS)
     return loss
 
 
@@ -225,10 +226,11 @@ def check_gradients(case: Case, table: Table, loss: Tensor) -> None:
     parameters = dict(case.model.named_parameters())
     total = case.meta["grad_norm_total"]
     noise = 1e-6 * total
-    frozen = {ours_by_reference[name] for name in case.meta["requires_grad_false"]}
-    table.equal("frozen parameters", len(frozen ^ {n for n, p in parameters.items() if not p.requires_grad}))
+    frozen = {ours_by_reference[name] for name in case.meta.get("requires_grad_false", [])}
+    if "requires_grad_false" in case.meta:
+        table.equal("frozen parameters", len(frozen ^ {n for n, p in parameters.items() if not p.requires_grad}))
     unused = {n for n, p in parameters.items() if p.requires_grad and p.grad is None}
-    unused_there = {ours_by_reference[n] for n in case.meta["requires_grad_but_none"]}
+    unused_there = {ours_by_reference[n] for n in case.meta.get("requires_grad_but_none", [])}
     table.equal("parameters without gradient", len(unused ^ unused_there))
     for name, norm in case.meta["grad_norm"].items():
         if norm is not None and name in ours_by_reference and parameters[ours_by_reference[name]].grad is not None:
@@ -278,7 +280,8 @@ def run_case(prefix: str, config: str) -> int:
     check_inputs(case, table)
     check_geometry(case, table)
     loss = check_forward(case, table)
-    check_gradients(case, table, loss)
+    if "grad_norm" in case.meta:  # large cases may be recorded forward only
+        check_gradients(case, table, loss)
     if "step/loss_gradnorm" in case.arrays.files:
         check_steps(case, table)
     return report(table)
