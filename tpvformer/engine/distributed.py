@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import time
 from dataclasses import dataclass
 from typing import Any, Dict
 
@@ -53,8 +54,12 @@ def start(world: World, device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group together, if one was joined."""
     if dist.is_initialized():
+        dist.barrier()
+        # Gloo's threads let go of the last tensors only now, for which they need the interpreter; torch 2.1 waits for
+        # them in destroy_process_group without giving it to them, and hangs.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
