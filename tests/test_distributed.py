@@ -135,6 +135,26 @@ def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tm
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupted_launch_stops_its_processes(config: Config, tmp_path: Path) -> None:
+    endless = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=10_000))
+    file, work_dir = write_config(tmp_path / "tiny.py", endless), tmp_path / "w"
+    command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu", "--processes", "2"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    while b"[TRAIN]" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + 15
+    assert b"Traceback" not in errors
+    assert not (work_dir / "summary.json").exists()
+
+
 def test_world_is_read_from_the_environment(monkeypatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -12,6 +12,7 @@ def launch(processes: int, argv: List[str]) -> int:
     The same as ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>``. A process that fails has
     said why itself; the others are stopped.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -22,4 +23,6 @@ def launch(processes: int, argv: List[str]) -> int:
         _, failure = err.get_first_failure()
         code = int(failure.exitcode)
         return code if code > 0 else 128 - code  # ended by a signal: the shell's way of saying so
+    except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
+        return 128 + int(err.sigval)
     return 0
