@@ -1,4 +1,5 @@
-"""The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples a batch, images to be padded.
+"""The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples with unequal numbers of
+points a batch, images to be padded.
 
 command   tpvformer synth --out data/debug --scenes 4 --frames 2 --size 152x90 --seed 7
           bash test/train_1p.sh --py_config=config/debug.py

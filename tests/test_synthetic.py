@@ -155,7 +155,8 @@ def test_the_lidar_file_is_a_nuscenes_sweep(root, tables):
         data = next(r for r in tables["sample_data"] if r["token"] == row["sample_data_token"])
         points = np.fromfile(root / data["filename"], np.float32).reshape(-1, 5)
         labels = np.fromfile(root / row["filename"], np.uint8)
-        assert len(points) == len(labels) == rig.FIRINGS * rig.BEAMS
+        assert len(points) == len(labels)
+        assert rig.FIRINGS - 2 <= len(points) / rig.BEAMS <= rig.FIRINGS
         assert (points[:, 4].reshape(-1, 32) == np.arange(32)).all()
         reach = np.linalg.norm(points[:, :3], axis=1)
         assert (labels[reach < 0.1] == EGO_LABEL).all()

@@ -25,7 +25,7 @@ from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 
-GENERATOR = 2  # raised whenever the same parameters give other files
+GENERATOR = 3  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
 MINI_VAL = ("scene-0103", "scene-0916")
 MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))

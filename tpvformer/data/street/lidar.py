@@ -32,9 +32,9 @@ RANGE_NOISE = 0.02  # metres, half width
 class Sweep:
     """One turn of the lidar."""
 
-    points: np.ndarray  # (FIRINGS * BEAMS, 5) float32: x, y, z in the lidar frame (m), intensity 0..255, ring
-    labels: np.ndarray  # (FIRINGS * BEAMS,) uint8 raw lidarseg index
-    objects: np.ndarray  # (FIRINGS * BEAMS,) int32 index of Street.objects, -1 for everything else
+    points: np.ndarray  # (N, 5) float32: x, y, z in the lidar frame (m), intensity 0..255, ring
+    labels: np.ndarray  # (N,) uint8 raw lidarseg index
+    objects: np.ndarray  # (N,) int32 index of Street.objects, -1 for everything else
 
 
 @njit(cache=True, fastmath=True)
@@ -85,7 +85,10 @@ def _lidar(
 
 
 def render_lidar(street: Street, sensor2scene: np.ndarray, seed: int) -> Sweep:
-    """One motion-compensated turn of the lidar from one pose; N is always FIRINGS * BEAMS, firing by firing."""
+    """One motion-compensated turn of the lidar from one pose, firing by firing.
+
+    As with the real sensor, sweeps differ by a firing or two: N is BEAMS times FIRINGS - 2 to FIRINGS.
+    """
     count = FIRINGS * BEAMS
     sweep = Sweep(np.empty((count, 5), np.float32), np.empty(count, np.uint8), np.empty(count, np.int32))
     _lidar(
@@ -99,4 +102,5 @@ def render_lidar(street: Street, sensor2scene: np.ndarray, seed: int) -> Sweep:
         sweep.labels,
         sweep.objects,
     )
-    return sweep
+    kept = (FIRINGS - seed % 3) * BEAMS
+    return Sweep(sweep.points[:kept], sweep.labels[:kept], sweep.objects[:kept])

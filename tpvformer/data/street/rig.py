@@ -15,7 +15,7 @@ import numpy as np
 
 REFERENCE_SIZE = (1600, 900)  # width, height of the images the intrinsics were measured on
 BEAMS = 32
-FIRINGS = 1085  # azimuth steps of one turn; a sweep has FIRINGS * BEAMS points
+FIRINGS = 1085  # azimuth steps of one turn; a sweep has at most FIRINGS * BEAMS points
 KEYFRAME_MICROSECONDS = 500_000
 
 
