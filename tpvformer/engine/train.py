@@ -114,9 +114,10 @@ def train_epoch(run: Run, epoch: int) -> None:
 def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
     seconds, data_seconds = run.clock.recent()
+    assert run.losses.last is not None
     values = {
         "step": run.progress.global_iter,
-        "loss": run.losses.last or 0.0,
+        "loss": run.losses.last,
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.optimizer.param_groups[0]["lr"],
