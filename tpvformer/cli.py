@@ -153,11 +153,16 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _say_quarters(done: int, total: int) -> None:
+    if total >= 100 and done < total and done * 4 // total > (done - 1) * 4 // total:
+        print(f"{done} of {total} frames", file=sys.stderr)
+
+
 def _synth(args: argparse.Namespace) -> int:
     from tpvformer.data.synthetic import write_dataset
 
     began = time.perf_counter()
-    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers)
+    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers, _say_quarters)
     what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
