@@ -54,10 +54,6 @@ launch() {
     . "$root/test/env_npu.sh"
     choose_card "$cards"
 
-    # Threads that wait by spinning cost a busy machine far more than they gain on an idle one: with one other process on
-    # two cores a step of config/demo.py took 766 ms spinning, 314 ms waiting; alone 210 ms and 279 ms.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-
     local command=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
     [ "$performance" = 1 ] && command+=(--max-steps "$PERFORMANCE_STEPS")
     if [ "$cards" -gt 1 ]; then

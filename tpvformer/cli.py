@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 from tpvformer.config import Config, ConfigError, override
 
@@ -153,16 +153,24 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _say_quarters(done: int, total: int) -> None:
-    if total >= 100 and done < total and done * 4 // total > (done - 1) * 4 // total:
-        print(f"{done} of {total} frames", file=sys.stderr)
+def _quarters() -> Callable[[int, int], None]:
+    """A callback that says when another quarter of the frames is done."""
+    said = 0
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if done < total and done * 4 // total > said:
+            said = done * 4 // total
+            print(f"{done} of {total} frames", file=sys.stderr)
+
+    return say
 
 
 def _synth(args: argparse.Namespace) -> int:
     from tpvformer.data.synthetic import write_dataset
 
     began = time.perf_counter()
-    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers, _say_quarters)
+    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers, _quarters())
     what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
