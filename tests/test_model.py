@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpvformer.config import BackboneConfig, ConfigError, GridConfig, ModelConfig
 from tpvformer.model import TPVFormer
+from tpvformer.model.aggregator import TPVAggregator
 from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
 
 SIZE = (64, 96)
@@ -180,3 +181,37 @@ def test_image_autocast_keeps_geometry_in_fp32() -> None:
     assert close.point_logits.dtype == torch.float32
     error = (close.point_logits - exact.point_logits).abs().max()
     assert 0 < error < 0.15 * exact.point_logits.std() + 0.05
+
+
+def test_aggregator_is_the_published_formula() -> None:
+    """Up-sampled planes, summed, decoded layer by layer; points at i / n of each plane, zeros outside."""
+    grid = dataclasses.replace(CROSS.grid, scale_w=2, scale_h=3, scale_z=2)
+    torch.manual_seed(0)
+    aggregator = TPVAggregator(dataclasses.replace(CROSS, grid=grid))
+    planes = torch.randn(2, grid.num_queries, CROSS.dim)
+    n_x, n_y, n_z = grid.voxels
+
+    def resized(x: Tensor, shape: "tuple[int, int]", size: "tuple[int, int]") -> Tensor:
+        maps = x.transpose(1, 2).unflatten(2, shape)
+        return torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    sizes = ((n_y, n_x), (n_z, n_y), (n_x, n_z))
+    parts = planes.split(grid.plane_sizes, 1)
+    hw, zh, wz = (resized(x, shape, size) for x, shape, size in zip(parts, grid.plane_shapes, sizes))
+    feature = (
+        hw.permute(0, 3, 2, 1)[:, :, :, None] + zh.permute(0, 3, 2, 1)[:, None] + wz.permute(0, 2, 3, 1)[:, :, None]
+    )
+    expected = aggregator.classifier(aggregator.decoder(feature)).permute(0, 4, 1, 2, 3)
+
+    points = torch.rand(2, 7, 3) * torch.tensor([n_x, n_y, n_z])
+    points[:, 0] = 0  # half of its weight falls outside
+    x, y, z = (points / torch.tensor([n_x, n_y, n_z]) * 2 - 1).unbind(-1)
+    sampled = sum(
+        torch.nn.functional.grid_sample(m, torch.stack(uv, -1)[:, None], align_corners=False)[:, :, 0]
+        for m, uv in ((hw, (x, y)), (zh, (y, z)), (wz, (z, x)))
+    )
+    at_points = aggregator.classifier(aggregator.decoder(sampled.transpose(1, 2))).transpose(1, 2)
+
+    voxel_logits, point_logits = aggregator(planes, points, None)
+    torch.testing.assert_close(voxel_logits, expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(point_logits, at_points, atol=2e-6, rtol=1e-5)
