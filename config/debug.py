@@ -1,7 +1,7 @@
 """The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples with unequal numbers of
-points a batch, images to be padded.
+points a batch, images to be padded, a class that training never meets (construction_vehicle, with this seed).
 
-command   tpvformer synth --out data/debug --scenes 4 --frames 2 --size 152x90 --seed 7
+command   tpvformer synth --out data/debug --scenes 4 --frames 2 --size 152x90 --seed 6
           bash test/train_1p.sh --py_config=config/debug.py
 hardware  2 CPU cores
 time      2 s for the data, 5 s for two epochs of two steps with their evaluations
