@@ -1,95 +1,103 @@
-"""One training step of a configuration with the plain-PyTorch operations and with the kernels, in one interleaved run.
+"""Whole training steps of a configuration, several variants in turn, so that a busy machine disturbs all alike.
 
-    python benchmarks/bench_step.py [--py-config config/demo.py] [--size 288x160] [--voxels 2000] [--repeats 7]
+    python benchmarks/bench_step.py [--py-config config/demo.py] [--size 288x160] [--points 34720] [--steps 5]
+                                    [--variants reference:fp32,default:fp32,default:bf16] [--threads 1] [--out FILE]
 
-Prints the median process CPU time on one thread (robust on shared machines) of forward, backward and the optimiser's
-step for both, their ratio, and the same as one line of JSON. Inputs are random; nothing is read from disk.
+A variant is OPS:PRECISION: OPS "default" or what TPVFORMER_OPS may be, PRECISION a train.precision. Prints medians of
+each part's CPU time (wall time on an accelerator), the peak memory of each variant, and how many times slower than the
+last one the others are. `tpvformer bench` shows one variant in more detail.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import itertools
 import os
-import platform
-import statistics
-import time
-from typing import Dict, List
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-
-import torch  # noqa: E402
-
-from tpvformer.compat import load_config  # noqa: E402
-from tpvformer.engine.device import image_dtype  # noqa: E402
-from tpvformer.engine.optim import build_optimizer, clip_gradients  # noqa: E402
-from tpvformer.model import TPVFormer  # noqa: E402
-
-BACKENDS = ("reference", "numba")
+PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+PARSER.add_argument("--py-config", default="config/demo.py")
+PARSER.add_argument("--size", default="288x160", help="images as they lie on the disk, WxH (default: %(default)s)")
+PARSER.add_argument("--points", type=int, default=34_720)
+PARSER.add_argument("--steps", type=int, default=5, help="steps of each variant that count (default: %(default)s)")
+PARSER.add_argument("--variants", default="reference:fp32,default:fp32,default:bf16", help="default: %(default)s")
+PARSER.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
+PARSER.add_argument("--device", default="cpu")
+PARSER.add_argument("--out", type=Path, help="also write JSON")
 
 
-def ring_of_cameras(height: int, width: int, cameras: int) -> torch.Tensor:
-    """lidar2img (cameras,4,4) of level cameras all around."""
-    rig = []
-    for camera in range(cameras):
-        yaw, focal = 2 * math.pi * camera / cameras, 0.8 * width
-        intrinsics = torch.tensor([[focal, 0, width / 2, 0], [0, focal, height / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-        right, ahead = [math.cos(yaw), math.sin(yaw), 0, 0], [-math.sin(yaw), math.cos(yaw), 0, -0.5]
-        rig.append(intrinsics @ torch.tensor([right, [0, 0, -1, -0.3], ahead, [0, 0, 0, 1]]))
-    return torch.stack(rig)
+def main() -> int:
+    args = PARSER.parse_args()
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(args.threads)  # before they are loaded
+    from tpvformer.config import ConfigError
+
+    try:
+        result = measure(args)
+    except ConfigError as err:
+        print(f"bench_step.py: {err}", file=sys.stderr)
+        return 2
+    if args.out:
+        from tpvformer.engine.bench import report
+
+        report.write(result, args.out)
+    return 0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--py-config", default="config/demo.py")
-    parser.add_argument("--size", default="288x160", help="image width x height")
-    parser.add_argument("--voxels", type=int, default=2000, help="occupied voxels of the sample")
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = load_config(args.py_config)
+def measure(args: argparse.Namespace) -> Dict[str, Any]:
+    import torch
+
+    from tpvformer.compat import load_config
+    from tpvformer.config import ConfigError
+    from tpvformer.engine.bench import inputs, report
+    from tpvformer.engine.bench.step import StepBench, medians
+    from tpvformer.engine.device import peak_memory_mib, pick_device, reset_peak_memory
+
+    torch.set_num_threads(args.threads)
+    config, (device, _) = load_config(args.py_config), pick_device(args.device)
     width, height = (int(n) for n in args.size.split("x"))
-    grid, device = config.model.grid, torch.device("cpu")
-    model = TPVFormer(config.model).train()
-    model.image_autocast = image_dtype(device, config.train.precision)
-    optimizer = build_optimizer(model, config.optim, device)
-    images = torch.randn(1, config.model.num_cams, 3, height, width) * 60
-    rig = ring_of_cameras(height, width, config.model.num_cams)[None]
-    voxels = torch.stack([torch.randint(n, (1, args.voxels)) for n in grid.voxels], -1)
-
-    def step() -> Dict[str, float]:
-        marks = [time.process_time()]
-        out = model(images, rig, voxels.float(), voxels=voxels)
-        loss = out.voxel_logits.square().mean() + out.point_logits.square().mean()
-        marks.append(time.process_time())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        marks.append(time.process_time())
-        clip_gradients(optimizer, config.optim.clip_norm)
-        optimizer.step()
-        marks.append(time.process_time())
-        times = [1000 * (b - a) for a, b in zip(marks, marks[1:])]
-        return {"forward": times[0], "backward": times[1], "optimiser": times[2], "step": sum(times)}
-
-    runs: Dict[str, List[Dict[str, float]]] = {name: [] for name in BACKENDS}
-    for repeat in range(args.repeats + 1):
-        for name in BACKENDS:
-            os.environ["TPVFORMER_OPS"] = name
-            result = step()
+    variants = args.variants.split(",")
+    if not all(":" in variant for variant in variants):
+        raise ConfigError(f"--variants {args.variants!r}: expected OPS:PRECISION,... such as reference:fp32")
+    bench = StepBench(config, device, itertools.repeat(inputs.random_batch(config, (width, height), args.points)))
+    runs: Dict[str, List[Any]] = {variant: [] for variant in variants}
+    peaks = dict.fromkeys(variants, 0.0)
+    for repeat in range(args.steps + 1):
+        for variant in variants:
+            backend, _, precision = variant.partition(":")
+            os.environ.pop("TPVFORMER_OPS", None)
+            if backend != "default":
+                os.environ["TPVFORMER_OPS"] = backend
+            bench.use(precision)
+            reset_peak_memory(device)
+            spent = bench.step()
             if repeat:  # the first compiles
-                runs[name].append(result)
-    parts = ("forward", "backward", "optimiser", "step")
-    medians = {name: {p: statistics.median(r[p] for r in runs[name]) for p in parts} for name in BACKENDS}
-    print(f"{'CPU ms, 1 thread':18s}" + "".join(f"{p:>12s}" for p in parts))
-    for name in BACKENDS:
-        print(f"{name:18s}" + "".join(f"{medians[name][p]:12.1f}" for p in parts))
-    ratio = {p: medians["reference"][p] / medians["numba"][p] for p in parts}
-    print(f"{'ratio':18s}" + "".join(f"{ratio[p]:12.2f}" for p in parts))
-    print(json.dumps({"config": config.name, "torch": torch.__version__, "machine": platform.machine(), **medians}))
+                runs[variant].append(spent)
+                peaks[variant] = max(peaks[variant], peak_memory_mib(device))
+    os.environ.pop("TPVFORMER_OPS", None)
+
+    kind = "cpu" if device.type == "cpu" else "wall"
+    numbers = {variant: medians(steps) for variant, steps in runs.items()}
+    ms = {v: {part: 1000 * getattr(s, kind) for part, s in numbers[v].items()} for v in variants}
+    last = variants[-1]
+    rows = [[f"{kind} ms, {args.threads} thread(s)", *variants, *(f"{v} / {last}" for v in variants[:-1])]]
+    for part in ms[last]:
+        ratios = [f"{ms[v][part] / max(ms[last][part], 1e-9):.2f}" for v in variants[:-1]]
+        rows.append([part, *(f"{ms[v][part]:.1f}" for v in variants), *ratios])
+    rows.append(["peak memory MiB", *(f"{peaks[v]:.0f}" for v in variants), *("" for _ in variants[1:])])
+    print(f"{config.name}, {device}, images {args.size}, {args.points} points, medians of {args.steps} steps")
+    print(report.table(rows))
+    return {
+        **report.surroundings(device, "python benchmarks/bench_step.py"),
+        "config": config.name,
+        "size": args.size,
+        "points": args.points,
+        "steps": args.steps,
+        f"{kind}_ms": ms,
+        "peak_memory_mib": peaks,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

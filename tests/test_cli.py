@@ -40,7 +40,7 @@ def test_help_needs_no_torch() -> None:
     code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
     assert "STATUS 0 False False" in done.stdout
-    for command in ("train", "eval", "synth", "check-geometry", "results", "picture"):
+    for command in ("train", "eval", "bench", "synth", "check-geometry", "results", "picture"):
         assert command in done.stdout
 
 

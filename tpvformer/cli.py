@@ -81,6 +81,15 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     synth.set_defaults(run=_synth)
 
+    bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
+    _add_config(bench)
+    bench.add_argument("--size", type=_size, help="random images as they lie on the disk, WxH (default: 1600x900)")
+    bench.add_argument("--points", type=_positive, help="lidar points of a random sample (default: 34720)")
+    bench.add_argument("--steps", type=_positive, default=5, help="steps to measure (default: %(default)s)")
+    bench.add_argument("--data", action="store_true", help="read the configured training set instead")
+    bench.add_argument("--out", type=Path, help="also write the numbers, the machine and the command as JSON")
+    bench.set_defaults(run=_bench)
+
     geometry = commands.add_parser("check-geometry", help="paint lidar points on the six images of a frame")
     if argv[:1] == ["check-geometry"]:
         from tpvformer import check_geometry
@@ -109,6 +118,9 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
 
 
 _TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many processes; --processes starts them itself."
+
+
+_BENCH = "Weights are random, and so are inputs unless --data is given. OMP_NUM_THREADS sets the processor threads."
 
 
 def _add_config(parser: argparse.ArgumentParser, device: bool = True) -> None:
@@ -150,6 +162,18 @@ def _eval(args: argparse.Namespace) -> int:
     from tpvformer.engine.run import evaluate_checkpoint
 
     evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from tpvformer.engine.bench import report, step
+    from tpvformer.engine.device import pick_device
+
+    result = step.bench(_config(args), args.device, args.size, args.points, args.steps, args.data)
+    print(report.step_report(result))
+    if args.out is not None:
+        report.write({**report.surroundings(pick_device(args.device)[0], "tpvformer"), **result}, args.out)
+        print(f"written to {args.out}")
     return 0
 
 

@@ -12,8 +12,6 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Optional, Tuple, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what, where, and what was expected."""
@@ -218,6 +216,8 @@ class Config:
 
     def dump(self) -> str:
         """The whole configuration as YAML, as it is written into the work dir."""
+        import yaml  # here, because a machine that only measures may lack it
+
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
 
@@ -235,6 +235,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
     value does not fit.
     """
+    import yaml
+
     tree = dataclasses.asdict(config)
     for text in assignments:
         path, eq, raw = text.partition("=")

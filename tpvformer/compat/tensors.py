@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ContextManager, Dict, Mapping, Union
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tpvformer.compat.errors import CheckpointError
@@ -42,6 +41,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
         raise CheckpointError(f"{file}: the folder {file.parent} does not exist; create it first")
     partial = file.with_name(file.name + ".partial")
     if file.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial))
     else:
         torch.save(dict(tensors), str(partial))
@@ -49,6 +50,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
 
 
 def _read_safetensors(file: Path) -> Dict[str, Tensor]:
+    from safetensors.torch import load_file  # here, because a machine that only measures may lack it
+
     try:
         return load_file(str(file))
     except Exception as err:  # the library raises its own type, which it does not promise to keep

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import resource
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import List, Optional, Tuple
 
@@ -108,6 +110,15 @@ def synchronize(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """A name for people: the card's own, or "cpu"."""
     return "cpu" if device.type == "cpu" else str(_runtime(device.type).get_device_name(device))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the highest memory use from here on. On a CPU this needs Linux; elsewhere the count goes on."""
+    if device.type != "cpu":
+        _runtime(device.type).reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_mib(device: torch.device) -> float:

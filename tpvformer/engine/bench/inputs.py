@@ -1,0 +1,94 @@
+"""Inputs for measuring without a data set: noise seen by the cameras of a nuScenes car, and a lidar turn on a street.
+
+Values that decide how long something takes are kept realistic: which queries a camera sees, how many points share a
+voxel, how many classes there are, and sampling positions between the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from tpvformer.config import Config
+from tpvformer.data.loader import collate
+from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
+from tpvformer.data.transforms import make_sample
+from tpvformer.data.types import Batch, Frame
+from tpvformer.model.backbone import ModulatedDeformConv3x3
+
+SIZE = (1600, 900)  # width, height of nuScenes images
+POINTS = 34_720  # of a full turn of its lidar
+GROUND_LABEL = 11  # driveable surface
+SECTORS = 60  # directions in which something stands in the lidar's way
+NEAREST, FARTHEST, TALLEST = 5.0, 60.0, 12.0  # metres: distance and height of what stands there
+DEPTH = 1.5  # metres: how far into it (foliage, parked cars) a ray gets
+
+
+def nuscenes_rig(size: Tuple[int, int], cameras: int = len(CAMERAS)) -> np.ndarray:
+    """lidar2img (cameras, 4, 4) float64 of a nuScenes car: LiDAR metres -> pixels of images of ``size`` (W, H)."""
+    poses = sensor_poses()
+    matrices = []
+    for i in range(cameras):
+        camera = CAMERAS[i % len(CAMERAS)]
+        to_pixels = np.eye(4)
+        to_pixels[:3, :3] = camera.intrinsic(size)
+        matrices.append(to_pixels @ np.linalg.inv(poses[camera.channel]) @ poses[LIDAR_CHANNEL])
+    return np.stack(matrices)
+
+
+def lidar_turn(count: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
+    """A turn of the lidar among obstacles on flat ground: points (count, 3) float32, metres, LiDAR frame; their labels.
+
+    Rays that hit nothing lie near the origin, as in the real files. A turn of 34,720 points falls into about as many
+    voxels as a real one (see the tests).
+    """
+    turn = np.repeat(np.linspace(0, 2 * math.pi, -(-count // BEAMS), endpoint=False), BEAMS)[:count]
+    elevation = np.tile(beam_elevations(), -(-count // BEAMS))[:count]
+    sector = (turn / (2 * math.pi) * SECTORS).astype(int)
+    wall = np.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST), SECTORS))[sector] + rng.uniform(0, DEPTH, count)
+    top = rng.uniform(0, TALLEST, SECTORS)[sector]
+    height = LIDAR_TRANSLATION[2]  # of the sensor above the ground
+    with np.errstate(divide="ignore"):
+        ground = np.where(elevation < 0, height / np.tan(np.maximum(-elevation, 0)), np.inf)
+    hits_wall = (wall < ground) & (height + wall * np.tan(elevation) < top)
+    distance = np.where(hits_wall, wall, ground) + rng.uniform(-0.02, 0.02, count)
+    nothing = distance > 100
+    distance = np.where(nothing, 0.1, distance)
+    points = np.stack([distance * np.cos(turn), distance * np.sin(turn), distance * np.tan(elevation)], 1)
+    labels = np.where(hits_wall, 1 + sector % 16, GROUND_LABEL)
+    return points.astype(np.float32), np.where(nothing, 0, labels).astype(np.uint8)
+
+
+def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.random.RandomState) -> Frame:
+    """A frame as the reader would return it: images of ``size`` (W, H) full of noise, and a lidar turn."""
+    cloud, labels = lidar_turn(points, rng)
+    images = [rng.randint(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in range(cameras)]
+    return Frame("random", images, [c.channel for c in CAMERAS], nuscenes_rig(size, cameras), cloud, labels)
+
+
+def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
+    """A training batch of ``config.data.batch_size`` random frames, made by the pipeline of real ones."""
+    rng = np.random.RandomState(config.train.seed % 2**32)
+    samples = []
+    for _ in range(config.data.batch_size):
+        frame = random_frame(size, points, config.model.num_cams, rng)
+        samples.append(make_sample(frame, config.data, config.model.grid, rng))
+    return collate(samples, config.data.ignore_label)
+
+
+def roughen(model: nn.Module) -> None:
+    """Give fresh deformable convolutions offsets of about a pixel.
+
+    Fresh ones sample exactly on the pixels, which costs less memory traffic than what training makes of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, ModulatedDeformConv3x3):
+            for parameter, deviation in ((module.conv_offset.weight, 1e-3), (module.conv_offset.bias, 1.0)):
+                assert parameter is not None
+                with torch.no_grad():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)

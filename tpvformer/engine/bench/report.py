@@ -1,0 +1,99 @@
+"""What surrounds the numbers of a measurement: the machine, the command, and a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+
+from tpvformer.engine.device import device_name
+
+from .marks import BACKWARD, PARTS
+
+_VERSIONS = ("torch", "numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
+_SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
+    """Date, command line, hardware and versions, for the head of a result. ``program`` is what the command runs."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": f"{program} {shlex.join(sys.argv[1:])}".strip(),
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        "device": device_name(device),
+        "processor": _processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: v for name, v in ((n, _version(n)) for n in _VERSIONS) if v},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> Optional[int]:
+    """Those this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write(result: Dict[str, Any], path: Path) -> None:
+    """Write a result as JSON, its folder made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns wide enough for what they hold; the first is text, the others are numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def step_report(result: Dict[str, Any]) -> str:
+    """The outcome of ``step.bench`` for people."""
+    spent, layers = result["ms"], result["deform_conv"]
+    total = spent["step"]["wall"]
+    order = [name for name in PARTS if name in spent]
+    order.insert(order.index(BACKWARD[-1]) + 1, "backward")
+    order += ["forward", "step", *(name for name in spent if name not in {*order, "forward", "step"})]
+    rows: List[List[str]] = [["ms", "wall", "CPU", "share"]]
+    for name in order:
+        share = f"{100 * spent[name]['wall'] / total:.1f} %" if name in (*PARTS, "forward", "backward") else ""
+        rows.append([name, f"{spent[name]['wall']:.1f}", f"{spent[name]['cpu']:.1f}", share])
+    conv = {kind: sum(part[kind] for part in layers["ms"].values()) for kind in ("wall", "cpu")}
+    count = sum(layer["layers"] for layer in layers["layers"])
+    rows.append([f"DCNv2 alone, {count} layers", f"{conv['wall']:.1f}", f"{conv['cpu']:.1f}", ""])
+    rest = {kind: spent["step"][kind] - conv[kind] for kind in ("wall", "cpu")}
+    rows.append(["step without DCNv2", f"{rest['wall']:.1f}", f"{rest['cpu']:.1f}", ""])
+    b, n, *_ = result["images"]
+    head = (
+        f"{result['config']}, {result['precision']}, {b} x {n} images {result['images']}, "
+        f"{sum(result['points'])} points in {sum(result['voxels'])} voxels, inputs: {result['inputs']}; "
+        f"medians of {result['steps']} steps"
+    )
+    return f"{head}\n{table(rows)}\npeak memory {result['peak_memory_mib']:.0f} MiB"

@@ -1,0 +1,233 @@
+"""Whole training steps of a configuration, timed by part: the code that trains, on random inputs or on real ones."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import Counter
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from tpvformer import ops
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
+from tpvformer.data.types import Batch
+from tpvformer.engine.device import image_dtype, peak_memory_mib, pick_device, pins_memory, reset_peak_memory
+from tpvformer.engine.forward import predict
+from tpvformer.engine.losses import total_loss
+from tpvformer.engine.optim import build_optimizer, clip_gradients
+from tpvformer.engine.run import build_model
+from tpvformer.model.backbone import ModulatedDeformConv3x3
+
+from .inputs import POINTS, SIZE, random_batch, roughen
+from .marks import BACKWARD, FORWARD, PARTS, Marks, Spent, Watch
+
+Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type of a deformable convolution, its outputs
+
+
+class StepBench:
+    """A model with random weights, its optimiser, and batches; ``step`` trains on the next one.
+
+    A residual branch whose fresh scale is zero gets 0.2: behind it gradients would be zeros, which are quicker.
+    """
+
+    def __init__(self, config: Config, device: torch.device, batches: Iterator[Batch], loads: bool = False) -> None:
+        self.config, self.device, self.batches, self.loads = config, device, batches, loads
+        self.model = build_model(config, device)
+        roughen(self.model)
+        for name, parameter in self.model.backbone.named_parameters():
+            if name.endswith("bn3.weight") and not parameter.any():
+                torch.nn.init.constant_(parameter, 0.2)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, config.optim, device)
+        self.loss: Optional[Tensor] = None
+        self._watch = Watch(self.model)
+
+    def use(self, precision: str) -> None:
+        """Go on in another ``train.precision``."""
+        self.model.image_autocast = image_dtype(self.device, precision)
+
+    def step(self, by_part: bool = True) -> Dict[str, Spent]:
+        """One training step. By part the device is waited for at each part's end; else not even at the step's."""
+        marks = self._watch.marks = Marks(self.device) if by_part else None
+        try:
+            batch = next(self.batches)
+            if marks and self.loads:
+                marks.end("decode")
+            self.optimizer.zero_grad(set_to_none=True)
+            batch = batch.to(self.device, non_blocking=True)
+            prediction = predict(self.model, batch, self.config)
+            loss = total_loss(prediction, batch, self.config.loss, self.config.data)
+            if marks:
+                marks.end("loss")
+            loss.backward()
+            if marks:
+                marks.end("backward images")
+            clip_gradients(self.optimizer, self.config.optim.clip_norm)
+            self.optimizer.step()
+            if marks:
+                marks.end("optimiser")
+        finally:
+            self._watch.marks = None
+        self.loss = loss.detach()
+        return marks.spent if marks else {}
+
+    def run(self, steps: int) -> Spent:
+        """Mean of a step among ``steps`` in a row, the device waited for at the end only."""
+        marks = Marks(self.device)
+        for _ in range(steps):
+            self.step(by_part=False)
+        marks.end("all")
+        return Spent(*(seconds / steps for seconds in marks.spent["all"]))
+
+    @torch.no_grad()
+    def infer(self) -> Spent:
+        """One forward pass of the trained parts alone, as in evaluation, transfer included."""
+        self.model.eval()
+        marks = Marks(self.device)
+        predict(self.model, next(self.batches).to(self.device, non_blocking=True), self.config)
+        marks.end("all")
+        self.model.train()
+        return marks.spent["all"]
+
+    def deformable_convolutions(self) -> Dict[Shape, int]:
+        """What the DCNv2 layers are given in a step, and how many layers share it (runs one step)."""
+        found: Counter = Counter()
+
+        def note(module: torch.nn.Module, inputs: Tuple[Tensor, ...]) -> None:
+            outputs = cast(ModulatedDeformConv3x3, module).weight.shape[0]
+            found[(tuple(inputs[0].shape), inputs[0].dtype, outputs)] += 1
+
+        layers = [m for m in self.model.modules() if isinstance(m, ModulatedDeformConv3x3)]
+        handles: List[RemovableHandle] = [layer.register_forward_pre_hook(note) for layer in layers]
+        try:
+            self.step(by_part=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return dict(found)
+
+
+def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tuple[Spent, Spent]:
+    """Medians, forward and backward, of the operation ``ops.modulated_deform_conv2d`` alone on an input like this."""
+    (n, c, h, w), dtype, outputs = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*size: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(size, generator=generator) * scale).to(device)
+
+    x = leaf(n, c, h, w).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    offset, mask = leaf(n, 18, h, w).requires_grad_(), leaf(n, 9, h, w).sigmoid().requires_grad_()
+    weight = leaf(outputs, c, 3, 3, scale=(9 * c) ** -0.5).to(dtype).requires_grad_()
+    gradient = leaf(n, outputs, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
+    runs: List[Dict[str, Spent]] = []
+    for _ in range(repeats + 1):
+        marks = Marks(device)
+        out = ops.modulated_deform_conv2d(x, offset, mask, weight, padding=1)
+        marks.end("forward")
+        torch.autograd.grad(out, (x, offset, mask, weight), gradient)
+        marks.end("backward")
+        runs.append(marks.spent)
+    return median(run["forward"] for run in runs[1:]), median(run["backward"] for run in runs[1:])
+
+
+def median(values: Iterator[Spent]) -> Spent:
+    """Medians of the wall times and of the CPU times."""
+    both = list(values)
+    return Spent(statistics.median(v.wall for v in both), statistics.median(v.cpu for v in both))
+
+
+def medians(runs: Sequence[Dict[str, Spent]]) -> Dict[str, Spent]:
+    """Medians by part, with the sums "forward", "backward" and "step"; a sum is the median of the steps' sums."""
+    out = {part: median(run[part] for run in runs) for part in PARTS if part in runs[0]}
+    for name, parts in (("forward", FORWARD), ("backward", BACKWARD), ("step", PARTS)):
+        sums = ([run[part] for part in parts if part in run] for run in runs)
+        out[name] = median(Spent(sum(s.wall for s in each), sum(s.cpu for s in each)) for each in sums)
+    return out
+
+
+def bench(
+    config: Config, device_name: str, size: Optional[Tuple[int, int]], points: Optional[int], steps: int, data: bool
+) -> Dict[str, Any]:
+    """Measure ``steps`` training steps; the numbers as they are written to JSON, times in milliseconds.
+
+    Random inputs have images of ``size`` (W, H) as they would lie on the disk and ``points`` lidar points; ``data``
+    reads the configured training set through the training's own loader instead. Raises ConfigError and DataError.
+    """
+    if data and (size or points):
+        raise ConfigError("--size and --points describe random inputs; leave them out with --data")
+    device, _ = pick_device(device_name)
+    decoding: Optional[Spent] = None
+    if data:
+        decoding, batches = _configured(config, device)
+    else:
+        batch = random_batch(config, size or SIZE, points or POINTS)
+        batches = itertools.repeat(batch.pin_memory() if pins_memory(device) else batch)
+    runner = StepBench(config, device, batches, loads=data)
+    first = next(runner.batches)
+    shapes = runner.deformable_convolutions()  # the first step compiles, and so does the second on some devices
+    if device.type != "cpu":
+        runner.run(3)
+    reset_peak_memory(device)
+    runs = [runner.step() for _ in range(steps)]
+    whole = median(runner.run(steps) for _ in range(3)) if device.type != "cpu" else None
+    peak = peak_memory_mib(device)
+    assert runner.loss is not None
+    result: Dict[str, Any] = {
+        "config": config.name,
+        "precision": config.train.precision,
+        "inputs": "the configured data" if data else "random",
+        "batch": len(first.tokens),
+        "images": list(first.images.shape),
+        "points": first.point_lengths.tolist(),
+        "voxels": first.voxel_lengths.tolist(),
+        "steps": steps,
+        "loss": float(runner.loss),
+        "peak_memory_mib": peak,
+        "ms": {name: _ms(spent) for name, spent in medians(runs).items()},
+    }
+    if whole is not None:  # waiting for the device at each part hides nothing behind anything else
+        result["ms"]["step without marks"] = _ms(whole)
+    if decoding is not None:
+        result["ms"]["one sample, decoded in this process"] = _ms(decoding)
+    result["deform_conv"] = _deform_conv(shapes, device)
+    return result
+
+
+def _ms(spent: Spent) -> Dict[str, float]:
+    return {"wall": round(1000 * spent.wall, 3), "cpu": round(1000 * spent.cpu, 3)}
+
+
+def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, Any]:
+    """Time of a step's DCNv2 operations, each kind of layer measured alone and multiplied."""
+    layers, totals = [], {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
+    for shape, count in shapes.items():
+        for name, spent in zip(totals, time_deform_conv(shape, device)):
+            totals[name][0] += count * spent.wall
+            totals[name][1] += count * spent.cpu
+        layers.append({"input": list(shape[0]), "type": str(shape[1]), "outputs": shape[2], "layers": count})
+    return {"layers": layers, "ms": {name: _ms(Spent(*sums)) for name, sums in totals.items()}}
+
+
+def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[Batch]]:
+    """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
+    seed = config.train.seed
+    dataset = NuScenesDataset(config.data, config.model.grid, "train", seed)
+    loader = make_loader(dataset, config.data, 0, 1, True, seed, pins_memory(device))
+    dataset[0]  # the first reading compiles and opens what later ones find ready
+    runs = []
+    for index in range(min(3, len(dataset))):
+        began = Spent(time.perf_counter(), time.process_time())
+        dataset[index]
+        runs.append(Spent(time.perf_counter() - began.wall, time.process_time() - began.cpu))
+
+    def batches() -> Iterator[Batch]:
+        for epoch in itertools.count():
+            cast(TrainSampler, loader.sampler).set_epoch(epoch)
+            yield from loader
+
+    return median(iter(runs)), batches()
