@@ -1,0 +1,212 @@
+"""Deformable attention in Triton: one program a query, all heads and points of it in one tile, forward and backward.
+
+The operation: for every camera n whose bit is set in bits (B,Q), value (B,N,S,H,D) is read at pixel = anchor * (w,h)
+- 0.5 + offset with anchor (Ba,N,Q,La,A,2), Ba in {1,B}, La in {1,L}, and offset (B,Q,H,L,P,2); point p uses anchor
+p // (P/A). The sum over cameras, levels and points, weighted by weights (B,Q,H,L,P), is multiplied by scale (B,Q).
+Values, offsets and weights may be float32 or bfloat16; geometry and sums are float32.
+
+Why this shape: the cameras that see a query are the same for all lanes of a program, so nothing diverges; a query's
+offsets, weights and anchors are contiguous; its heads read neighbouring channels. Values stay (token, head, channel) as
+the Linear writes them: a sample of 16 bf16 channels is one 32-byte sector in either order, and no transpose is needed.
+Value gradients are relaxed float32 atomics, so their last bits depend on the order of execution.
+
+Tested in Triton's interpreter and compiled for sm_90; never run on hardware.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Dict, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .reference import LevelShapes
+from .triton_bilinear import corner, footprint, next_power_of_two
+
+# Samples x channels of one step: 8 values a thread forward (one 16-byte load a corner in bf16), 4 backward (a 16-byte
+# atomic a corner). Chosen by what the assembler says for sm_90: no spills, at most 64 registers at 16 channels.
+FORWARD_TILE, BACKWARD_TILE, WARPS = 1024, 512, 4
+
+
+@triton.jit
+def _samples(row, first, offsets, weights, levels, H, L, P, HEADS: tl.constexpr, POINTS: tl.constexpr):
+    """The geometry of one tile that no camera changes: lane -> (head, point of all levels)."""
+    lane = tl.arange(0, HEADS * POINTS)
+    head, point = lane // POINTS, first + lane % POINTS
+    live = (head < H) & (point < L * P)
+    head, point = tl.where(live, head, 0), tl.where(live, point, 0)
+    at = head * (L * P) + point
+    base = row * H * L * P
+    x = tl.load(offsets + 2 * base + 2 * at, mask=live, other=0.0).to(tl.float32) - 0.5
+    y = tl.load(offsets + 2 * base + 2 * at + 1, mask=live, other=0.0).to(tl.float32) - 0.5
+    weight = tl.load(weights + base + at, mask=live, other=0.0).to(tl.float32)
+    level = point // P
+    height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
+    token = tl.load(levels + 3 * level + 2)
+    return live, head, point, level, at, x, y, weight, height, width, token
+
+
+@triton.jit
+def _forward(
+    value, anchors, bits, offsets, weights, scale, out, levels, queries, cameras, tokens, anchor_stride,
+    H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr, LA: tl.constexpr,
+    HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    b = row // queries
+    q = row - b * queries
+    seen = tl.load(bits + row)
+    channel = tl.arange(0, CHANNELS)
+    total = tl.zeros((HEADS * POINTS, CHANNELS), tl.float32)
+    for first in range(0, L * P, POINTS):
+        live, head, point, level, _, ox, oy, weight, height, width, token = _samples(
+            row, first, offsets, weights, levels, H, L, P, HEADS, POINTS
+        )
+        near = (level % LA) * A + (point % P) // (P // A)
+        for n in range(cameras):
+            if ((seen >> n) & 1) != 0:
+                centre = anchors + b * anchor_stride + ((n * queries + q) * (LA * A) + near) * 2
+                x = tl.load(centre, mask=live, other=0.0) * width + ox
+                y = tl.load(centre + 1, mask=live, other=0.0) * height + oy
+                x0, y0, fx, fy, left, right, upper, lower = footprint(x, y, height, width, live)
+                origin = ((token + y0 * width + x0) * H + head) * D
+                camera = value + (b * cameras + n) * tokens * (H * D)
+                for k in tl.static_range(4):
+                    on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
+                    at = origin + ((k // 2) * width + k % 2) * (H * D)
+                    here = on[:, None]
+                    if CHANNELS != D:
+                        here = here & (channel < D)[None, :]
+                    read = tl.load(camera + (at[:, None] + channel[None, :]), mask=here, other=0.0)
+                    total += read.to(tl.float32) * (gx * gy * weight)[:, None]
+    heads = tl.sum(tl.reshape(total, (HEADS, POINTS, CHANNELS)), 1) * tl.load(scale + row)
+    h = tl.arange(0, HEADS)
+    real = (h < H)[:, None] & (channel < D)[None, :]
+    tl.store(out + row * (H * D) + (h[:, None] * D + channel[None, :]), heads.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _backward(
+    value, anchors, bits, offsets, weights, scale, grad_out, grad_value, grad_offsets, grad_weights, levels,
+    queries, cameras, tokens, anchor_stride,
+    H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr, LA: tl.constexpr,
+    HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    b = row // queries
+    q = row - b * queries
+    seen = tl.load(bits + row)
+    factor = tl.load(scale + row)
+    channel = tl.arange(0, CHANNELS)
+    lane_head = tl.arange(0, HEADS * POINTS) // POINTS
+    real = (lane_head < H)[:, None] & (channel < D)[None, :]
+    grad = tl.load(grad_out + row * (H * D) + (lane_head[:, None] * D + channel[None, :]), mask=real, other=0.0)
+    grad = grad.to(tl.float32) * factor
+    for first in range(0, L * P, POINTS):
+        live, head, point, level, place, ox, oy, weight, height, width, token = _samples(
+            row, first, offsets, weights, levels, H, L, P, HEADS, POINTS
+        )
+        near = (level % LA) * A + (point % P) // (P // A)
+        sum_x = tl.zeros((HEADS * POINTS,), tl.float32)
+        sum_y = tl.zeros((HEADS * POINTS,), tl.float32)
+        sum_w = tl.zeros((HEADS * POINTS,), tl.float32)
+        for n in range(cameras):
+            if ((seen >> n) & 1) != 0:
+                centre = anchors + b * anchor_stride + ((n * queries + q) * (LA * A) + near) * 2
+                x = tl.load(centre, mask=live, other=0.0) * width + ox
+                y = tl.load(centre + 1, mask=live, other=0.0) * height + oy
+                x0, y0, fx, fy, left, right, upper, lower = footprint(x, y, height, width, live)
+                origin = ((token + y0 * width + x0) * H + head) * D
+                camera = (b * cameras + n) * tokens * (H * D)
+                for k in tl.static_range(4):
+                    on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
+                    at = origin + ((k // 2) * width + k % 2) * (H * D)
+                    here = on[:, None]
+                    if CHANNELS != D:
+                        here = here & (channel < D)[None, :]
+                    where = at[:, None] + channel[None, :]
+                    read = tl.load(value + camera + where, mask=here, other=0.0).to(tl.float32)
+                    product = tl.sum(read * grad, 1)
+                    sum_w += product * gx * gy
+                    sum_x += product * gy * (2 * (k % 2) - 1)
+                    sum_y += product * gx * (2 * (k // 2) - 1)
+                    tl.atomic_add(
+                        grad_value + camera + where, grad * (gx * gy * weight)[:, None], mask=here, sem="relaxed"
+                    )
+        base = row * H * L * P
+        kind = grad_offsets.dtype.element_ty
+        tl.store(grad_weights + base + place, sum_w.to(grad_weights.dtype.element_ty), mask=live)
+        tl.store(grad_offsets + 2 * base + 2 * place, (sum_x * weight).to(kind), mask=live)
+        tl.store(grad_offsets + 2 * base + 2 * place + 1, (sum_y * weight).to(kind), mask=live)
+
+
+@functools.lru_cache(maxsize=64)
+def _levels(shapes: Tuple[Tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(L,3) int32 on the device: height, width, first token. Copied there once, at the first call with these shapes."""
+    rows, start = [], 0
+    for h, w in shapes:
+        rows.append((h, w, start))
+        start += h * w
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _arguments(
+    value: Tensor, anchors: Tensor, offsets: Tensor, level_shapes: LevelShapes, tile: int
+) -> Tuple[Any, Dict[str, Any]]:
+    """What both kernels take after their tensors, by position and by name."""
+    _, n, s, h, d = value.shape
+    q, levels, p = offsets.shape[1], offsets.shape[3], offsets.shape[4]
+    a, la = anchors.shape[4], anchors.shape[3]
+    if s * h * d >= 2**31 or q * h * levels * p >= 2**30:
+        raise ValueError(f"attention: value {tuple(value.shape)} is too large for the 32-bit addresses of one camera")
+    heads, channels = next_power_of_two(h), next_power_of_two(d)
+    points = max(1, min(next_power_of_two(levels * p), tile // (heads * channels)))
+    stride = 0 if anchors.shape[0] == 1 else anchors[0].numel()
+    table = _levels(tuple((int(y), int(x)) for y, x in level_shapes), value.device)
+    sizes = {"H": h, "D": d, "L": levels, "P": p, "A": a, "LA": la, "HEADS": heads, "POINTS": points}
+    options = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True}
+    return (table, q, n, s, stride), dict(sizes, CHANNELS=channels, **options)
+
+
+def forward(
+    value: Tensor,
+    anchors: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    level_shapes: LevelShapes,
+) -> Tensor:
+    """(B,Q,H*D) in the value's type; the shapes are those at the top of the file. No host sync."""
+    b, q = bits.shape
+    out = value.new_empty(b, q, value.shape[3] * value.shape[4])
+    positional, named = _arguments(value, anchors, offsets, level_shapes, FORWARD_TILE)
+    tensors = [t.contiguous() for t in (value, anchors, bits, offsets, weights, scale)]
+    with torch.cuda.device_of(value):
+        _forward[(b * q,)](*tensors, out, *positional, **named)
+    return out
+
+
+def backward(
+    value: Tensor,
+    anchors: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    grad_out: Tensor,
+    level_shapes: LevelShapes,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, offsets and weights, each in the type of its tensor. No host sync."""
+    b, q = bits.shape
+    grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    grad_offsets = torch.empty(offsets.shape, dtype=offsets.dtype, device=value.device)
+    grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=value.device)
+    positional, named = _arguments(value, anchors, offsets, level_shapes, BACKWARD_TILE)
+    tensors = [t.contiguous() for t in (value, anchors, bits, offsets, weights, scale, grad_out)]
+    with torch.cuda.device_of(value):
+        _backward[(b * q,)](*tensors, grad_value, grad_offsets, grad_weights, *positional, **named)
+    return grad_value.to(value.dtype), grad_offsets, grad_weights
