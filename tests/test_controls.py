@@ -34,7 +34,7 @@ def frame(seed: int, coloured: bool) -> Frame:
     if coloured:
         image[rows, cols] = (labels[:, None] * np.array([40, 20, 10]) + rng.randint(0, 6, (64, 3))).astype(np.uint8)
     matrix = np.array([[8.0, 4, 0, 0], [0, 4, -8, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # u = 8 x/y + 4, v = 4 - 8 z/y
-    return Frame(str(seed), [image], ["CAM_FRONT"], matrix[None], points, labels)
+    return Frame(str(seed), torch.from_numpy(image[None]), ["CAM_FRONT"], matrix[None], points, labels)
 
 
 def colour_score(train: List[Frame], val: List[Frame]):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
+from tpvformer.data.pixels import network_images
 from tpvformer.data.types import Batch
 
 POINTS = (9, 8, 7, 6, 5, 4, 3)
@@ -41,12 +42,18 @@ def order(batches: List[Batch]) -> List[str]:
     return [token for batch in batches for token in batch.tokens]
 
 
+def same(ours: Batch, theirs: Batch) -> bool:
+    """Whether the network is shown the same, and asked the same."""
+    pictures = (network_images(batch, DataConfig()) for batch in (ours, theirs))
+    return torch.equal(*pictures) and torch.equal(ours.voxel_labels, theirs.voxel_labels)
+
+
 def test_workers_change_nothing(cfg):
     alone = epochs(cfg, 3)
     for workers in (1, 2):
         for ours, theirs in zip(alone, epochs(replace(cfg, workers=workers), 3)):
             assert order(ours) == order(theirs)
-            assert all(torch.equal(a.images, b.images) for a, b in zip(ours, theirs))
+            assert all(same(a, b) for a, b in zip(ours, theirs))
 
 
 def test_epochs_and_seeds_differ_and_repeat(cfg):
@@ -57,16 +64,24 @@ def test_epochs_and_seeds_differ_and_repeat(cfg):
     assert order(first) == order(again)
     assert order(first) != order(second)
     assert order(first) != order(other)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again))
+    assert all(same(a, b) for a, b in zip(first, again))
 
 
 def test_augmentation_is_drawn_anew_each_epoch(cfg):
     data = NuScenesDataset(cfg, GRID, "train", 0)
     data.set_epoch(0)
-    before = data[3].images
+    before = data[3]
     data.set_epoch(1)
-    assert not torch.equal(before, data[3].images)
-    assert not torch.equal(before, NuScenesDataset(cfg, GRID, "train", 1)[3].images)
+    assert torch.equal(before.images, data[3].images)
+    for other in (data[3], NuScenesDataset(cfg, GRID, "train", 1)[3]):
+        assert not torch.equal(before.photometric, other.photometric)
+
+
+def test_pictures_lie_in_memory_that_training_can_read(cfg):
+    busy = replace(cfg, workers=1)
+    loader = make_loader(NuScenesDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
+    assert next(iter(loader)).images.is_shared()
+    assert not NuScenesDataset(cfg, GRID, "train", 0)[0].images.is_shared()
 
 
 def test_an_epoch_left_early_does_not_leak_into_the_next(cfg):
@@ -77,7 +92,7 @@ def test_an_epoch_left_early_does_not_leak_into_the_next(cfg):
     begin(loader, 1)
     left, expected = list(loader), epochs(cfg, 2)[1]
     assert order(left) == order(expected)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(left, expected))
+    assert all(same(a, b) for a, b in zip(left, expected))
 
 
 def test_ranks_share_each_global_batch(cfg):

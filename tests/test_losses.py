@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Tuple
 
@@ -58,12 +59,15 @@ def ragged_batch(seed: int = 0) -> Batch:
     grid_index = pad([v[r] for v, r in zip(voxels, rows)])
     return Batch(
         tokens=["a", "b"],
-        images=torch.zeros(2, 1, 3, 4, 4),
+        images=torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8),
+        photometric=None,
+        keep_rows=None,
+        keep_columns=None,
         lidar2img=torch.zeros(2, 1, 4, 4),
         grid_index=grid_index,
         point_labels=pad(labels),
         point_lengths=torch.tensor([30, 20]),
-        voxel_labels=torch.randint(0, K, (2, 3, 2, 2)),
+        voxel_labels=torch.randint(0, K, (2, 3, 2, 2), dtype=torch.uint8),
         voxels=pad(voxels),
         voxel_lengths=torch.tensor([7, 4]),
         point_voxel=pad(rows),
@@ -74,8 +78,9 @@ def one(batch: Batch, i: int) -> Batch:
     """Sample ``i`` alone, without padding."""
     p, m = int(batch.point_lengths[i]), int(batch.voxel_lengths[i])
     cut = {"grid_index": p, "point_labels": p, "point_voxel": p, "voxels": m}
-    values = {k: v[i : i + 1, : cut[k]] if k in cut else v[i : i + 1] for k, v in vars(batch).items()}
-    return Batch(**values)
+    given = {k: v for k, v in vars(batch).items() if v is not None}
+    values = {k: v[i : i + 1, : cut[k]] if k in cut else v[i : i + 1] for k, v in given.items()}
+    return replace(batch, **values)
 
 
 def logits_for(batch: Batch, dense: bool) -> Prediction:

@@ -42,7 +42,7 @@ def test_frame_is_what_was_written(tmp_path):
     assert data.tokens == ["sample0", "sample1", "sample2"]
     frame = data.load_frame(1)
     assert frame.camera_names == list(CAMERAS)
-    assert [image.shape for image in frame.images] == [(45, 77, 3)] * 6
+    assert frame.images.shape == (6, 45, 77, 3)
     assert frame.lidar2img.shape == (6, 4, 4)
     scan = np.fromfile(tmp_path / "samples/LIDAR_TOP/log__LIDAR_TOP__1.pcd.bin", np.float32).reshape(-1, 5)
     assert np.array_equal(frame.points, scan[:, :3])
@@ -53,7 +53,7 @@ def test_frame_is_what_was_written(tmp_path):
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_any_number_of_cameras(tmp_path, count):
     cfg = write_tiny(tmp_path, cameras=[f"CAM_{i}" for i in range(count)])
-    assert dataset(cfg)[0].images.shape == (count, 3, 64, 96)
+    assert dataset(cfg)[0].images.shape == (count, 45, 77, 3)
 
 
 def test_lidar2img_projects_along_the_optical_axis(tmp_path):
@@ -222,15 +222,22 @@ def test_empty_space_needs_the_other_label_map(tmp_path):
     assert (dataset(replace(cfg, label_map="nuscenes-noIgnore")).load_frame(0).labels == 17).all()
 
 
+def test_cameras_of_different_size_are_refused(tmp_path):
+    cfg = write_tiny(tmp_path)
+    (tmp_path / PHOTO).write_bytes(cv2.imencode(".jpg", np.zeros((45, 76, 3), np.uint8))[1].tobytes())
+    with pytest.raises(DataError, match=r"sample sample0: the cameras' images have different sizes \[\(45, 76, 3\), "):
+        dataset(cfg)[0]
+
+
 def test_batch_pads_what_is_ragged(tmp_path):
     cfg = replace(write_tiny(tmp_path, points=(50, 70, 60)), batch_size=3, ignore_label=0, fill_label=17)
     data = dataset(cfg)
     batch = next(iter(make_loader(data, cfg, 0, 1, train=False, seed=0)))
     assert batch.tokens == data.tokens
-    assert batch.images.shape == (3, 6, 3, 64, 96)
+    assert batch.images.shape == (3, 6, 45, 77, 3)
     assert batch.lidar2img.shape == (3, 6, 4, 4)
     assert batch.point_lengths.tolist() == [50, 70, 60]
-    assert batch.voxel_labels.dtype == torch.int64
+    assert batch.images.dtype == batch.voxel_labels.dtype == torch.uint8
     for i in range(3):
         one, points, cells = data[i], int(batch.point_lengths[i]), int(batch.voxel_lengths[i])
         assert cells == len(one.voxels)
@@ -240,7 +247,7 @@ def test_batch_pads_what_is_ragged(tmp_path):
         assert torch.equal(batch.point_labels[i, :points], one.point_labels)
         assert not batch.point_labels[i, points:].any()
         assert not batch.voxels[i, cells:].any()
-        assert torch.equal(batch.voxel_labels[i], one.voxel_labels.long())
+        assert torch.equal(batch.voxel_labels[i], one.voxel_labels)
     moved = batch.to("meta")
     assert moved.images.is_meta
     assert moved.tokens == batch.tokens

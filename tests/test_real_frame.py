@@ -16,8 +16,9 @@ import torch
 from tpvformer import check_geometry
 from tpvformer.compat import load_config
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.loader import NuScenesDataset, collate
 from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.pixels import network_images
 from tpvformer.data.types import DataError
 from tpvformer.model import TPVFormer
 from tpvformer.viz.project import project
@@ -77,8 +78,9 @@ def test_check_geometry_counts_and_paints(tmp_path, capsys, expected):
 
 def test_sample_is_ready_for_the_model(dataset):
     sample = dataset[0]
-    assert sample.images.shape == (6, 3, 928, 1600)
-    assert sample.images[:, :, 900:].abs().max() == 0
+    images = network_images(collate([sample], 0), DataConfig())
+    assert images.shape == (1, 6, 3, 928, 1600)
+    assert images[:, :, :, 900:].abs().max() == 0
     assert len(sample.grid_index) == 34688
     assert sample.voxel_labels.shape == (200, 200, 16)
 
@@ -101,10 +103,10 @@ def test_whole_pipeline_to_logits():
     sample = NuScenesDataset(cfg, config.model.grid, "val", seed=0, require_labels=False)[0]
     torch.manual_seed(0)
     model = TPVFormer(config.model).eval()
-    voxels = sample.voxels[None]
+    voxels, images = sample.voxels[None], network_images(collate([sample], 0), cfg)
     with torch.no_grad():
-        out = model(sample.images[None], sample.lidar2img[None], voxels.float(), voxels=voxels)
-        blind = model(torch.zeros_like(sample.images)[None], sample.lidar2img[None], voxels.float(), voxels=voxels)
+        out = model(images, sample.lidar2img[None], voxels.float(), voxels=voxels)
+        blind = model(torch.zeros_like(images), sample.lidar2img[None], voxels.float(), voxels=voxels)
     assert out.voxel_logits.shape == out.point_logits.shape == (1, 17, len(sample.voxels))
     assert torch.isfinite(out.point_logits).all()
     assert (out.point_logits - blind.point_logits).abs().max() > 1e-3

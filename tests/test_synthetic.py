@@ -250,7 +250,7 @@ def test_the_reader_takes_it(root):
     frame, sample = train.load_frame(0), train[0]
     assert frame.camera_names == [c.channel for c in rig.CAMERAS]
     assert frame.labels.max() <= 16
-    assert sample.images.shape == (6, 3, 128, 192)
+    assert sample.image_shape == (128, 192)
 
 
 def test_same_seed_same_bytes_whatever_the_workers(root, tmp_path):

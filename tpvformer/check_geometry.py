@@ -14,9 +14,9 @@ import numpy as np
 
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import Config, ConfigError, DataConfig
-from tpvformer.data.loader import NuScenesDataset
-from tpvformer.data.transforms import MEAN_BGR, network_images
-from tpvformer.data.types import Frame
+from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.data.pixels import MEAN_BGR, network_images
+from tpvformer.data.types import Frame, Sample
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
 from tpvformer.viz.project import inside, project
@@ -56,11 +56,11 @@ def count_points(frame: Frame) -> GeometryReport:
     )
 
 
-def training_view(frame: Frame, cfg: DataConfig, rng: np.random.RandomState) -> Tuple[List[np.ndarray], np.ndarray]:
-    """The images as the network is shown them in training, as uint8 BGR, and the lidar2img that belongs to them."""
-    images, lidar2img = network_images(frame, cfg, rng)
-    shown = np.clip(images.transpose(0, 2, 3, 1) + np.asarray(MEAN_BGR, np.float32), 0, 255)
-    return list(np.rint(shown).astype(np.uint8)), lidar2img
+def network_view(sample: Sample, cfg: DataConfig) -> Tuple[List[np.ndarray], np.ndarray]:
+    """The images as the network is shown them, as uint8 BGR, and the lidar2img that belongs to them."""
+    images = network_images(collate([sample], cfg.ignore_label), cfg)[0].permute(0, 2, 3, 1).numpy()
+    shown = np.clip(images + np.asarray(MEAN_BGR, np.float32), 0, 255)
+    return list(np.rint(shown).astype(np.uint8)), sample.lidar2img.numpy()
 
 
 def check_geometry(
@@ -69,16 +69,16 @@ def check_geometry(
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
     Points have their class's colour, or their distance's where no labels were read. ``augment`` paints the training
-    view (``training_view``) instead of the stored images. Raises ConfigError and DataError.
+    view instead of the stored images. Raises ConfigError and DataError.
     """
     if not 0 <= index < len(dataset):
         raise ConfigError(
             f"index is {index}; the infos hold {len(dataset)} samples, so expected 0 to {len(dataset) - 1}"
         )
     frame = dataset.load_frame(index)
-    images, lidar2img = frame.images, frame.lidar2img
+    images, lidar2img = list(frame.images.numpy()), frame.lidar2img
     if augment:
-        images, lidar2img = training_view(frame, cfg, dataset.random(index))
+        images, lidar2img = network_view(dataset.sample(index, augment=True), cfg)
     labels = frame.labels if dataset.has_labels else None
     picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names)
     try:

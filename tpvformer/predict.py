@@ -45,7 +45,7 @@ def predict_frame(
     voxels = logits.voxel_logits.argmax(1)[0]
     if logits.voxel_logits.dim() == 3:
         occupied = torch.zeros_like(batch.voxel_labels[0])
-        occupied[tuple(batch.voxels[0].T)] = voxels
+        occupied[tuple(batch.voxels[0].T)] = voxels.to(occupied.dtype)
         voxels = occupied
     return FrameClasses(points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy())
 
@@ -67,7 +67,7 @@ def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str
     right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
     title = f"{config.name}, validation frame {index}: {100 * right:.1f} % of {int(labelled.sum())} points right"
     picture = frame_picture(
-        frame.images,
+        list(frame.images.numpy()),
         frame.camera_names,
         frame.lidar2img,
         frame.points,

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Tuple
 
 import numpy as np
 
 PROBABILITY = 0.7
 
 
-def grid_mask(height: int, width: int, rng: np.random.RandomState) -> Optional[np.ndarray]:
-    """A (height, width) bool mask, True where the pixel stays; None where the draw leaves the image whole.
+def grid_mask(height: int, width: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
+    """(height,) and (width,) bool: a pixel stays iff its row or its column is True. All True leaves the image whole.
 
     A pixel stays iff it lies in one of the horizontal or one of the vertical bands, each half a period wide. Bands are
     laid out on a canvas 1.5 times the image and its centre is used. The draws and their order are the reference's.
     """
     if rng.rand() > PROBABILITY:
-        return None
+        return np.ones(height, bool), np.ones(width, bool)
     period = int(rng.randint(2, height))
     band = min(max(int(period * 0.5 + 0.5), 1), period - 1)
     start_row, start_column = int(rng.randint(period)), int(rng.randint(period))
     rng.randint(1)  # the rotation, always 0 degrees; drawn so that the stream of random numbers stays the reference's
-    rows = _bands(height, period, band, start_row)
-    columns = _bands(width, period, band, start_column)
-    return rows[:, None] | columns[None, :]
+    return _bands(height, period, band, start_row), _bands(width, period, band, start_column)
 
 
 def _bands(size: int, period: int, band: int, start: int) -> np.ndarray:

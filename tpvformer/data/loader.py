@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -67,13 +67,17 @@ class NuScenesDataset(Dataset[Sample]):
         label_file = self._label_files[index] if self.has_labels else None
         return read_frame(self._records[index], self._cfg.root, label_file, self._to_class)
 
-    def random(self, index: int) -> np.random.RandomState:
+    def _random(self, index: int) -> np.random.RandomState:
         """The stream that the augmentations of a sample are drawn from in the present epoch."""
         return np.random.RandomState([self._seed % 2**32, int(self._epoch), index])
 
-    def __getitem__(self, index: int) -> Sample:
-        rng = self.random(index) if self._augment else None
+    def sample(self, index: int, augment: bool) -> Sample:
+        """One example, with or without the augmentations of the present epoch, whatever the split."""
+        rng = self._random(index) if augment else None
         return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, self._augment)
 
 
 class TrainSampler(Sampler[int]):
@@ -113,6 +117,17 @@ def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor of all; a view where there is but one, as images take 26 MB a sample."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
+
+
+def _stack_drawn(tensors: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
+    """The same of what was drawn for samples, None where nothing was."""
+    drawn = [tensor for tensor in tensors if tensor is not None]
+    return _stack(drawn) if drawn else None
+
+
 def collate(samples: Sequence[Sample], ignore_label: int) -> Batch:
     """Samples to a Batch; shorter point and voxel lists are padded. Raises DataError where image shapes differ."""
     for other in samples[1:]:
@@ -123,13 +138,15 @@ def collate(samples: Sequence[Sample], ignore_label: int) -> Batch:
             )
     return Batch(
         tokens=[s.token for s in samples],
-        # 100 MB a sample at full size: a batch of one is a view of it, not a copy.
-        images=torch.stack([s.images for s in samples]) if len(samples) > 1 else samples[0].images[None],
-        lidar2img=torch.stack([s.lidar2img for s in samples]),
+        images=_stack([s.images for s in samples]),
+        photometric=_stack_drawn([s.photometric for s in samples]),
+        keep_rows=_stack_drawn([s.keep_rows for s in samples]),
+        keep_columns=_stack_drawn([s.keep_columns for s in samples]),
+        lidar2img=_stack([s.lidar2img for s in samples]),
         grid_index=_pad([s.grid_index for s in samples], 0),
         point_labels=_pad([s.point_labels for s in samples], ignore_label),
         point_lengths=torch.tensor([len(s.point_labels) for s in samples]),
-        voxel_labels=torch.stack([s.voxel_labels for s in samples]).long(),
+        voxel_labels=_stack([s.voxel_labels for s in samples]),
         voxels=_pad([s.voxels for s in samples], 0),
         voxel_lengths=torch.tensor([len(s.voxels) for s in samples]),
         point_voxel=_pad([s.point_voxel for s in samples], 0),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-import cv2
 import numpy as np
 
+from tpvformer.data.images import read_images
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError, Frame
 
@@ -109,7 +109,7 @@ def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str]
     if label_file is not None:
         raw = _read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
-    images = [_read_image(resolve(path, root, record.token), record.token) for path in record.images]
+    images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
     return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels)
 
 
@@ -141,15 +141,3 @@ def _read_labels(path: Path, scan: Path, token: str, points: int, classes: int) 
             "nuScenes-lidarseg under the configured data.label_map"
         )
     return raw
-
-
-def _read_image(path: Path, token: str) -> np.ndarray:
-    data = np.fromfile(path, np.uint8)
-    # A JPEG that was cut short still decodes, to grey below the cut; its end marker tells.
-    whole = data[:2].tobytes() != b"\xff\xd8" or b"\xff\xd9" in data[-1024:].tobytes()
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if whole and data.size else None
-    if image is None:
-        raise DataError(f"sample {token}: {path} is no whole image ({data.size} bytes); copy the file again")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(f"sample {token}: {path} is {image.dtype} {image.shape}; expected an 8-bit colour image")
-    return image

@@ -1,13 +1,16 @@
 """What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
 
 P points, N cameras, M occupied voxels, (X, Y, Z) voxels along LiDAR x (right), y (forward), z (up).
+
+Pictures travel as the bytes that the cameras gave; what the network sees is made of them on the device (pixels.py), by
+the numbers that augment.py drew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, List, Tuple, Union
+from typing import Callable, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ class Frame:
     """One key frame as it lies on the disk, before any transform."""
 
     token: str
-    images: List[np.ndarray]  # N of (H, W, 3) uint8, BGR
+    images: Tensor  # (N, H, W, 3) uint8, BGR
     camera_names: List[str]
     lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous LiDAR metres -> (u * depth, v * depth, depth, 1), pixels
     points: np.ndarray  # (P, 3) float32, metres, LiDAR frame
@@ -36,12 +39,15 @@ class Frame:
 
 @dataclass
 class Sample:
-    """One example as tensors; images and lidar2img have gone through the same scaling."""
+    """One example as tensors. ``(h, w)``, the shape of what the network sees, is scaled and padded."""
 
     token: str
-    images: Tensor  # (N, 3, H, W) float32, BGR minus the mean, padded with 0 at the bottom and the right
-    lidar2img: Tensor  # (N, 4, 4) float32
-    image_shape: Tuple[int, int]  # (H, W) after padding
+    images: Tensor  # (N, H, W, 3) uint8, BGR, as decoded
+    photometric: Optional[Tensor]  # (N, 8) float32, augment.draw_photometric; None where pictures stay as they are
+    keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask leaves whole; None where none was drawn
+    keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask leaves whole
+    lidar2img: Tensor  # (N, 4, 4) float32, to pixels of what the network sees
+    image_shape: Tuple[int, int]  # (h, w)
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8
@@ -54,12 +60,15 @@ class Batch:
     """Samples side by side; lists of unequal length are padded, ``*_lengths`` says how much of each is real."""
 
     tokens: List[str]
-    images: Tensor  # (B, N, 3, H, W) float32
+    images: Tensor  # (B, N, H, W, 3) uint8
+    photometric: Optional[Tensor]  # (B, N, 8) float32
+    keep_rows: Optional[Tensor]  # (B, h) bool
+    keep_columns: Optional[Tensor]  # (B, w) bool
     lidar2img: Tensor  # (B, N, 4, 4) float32
     grid_index: Tensor  # (B, P, 3) int64, padded with 0
     point_labels: Tensor  # (B, P) int64, padded with the ignore label
     point_lengths: Tensor  # (B,) int64
-    voxel_labels: Tensor  # (B, X, Y, Z) int64
+    voxel_labels: Tensor  # (B, X, Y, Z) uint8
     voxels: Tensor  # (B, M, 3) int64, padded with 0
     voxel_lengths: Tensor  # (B,) int64
     point_voxel: Tensor  # (B, P) int64, padded with 0

@@ -3,25 +3,66 @@
 The pitch divides the range by n - 1, not n, because the published weights were trained with it: with 200 cells over
 102.4 m a label cell is 0.51457 m wide, and the last cell holds only what lies on or beyond the upper bound.
 Points outside the range are moved onto its border and keep their labels.
+
+``voxelize`` is served by a Numba kernel (voxelize_numba.py) where there is one, else by the three functions below it,
+which also say what is meant.
 """
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+import functools
+import logging
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 
-def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float]) -> np.ndarray:
-    """Cells the points lie in.
+class Cells(NamedTuple):
+    """What ``voxelize`` finds for P points in M occupied cells of an (X, Y, Z) grid."""
 
-    points (P, 3) metres, LiDAR frame; voxels (X, Y, Z); pc_range (x0, y0, z0, x1, y1, z1) metres.
-    Returns (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64.
+    grid_index: np.ndarray  # (P, 3) int64: x, y, z of the cell a point lies in
+    occupied: np.ndarray  # (M, 3) int64: the distinct cells, in lexicographic order
+    point_row: np.ndarray  # (P,) int64: the row of ``occupied`` a point lies in
+    labels: np.ndarray  # (X, Y, Z) uint8: the most frequent label among a cell's points
+
+
+@functools.lru_cache(maxsize=None)
+def _kernel() -> Optional[Callable[..., Any]]:
+    try:
+        from tpvformer.data import voxelize_numba
+    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
+        logging.getLogger(__name__).warning("the Numba kernel is not available (%s); NumPy counts votes instead", err)
+        return None
+    return voxelize_numba.voxelize
+
+
+def voxelize(
+    points: np.ndarray, labels: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float], fill: int
+) -> Cells:
+    """Cells and label votes of points (P, 3) metres, LiDAR frame, with labels (P,) uint8.
+
+    voxels (X, Y, Z); pc_range (x0, y0, z0, x1, y1, z1) metres; ``fill`` is the label of a cell without points.
     """
+    kernel = _kernel()
+    if kernel is not None:
+        low, last, pitch = _lattice(voxels, pc_range)
+        return Cells(*kernel(points, labels, low, np.asarray(pc_range[3:], np.float64), pitch, last, fill))
+    index = grid_index(points, voxels, pc_range)
+    occupied, point_row = occupied_voxels(index, voxels)
+    return Cells(index, occupied, point_row, vote(labels, point_row, occupied, voxels, fill))
+
+
+def _lattice(voxels: Sequence[int], pc_range: Sequence[float]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lower corner (metres), the last index and the pitch (metres) of each axis."""
     low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
     last = np.asarray(voxels, np.int64) - 1
-    pitch = (high - low) / np.maximum(last, 1)
-    inside = np.clip(np.asarray(points, np.float64), low, high)
+    return low, last, (high - low) / np.maximum(last, 1)
+
+
+def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float]) -> np.ndarray:
+    """Cells the points (P, 3) lie in: (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64."""
+    low, last, pitch = _lattice(voxels, pc_range)
+    inside = np.clip(np.asarray(points, np.float64), low, np.asarray(pc_range[3:], np.float64))
     return np.minimum(np.floor((inside - low) / pitch).astype(np.int64), last)
 
 

@@ -90,7 +90,7 @@ def colour_bins(frame: Frame) -> np.ndarray:
     """The colour bin (P,) of each point: that of its pixel in the first camera that sees it."""
     bins = np.full(len(frame.points), BINS - 1)
     homogeneous = np.concatenate([frame.points.astype(np.float64), np.ones((len(frame.points), 1))], 1)
-    for image, matrix in zip(frame.images, frame.lidar2img):
+    for image, matrix in zip(frame.images.numpy(), frame.lidar2img):
         a, b, depth = (homogeneous @ matrix.T)[:, :3].T
         ahead = depth > 0.5  # metres
         u = np.floor(np.divide(a, depth, out=np.full_like(a, -1), where=ahead))

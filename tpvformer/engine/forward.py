@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from tpvformer.config import Config
+from tpvformer.data.pixels import network_images
 
 from .losses import needs_dense_voxels
 
@@ -25,7 +26,7 @@ def predict(model: nn.Module, batch: Batch, config: Config) -> Prediction:
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     dense = needs_dense_voxels(config.loss, config.data)
     prediction: Prediction = model(
-        batch.images,
+        network_images(batch, config.data),
         batch.lidar2img,
         points=None if unread else batch.voxels.float(),
         lengths=batch.voxel_lengths,

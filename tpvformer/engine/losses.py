@@ -45,7 +45,7 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
     if "voxel" in inputs:
         voxel_logits = prediction.voxel_logits.float().flatten(2)
         dense = prediction.voxel_logits.dim() == 5
-        labels = batch.voxel_labels.flatten(1) if dense else labels_at_voxels(batch, ignore)
+        labels = batch.voxel_labels.flatten(1).long() if dense else labels_at_voxels(batch, ignore)
     if loss_cfg.lovasz_input == "points":
         lovasz = lovasz_counts(point_logits, counts)
     else:
@@ -129,7 +129,7 @@ def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
     """The voxel labels at ``batch.voxels``, (B,M) int64; padded rows carry ``ignore``."""
     inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
     labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
-    return torch.where(inside, labels, ignore)
+    return torch.where(inside, labels.long(), ignore)
 
 
 def flat_index(cells: Tensor, shape: Tuple[int, ...]) -> Tensor:

@@ -66,7 +66,7 @@ def lidar_turn(count: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.n
 def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.random.RandomState) -> Frame:
     """A frame as the reader would return it: images of ``size`` (W, H) full of noise, and a lidar turn."""
     cloud, labels = lidar_turn(points, rng)
-    images = [rng.randint(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in range(cameras)]
+    images = torch.from_numpy(rng.randint(0, 256, (cameras, size[1], size[0], 3), dtype=np.uint8))
     return Frame("random", images, [c.channel for c in CAMERAS], nuscenes_rig(size, cameras), cloud, labels)
 
 

@@ -1,0 +1,82 @@
+"""Both decoders give the same bytes, and what is no ordinary JPEG is read or refused as ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List
+
+import cv2
+import numpy as np
+import pytest
+
+from tpvformer.data import images
+from tpvformer.data.images import read_images
+from tpvformer.data.types import DataError
+
+SAMPLING = {
+    "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+}
+
+
+def natural(height: int, width: int) -> np.ndarray:
+    """Soft shapes under fine noise."""
+    rng = np.random.RandomState(0)
+    coarse = cv2.resize(rng.randint(0, 256, (height // 20, width // 20, 3)).astype(np.uint8), (width, height))
+    return cv2.add(coarse, rng.randint(0, 30, coarse.shape).astype(np.uint8))
+
+
+def encoded(image: np.ndarray, *options: int, kind: str = ".jpg") -> bytes:
+    return cv2.imencode(kind, image, list(options))[1].tobytes()
+
+
+def written(folder: Path, *files: bytes) -> List[Path]:
+    paths = [folder / f"{i}.jpg" for i in range(len(files))]
+    for path, data in zip(paths, files):
+        path.write_bytes(data)
+    return paths
+
+
+@pytest.mark.parametrize("sampling", sorted(SAMPLING))
+@pytest.mark.parametrize("extra", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_QUALITY, 40)])
+@pytest.mark.parametrize("size", [(900, 1600), (45, 77)])
+def test_decoders_are_bit_equal(tmp_path, monkeypatch, sampling, extra, size):
+    pytest.importorskip("simplejpeg", reason="simplejpeg is not installed, so OpenCV alone decodes")
+    data = encoded(natural(*size), cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLING[sampling], *extra)
+    paths = written(tmp_path, data, data)
+    monkeypatch.setattr(images, "_opencv", None)  # it must not be asked
+    ours = read_images(paths, "t").numpy()
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "FAST", False)
+    theirs = read_images(paths, "t").numpy()
+    assert np.array_equal(ours, theirs)
+    assert np.array_equal(theirs[1], cv2.imread(str(paths[1])))
+
+
+def test_other_formats_and_small_faults_are_left_to_opencv(tmp_path):
+    image = natural(60, 80)
+    jpeg = encoded(image)
+    faulty = jpeg[:-2] + b"\0\0\0" + jpeg[-2:]  # bytes too many before the end
+    out = read_images(written(tmp_path, jpeg, encoded(image, kind=".png"), faulty), "t").numpy()
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(out, [decoded, image, decoded])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_refused(tmp_path, monkeypatch, installed):
+    if not installed:
+        monkeypatch.setattr(images, "FAST", False)
+    image = natural(60, 80)
+    jpeg = encoded(image)
+    for data, message in (
+        (jpeg[:-200], "no whole image"),
+        (jpeg[:300] + jpeg[-2:], "no whole image"),
+        (b"\xff\xd8 nothing \xff\xd9", "no whole image"),
+        (b"", "no whole image"),
+        (encoded(image[..., 0]), r"uint8 \(60, 80\); expected an 8-bit colour"),
+        (encoded(image.astype(np.uint16), kind=".png"), r"uint16 \(60, 80, 3\); expected an 8-bit"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_images(written(tmp_path, jpeg, data), "t")

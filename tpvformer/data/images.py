@@ -1,0 +1,92 @@
+"""Camera images from the disk, decoded side by side into the memory they travel in.
+
+JPEG is left to simplejpeg where it is installed: libjpeg-turbo with the exact transform and up-sampling, hence the same
+bytes as OpenCV's decoder gives, sooner. Whatever it does not take as usual goes to OpenCV.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from tpvformer.data.types import DataError
+
+try:
+    import simplejpeg
+
+    FAST = True
+except ImportError:
+    FAST = False  # OpenCV decodes everything
+
+
+def read_images(paths: Sequence[Path], token: str) -> Tensor:
+    """The images of one sample, (N, H, W, 3) uint8 BGR.
+
+    Raises DataError for a file that is no whole 8-bit colour image, and for images of different sizes.
+    """
+    out = torch.empty(0)
+    for i, path in enumerate(paths):
+        data = path.read_bytes()
+        shape, image = _jpeg_shape(data), None
+        if shape is None:
+            image = _opencv(data, path, token)
+            shape = image.shape
+        if i == 0:
+            out = _room((len(paths), *shape))
+        if out.shape[1:] != shape:
+            sizes = sorted({tuple(out.shape[1:]), shape})
+            raise DataError(
+                f"sample {token}: the cameras' images have different sizes {sizes}; one size is expected, so rescale "
+                "the images and their intrinsics to it"
+            )
+        if image is None and not _simplejpeg(data, out[i].numpy()):
+            image = _opencv(data, path, token)
+        if image is not None:
+            out[i] = torch.from_numpy(image)
+    return out
+
+
+def _room(shape: Tuple[int, ...]) -> Tensor:
+    """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
+    room = torch.empty(shape, dtype=torch.uint8)
+    return room if get_worker_info() is None else room.share_memory_()
+
+
+def _is_whole(data: bytes) -> bool:
+    """A JPEG that was cut short still decodes, to grey below the cut; its end marker tells."""
+    return bool(data) and (data[:2] != b"\xff\xd8" or b"\xff\xd9" in data[-1024:])
+
+
+def _jpeg_shape(data: bytes) -> Optional[Tuple[int, int, int]]:
+    """(height, width, 3) of an ordinary colour JPEG; None where OpenCV has to look."""
+    if not FAST or not _is_whole(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (int(height), int(width), 3) if colours == "YCbCr" else None
+
+
+def _simplejpeg(data: bytes, out: np.ndarray) -> bool:
+    """Decodes into out (H, W, 3); False where the file has a fault, even a small one."""
+    try:
+        simplejpeg.decode_jpeg(data, "BGR", fastdct=False, fastupsample=False, buffer=out)
+    except ValueError:
+        return False
+    return True
+
+
+def _opencv(data: bytes, path: Path, token: str) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
+    if image is None:
+        raise DataError(f"sample {token}: {path} is no whole image ({len(data)} bytes); copy the file again")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(f"sample {token}: {path} is {image.dtype} {image.shape}; expected an 8-bit colour image")
+    return image
