@@ -14,8 +14,7 @@ from torch import Tensor
 from tpvformer import ops
 from tpvformer.ops import reference
 
-numba_cpu = pytest.importorskip("tpvformer.ops.numba_cpu", reason="numba is not installed")
-numba_dcn = pytest.importorskip("tpvformer.ops.numba_dcn", reason="numba is not installed")
+pytest.importorskip("numba", reason="numba is not installed")
 
 DATA = Path(__file__).parent / "golden_data"
 # (batch, cameras, heads, channels a head, queries, points, anchors, level shapes); odd sizes, one-pixel levels
@@ -68,8 +67,8 @@ def test_image_cross_attention(case: Any) -> None:
     def bind(module: Any) -> Callable[..., Tensor]:
         return lambda v, o, w: module.image_cross_attention(v, shapes, centre.to(v.dtype), visible, o, w)
 
-    compare(bind(numba_cpu), bind(reference), (value, offsets, weights), 2e-6)
-    assert (bind(numba_cpu)(value, offsets, weights)[:, 3] == 0).all()
+    compare(bind(ops), bind(reference), (value, offsets, weights), 2e-6)
+    assert (bind(ops)(value, offsets, weights)[:, 3] == 0).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +80,7 @@ def test_cross_view_attention(case: Any) -> None:
     def bind(module: Any) -> Callable[..., Tensor]:
         return lambda v, o, w: module.cross_view_attention(v, shapes, centre.to(v.dtype), o, w)
 
-    compare(bind(numba_cpu), bind(reference), (value[:, 0], offsets, weights), 2e-6)
+    compare(bind(ops), bind(reference), (value[:, 0], offsets, weights), 2e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -92,7 +91,7 @@ def test_ms_deform_attn(case: Any) -> None:
     def bind(module: Any) -> Callable[..., Tensor]:
         return lambda v, o, w: module.ms_deform_attn(v, case[7], o, w)
 
-    compare(bind(numba_cpu), bind(reference), (value[:, 0], locations, weights), 1e-5)
+    compare(bind(ops), bind(reference), (value[:, 0], locations, weights), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_deform_conv(n: int, c: int, o: int, h: int, w: int, k: int, s: int, p: 
     offset[0, 0] = 1e9  # far outside: zero, and no overflow on the way to an integer
     inputs = (randn(n, c, h, w), offset, torch.rand(n, k * k, ho, wo, generator=generator), randn(o, c, k, k), randn(o))
     compare(
-        lambda *a: numba_dcn.modulated_deform_conv2d(*a, s, p, d),
+        lambda *a: ops.modulated_deform_conv2d(*a, s, p, d),
         lambda *a: reference.modulated_deform_conv2d(*a, s, p, d, 1, 1), inputs, 2e-6,
     )  # fmt: skip
 
@@ -148,7 +147,7 @@ def test_oracle_gradcheck() -> None:
 
 def test_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TPVFORMER_OPS", "fast")
-    with pytest.raises(ValueError, match="expected one of reference, numba"):
+    with pytest.raises(ValueError, match="expected one of reference, numba, triton"):
         ops.ms_deform_attn(
             torch.zeros(1, 4, 1, 4), ((2, 2),), torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
         )
@@ -181,7 +180,7 @@ def test_integer_offsets_shift_the_image() -> None:
     assert torch.equal(out, recorded("dcn/int")["out"])
 
 
-@pytest.mark.parametrize("module,kind,tolerance", [(reference, torch.float64, 1e-11), (numba_cpu, torch.float32, 2e-5)])
+@pytest.mark.parametrize("module,kind,tolerance", [(reference, torch.float64, 1e-11), (ops, torch.float32, 2e-5)])
 def test_recorded_attention(module: Any, kind: torch.dtype, tolerance: float) -> None:
     case = recorded("msda")
     shapes = [tuple(s) for s in json.loads((DATA / "ops.json").read_text())["msda"]["spatial_shapes_hw"]]

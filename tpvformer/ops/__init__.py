@@ -2,51 +2,72 @@
 
 Sampling convention everywhere: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
 
-Backends are modules with the same functions: ``reference`` (plain PyTorch, the oracle, everywhere) and ``numba_cpu``.
-``TPVFORMER_OPS=reference`` forces the oracle. A backend that cannot be had is replaced by the oracle, said once.
+``reference`` (plain PyTorch) is the oracle and runs everywhere. Kernels are Numba's on the CPU and Triton's on CUDA.
+``TPVFORMER_OPS=reference`` forces the oracle, ``numba`` or ``triton`` that backend (an error where it cannot serve).
+A backend that cannot be had is replaced by the oracle, said once.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
-from types import ModuleType
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import library, reference
 from .reference import LevelShapes
 
 __all__ = ["LevelShapes", "cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
 
-BACKENDS = ("reference", "numba")
-MAX_CAMERAS = 63  # the CPU kernels keep a query's cameras in the bits of one integer
+BACKENDS = {"numba": "cpu", "triton": "cuda"}  # and the device whose tensors each serves
 
 
 @functools.lru_cache(maxsize=None)
-def _numba() -> ModuleType:
-    """The CPU kernels, or the oracle where Numba is not installed."""
+def _load(backend: str) -> Optional[str]:
+    """Make a backend's kernels known to ``library``; returns why they cannot be had, or None."""
     try:
-        from . import numba_cpu
+        attention = importlib.import_module(f"{__name__}.{backend}_attention")
+        convolution = importlib.import_module(f"{__name__}.{backend}_dcn")
     except ImportError as err:
-        logging.getLogger(__name__).warning("CPU kernels are not available (%s); plain PyTorch serves instead", err)
-        return reference
-    return numba_cpu
+        logging.getLogger(__name__).warning("%s kernels cannot be had (%s); plain PyTorch serves instead", backend, err)
+        return str(err)
+    library.ATTENTION[BACKENDS[backend]] = attention
+    library.CONVOLUTION[BACKENDS[backend]] = convolution
+    return None
 
 
-def _forced() -> Optional[str]:
-    name = os.environ.get("TPVFORMER_OPS")
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"TPVFORMER_OPS is {name!r}; expected one of {', '.join(BACKENDS)}, or unset")
-    return name
+def _backend(device: torch.device) -> Optional[str]:
+    """The backend that serves tensors of this device; None is the oracle."""
+    forced = os.environ.get("TPVFORMER_OPS")
+    if forced is not None and forced not in (*BACKENDS, "reference"):
+        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(BACKENDS)}, or unset")
+    if forced == "reference":
+        return None
+    for name, kind in BACKENDS.items():
+        if kind == device.type and forced in (None, name):
+            problem = _load(name)
+            if problem is None:
+                return name
+            if forced is not None:
+                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
+    if forced is not None:
+        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {BACKENDS[forced]}, but the tensors are on {device.type}")
+    return None
 
 
-def _attention_backend(value: Tensor, cameras: int = 1) -> ModuleType:
-    suits = value.device.type == "cpu" and value.dtype == torch.float32 and cameras <= MAX_CAMERAS
-    return _numba() if suits and _forced() != "reference" else reference
+def _attends(value: Tensor) -> bool:
+    """Whether kernels serve an attention that reads value (B,N,S,H,D)."""
+    return _backend(value.device) is not None and library.ATTENTION[value.device.type].supports(value)
+
+
+def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
+    """Camera bits and scale of queries that all read one map."""
+    ones = torch.ones(value.shape[0], queries, device=value.device)
+    return ones.long(), ones
 
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -55,7 +76,14 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     value (B,S,heads,D) with S = sum of h*w; level_shapes ((h,w),...) of Python ints; locations (B,Q,heads,L,P,2) as
     (x,y) in [0,1]; weights (B,Q,heads,L,P). Returns (B,Q,heads*D).
     """
-    return _attention_backend(value).ms_deform_attn(value, level_shapes, locations, weights)
+    maps = value[:, None]
+    if not _attends(maps):
+        return reference.ms_deform_attn(value, level_shapes, locations, weights)
+    queries = locations.shape[1]
+    sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=locations.dtype, device=locations.device)
+    origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
+    bits, scale = _everyone(value, queries)
+    return library.anchored_attention(maps, origin, bits, locations * sizes[:, None], weights, scale, level_shapes)
 
 
 def cross_view_attention(
@@ -66,7 +94,11 @@ def cross_view_attention(
     value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample; offsets (B,Q,heads,L,P,2) in
     pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
     """
-    return _attention_backend(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
+    maps = value[:, None]
+    if not _attends(maps):
+        return reference.cross_view_attention(value, level_shapes, anchors, offsets, weights)
+    bits, scale = _everyone(value, offsets.shape[1])
+    return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
 
 
 def image_cross_attention(
@@ -78,8 +110,12 @@ def image_cross_attention(
     visible (B,N,Q) bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to
     anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
     """
-    backend = _attention_backend(value, value.shape[1])
-    return backend.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
+    if not _attends(value):
+        return reference.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
+    camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
+    bits = (visible.long() << camera).sum(1)
+    scale = 1 / visible.sum(1).clamp(min=1).float()
+    return library.anchored_attention(value, anchors[:, :, :, None], bits, offsets, weights, scale, level_shapes)
 
 
 def modulated_deform_conv2d(
@@ -100,12 +136,15 @@ def modulated_deform_conv2d(
     (N,deform_groups*taps,ho,wo) already in [0,1]; weight (O,C/groups,kh,kw), its type is the product's.
     Returns (N,O,ho,wo).
     """
-    on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    if on_cpu and _forced() != "reference" and _numba() is not reference:
-        from . import numba_dcn
-
-        if numba_dcn.supports(x.shape[1], groups, deform_groups):
-            return numba_dcn.modulated_deform_conv2d(x, offset, mask, weight, bias, stride, padding, dilation)
-    return reference.modulated_deform_conv2d(
-        x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
-    )
+    x = x.to(weight.dtype)
+    if _backend(x.device) is None or not library.CONVOLUTION[x.device.type].supports(x, groups, deform_groups):
+        return reference.modulated_deform_conv2d(
+            x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
+        )
+    o, _, kh, kw = weight.shape
+    rows = weight.permute(2, 3, 1, 0).reshape(-1, o)
+    last = [t.permute(0, 2, 3, 1) for t in (x, offset.float(), mask.float())]
+    out = library.deform_conv(last[0], last[1], last[2], rows, (kh, kw, stride, padding, dilation))
+    if bias is not None:
+        out = out + bias
+    return out.permute(0, 3, 1, 2)

@@ -1,32 +1,46 @@
 """Modulated deformable convolution on the CPU: a Numba column kernel around a matrix product.
 
-Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) as (dy,dx), mask (N,ho,wo,taps), column (N*ho*wo, taps*C). Only x,
-offset, mask and weight are kept for the backward pass, which builds the column again. The product runs in the weight's
-type (bf16 under autocast), everything geometric in float32. One group, one deformable group, channels a multiple of 16.
+Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) as (dy,dx), mask (N,ho,wo,taps), weight (taps*C,O). A few images at
+a time become columns (pixels, taps*C), which stay in the cache until they are multiplied; the backward pass builds them
+again. Columns have the type of x and weight (float32, or bfloat16 under autocast); everything geometric is float32.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, Optional, Tuple
+from typing import Any, Sequence, Tuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_simd import lanes, vadd_at, vdot, vfma, vload, vscale, vstore, vzero
+from .numba_simd import FAST_MATH, lanes, vload, vsplat, vstore, vstore_dots
 
-# fastmath without the flags that assume away NaN and infinity
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-_OPTIONS: Any = {"parallel": True, "cache": True, "fastmath": _FAST, "error_model": "numpy"}
+_INLINED: Any = {"cache": True, "fastmath": set(FAST_MATH), "error_model": "numpy"}
+_OPTIONS: Any = {"parallel": True, **_INLINED}
 _F = np.float32
 LANES = 16
+SLICES = 8  # at most so many tasks share an image in the backward pass, each with channels of its own
 
 
-def supports(channels: int, groups: int, deform_groups: int) -> bool:
-    """Whether these kernels serve a convolution of ``channels`` input channels."""
-    return groups == 1 and deform_groups == 1 and channels % LANES == 0
+def supports(x: Tensor, groups: int, deform_groups: int) -> bool:
+    """Whether these kernels serve a convolution of x (N,C,H,W)."""
+    suits = x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % LANES == 0
+    return suits and groups == 1 and deform_groups == 1
+
+
+@numba.njit(**_INLINED)
+def _corners(y, x, h, w):  # type: ignore[no-untyped-def]
+    """Of a place inside (-1,h) x (-1,w): four pixels (row-major), the weights of its lower and upper row and column,
+    and whether those lie inside (1 or 0). Pixels outside are replaced by their neighbours inside."""
+    yf, xf = _F(np.floor(y)), _F(np.floor(x))
+    y0, x0 = int(yf), int(xf)
+    in_y = _F(y0 >= 0), _F(y0 + 1 < h)
+    in_x = _F(x0 >= 0), _F(x0 + 1 < w)
+    ya, yb, xa, xb = max(y0, 0) * w, min(y0 + 1, h - 1) * w, max(x0, 0), min(x0 + 1, w - 1)
+    fy, fx = y - yf, x - xf
+    gy, gx = ((_F(1) - fy) * in_y[0], fy * in_y[1]), ((_F(1) - fx) * in_x[0], fx * in_x[1])
+    return (ya + xa, ya + xb, yb + xa, yb + xb), gy, gx, in_y, in_x
 
 
 @numba.njit(**_OPTIONS)
@@ -40,133 +54,132 @@ def _columns(x, offset, mask, column, dims, like):  # type: ignore[no-untyped-de
                 y = _F(i * stride - padding + (tap // kw) * dilation) + offset[2 * k]
                 u = _F(j * stride - padding + (tap % kw) * dilation) + offset[2 * k + 1]
                 if y > _F(-1) and u > _F(-1) and y < _F(h_) and u < _F(w_):
-                    yf, xf = math.floor(y), math.floor(u)
-                    y0, x0 = int(yf), int(xf)
-                    fy, fx = _F(y - yf), _F(u - xf)
-                    gx0 = _F(1) - fx if x0 >= 0 else _F(0)
-                    gx1 = fx if x0 + 1 < w_ else _F(0)
-                    gy0 = (_F(1) - fy) * mask[k] if y0 >= 0 else _F(0)
-                    gy1 = fy * mask[k] if y0 + 1 < h_ else _F(0)
-                    xa, xb = max(x0, 0), min(x0 + 1, w_ - 1)
-                    ya, yb = (n * h_ + max(y0, 0)) * w_, (n * h_ + min(y0 + 1, h_ - 1)) * w_
+                    pixel, gy, gx, _, _ = _corners(y, u, h_, w_)
+                    base = n * h_ * w_
+                    i00, i01, i10, i11 = (
+                        (base + pixel[0]) * c_, (base + pixel[1]) * c_, (base + pixel[2]) * c_, (base + pixel[3]) * c_,
+                    )  # fmt: skip
+                    w00, w01 = gy[0] * gx[0] * mask[k], gy[0] * gx[1] * mask[k]
+                    w10, w11 = gy[1] * gx[0] * mask[k], gy[1] * gx[1] * mask[k]
                     for c in range(0, c_, LANES):
-                        v = vscale(vload(x, (ya + xa) * c_ + c, like), gx0 * gy0)
-                        v = vfma(vload(x, (ya + xb) * c_ + c, like), gx1 * gy0, v)
-                        v = vfma(vload(x, (yb + xa) * c_ + c, like), gx0 * gy1, v)
-                        v = vfma(vload(x, (yb + xb) * c_ + c, like), gx1 * gy1, v)
-                        vstore(column, k * c_ + c, v)
+                        upper = vload(x, i00 + c, like) * w00 + vload(x, i01 + c, like) * w01
+                        lower = vload(x, i10 + c, like) * w10 + vload(x, i11 + c, like) * w11
+                        vstore(column, k * c_ + c, upper + lower)
                 else:
                     for c in range(0, c_, LANES):
-                        vstore(column, k * c_ + c, vzero(like))
+                        vstore(column, k * c_ + c, vsplat(_F(0), like))
 
 
 @numba.njit(**_OPTIONS)
 def _columns_backward(  # type: ignore[no-untyped-def]
-    x, offset, mask, grad_column, grad_x, grad_offset, grad_mask, dims, like
+    x, offset, mask, grad_column, grad_x, grad_offset, grad_mask, dims, slices, like
 ):
+    """grad_offset and grad_mask get a part from each slice of the channels: (slices, ...) to be summed."""
     n_, h_, w_, c_, ho, wo, kw, taps, stride, padding, dilation = dims
-    for n in numba.prange(n_):  # an image's task owns its grad_x
+    share = (c_ // LANES + slices - 1) // slices * LANES
+    places = n_ * ho * wo * taps
+    for task in numba.prange(n_ * slices):  # a task owns its channels of an image's grad_x
+        n, part = task // slices, task % slices
+        dots = np.empty(4, np.float32)
         for pixel in range(ho * wo):
             i, j = pixel // wo, pixel % wo
             for tap in range(taps):
                 k = (n * ho * wo + pixel) * taps + tap
+                at = part * places + k
                 y = _F(i * stride - padding + (tap // kw) * dilation) + offset[2 * k]
                 u = _F(j * stride - padding + (tap % kw) * dilation) + offset[2 * k + 1]
                 if y > _F(-1) and u > _F(-1) and y < _F(h_) and u < _F(w_):
-                    yf, xf = math.floor(y), math.floor(u)
-                    y0, x0 = int(yf), int(xf)
-                    fy, fx = _F(y - yf), _F(u - xf)
-                    gy, gx = _F(1) - fy, _F(1) - fx
-                    in_x0 = _F(1) if x0 >= 0 else _F(0)
-                    in_x1 = _F(1) if x0 + 1 < w_ else _F(0)
-                    in_y0 = _F(1) if y0 >= 0 else _F(0)
-                    in_y1 = _F(1) if y0 + 1 < h_ else _F(0)
-                    w00, w01 = gx * gy * mask[k] * in_x0 * in_y0, fx * gy * mask[k] * in_x1 * in_y0
-                    w10, w11 = gx * fy * mask[k] * in_x0 * in_y1, fx * fy * mask[k] * in_x1 * in_y1
-                    xa, xb = max(x0, 0), min(x0 + 1, w_ - 1)
-                    ya, yb = (n * h_ + max(y0, 0)) * w_, (n * h_ + min(y0 + 1, h_ - 1)) * w_
-                    i00, i01, i10, i11 = (ya + xa) * c_, (ya + xb) * c_, (yb + xa) * c_, (yb + xb) * c_
-                    v00, v01, v10, v11 = _F(0), _F(0), _F(0), _F(0)
-                    for c in range(0, c_, LANES):
+                    corner, gy, gx, in_y, in_x = _corners(y, u, h_, w_)
+                    base = n * h_ * w_
+                    i00, i01, i10, i11 = (
+                        (base + corner[0]) * c_, (base + corner[1]) * c_,
+                        (base + corner[2]) * c_, (base + corner[3]) * c_,
+                    )  # fmt: skip
+                    w00, w01 = gy[0] * gx[0] * mask[k], gy[0] * gx[1] * mask[k]
+                    w10, w11 = gy[1] * gx[0] * mask[k], gy[1] * gx[1] * mask[k]
+                    v00 = v01 = v10 = v11 = vsplat(_F(0), like)
+                    for c in range(part * share, min(c_, part * share + share), LANES):
                         g = vload(grad_column, k * c_ + c, like)
-                        v00 += vdot(g, vload(x, i00 + c, like))
-                        v01 += vdot(g, vload(x, i01 + c, like))
-                        v10 += vdot(g, vload(x, i10 + c, like))
-                        v11 += vdot(g, vload(x, i11 + c, like))
-                        vadd_at(grad_x, i00 + c, vscale(g, w00))
-                        vadd_at(grad_x, i01 + c, vscale(g, w01))
-                        vadd_at(grad_x, i10 + c, vscale(g, w10))
-                        vadd_at(grad_x, i11 + c, vscale(g, w11))
-                    v00, v01 = v00 * in_x0 * in_y0, v01 * in_x1 * in_y0
-                    v10, v11 = v10 * in_x0 * in_y1, v11 * in_x1 * in_y1
-                    grad_mask[k] = gy * (gx * v00 + fx * v01) + fy * (gx * v10 + fx * v11)
-                    grad_offset[2 * k] = mask[k] * (gx * (v10 - v00) + fx * (v11 - v01))
-                    grad_offset[2 * k + 1] = mask[k] * (gy * (v01 - v00) + fy * (v11 - v10))
+                        v00 = v00 + g * vload(x, i00 + c, like)
+                        v01 = v01 + g * vload(x, i01 + c, like)
+                        v10 = v10 + g * vload(x, i10 + c, like)
+                        v11 = v11 + g * vload(x, i11 + c, like)
+                        vstore(grad_x, i00 + c, vload(grad_x, i00 + c, like) + g * w00)
+                        vstore(grad_x, i01 + c, vload(grad_x, i01 + c, like) + g * w01)
+                        vstore(grad_x, i10 + c, vload(grad_x, i10 + c, like) + g * w10)
+                        vstore(grad_x, i11 + c, vload(grad_x, i11 + c, like) + g * w11)
+                    vstore_dots(dots, 0, vsplat(_F(1), like), v00, v01, v10, v11)
+                    grad_mask[at] = gy[0] * (gx[0] * dots[0] + gx[1] * dots[1]) + gy[1] * (
+                        gx[0] * dots[2] + gx[1] * dots[3]
+                    )
+                    left, right = dots[2] * in_y[1] - dots[0] * in_y[0], dots[3] * in_y[1] - dots[1] * in_y[0]
+                    top, bottom = dots[1] * in_x[1] - dots[0] * in_x[0], dots[3] * in_x[1] - dots[2] * in_x[0]
+                    grad_offset[2 * at] = mask[k] * (gx[0] * left + gx[1] * right)
+                    grad_offset[2 * at + 1] = mask[k] * (gy[0] * top + gy[1] * bottom)
                 else:
-                    grad_mask[k] = _F(0)
-                    grad_offset[2 * k] = _F(0)
-                    grad_offset[2 * k + 1] = _F(0)
+                    grad_mask[at] = _F(0)
+                    grad_offset[2 * at] = _F(0)
+                    grad_offset[2 * at + 1] = _F(0)
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    return x.contiguous().numpy().reshape(-1)
+    x = x.detach().contiguous()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
 
 
-def _column(x: Tensor, offset: Tensor, mask: Tensor, dims: Tuple[int, ...]) -> Tensor:
-    """(N*ho*wo, taps*C) float32."""
-    column = torch.empty(dims[0] * dims[4] * dims[5], dims[7] * dims[3])
-    _columns(_flat(x), _flat(offset), _flat(mask), _flat(column), dims, lanes(LANES))
-    return column
+def _groups(n: int) -> Tuple[int, int]:
+    """Images at a time, and tasks an image in the backward pass, so that all threads have work."""
+    threads = numba.get_num_threads()
+    together = min(n, -(-threads // SLICES))
+    return together, -(-threads // together)
 
 
-class _DeformConv(torch.autograd.Function):
-    """Everything channels-last; weight (taps*C, O)."""
+def _dims(x: Tensor, offset: Tensor, geometry: Sequence[int]) -> Tuple[int, ...]:
+    kh, kw, stride, padding, dilation = geometry
+    return (*x.shape, *offset.shape[1:3], kw, kh * kw, stride, padding, dilation)
 
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, dims: Tuple[int, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(x, offset, mask, weight)
-        ctx.dims = dims
-        return _column(x.float(), offset, mask, dims).to(weight.dtype) @ weight
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> Tuple[Optional[Tensor], ...]:  # type: ignore[override]
-        x, offset, mask, weight = ctx.saved_tensors
-        full = x.float().contiguous()
-        column = _column(full, offset, mask, ctx.dims)
-        grad_weight = column.to(weight.dtype).t() @ grad_out if ctx.needs_input_grad[3] else None
-        if weight.dtype == torch.float32:
-            torch.mm(grad_out, weight.t(), out=column)  # the column's memory now holds its gradient
-        else:
-            column = (grad_out @ weight.t()).float()
-        grad_x, grad_offset, grad_mask = torch.zeros_like(full), torch.empty_like(offset), torch.empty_like(mask)
-        _columns_backward(
-            _flat(full), _flat(offset), _flat(mask), _flat(column), _flat(grad_x), _flat(grad_offset), _flat(grad_mask),
-            ctx.dims, lanes(LANES),
+def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Sequence[int]) -> Tensor:
+    """Shapes as in the module's docstring, geometry (kh, kw, stride, padding, dilation); returns (N,ho,wo,O)."""
+    n, ho, wo, _ = offset.shape
+    out = x.new_empty(n, ho * wo, weight.shape[1])
+    together, _ = _groups(n)
+    column = x.new_empty(together * ho * wo, weight.shape[0])
+    for first in range(0, n, together):
+        part = slice(first, min(n, first + together))
+        rows = column[: (part.stop - first) * ho * wo]
+        _columns(
+            _flat(x[part]), _flat(offset[part]), _flat(mask[part]), _flat(rows),
+            _dims(x[part], offset, geometry), lanes(LANES),
         )  # fmt: skip
-        return grad_x.to(x.dtype), grad_offset, grad_mask, grad_weight, None
+        torch.mm(rows, weight, out=out[part].flatten(0, 1))
+    return out.view(n, ho, wo, -1)
 
 
-def modulated_deform_conv2d(
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    bias: Optional[Tensor],
-    stride: int,
-    padding: int,
-    dilation: int,
-) -> Tensor:
-    """See ``ops.modulated_deform_conv2d``; one group, one deformable group."""
-    n, c, h, w = x.shape
-    o, _, kh, kw = weight.shape
-    ho, wo = offset.shape[2:]
-    dims = (n, h, w, c, ho, wo, kw, kh * kw, stride, padding, dilation)
-    rows = weight.permute(2, 3, 1, 0).reshape(kh * kw * c, o)
-    last = [t.permute(0, 2, 3, 1).contiguous() for t in (x, offset.float(), mask.float())]
-    out = _DeformConv.apply(*last, rows, dims)
-    if bias is not None:
-        out = out + bias
-    return out.view(n, ho, wo, o).permute(0, 3, 1, 2)
+def backward(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: Sequence[int]
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, offset, mask and weight, in their types."""
+    n, ho, wo, taps = mask.shape
+    together, slices = _groups(n)
+    column = x.new_empty(together * ho * wo, weight.shape[0])
+    grad_x, grad_weight = torch.empty_like(x), torch.zeros(weight.shape)
+    grad_offset, grad_mask = torch.empty_like(offset), torch.empty_like(mask)
+    for first in range(0, n, together):
+        part = slice(first, min(n, first + together))
+        rows, grad_rows = column[: (part.stop - first) * ho * wo], grad_out[part].reshape(-1, weight.shape[1])
+        dims, width = _dims(x[part], offset, geometry), lanes(LANES)
+        inputs = [_flat(t[part]) for t in (x, offset, mask)]
+        _columns(*inputs, _flat(rows), dims, width)
+        if weight.dtype == torch.float32:
+            grad_weight.addmm_(rows.t(), grad_rows)
+        else:  # images are summed in float32
+            grad_weight += rows.t() @ grad_rows
+        torch.mm(grad_rows, weight.t(), out=rows)  # the column's memory now holds its gradient
+        sum_x = torch.zeros(x[part].shape)
+        parts = torch.empty(slices, *offset[part].shape), torch.empty(slices, *mask[part].shape)
+        _columns_backward(*inputs, _flat(rows), _flat(sum_x), *(_flat(t) for t in parts), dims, slices, width)
+        grad_x[part] = sum_x
+        torch.sum(parts[0], 0, out=grad_offset[part])
+        torch.sum(parts[1], 0, out=grad_mask[part])
+    return grad_x, grad_offset, grad_mask, grad_weight.to(weight.dtype)

@@ -1,0 +1,169 @@
+"""The two operations behind all kernels, known to PyTorch as ``torch.ops.tpvformer.*``.
+
+Registered operators keep their meaning under ``torch.compile`` and are tested by ``torch.library.opcheck``. PyTorch
+before 2.4 cannot register gradients; there the same functions are an ``autograd.Function``.
+
+A kernel module has functional ``forward`` and ``backward``; ``SERVED`` holds those in use by device type.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .reference import LevelShapes
+
+ATTENTION: Dict[str, ModuleType] = {}  # device type -> kernels
+CONVOLUTION: Dict[str, ModuleType] = {}
+_REGISTERS = hasattr(torch.library, "custom_op")
+_INPUTS = "Tensor value, Tensor anchors, Tensor bits, Tensor offsets, Tensor weights, Tensor scale"
+
+
+def _operator(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    if not _REGISTERS:
+        return kernel
+    made = torch.library.custom_op(f"tpvformer::{name}", kernel, mutates_args=(), schema=schema)
+    made.register_fake(fake)
+    return made
+
+
+def _differentiable(operator: Any, setup: Callable[..., None], gradient: Callable[..., Any]) -> Callable[..., Tensor]:
+    if _REGISTERS:
+        operator.register_autograd(gradient, setup_context=setup)
+        return operator
+
+    methods = {
+        "forward": staticmethod(operator),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(torch.autograd.function.once_differentiable(gradient)),
+    }
+    function: Any = type("Differentiable", (torch.autograd.Function,), methods)
+    return function.apply
+
+
+def _pairs(flat: Sequence[int]) -> LevelShapes:
+    return tuple(zip(flat[::2], flat[1::2]))
+
+
+# ---- attention around anchors
+
+
+def _attend(
+    value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: List[int]
+) -> Tensor:
+    kernels = ATTENTION[value.device.type]
+    return kernels.forward(value, anchors, bits, offsets, weights, scale, _pairs(shapes))
+
+
+def _attend_fake(value: Tensor, anchors: Any, bits: Any, offsets: Any, weights: Tensor, *_: Any) -> Tensor:
+    return value.new_empty(weights.shape[0], weights.shape[1], value.shape[3] * value.shape[4])
+
+
+def _attend_backward(
+    value: Tensor,
+    anchors: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    grad_out: Tensor,
+    shapes: List[int],
+) -> Tuple[Tensor, Tensor, Tensor]:
+    kernels = ATTENTION[value.device.type]
+    return kernels.backward(value, anchors, bits, offsets, weights, scale, grad_out, _pairs(shapes))
+
+
+def _attend_backward_fake(
+    value: Tensor, anchors: Any, bits: Any, offsets: Tensor, weights: Tensor, *_: Any
+) -> Tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(offsets), torch.empty_like(weights)
+
+
+_attention = _operator("anchored_attention", f"({_INPUTS}, int[] shapes) -> Tensor", _attend, _attend_fake)
+_attention_backward = _operator(
+    "anchored_attention_backward",
+    f"({_INPUTS}, Tensor grad_out, int[] shapes) -> (Tensor, Tensor, Tensor)",
+    _attend_backward,
+    _attend_backward_fake,
+)
+
+
+def _attention_setup(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.shapes = inputs[6]
+
+
+def _attention_gradient(ctx: Any, grad_out: Tensor) -> Tuple[Any, ...]:
+    value, offsets, weights = _attention_backward(*ctx.saved_tensors, grad_out, ctx.shapes)
+    return value, None, None, offsets, weights, None, None
+
+
+_attention_apply = _differentiable(_attention, _attention_setup, _attention_gradient)
+
+
+def anchored_attention(
+    value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
+) -> Tensor:
+    """Sum over cameras, levels and points of weighted samples around anchors, times ``scale``.
+
+    value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2) float32, Ba and La 1 where shared; bits (B,Q) int64, bit n: camera n is
+    read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D).
+    """
+    return _attention_apply(value, anchors, bits, offsets, weights, scale, [n for pair in shapes for n in pair])
+
+
+# ---- deformable convolution
+
+
+def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: List[int]) -> Tensor:
+    return CONVOLUTION[x.device.type].forward(x, offset, mask, weight, geometry)
+
+
+def _convolve_fake(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Any) -> Tensor:
+    return x.new_empty(*mask.shape[:3], weight.shape[1])
+
+
+def _convolve_backward(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: List[int]
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    return CONVOLUTION[x.device.type].backward(x, offset, mask, weight, grad_out, geometry)
+
+
+def _convolve_backward_fake(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Any, geometry: Any
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(offset), torch.empty_like(mask), torch.empty_like(weight)
+
+
+_PARTS = "Tensor x, Tensor offset, Tensor mask, Tensor weight"
+_convolution = _operator("deform_conv", f"({_PARTS}, int[] geometry) -> Tensor", _convolve, _convolve_fake)
+_convolution_backward = _operator(
+    "deform_conv_backward",
+    f"({_PARTS}, Tensor grad_out, int[] geometry) -> (Tensor, Tensor, Tensor, Tensor)",
+    _convolve_backward,
+    _convolve_backward_fake,
+)
+
+
+def _convolution_setup(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.geometry = inputs[4]
+
+
+def _convolution_gradient(ctx: Any, grad_out: Tensor) -> Tuple[Any, ...]:
+    return (*_convolution_backward(*ctx.saved_tensors, grad_out, ctx.geometry), None)
+
+
+_convolution_apply = _differentiable(_convolution, _convolution_setup, _convolution_gradient)
+
+
+def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Tuple[int, ...]) -> Tensor:
+    """Modulated deformable convolution, channels-last, one group and one deformable group.
+
+    x (N,H,W,C); offset (N,ho,wo,taps*2) float32 as (dy,dx); mask (N,ho,wo,taps) float32; weight (taps*C,O) in the type
+    of x; geometry (kh, kw, stride, padding, dilation). Returns (N,ho,wo,O) in the type of x.
+    """
+    return _convolution_apply(x, offset, mask, weight, list(geometry))
