@@ -51,9 +51,9 @@ def _samples(row, first, offsets, weights, levels, H, L, P, HEADS: tl.constexpr,
 
 @triton.jit
 def _forward(
-    value, anchors, bits, offsets, weights, scale, out, levels, queries, cameras, tokens, anchor_stride,
-    H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr, LA: tl.constexpr,
-    HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
+    value, anchors, bits, offsets, weights, scale, out, levels, queries, tokens, anchor_stride,
+    N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr,
+    LA: tl.constexpr, HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     b = row // queries
@@ -66,14 +66,14 @@ def _forward(
             row, first, offsets, weights, levels, H, L, P, HEADS, POINTS
         )
         near = (level % LA) * A + (point % P) // (P // A)
-        for n in range(cameras):
+        for n in range(N):
             if ((seen >> n) & 1) != 0:
                 centre = anchors + b * anchor_stride + ((n * queries + q) * (LA * A) + near) * 2
                 x = tl.load(centre, mask=live, other=0.0) * width + ox
                 y = tl.load(centre + 1, mask=live, other=0.0) * height + oy
                 x0, y0, fx, fy, left, right, upper, lower = footprint(x, y, height, width, live)
                 origin = ((token + y0 * width + x0) * H + head) * D
-                camera = value + (b * cameras + n) * tokens * (H * D)
+                camera = value + (b * N + n) * tokens * (H * D)
                 for k in tl.static_range(4):
                     on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
                     at = origin + ((k // 2) * width + k % 2) * (H * D)
@@ -91,9 +91,9 @@ def _forward(
 @triton.jit
 def _backward(
     value, anchors, bits, offsets, weights, scale, grad_out, grad_value, grad_offsets, grad_weights, levels,
-    queries, cameras, tokens, anchor_stride,
-    H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr, LA: tl.constexpr,
-    HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
+    queries, tokens, anchor_stride,
+    N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr,
+    LA: tl.constexpr, HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     b = row // queries
@@ -113,14 +113,14 @@ def _backward(
         sum_x = tl.zeros((HEADS * POINTS,), tl.float32)
         sum_y = tl.zeros((HEADS * POINTS,), tl.float32)
         sum_w = tl.zeros((HEADS * POINTS,), tl.float32)
-        for n in range(cameras):
+        for n in range(N):
             if ((seen >> n) & 1) != 0:
                 centre = anchors + b * anchor_stride + ((n * queries + q) * (LA * A) + near) * 2
                 x = tl.load(centre, mask=live, other=0.0) * width + ox
                 y = tl.load(centre + 1, mask=live, other=0.0) * height + oy
                 x0, y0, fx, fy, left, right, upper, lower = footprint(x, y, height, width, live)
                 origin = ((token + y0 * width + x0) * H + head) * D
-                camera = (b * cameras + n) * tokens * (H * D)
+                camera = (b * N + n) * tokens * (H * D)
                 for k in tl.static_range(4):
                     on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
                     at = origin + ((k // 2) * width + k % 2) * (H * D)
@@ -166,9 +166,9 @@ def _arguments(
     points = max(1, min(next_power_of_two(levels * p), tile // (heads * channels)))
     stride = 0 if anchors.shape[0] == 1 else anchors[0].numel()
     table = _levels(tuple((int(y), int(x)) for y, x in level_shapes), value.device)
-    sizes = {"H": h, "D": d, "L": levels, "P": p, "A": a, "LA": la, "HEADS": heads, "POINTS": points}
+    sizes = {"N": n, "H": h, "D": d, "L": levels, "P": p, "A": a, "LA": la, "HEADS": heads, "POINTS": points}
     options = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True}
-    return (table, q, n, s, stride), dict(sizes, CHANNELS=channels, **options)
+    return (table, q, s, stride), dict(sizes, CHANNELS=channels, **options)
 
 
 def forward(
