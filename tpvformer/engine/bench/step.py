@@ -95,17 +95,19 @@ class StepBench:
         return marks.spent["all"]
 
     def deformable_convolutions(self) -> Dict[Shape, int]:
-        """What the DCNv2 layers are given in a step, and how many layers share it (runs one step)."""
+        """What the DCNv2 layers are given in a forward pass, and how many layers share it (runs one)."""
         found: Counter = Counter()
+        handles: List[RemovableHandle] = []
+        for layer in self.model.modules():
+            if isinstance(layer, ModulatedDeformConv3x3):
 
-        def note(module: torch.nn.Module, inputs: Tuple[Tensor, ...]) -> None:
-            outputs = cast(ModulatedDeformConv3x3, module).weight.shape[0]
-            found[(tuple(inputs[0].shape), inputs[0].dtype, outputs)] += 1
+                def note(_: torch.nn.Module, inputs: Tuple[Tensor, ...], outputs: int = layer.weight.shape[0]) -> None:
+                    found[(tuple(inputs[0].shape), inputs[0].dtype, outputs)] += 1
 
-        layers = [m for m in self.model.modules() if isinstance(m, ModulatedDeformConv3x3)]
-        handles: List[RemovableHandle] = [layer.register_forward_pre_hook(note) for layer in layers]
+                handles.append(layer.conv_offset.register_forward_pre_hook(note))  # it is given what the layer is
         try:
-            self.step(by_part=False)
+            with torch.no_grad():
+                predict(self.model, next(self.batches).to(self.device), self.config)
         finally:
             for handle in handles:
                 handle.remove()
@@ -169,9 +171,8 @@ def bench(
         batches = itertools.repeat(batch.pin_memory() if pins_memory(device) else batch)
     runner = StepBench(config, device, batches, loads=data)
     first = next(runner.batches)
-    shapes = runner.deformable_convolutions()  # the first step compiles, and so does the second on some devices
-    if device.type != "cpu":
-        runner.run(3)
+    shapes = runner.deformable_convolutions()
+    runner.run(1 if device.type == "cpu" else 4)  # the first steps compile
     reset_peak_memory(device)
     runs = [runner.step() for _ in range(steps)]
     whole = median(runner.run(steps) for _ in range(3)) if device.type != "cpu" else None

@@ -1,0 +1,144 @@
+"""The scripts in benchmarks/ run, at tiny sizes; what they compare with is right; their report says what failed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict
+
+import pytest
+import torch
+from engine_tools import CPU, ROOT, environment
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import bench_ops  # noqa: E402
+import gpu_report  # noqa: E402
+import measure  # noqa: E402
+import op_cases  # noqa: E402
+import render  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quick")
+ABSENT = ("yaml", "rich", "safetensors", "simplejpeg", "matplotlib", "PIL")  # may be, where a GPU is lent for an hour
+
+
+@pytest.fixture(scope="module")
+def cases() -> op_cases.Cases:
+    return op_cases.Cases(CPU, quick=True)
+
+
+def test_the_rebatched_layer_is_the_model_s(cases: op_cases.Cases) -> None:
+    case = cases.make("image attention layer")
+    pair = (case.variant(function, torch.float64) for function in (case.baseline, case.ours))
+    assert max(measure.errors(*pair).values()) < 1e-9
+
+
+def test_a_wrong_result_is_seen(cases: op_cases.Cases) -> None:
+    case = cases.make("deform conv stage 4")
+    oracle = case.variant(case.baseline, torch.float64)
+    wrong = case.variant(lambda **given: 1.001 * case.ours(**given), torch.float32)
+    right = case.variant(case.ours, torch.float32)
+    assert not measure.close(measure.errors(oracle, wrong), torch.float32)
+    assert measure.close(measure.errors(oracle, right), torch.float32)
+    nothing = case.variant(lambda **given: float("nan") * case.ours(**given), torch.float32)
+    assert not measure.close(measure.errors(oracle, nothing), torch.float32)
+
+
+def test_bytes_kept_for_the_backward_pass() -> None:
+    leaf, given = torch.randn(1000, requires_grad=True), torch.randn(1000)
+    product = measure.Variant(lambda: leaf * given, {"leaf": leaf}, [given])  # keeps its two inputs, which exist anyway
+    assert measure.saved_bytes(product) == 0
+    twice = measure.Variant(lambda: leaf.exp().sin(), {"leaf": leaf}, [])  # exp keeps its result, which sin keeps too
+    assert measure.saved_bytes(twice) == 4000
+
+
+def test_bench_ops(monkeypatch, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "ops.json"
+    arguments = ["bench_ops.py", "--quick", "--repeats", "1", "--only", "image attention layer", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert bench_ops.main() == 0
+    assert "image attention layer: 6 cameras 128x224" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    (layer,) = result["operations"]
+    assert layer["saved_mb"]["ours fp32"] < layer["saved_mb"]["plain fp32"]
+    assert result["unit"] == "CPU ms, 1 thread"
+
+
+def test_bench_step(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    done = run("bench_step.py", "--py-config", "config/debug.py", "--size", "96x64", "--points", "200", "--steps", "1",
+               "--variants", "reference:fp32,reference:bf16", "--out", str(out))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "reference:fp32 / reference:bf16" in done.stdout
+    assert set(json.loads(out.read_text())["cpu_ms"]) == {"reference:fp32", "reference:bf16"}
+    refused = run("bench_step.py", "--variants", "fast")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("bench_step.py: --variants 'fast'")
+
+
+def run(script: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=120)
+
+
+def test_the_gpu_report_needs_few_packages(tmp_path: Path) -> None:
+    """A section through a whole process, on a machine without what only other commands need."""
+    for name in ABSENT:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not here')\n")
+    arguments = ("--device", "cpu", "--quick", "--only", "inference", "--out-dir", str(tmp_path))
+    done = run("gpu_report.py", *arguments, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (text,) = tmp_path.glob("*_cpu_quick.md")
+    assert "## Inference, one frame, bf16" in text.read_text()
+    (numbers,) = tmp_path.glob("*_cpu_quick.json")
+    assert json.loads(numbers.read_text())["sections"]["inference"]["status"] == "done"
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--device", "cpu"]])
+def test_the_gpu_report_refuses_in_a_sentence(monkeypatch, arguments, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py", *arguments])
+    assert gpu_report.main() == 2
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_every_section_gives_lines_that_the_report_can_show() -> None:
+    sections: Dict[str, Dict] = {}
+    for name in ("verify", "step tpv04", "operations"):
+        lines = json.loads(json.dumps(list(gpu_report.SECTIONS[name][0](CPU, True))))
+        assert lines, name
+        sections[name] = {"status": "done", "lines": lines, "said": []}
+    sections["inference"] = {"status": "stopped after 90 s", "lines": [], "said": ["the last words"]}
+    head = {"device": "d", "date": "today", "command": "c", "seconds": 1.0, "processor": "p", "cores": 1}
+    text = render.markdown({**head, "versions": {"torch": "2"}, "sections": sections})
+    for expected in (
+        "Kernels against",
+        "Training steps",
+        "Operations, ms",
+        "- inference: stopped after 90 s. the last",
+    ):
+        assert expected in text
+    assert "| yes |" in text
+    assert "NO" not in text
+
+
+def test_a_section_that_hangs_is_stopped_and_keeps_what_it_found(monkeypatch) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, time; open(sys.argv[1], 'w').write('{\"a\": 1}\\n{\"b'); time.sleep(60)",
+    ]
+    start = subprocess.Popen
+
+    def hang(arguments, **options):
+        return start([*command, arguments[arguments.index("--lines") + 1]], **options)
+
+    monkeypatch.setattr(gpu_report.subprocess, "Popen", hang)
+    monkeypatch.setattr(gpu_report, "SHORTEST", 0.5)
+    state = gpu_report.run_section("verify", 1.0, argparse.Namespace(device="cpu", quick=True))
+    assert state["status"] == "stopped after 1 s"
+    assert state["lines"] == [{"a": 1}]
+    assert gpu_report.run_section("verify", 0.4, argparse.Namespace())["status"] == "left out: no time left"
