@@ -5,6 +5,7 @@ None of this has run on a GPU; the assembler's report of registers and spills is
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -18,7 +19,10 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from tpvformer.ops import triton_attention, triton_dcn  # noqa: E402
+try:
+    from tpvformer.ops import triton_attention, triton_dcn
+except ImportError as err:
+    pytest.skip(str(err), allow_module_level=True)
 
 CHECK = Path(__file__).parent / "triton_check.py"
 FULL, HALF = torch.float32, torch.bfloat16
@@ -38,7 +42,8 @@ def test_kernels_agree_with_the_oracle_in_the_interpreter() -> None:
 
 def compiled(kernel: Any, tensors: Tuple[Tensor, ...], positional: Tuple[Any, ...], named: Dict[str, Any]) -> Any:
     """The kernel as a launch with these arguments would build it for a card of compute capability 9.0."""
-    backends = pytest.importorskip("triton.backends.compiler", reason="this triton cannot compile without a driver")
+    if "constexprs" not in inspect.signature(triton.compiler.ASTSource).parameters:
+        pytest.skip("this triton describes its kernels to the compiler in another way")
     options = {k: named[k] for k in ("num_warps", "num_stages", "enable_fp_fusion")}
     given = dict(zip(kernel.arg_names, tensors + positional), **{k: v for k, v in named.items() if k not in options})
     assert list(given) == kernel.arg_names
@@ -52,7 +57,7 @@ def compiled(kernel: Any, tensors: Tuple[Tensor, ...], positional: Tuple[Any, ..
         if is_tensor or value % 16 == 0:
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=backends.GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", 90, 32), options=options)
 
 
 def usage(built: Any, folder: Path) -> Dict[str, int]:

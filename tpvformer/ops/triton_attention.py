@@ -55,8 +55,9 @@ def _forward(
     N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr,
     LA: tl.constexpr, HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    b = row // queries
+    pid = tl.program_id(0)
+    b = (pid // queries).to(tl.int64)
+    row = pid.to(tl.int64)
     q = row - b * queries
     seen = tl.load(bits + row)
     channel = tl.arange(0, CHANNELS)
@@ -95,8 +96,9 @@ def _backward(
     N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, A: tl.constexpr,
     LA: tl.constexpr, HEADS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    b = row // queries
+    pid = tl.program_id(0)
+    b = (pid // queries).to(tl.int64)
+    row = pid.to(tl.int64)
     q = row - b * queries
     seen = tl.load(bits + row)
     factor = tl.load(scale + row)

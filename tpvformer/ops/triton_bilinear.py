@@ -5,6 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 2):
+    raise ImportError(f"triton {triton.__version__} is too old: 3.2 or later is expected, as PyTorch 2.6 brings it")
+
 
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``; Triton's tiles have such sides only."""
