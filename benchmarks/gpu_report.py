@@ -78,8 +78,12 @@ def run_section(name: str, limit: float, args: argparse.Namespace) -> Dict[str, 
         lines, said = Path(folder) / "lines", Path(folder) / "said"
         command = [sys.executable, str(HERE / "gpu_report.py"), "--section", name, "--device", args.device]
         command += ["--lines", str(lines), *(["--quick"] if args.quick else [])]
+        # asked for by name, kernels that cannot be had are an error; by default plain PyTorch would serve instead
+        forced = {"TPVFORMER_OPS": "triton"} if args.device == "cuda" else {}
         with said.open("w") as messages:
-            process = subprocess.Popen(command, stdout=messages, stderr=messages, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=messages, stderr=messages, env={**os.environ, **forced}, start_new_session=True
+            )
             try:
                 code = process.wait(limit)
                 status = "done" if code == 0 else f"failed with status {code}"
@@ -120,7 +124,7 @@ def verify(device: torch.device, quick: bool) -> Lines:
                 try:
                     found = errors(oracle, case.variant(case.ours, dtype))
                 except Exception as err:  # of any library; the other operations are to be seen too
-                    line["failed"][SHORT[dtype]], line["ok"] = f"{type(err).__name__}: {err}"[:300], False
+                    line["failed"][SHORT[dtype]], line["ok"] = reason(err), False
                     continue
                 line["error"][SHORT[dtype]] = found
                 line["ok"] &= close(found, dtype)
@@ -134,7 +138,15 @@ def operations(device: torch.device, quick: bool) -> Lines:
 
     cases = Cases(device, quick, images=6)
     for name in cases.NAMES:
-        yield measure(cases.make(name), device, 1 if quick else 10)
+        try:
+            yield measure(cases.make(name), device, 1 if quick else 10)
+        except Exception as err:  # as above
+            yield {"name": name, "ms": {}, "ok": False, "failed": reason(err)}
+
+
+def reason(err: Exception) -> str:
+    """An error in a line."""
+    return " ".join(f"{type(err).__name__}: {err}".split())[:300]
 
 
 def settings(name: str, quick: bool, **train: Any) -> Tuple[Any, Any, Any]:

@@ -51,7 +51,7 @@ def _verify(lines: List[Dict[str, Any]]) -> List[str]:
                 worst = max(found, key=lambda name: found[name])
                 cells.append(f"{found['output']:.1e}, worst {worst} {found[worst]:.1e}")
             else:
-                cells.append(line["failed"].get(short, "").replace("|", "/").replace("\n", " "))
+                cells.append(line["failed"].get(short, "").replace("|", "/"))
         rows.append([line["name"], line["size"], *cells, "yes" if line["ok"] else "NO"])
     head = ["operation", "size", "relative error fp32", "bf16", "within tolerance"]
     return _table("Kernels against plain PyTorch in float64", head, rows)
@@ -80,6 +80,8 @@ def _inference(lines: List[Dict[str, Any]]) -> List[str]:
 def _operations(lines: List[Dict[str, Any]]) -> List[str]:
     rows = []
     for line in lines:
+        if "failed" in line:
+            rows.append([line["name"], line["failed"].replace("|", "/"), *[""] * 5])
         for name, ms in line["ms"].items():
             peak = line["peak_mb"].get(name)
             memory = [f"{line['saved_mb'][name]:.1f}", "" if peak is None else f"{peak:.1f}"]

@@ -111,6 +111,7 @@ def test_every_section_gives_lines_that_the_report_can_show() -> None:
         lines = json.loads(json.dumps(list(gpu_report.SECTIONS[name][0](CPU, True))))
         assert lines, name
         sections[name] = {"status": "done", "lines": lines, "said": []}
+    sections["operations"]["lines"].append({"name": "unheard of", "ms": {}, "ok": False, "failed": "RuntimeError: it"})
     sections["inference"] = {"status": "stopped after 90 s", "lines": [], "said": ["the last words"]}
     head = {"device": "d", "date": "today", "command": "c", "seconds": 1.0, "processor": "p", "cores": 1}
     text = render.markdown({**head, "versions": {"torch": "2"}, "sections": sections})

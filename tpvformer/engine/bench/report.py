@@ -18,7 +18,7 @@ from tpvformer.engine.device import device_name
 
 from .marks import BACKWARD, PARTS
 
-_VERSIONS = ("torch", "numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
+_VERSIONS = ("numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
 _SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -33,7 +33,7 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: v for name, v in ((n, _version(n)) for n in _VERSIONS) if v},
+        "versions": {"torch": torch.__version__, **{n: v for n, v in ((n, _version(n)) for n in _VERSIONS) if v}},
     }
 
 
@@ -90,9 +90,8 @@ def step_report(result: Dict[str, Any]) -> str:
     rows.append([f"DCNv2 alone, {count} layers", f"{conv['wall']:.1f}", f"{conv['cpu']:.1f}", ""])
     rest = {kind: spent["step"][kind] - conv[kind] for kind in ("wall", "cpu")}
     rows.append(["step without DCNv2", f"{rest['wall']:.1f}", f"{rest['cpu']:.1f}", ""])
-    b, n, *_ = result["images"]
     head = (
-        f"{result['config']}, {result['precision']}, {b} x {n} images {result['images']}, "
+        f"{result['config']}, {result['precision']}, images {'x'.join(str(n) for n in result['images'])}, "
         f"{sum(result['points'])} points in {sum(result['voxels'])} voxels, inputs: {result['inputs']}; "
         f"medians of {result['steps']} steps"
     )
