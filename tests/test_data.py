@@ -8,6 +8,7 @@ from typing import Any, List
 
 import numpy as np
 import pytest
+import specified
 import torch
 from data_tools import Script, frame_of
 
@@ -16,7 +17,7 @@ from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.grid_mask import grid_mask
 from tpvformer.data.nuscenes import lidar_to_image
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.voxelize import grid_index, occupied_voxels, vote
+from tpvformer.data.voxelize import grid_index, occupied_voxels, vote, voxelize
 
 GOLDEN = Path(__file__).parent / "golden_data"
 ARRAYS = np.load(GOLDEN / "data_side.npz")
@@ -53,6 +54,25 @@ def test_vote(case):
     assert np.array_equal(np.argwhere(grid != fill), ARRAYS[f"{case}/vox_nonfill_ijk"])
     assert np.array_equal(grid[grid != fill], ARRAYS[f"{case}/vox_nonfill_label"])
     assert np.bincount(grid.ravel(), minlength=18).tolist() == FACTS[case]["histogram"]
+
+
+@pytest.mark.parametrize("voxels", [(200, 200, 16), (7, 3, 5), (1, 1, 1)])
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_kernel_and_numpy_and_specification_agree(monkeypatch, voxels, count):
+    rng = np.random.RandomState(count)
+    points = rng.uniform(-60, 60, (count, 3)).astype(np.float32)
+    points[::3] = np.round(points[::3])  # many a cell, and bounds met exactly
+    votes = rng.randint(0, 18, count).astype(np.uint8)
+    kernel = voxelize(points, votes, voxels, RANGE, 17)
+    monkeypatch.setattr("tpvformer.data.voxelize._kernel", lambda: None)
+    plain = voxelize(points, votes, voxels, RANGE, 17)
+    for ours, theirs in zip(kernel, plain):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
+    if count and max(voxels) > 1:
+        index, grid = specified.voxel_labels(points, votes, voxels, RANGE, 17)
+        assert np.array_equal(kernel.grid_index, index)
+        assert np.array_equal(kernel.labels, grid)
 
 
 def test_axes_stay_apart():

@@ -107,6 +107,16 @@ def test_tensor_operations_pad_and_mask_alike(monkeypatch):
     assert torch.equal(ours == 0, expected == 0)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_tensor_operations_never_look_at_a_value(scale):
+    """On the meta device there are none, so asking for one (which elsewhere waits for the device) is an error."""
+    cfg = DataConfig(image_scale=scale)
+    images = network_images(batch_of(cfg, [0, 1]).to("meta"), cfg)
+    assert images.is_meta
+    assert images.shape == network_images(batch_of(cfg, [0, 1]), cfg).shape
+    assert images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_values_below_zero_come_back_changed():
     """HSV cannot hold a colour whose three channels are negative; the reference trains on what comes out of it."""
     image = torch.tensor([[[[2, 5, 9]]]], dtype=torch.uint8)

@@ -1,0 +1,193 @@
+"""CPU time of one training sample from the disk to a batch, against that of decoding its six JPEGs alone.
+
+    python benchmarks/bench_loader.py [--infos FILE --root FOLDER --version NAME] [--repeats 15] [--out FILE]
+
+Without a data set it writes one sample: six images 900x1600 of natural spectrum (quality 92) and a lidar turn. Variants
+take turns in one process on one thread; medians of the process's CPU time are printed, then the same as one line of
+JSON. Checked beforehand: pixels and labels equal, bit by bit, those of the specified pipeline (tests/specified.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import specified  # noqa: E402
+import torch  # noqa: E402
+from tiny_nuscenes import CAMERAS, VERSION, write_tiny  # noqa: E402
+
+from tpvformer.config import DataConfig, GridConfig  # noqa: E402
+from tpvformer.data import images  # noqa: E402
+from tpvformer.data.loader import NuScenesDataset, collate  # noqa: E402
+from tpvformer.data.nuscenes import load_infos, resolve  # noqa: E402
+from tpvformer.data.pixels import network_images  # noqa: E402
+from tpvformer.data.types import Batch  # noqa: E402
+from tpvformer.data.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
+from tpvformer.engine.bench.inputs import POINTS, lidar_turn  # noqa: E402
+
+DECODE, DECODE_CV2 = "decode, fastest decoder", "decode, OpenCV"
+LOADER, SHARED = "sample and batch", "the same into memory that processes share"
+CHECKED = 5  # epochs whose draws are compared
+SPECIFIED = "specified pipeline, NumPy and OpenCV, float32"
+
+
+def natural_image(height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
+    """(height, width, 3) uint8 whose spectrum falls with the frequency, as that of photographs does."""
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / width)
+    noise = (np.fft.rfft2(rng.randn(height, width)) for _ in range(4))
+    grey, *colours = (np.fft.irfft2(spectrum * falloff, (height, width)) for spectrum in noise)
+    image = np.stack([grey + 0.1 * colour for colour in colours], -1)
+    return np.clip(image / image.std() * 40 + 120, 0, 255).astype(np.uint8)
+
+
+def write_sample(root: Path) -> DataConfig:
+    """A data set of one sample of nuScenes' size."""
+    rng = np.random.RandomState(0)
+    cfg = write_tiny(root, points=(POINTS,))
+    for camera in CAMERAS:
+        data = cv2.imencode(".jpg", natural_image(900, 1600, rng), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (root / "samples" / camera / f"log__{camera}__0.jpg").write_bytes(data.tobytes())
+    points, _ = lidar_turn(POINTS, rng)
+    scan = np.concatenate([points, np.zeros((POINTS, 2), np.float32)], 1)
+    (root / "samples/LIDAR_TOP/log__LIDAR_TOP__0.pcd.bin").write_bytes(scan.tobytes())
+    return cfg
+
+
+def decode(files: List[bytes]) -> None:
+    for data in files:
+        if images.FAST:
+            images.simplejpeg.decode_jpeg(data, "BGR")
+        else:
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def decode_cv2(files: List[bytes]) -> List[np.ndarray]:
+    return [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) for data in files]
+
+
+def shared(dataset: NuScenesDataset) -> Batch:
+    """What a loader's worker does: its pictures lie where the training process can read them."""
+    images.get_worker_info = lambda: True
+    try:
+        return collate([dataset[0]], 0)
+    finally:
+        images.get_worker_info = torch.utils.data.get_worker_info
+
+
+def interleaved(variants: Dict[str, Callable[[], object]], prepare: Callable[[int], None], repeats: int) -> Dict:
+    """Median milliseconds of CPU time of each variant.
+
+    Each runs twice in its turn and the second counts: it finds the memory that the first gave back, as the next sample
+    of a training does, not what another variant left.
+    """
+    times: Dict[str, List[float]] = {name: [] for name in variants}
+    for repeat in range(repeats):
+        prepare(repeat)
+        for name, run in variants.items():
+            run()
+            before = time.process_time()
+            run()
+            times[name].append(1e3 * (time.process_time() - before))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(cfg: DataConfig, labelled: bool, repeats: int) -> Dict:
+    """Check that both pipelines agree, then time them. The data set's first sample is read again and again."""
+    grid = GridConfig()
+    dataset = NuScenesDataset(cfg, grid, "train", seed=0, require_labels=labelled)
+    record = load_infos(cfg.train_infos)[0]
+    files = [resolve(path, cfg.root, record.token).read_bytes() for path in record.images]
+    frame, epoch = dataset.load_frame(0), 0
+
+    def draws() -> np.random.RandomState:
+        return np.random.RandomState([0, epoch, 0])  # the data set's own stream
+
+    def prepare(repeat: int) -> None:
+        nonlocal epoch
+        epoch = repeat
+        dataset.set_epoch(epoch)
+
+    def as_specified() -> np.ndarray:
+        index = grid_index(frame.points, grid.voxels, grid.pc_range)
+        cells, rows = occupied_voxels(index, grid.voxels)
+        vote(frame.labels, rows, cells, grid.voxels, cfg.fill_label)
+        return specified.network_images(decode_cv2(files), cfg, draws())
+
+    index, labels = specified.voxel_labels(frame.points, frame.labels, grid.voxels, grid.pc_range, cfg.fill_label)
+    for repeat in range(CHECKED):
+        prepare(repeat)
+        batch = collate([dataset[0]], 0)
+        if not np.array_equal(network_images(batch, cfg)[0].numpy(), as_specified()):
+            sys.exit(f"bench_loader: pixels differ from the specified pipeline's in epoch {repeat}")
+        if not (np.array_equal(batch.grid_index[0], index) and np.array_equal(batch.voxel_labels[0], labels)):
+            sys.exit("bench_loader: voxels differ from the specified pipeline's")
+    variants: Dict[str, Callable[[], object]] = {
+        DECODE: lambda: decode(files),
+        DECODE_CV2: lambda: decode_cv2(files),
+        LOADER: lambda: collate([dataset[0]], 0),
+        SHARED: lambda: shared(dataset),
+        SPECIFIED: as_specified,
+    }
+    milliseconds = interleaved(variants, prepare, repeats)
+    return {
+        "milliseconds": {name: round(value, 2) for name, value in milliseconds.items()},
+        "ratio": round(milliseconds[LOADER] / milliseconds[DECODE], 3),
+        "images": list(frame.images.shape),
+        "jpeg_kb": round(sum(map(len, files)) / 1e3),
+        "points": len(frame.points),
+        "decoder": "simplejpeg" if images.FAST else "OpenCV",
+        "pixels_and_labels": f"bit-equal to the specified pipeline in {CHECKED} epochs",
+        "repeats": repeats,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"torch": torch.__version__, "opencv": cv2.__version__, "numpy": np.__version__},
+    }
+
+
+def table(result: Dict) -> str:
+    base = result["milliseconds"][DECODE]
+    rows = [f"{'CPU time of one sample, one thread':<44} {'ms':>8} {'ratio':>7}"]
+    rows += [f"{name:<44} {value:>8.1f} {value / base:>7.2f}" for name, value in result["milliseconds"].items()]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--infos", help="info pickle of a data set (default: one sample is written)")
+    parser.add_argument("--root", default="data/nuscenes", help="folder of its files (default: %(default)s)")
+    parser.add_argument("--version", default=VERSION, help="name of its table folder (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.infos:
+            cfg = DataConfig(root=args.root, version=args.version, train_infos=args.infos)
+        else:
+            cfg = dataclasses.replace(write_sample(Path(folder)), photometric=True, grid_mask=True)
+        labelled = Path(cfg.root, cfg.version, "lidarseg.json").is_file()
+        result = measure(cfg, labelled, args.repeats)
+    text = json.dumps(result)
+    print(table(result))
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
