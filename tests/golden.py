@@ -117,7 +117,7 @@ class Case:
         m.backbone.layer1.register_forward_pre_hook(lambda module, args: seen.__setitem__("mid/backbone.stem", args[0]))
         for stage in (1, 2, 3, 4):
             getattr(m.backbone, f"layer{stage}").register_forward_hook(keep(f"mid/backbone.layer{stage}"))
-        m.backbone.layer3[0].conv2.register_forward_hook(keep("mid/backbone.layer3.0.conv2"))
+        m.backbone.layer3[0].conv2.register_forward_hook(self._keep_convolution)
         m.neck.register_forward_hook(self._keep_pyramid)
         first = m.encoder.layers[0]
         first.plane_attn.register_forward_hook(keep("mid/encoder.0.attn0"))
@@ -130,6 +130,13 @@ class Case:
                     {f"mid/encoder.{k}.{p}": x for p, x in zip(PLANES, out.split(self.cfg.grid.plane_sizes, 1))}
                 )
             )
+
+    def _keep_convolution(self, module: torch.nn.Module, args: Tuple[Any, ...], out: Tensor) -> None:
+        """What stands before the norm; the model folds the frozen norm into the convolution."""
+        norm = self.model.backbone.layer3[0].bn2
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        plain = (out - (norm.bias - norm.running_mean * scale).view(-1, 1, 1)) / scale.view(-1, 1, 1)
+        self.captured["mid/backbone.layer3.0.conv2"] = plain
 
     def _keep_pyramid(self, module: torch.nn.Module, args: Tuple[Any, ...], out: List[Tensor]) -> None:
         for level, x in enumerate(out):

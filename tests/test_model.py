@@ -12,6 +12,7 @@ from torch import Tensor
 from tpvformer.config import BackboneConfig, ConfigError, GridConfig, ModelConfig
 from tpvformer.model import TPVFormer
 from tpvformer.model.aggregator import TPVAggregator
+from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
 
 SIZE = (64, 96)
@@ -215,3 +216,36 @@ def test_aggregator_is_the_published_formula() -> None:
     voxel_logits, point_logits = aggregator(planes, points, None)
     torch.testing.assert_close(voxel_logits, expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(point_logits, at_points, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["attention", "blocks"])
+@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+def test_recomputation_changes_no_gradient(cfg: ModelConfig, mode: str) -> None:
+    """The same gradients as with everything kept, dropout included."""
+    images, rigs, points = inputs(1)
+    results = []
+    for chosen in ("none", mode):
+        model = build(dataclasses.replace(cfg, dropout=0.1)).train()
+        model.recompute(chosen)
+        torch.manual_seed(1)
+        out = model(images, rigs, points)
+        (out.voxel_logits.square().mean() + out.point_logits.square().mean()).backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys()
+    for name, grad in results[0].items():
+        assert (results[1][name] - grad).norm() <= 1e-5 * grad.norm(), name
+
+
+def test_unknown_recomputation_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of none, attention, blocks"):
+        build(HW).recompute("everything")
+
+
+def test_dropout_keeps_its_share_and_its_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 999)
+    dropout = Dropout(0.1)
+    y = dropout(x)
+    assert abs(float((y == 0).float().mean()) - 0.1) < 1e-3
+    assert abs(float(y.mean()) - 1) < 2e-3
+    assert torch.equal(dropout.eval()(x), x)

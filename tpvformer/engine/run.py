@@ -102,6 +102,7 @@ def build_model(config: Config, device: torch.device) -> TPVFormer:
     model = TPVFormer(config.model).to(device)
     model = model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
     model.image_autocast = image_dtype(device, config.train.precision)
+    model.recompute(config.train.recompute)
     return model
 
 

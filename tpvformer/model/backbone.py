@@ -7,7 +7,7 @@ Legend: images (M,3,H,W) with M = batch * cameras -> stages 2, 3, 4 at strides 8
 from __future__ import annotations
 
 import math
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
 from tpvformer.ops import modulated_deform_conv2d
+
+from .recompute import whole
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -24,9 +26,32 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels)
         for p in self.parameters():
             p.requires_grad_(False)
+        self.train(False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        super().train(False)
+        return self
+
+
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    """norm(conv(x)) for a convolution without bias.
+
+    A norm whose statistics are constants is folded into the convolution: w * s and b - mean * s with
+    s = gamma / sqrt(var + eps). That saves a pass over the activations and their copy for the backward pass.
+    """
+    assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
+    y: Tensor
+    if norm.training:
+        y = norm(conv(x))
+        return y
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+    if isinstance(conv, ModulatedDeformConv3x3):
+        y = conv(x, weight, bias)
+    else:
+        y = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return y
 
 
 class ModulatedDeformConv3x3(nn.Module):
@@ -42,10 +67,12 @@ class ModulatedDeformConv3x3(nn.Module):
         assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None) -> Tensor:
+        """``weight`` and ``bias`` stand in for the layer's own where the norm behind it is folded in."""
+        weight = self.weight if weight is None else weight
         offset, mask = self.conv_offset(x).float().split([18, 9], dim=1)  # geometry stays fp32 under autocast
-        weight = self.weight.to(x.dtype)
-        return modulated_deform_conv2d(x, offset, mask.sigmoid(), weight, padding=1)
+        bias = None if bias is None else bias.to(x.dtype)
+        return modulated_deform_conv2d(x, offset, mask.sigmoid(), weight.to(x.dtype), bias, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -53,6 +80,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, cfg: BackboneConfig, deformable: bool) -> None:
         super().__init__()
+        self.recompute = False
         norm = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}[cfg.norm]
         out_channels = 4 * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
@@ -71,10 +99,17 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+        return whole(self.recompute, self._block, x)
+
+    def _block(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            assert isinstance(norm, nn.BatchNorm2d)
+            shortcut = conv_norm(x, conv, norm)
+        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = F.relu(conv_norm(x, self.conv2, self.bn2), inplace=True)
+        return F.relu(conv_norm(x, self.conv3, self.bn3).add_(shortcut), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -121,7 +156,7 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         x = self.layer1(x)
         c3 = self.layer2(x)

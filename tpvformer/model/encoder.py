@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.ops import LevelShapes
 
+from .dropout import Dropout
 from .grid import PLANES, own_plane_points, pillar_points
 from .image_attention import ImageCrossAttention
 from .plane_attention import CrossViewAttention, HWAttention
 from .projection import Projection, project
+from .recompute import whole
 
 
 class CrossViewPosition(nn.Module):
@@ -68,12 +70,14 @@ class FFN(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+        # dropout and ReLU commute; in this order one result serves both ReLU and linear2 in the backward pass
+        hidden = F.relu(self.dropout(self.linear1(x)), inplace=True)
+        return x + self.dropout(self.linear2(hidden))
 
 
 class EncoderLayer(nn.Module):
@@ -110,6 +114,7 @@ class TPVEncoder(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.recompute = False  # whole layers
         grid = cfg.grid
         self.level_embed = nn.Parameter(torch.randn(cfg.num_levels, cfg.dim))
         self.camera_embed = nn.Parameter(torch.randn(cfg.num_cams, cfg.dim))
@@ -148,7 +153,7 @@ class TPVEncoder(nn.Module):
         position = self.position()
         x = torch.cat([self.plane_queries[name] for name in PLANES]).expand(tokens.shape[0], -1, -1)
         for layer in self.layers:
-            x = layer(x, position, self.plane_anchors, tokens, level_shapes, projections)
+            x = whole(self.recompute, layer, x, position, self.plane_anchors, tokens, level_shapes, projections)
         return x
 
     def reference_buffers(self) -> Dict[str, Tensor]:

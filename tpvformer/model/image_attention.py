@@ -15,8 +15,10 @@ from tpvformer.config import ModelConfig
 from tpvformer.ops import LevelShapes
 
 from . import init
+from .dropout import Dropout
 from .grid import split_planes
 from .projection import Projection
+from .recompute import all_but_sampling
 
 
 class ImageCrossAttention(nn.Module):
@@ -30,7 +32,8 @@ class ImageCrossAttention(nn.Module):
         self.logits = nn.ModuleList(nn.Linear(cfg.dim, n) for n in per_plane)
         self.value = nn.Linear(cfg.dim, cfg.dim)
         self.output = nn.Linear(cfg.dim, cfg.dim)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = Dropout(cfg.dropout)
+        self.recompute = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -47,6 +50,11 @@ class ImageCrossAttention(nn.Module):
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
     ) -> Tensor:
         """x (B,Q,C), tokens (B,N,S,C), one Projection a plane -> (B,Q,C)."""
+        return x + self.dropout(all_but_sampling(self.recompute, self._attend, x, tokens, level_shapes, projections))
+
+    def _attend(
+        self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
+    ) -> Tensor:
         cfg = self.cfg
         b, heads = x.shape[0], cfg.image_heads
         value = self.value(tokens).view(b, tokens.shape[1], -1, heads, cfg.dim // heads)
@@ -61,4 +69,5 @@ class ImageCrossAttention(nn.Module):
                     value, level_shapes, projection.anchors, projection.query_visible, offset, weight
                 )
             )
-        return x + self.dropout(self.output(torch.cat(sampled, 1)))
+        out: Tensor = self.output(torch.cat(sampled, 1))
+        return out

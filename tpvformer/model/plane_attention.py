@@ -13,7 +13,9 @@ from tpvformer import ops
 from tpvformer.config import ModelConfig
 
 from . import init
+from .dropout import Dropout
 from .grid import cross_view_points, own_plane_points, split_planes
+from .recompute import all_but_sampling
 
 
 class CrossViewAttention(nn.Module):
@@ -30,7 +32,8 @@ class CrossViewAttention(nn.Module):
         self.offsets = nn.ModuleList(nn.Linear(cfg.dim, heads * 3 * points * 2) for _ in range(3))
         self.logits = nn.ModuleList(nn.Linear(cfg.dim, heads * 3 * (points + 1)) for _ in range(3))
         self.value = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = Dropout(cfg.dropout)
+        self.recompute = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -48,6 +51,10 @@ class CrossViewAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
+        out = all_but_sampling(self.recompute, self._attend, x, position, anchors)
+        return x + self.dropout(out)
+
+    def _attend(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         cfg = self.cfg
         b, heads, points = x.shape[0], cfg.plane_heads, cfg.plane_points
         values, offsets, weights = [], [], []
@@ -61,8 +68,7 @@ class CrossViewAttention(nn.Module):
         sampled = ops.cross_view_attention(
             torch.cat(values, 1), cfg.grid.plane_shapes, anchors, torch.cat(offsets, 1), torch.cat(weights, 1)
         )
-        out = [self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg.grid))]
-        return x + self.dropout(torch.cat(out, 1))
+        return torch.cat([self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg.grid))], 1)
 
     @staticmethod
     def geometry(cfg: ModelConfig) -> Tensor:
@@ -86,7 +92,8 @@ class HWAttention(nn.Module):
         self.logits = nn.Linear(2 * cfg.dim, samples)
         self.value = nn.Linear(cfg.dim, cfg.dim)
         self.output = nn.Linear(cfg.dim, cfg.dim)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = Dropout(cfg.dropout)
+        self.recompute = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,9 +105,13 @@ class HWAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         """x (B,Q,C), position (HW,C), anchors (HW,2) from ``own_plane_points`` -> (B,Q,C)."""
+        hw, zh, wz = split_planes(x, self.cfg.grid)
+        out = all_but_sampling(self.recompute, self._attend, hw, position, anchors)
+        return torch.cat([hw + self.dropout(out), zh, wz], 1)
+
+    def _attend(self, hw: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         cfg = self.cfg
         heads, points = cfg.plane_heads, cfg.plane_points
-        hw, zh, wz = split_planes(x, cfg.grid)
         b, n, _ = hw.shape
         query = torch.cat([hw, hw + position], -1)
         value = self.value(hw).view(b, n, heads, cfg.dim // heads)
@@ -109,7 +120,8 @@ class HWAttention(nn.Module):
         sampled = ops.cross_view_attention(
             value, cfg.grid.plane_shapes[:1], anchors[:, None, None], offset, weight.view(b, n, heads, 1, -1)
         )
-        return torch.cat([hw + self.dropout(self.output(sampled)), zh, wz], 1)
+        out: Tensor = self.output(sampled)
+        return out
 
     @staticmethod
     def geometry(cfg: ModelConfig) -> Tensor:

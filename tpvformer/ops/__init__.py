@@ -146,5 +146,5 @@ def modulated_deform_conv2d(
     last = [t.permute(0, 2, 3, 1) for t in (x, offset.float(), mask.float())]
     out = library.deform_conv(last[0], last[1], last[2], rows, (kh, kw, stride, padding, dilation))
     if bias is not None:
-        out = out + bias
+        out = out.add_(bias)  # nothing else has seen this product
     return out.permute(0, 3, 1, 2)

@@ -142,7 +142,7 @@ def _dims(x: Tensor, offset: Tensor, geometry: Sequence[int]) -> Tuple[int, ...]
 def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Sequence[int]) -> Tensor:
     """Shapes as in the module's docstring, geometry (kh, kw, stride, padding, dilation); returns (N,ho,wo,O)."""
     n, ho, wo, _ = offset.shape
-    out = x.new_empty(n, ho * wo, weight.shape[1])
+    out = x.new_empty(n, ho, wo, weight.shape[1])
     together, _ = _groups(n)
     column = x.new_empty(together * ho * wo, weight.shape[0])
     for first in range(0, n, together):
@@ -152,8 +152,8 @@ def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: S
             _flat(x[part]), _flat(offset[part]), _flat(mask[part]), _flat(rows),
             _dims(x[part], offset, geometry), lanes(LANES),
         )  # fmt: skip
-        torch.mm(rows, weight, out=out[part].flatten(0, 1))
-    return out.view(n, ho, wo, -1)
+        torch.mm(rows, weight, out=out[part].view(-1, weight.shape[1]))
+    return out
 
 
 def backward(
