@@ -3,65 +3,30 @@
 Sampling convention everywhere: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
 
 ``reference`` (plain PyTorch) is the oracle and runs everywhere. Kernels are Numba's on the CPU and Triton's on CUDA.
-``TPVFORMER_OPS=reference`` forces the oracle, ``numba`` or ``triton`` that backend (an error where it cannot serve).
-A backend that cannot be had is replaced by the oracle, said once.
+``TPVFORMER_OPS=reference`` forces the oracle, ``numba`` or ``triton`` that backend (an error where it cannot serve;
+float64 stays the oracle's). A backend that cannot be had is replaced by the oracle, said once.
+
+Results have the type of ``value`` (attention) or ``weight`` (convolution), whatever the type of the other tensors;
+sums and geometry are float32 at least. Autocast changes none of this. There are first derivatives only.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import logging
-import os
 from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from . import library, reference
+from .backends import served
 from .reference import LevelShapes
 
 __all__ = ["LevelShapes", "cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
 
-BACKENDS = {"numba": "cpu", "triton": "cuda"}  # and the device whose tensors each serves
-
-
-@functools.lru_cache(maxsize=None)
-def _load(backend: str) -> Optional[str]:
-    """Make a backend's kernels known to ``library``; returns why they cannot be had, or None."""
-    try:
-        attention = importlib.import_module(f"{__name__}.{backend}_attention")
-        convolution = importlib.import_module(f"{__name__}.{backend}_dcn")
-    except ImportError as err:
-        logging.getLogger(__name__).warning("%s kernels cannot be had (%s); plain PyTorch serves instead", backend, err)
-        return str(err)
-    library.ATTENTION[BACKENDS[backend]] = attention
-    library.CONVOLUTION[BACKENDS[backend]] = convolution
-    return None
-
-
-def _backend(device: torch.device) -> Optional[str]:
-    """The backend that serves tensors of this device; None is the oracle."""
-    forced = os.environ.get("TPVFORMER_OPS")
-    if forced is not None and forced not in (*BACKENDS, "reference"):
-        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(BACKENDS)}, or unset")
-    if forced == "reference":
-        return None
-    for name, kind in BACKENDS.items():
-        if kind == device.type and forced in (None, name):
-            problem = _load(name)
-            if problem is None:
-                return name
-            if forced is not None:
-                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
-    if forced is not None:
-        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {BACKENDS[forced]}, but the tensors are on {device.type}")
-    return None
-
 
 def _attends(value: Tensor) -> bool:
     """Whether kernels serve an attention that reads value (B,N,S,H,D)."""
-    return _backend(value.device) is not None and library.ATTENTION[value.device.type].supports(value)
+    return value.shape[1] <= library.MAX_CAMERAS and served(library.ATTENTION, value)
 
 
 def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
@@ -137,7 +102,7 @@ def modulated_deform_conv2d(
     Returns (N,O,ho,wo).
     """
     x = x.to(weight.dtype)
-    if _backend(x.device) is None or not library.CONVOLUTION[x.device.type].supports(x, groups, deform_groups):
+    if not served(library.CONVOLUTION, x, groups, deform_groups):
         return reference.modulated_deform_conv2d(
             x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
         )

@@ -1,9 +1,16 @@
 """The two operations behind all kernels, known to PyTorch as ``torch.ops.tpvformer.*``.
 
 Registered operators keep their meaning under ``torch.compile`` and are tested by ``torch.library.opcheck``. PyTorch
-before 2.4 cannot register gradients; there the same functions are an ``autograd.Function``.
+before 2.4 cannot register gradients; there the same functions are an ``autograd.Function``. Results are contiguous,
+whatever the inputs are and a kernel prefers: compiled code relies on the layout that it was promised.
 
-A kernel module has functional ``forward`` and ``backward``; ``SERVED`` holds those in use by device type.
+A kernel module has three functions, none of which keeps or changes its arguments:
+
+    supports(value) or supports(x, groups, deform_groups) -> bool      value (B,N,S,H,D), x (N,C,H,W), any type
+    forward(...)    what ``anchored_attention`` and ``deform_conv`` say, from tensors of any strides, contiguous
+    backward(..., grad_out, shapes or geometry)    the gradients, contiguous, each in the type of its tensor
+
+``ATTENTION`` and ``CONVOLUTION`` hold those in use; ``backends`` fills them. Autocast is off within them.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from torch import Tensor
 
 from .reference import LevelShapes
 
+MAX_CAMERAS = 63  # bits of an int64 but its sign
 ATTENTION: Dict[str, ModuleType] = {}  # device type -> kernels
 CONVOLUTION: Dict[str, ModuleType] = {}
 _REGISTERS = hasattr(torch.library, "custom_op")
@@ -44,8 +52,18 @@ def _differentiable(operator: Any, setup: Callable[..., None], gradient: Callabl
     return function.apply
 
 
+def _contiguous(like: Tensor) -> Tensor:
+    """What kernels return as the gradient of ``like``, whatever its strides."""
+    return like.new_empty(like.shape)
+
+
 def _pairs(flat: Sequence[int]) -> LevelShapes:
     return tuple(zip(flat[::2], flat[1::2]))
+
+
+def _expect(name: str, tensor: Tensor, shape: Tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
 
 
 # ---- attention around anchors
@@ -54,8 +72,8 @@ def _pairs(flat: Sequence[int]) -> LevelShapes:
 def _attend(
     value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: List[int]
 ) -> Tensor:
-    kernels = ATTENTION[value.device.type]
-    return kernels.forward(value, anchors, bits, offsets, weights, scale, _pairs(shapes))
+    with torch.autocast(value.device.type, enabled=False):
+        return ATTENTION[value.device.type].forward(value, anchors, bits, offsets, weights, scale, _pairs(shapes))
 
 
 def _attend_fake(value: Tensor, anchors: Any, bits: Any, offsets: Any, weights: Tensor, *_: Any) -> Tensor:
@@ -72,14 +90,15 @@ def _attend_backward(
     grad_out: Tensor,
     shapes: List[int],
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    kernels = ATTENTION[value.device.type]
-    return kernels.backward(value, anchors, bits, offsets, weights, scale, grad_out, _pairs(shapes))
+    inputs = (value, anchors, bits, offsets, weights, scale, grad_out)
+    with torch.autocast(value.device.type, enabled=False):
+        return ATTENTION[value.device.type].backward(*inputs, _pairs(shapes))
 
 
 def _attend_backward_fake(
     value: Tensor, anchors: Any, bits: Any, offsets: Tensor, weights: Tensor, *_: Any
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(value), torch.empty_like(offsets), torch.empty_like(weights)
+    return _contiguous(value), _contiguous(offsets), _contiguous(weights)
 
 
 _attention = _operator("anchored_attention", f"({_INPUTS}, int[] shapes) -> Tensor", _attend, _attend_fake)
@@ -110,8 +129,21 @@ def anchored_attention(
     """Sum over cameras, levels and points of weighted samples around anchors, times ``scale``.
 
     value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2) float32, Ba and La 1 where shared; bits (B,Q) int64, bit n: camera n is
-    read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D).
+    read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D) in value's type.
+    Raises ValueError where the shapes do not fit: kernels would read beyond their tensors.
     """
+    b, n, tokens, heads, _ = value.shape
+    queries, levels, points = weights.shape[1], len(shapes), weights.shape[4]
+    ba, _, _, la, per_query, _ = anchors.shape
+    if sum(h * w for h, w in shapes) != tokens:
+        raise ValueError(f"attention: value has {tokens} tokens, expected those of the levels {tuple(shapes)}")
+    _expect("weights", weights, (b, queries, heads, levels, points))
+    _expect("offsets", offsets, (b, queries, heads, levels, points, 2))
+    _expect("anchors", anchors, (b if ba != 1 else 1, n, queries, levels if la != 1 else 1, per_query, 2))
+    _expect("bits", bits, (b, queries))
+    _expect("scale", scale, (b, queries))
+    if points % per_query:
+        raise ValueError(f"attention: {points} points a level cannot be shared among {per_query} anchors")
     return _attention_apply(value, anchors, bits, offsets, weights, scale, [n for pair in shapes for n in pair])
 
 
@@ -119,7 +151,8 @@ def anchored_attention(
 
 
 def _convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: List[int]) -> Tensor:
-    return CONVOLUTION[x.device.type].forward(x, offset, mask, weight, geometry)
+    with torch.autocast(x.device.type, enabled=False):
+        return CONVOLUTION[x.device.type].forward(x, offset, mask, weight, geometry)
 
 
 def _convolve_fake(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Any) -> Tensor:
@@ -129,13 +162,14 @@ def _convolve_fake(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geom
 def _convolve_backward(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: List[int]
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    return CONVOLUTION[x.device.type].backward(x, offset, mask, weight, grad_out, geometry)
+    with torch.autocast(x.device.type, enabled=False):
+        return CONVOLUTION[x.device.type].backward(x, offset, mask, weight, grad_out, geometry)
 
 
 def _convolve_backward_fake(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Any, geometry: Any
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(offset), torch.empty_like(mask), torch.empty_like(weight)
+    return _contiguous(x), _contiguous(offset), _contiguous(mask), _contiguous(weight)
 
 
 _PARTS = "Tensor x, Tensor offset, Tensor mask, Tensor weight"
@@ -165,5 +199,12 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometr
 
     x (N,H,W,C); offset (N,ho,wo,taps*2) float32 as (dy,dx); mask (N,ho,wo,taps) float32; weight (taps*C,O) in the type
     of x; geometry (kh, kw, stride, padding, dilation). Returns (N,ho,wo,O) in the type of x.
+    Raises ValueError where the shapes do not fit: kernels would read beyond their tensors.
     """
+    n, _, _, c = x.shape
+    kh, kw, stride, padding, dilation = geometry
+    ho, wo = ((size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k in zip(x.shape[1:3], (kh, kw)))
+    _expect("offset", offset, (n, ho, wo, 2 * kh * kw))
+    _expect("mask", mask, (n, ho, wo, kh * kw))
+    _expect("weight", weight, (kh * kw * c, weight.shape[1]))
     return _convolution_apply(x, offset, mask, weight, list(geometry))

@@ -5,26 +5,26 @@ One pair of kernels serves every attention of the model. It reads value (B,N,S,H
     pixel = anchor * (w,h) - 0.5 + offset,   anchor (Ba,N,Q,La,A,2), offset (B,Q,H,L,P,2), p uses anchor p // (P/A)
 
 for every camera n whose bit is set in ``bits`` (B,Q), and scales by ``scale`` (B,Q). Ba and La are 1 where samples or
-levels share the anchors. float32.
+levels share the anchors. Values, offsets and weights may be of any float type up to float32, in which all is computed.
 
 Both work in two passes over the points of a query and a head. The first, a vector of points at a time, finds corner
 addresses and bilinear weights; the second, a vector of channels at a time, moves the data. In the backward pass a task
-owns one (sample, head, level), hence its slice of every gradient. Kernels are compiled once and cached on disk.
+owns one (sample, head, level), hence its slice of every gradient.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Tuple
+from typing import Tuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from .numba_options import INLINED, PARALLEL, flat
 from .numba_simd import (
-    FAST_MATH,
     lanes,
     vfloor,
     vload,
@@ -42,9 +42,6 @@ from .numba_simd import (
 )
 from .reference import LevelShapes
 
-_FAST = set(FAST_MATH)
-_INLINED: Any = {"cache": True, "fastmath": _FAST, "error_model": "numpy"}
-_OPTIONS: Any = {"parallel": True, **_INLINED}
 _F = np.float32
 QUERY_BLOCK = 64  # queries a task of the forward pass
 POINT_LANES = 16  # at most
@@ -53,11 +50,12 @@ MAX_TOKENS = 1 << 24  # of a camera: token numbers are exact in float32
 
 def supports(value: Tensor) -> bool:
     """Whether these kernels serve a value (B,N,S,H,D)."""
-    _, n, s, h, d = value.shape
-    return value.dtype == torch.float32 and n <= 63 and s < MAX_TOKENS and s * h * d < 2**31
+    _, _, s, h, d = value.shape
+    known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and s < MAX_TOKENS and s * h * d < 2**31
 
 
-@numba.njit(**_INLINED)
+@numba.njit(**INLINED)
 def _anchor_pixels(x, y, anchors, base, slots, table, first):  # type: ignore[no-untyped-def]
     """Pixels of the anchors of len(x) points from number ``first`` (over all levels) on, before their offsets."""
     for i in range(len(x)):
@@ -66,7 +64,7 @@ def _anchor_pixels(x, y, anchors, base, slots, table, first):  # type: ignore[no
         y[i] = anchors[at + 1] * table[1, first + i] - _F(0.5)
 
 
-@numba.njit(**_INLINED)
+@numba.njit(**INLINED)
 def _place(px, py, i, offsets, k, table, tk, like):  # type: ignore[no-untyped-def]
     """A vector of points in their maps: the cell's lower corner (x, y), for x and for y the weights of the lower and
     the upper corner and whether each lies inside (1 or 0), and whether the point touches the map at all."""
@@ -84,7 +82,7 @@ def _place(px, py, i, offsets, k, table, tk, like):  # type: ignore[no-untyped-d
     return x0, y0, (one - fx) * in_x[0], fx * in_x[1], (one - fy) * in_y[0], fy * in_y[1], in_x, in_y, inside
 
 
-@numba.njit(**_INLINED)
+@numba.njit(**INLINED)
 def _corners(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like):  # type: ignore[no-untyped-def]
     """Addresses (``unit`` a token) and factors of the four corners of a vector of points; outside, address -unit."""
     zero, minus = vsplat(_F(0), like), vsplat(_F(-1), like)
@@ -106,7 +104,7 @@ def _corners(px, py, i, offsets, weights, k, table, tk, index, factor, unit, lik
     vstore_index(index, 3 * n + i, yb + xb, unit)
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**PARALLEL)
 def _forward(value, anchors, bits, offsets, weights, scale, out, table, slots, dims, like, wide):  # type: ignore[no-untyped-def]
     b_, n_, s_, h_, q_, l_, p_, a_, ba, la = dims
     d_, lp = len(like), l_ * p_
@@ -141,7 +139,7 @@ def _forward(value, anchors, bits, offsets, weights, scale, out, table, slots, d
                         vstore(out, at, vload(out, at, like) + ((s0 + s1) + (s2 + s3)) * share)
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**PARALLEL)
 def _backward(  # type: ignore[no-untyped-def]
     value, anchors, bits, offsets, weights, scale, grad_out, grad_value, grad_offsets, grad_weights, table, slots, dims,
     parts, like, wide,
@@ -200,10 +198,6 @@ def _backward(  # type: ignore[no-untyped-def]
                 grad_weights[k0 + i] = sums[2, i]
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    return x.detach().contiguous().numpy().reshape(-1)
-
-
 @functools.lru_cache(maxsize=64)
 def _tables(shapes: Tuple[Tuple[int, int], ...], points: int, anchors: int, own: bool) -> Tuple[np.ndarray, np.ndarray]:
     """Of each of the L*P points: (3,L*P) float32 width, height and first token of its level; (L*P,) int64 its anchor.
@@ -233,14 +227,15 @@ def _dims(value: Tensor, anchors: Tensor, offsets: Tensor) -> Tuple[int, ...]:
 def forward(
     value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
 ) -> Tensor:
-    """Shapes as in the module's docstring; returns (B,Q,H*D)."""
+    """Shapes as in the module's docstring; returns (B,Q,H*D) in the type of value."""
     b, q, heads, levels, points = weights.shape
     out = torch.empty(b, q, heads * value.shape[4])
+    inputs = (value.float(), anchors, bits, offsets.float(), weights.float(), scale)
     _forward(
-        *(_flat(t) for t in (value, anchors, bits, offsets, weights, scale, out)), *_layout(anchors, weights, shapes),
-        _dims(value, anchors, offsets), lanes(value.shape[4]), _widest(levels * points),
+        *(flat(t) for t in (*inputs, out)), *_layout(anchors, weights, shapes), _dims(value, anchors, offsets),
+        lanes(value.shape[4]), _widest(levels * points),
     )  # fmt: skip
-    return out
+    return out.to(value.dtype)
 
 
 def backward(
@@ -253,15 +248,16 @@ def backward(
     grad_out: Tensor,
     shapes: LevelShapes,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offsets and weights."""
+    """Gradients of value, offsets and weights, each in the type of its tensor."""
     b, n, s, heads, d = value.shape
     levels, points = weights.shape[3], weights.shape[4]
     parts = 1 if b * heads % numba.get_num_threads() == 0 else levels  # tasks enough for every thread
-    by_head = value.transpose(2, 3).contiguous()
+    by_head = value.transpose(2, 3).float().contiguous()
     grads = torch.zeros_like(by_head), torch.empty(offsets.shape), torch.empty(weights.shape)
-    inputs = (by_head, anchors, bits, offsets, weights, scale, grad_out)
+    inputs = (by_head, anchors, bits, offsets.float(), weights.float(), scale, grad_out.float())
     _backward(
-        *(_flat(t) for t in (*inputs, *grads)), *_layout(anchors, weights, shapes), _dims(value, anchors, offsets),
+        *(flat(t) for t in (*inputs, *grads)), *_layout(anchors, weights, shapes), _dims(value, anchors, offsets),
         parts, lanes(d), _widest(levels // parts * points),
     )  # fmt: skip
-    return grads[0].transpose(2, 3), grads[1], grads[2]
+    grad_value = value.new_empty(value.shape).copy_(grads[0].transpose(2, 3))
+    return grad_value, grads[1].to(offsets.dtype), grads[2].to(weights.dtype)

@@ -7,17 +7,16 @@ again. Columns have the type of x and weight (float32, or bfloat16 under autocas
 
 from __future__ import annotations
 
-from typing import Any, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_simd import FAST_MATH, lanes, vload, vsplat, vstore, vstore_dots
+from .numba_options import INLINED, PARALLEL, flat
+from .numba_simd import lanes, vload, vsplat, vstore, vstore_dots
 
-_INLINED: Any = {"cache": True, "fastmath": set(FAST_MATH), "error_model": "numpy"}
-_OPTIONS: Any = {"parallel": True, **_INLINED}
 _F = np.float32
 LANES = 16
 SLICES = 8  # at most so many tasks share an image in the backward pass, each with channels of its own
@@ -29,7 +28,7 @@ def supports(x: Tensor, groups: int, deform_groups: int) -> bool:
     return suits and groups == 1 and deform_groups == 1
 
 
-@numba.njit(**_INLINED)
+@numba.njit(**INLINED)
 def _corners(y, x, h, w):  # type: ignore[no-untyped-def]
     """Of a place inside (-1,h) x (-1,w): four pixels (row-major), the weights of its lower and upper row and column,
     and whether those lie inside (1 or 0). Pixels outside are replaced by their neighbours inside."""
@@ -43,7 +42,7 @@ def _corners(y, x, h, w):  # type: ignore[no-untyped-def]
     return (ya + xa, ya + xb, yb + xa, yb + xb), gy, gx, in_y, in_x
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**PARALLEL)
 def _columns(x, offset, mask, column, dims, like):  # type: ignore[no-untyped-def]
     n_, h_, w_, c_, ho, wo, kw, taps, stride, padding, dilation = dims
     for task in numba.prange(n_ * ho):
@@ -70,7 +69,7 @@ def _columns(x, offset, mask, column, dims, like):  # type: ignore[no-untyped-de
                         vstore(column, k * c_ + c, vsplat(_F(0), like))
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**PARALLEL)
 def _columns_backward(  # type: ignore[no-untyped-def]
     x, offset, mask, grad_column, grad_x, grad_offset, grad_mask, dims, slices, like
 ):
@@ -122,15 +121,10 @@ def _columns_backward(  # type: ignore[no-untyped-def]
                     grad_offset[2 * at + 1] = _F(0)
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    x = x.detach().contiguous()
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)
-
-
 def _groups(n: int) -> Tuple[int, int]:
     """Images at a time, and tasks an image in the backward pass, so that all threads have work."""
     threads = numba.get_num_threads()
-    together = min(n, -(-threads // SLICES))
+    together = max(1, min(n, -(-threads // SLICES)))
     return together, -(-threads // together)
 
 
@@ -149,7 +143,7 @@ def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: S
         part = slice(first, min(n, first + together))
         rows = column[: (part.stop - first) * ho * wo]
         _columns(
-            _flat(x[part]), _flat(offset[part]), _flat(mask[part]), _flat(rows),
+            flat(x[part]), flat(offset[part]), flat(mask[part]), flat(rows),
             _dims(x[part], offset, geometry), lanes(LANES),
         )  # fmt: skip
         torch.mm(rows, weight, out=out[part].view(-1, weight.shape[1]))
@@ -163,14 +157,14 @@ def backward(
     n, ho, wo, taps = mask.shape
     together, slices = _groups(n)
     column = x.new_empty(together * ho * wo, weight.shape[0])
-    grad_x, grad_weight = torch.empty_like(x), torch.zeros(weight.shape)
-    grad_offset, grad_mask = torch.empty_like(offset), torch.empty_like(mask)
+    grad_x, grad_offset, grad_mask = (t.new_empty(t.shape) for t in (x, offset, mask))
+    grad_weight = torch.zeros(weight.shape)
     for first in range(0, n, together):
         part = slice(first, min(n, first + together))
         rows, grad_rows = column[: (part.stop - first) * ho * wo], grad_out[part].reshape(-1, weight.shape[1])
         dims, width = _dims(x[part], offset, geometry), lanes(LANES)
-        inputs = [_flat(t[part]) for t in (x, offset, mask)]
-        _columns(*inputs, _flat(rows), dims, width)
+        inputs = [flat(t[part]) for t in (x, offset, mask)]
+        _columns(*inputs, flat(rows), dims, width)
         if weight.dtype == torch.float32:
             grad_weight.addmm_(rows.t(), grad_rows)
         else:  # images are summed in float32
@@ -178,7 +172,7 @@ def backward(
         torch.mm(grad_rows, weight.t(), out=rows)  # the column's memory now holds its gradient
         sum_x = torch.zeros(x[part].shape)
         parts = torch.empty(slices, *offset[part].shape), torch.empty(slices, *mask[part].shape)
-        _columns_backward(*inputs, _flat(rows), _flat(sum_x), *(_flat(t) for t in parts), dims, slices, width)
+        _columns_backward(*inputs, flat(rows), flat(sum_x), *(flat(t) for t in parts), dims, slices, width)
         grad_x[part] = sum_x
         torch.sum(parts[0], 0, out=grad_offset[part])
         torch.sum(parts[1], 0, out=grad_mask[part])

@@ -178,16 +178,6 @@ def vwhere_less(typing: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
     return yes(a, b, yes, no), generate
 
 
-@intrinsic
-def vdot(typing: Any, a: Any, b: Any) -> Any:
-    """Sum over the lanes of a * b."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _sum(builder, builder.fmul(args[0], args[1], flags=FAST_MATH), a.width)
-
-    return types.float32(a, b), generate
-
-
 def _sum(builder: Any, vector: Any, width: int) -> Any:
     return _call(builder, f"llvm.vector.reduce.fadd.v{width}f32", _FLOAT, [ir.Constant(_FLOAT, 0.0), vector])
 

@@ -19,6 +19,13 @@ LevelShapes = Sequence[Tuple[int, int]]
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Multi-scale deformable attention (Zhu et al., arXiv:2010.04159, eq. 3). See ``ops.ms_deform_attn``."""
+    return _sampled(value, level_shapes, locations, weights).to(value.dtype)
+
+
+def _sampled(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """In float32 or, where a tensor is, in float64."""
+    double = torch.float64 in (value.dtype, locations.dtype, weights.dtype)
+    value, locations, weights = (t.to(torch.float64 if double else torch.float32) for t in (value, locations, weights))
     b, _, heads, d = value.shape
     q, p = locations.shape[1], locations.shape[4]
     grids = 2 * locations - 1
@@ -52,15 +59,15 @@ def image_cross_attention(
     per_anchor = points // anchors.shape[3]
     samples: List[Tensor] = []
     for i in range(b):
-        total = value.new_zeros(q, heads * d)
+        total = value.new_zeros(q, heads * d, dtype=torch.promote_types(value.dtype, torch.float32))
         for camera in range(n):
             rows = visible[i, camera].nonzero().squeeze(1)
             centre = anchors[i, camera, rows].repeat_interleave(per_anchor, dim=1)  # (rows,P,2)
             locations = centre[:, None, None] + normalised[i, rows]
-            out = ms_deform_attn(value[i, camera][None], level_shapes, locations[None], weights[i, rows][None])
-            total = total.index_add(0, rows, out[0])
+            out = _sampled(value[i, camera][None], level_shapes, locations[None], weights[i, rows][None])
+            total = total.index_add(0, rows, out[0].to(total.dtype))
         samples.append(total)
-    return torch.stack(samples) / visible.sum(1).clamp(min=1).unsqueeze(-1)
+    return (torch.stack(samples) / visible.sum(1).clamp(min=1).unsqueeze(-1)).to(value.dtype)
 
 
 def modulated_deform_conv2d(
@@ -116,12 +123,13 @@ def modulated_deform_conv2d(
         for g in range(deform_groups)
     ]  # fmt: skip
     column = (torch.cat(columns, -1) if deform_groups > 1 else columns[0]).to(weight.dtype)
-    if groups == 1:
-        out = column.reshape(n * ho * wo, taps * c) @ weight.permute(2, 3, 1, 0).reshape(taps * c, out_c)
-    else:
-        grouped = column.view(n * ho * wo, taps, groups, c // groups)
-        kernels = weight.view(groups, out_c // groups, c // groups, taps)
-        out = torch.einsum("rtgc,goct->rgo", grouped, kernels).reshape(n * ho * wo, out_c)
+    with torch.autocast(x.device.type, enabled=False):
+        if groups == 1:
+            out = column.reshape(n * ho * wo, taps * c) @ weight.permute(2, 3, 1, 0).reshape(taps * c, out_c)
+        else:
+            grouped = column.view(n * ho * wo, taps, groups, c // groups)
+            kernels = weight.view(groups, out_c // groups, c // groups, taps)
+            out = torch.einsum("rtgc,goct->rgo", grouped, kernels).reshape(n * ho * wo, out_c)
     if bias is not None:
-        out = out + bias
+        out = out + bias.to(out.dtype)
     return out.view(n, ho, wo, out_c).permute(0, 3, 1, 2)

@@ -3,7 +3,7 @@
 The operation: for every camera n whose bit is set in bits (B,Q), value (B,N,S,H,D) is read at pixel = anchor * (w,h)
 - 0.5 + offset with anchor (Ba,N,Q,La,A,2), Ba in {1,B}, La in {1,L}, and offset (B,Q,H,L,P,2); point p uses anchor
 p // (P/A). The sum over cameras, levels and points, weighted by weights (B,Q,H,L,P), is multiplied by scale (B,Q).
-Values, offsets and weights may be float32 or bfloat16; geometry and sums are float32.
+Values, offsets and weights may be of any float type up to float32; geometry and sums are float32.
 
 Why this shape: the cameras that see a query are the same for all lanes of a program, so nothing diverges; a query's
 offsets, weights and anchors are contiguous; its heads read neighbouring channels. Values stay (token, head, channel) as
@@ -29,6 +29,11 @@ from .triton_bilinear import corner, footprint, next_power_of_two
 # Samples x channels of one step: 8 values a thread forward (one 16-byte load a corner in bf16), 4 backward (a 16-byte
 # atomic a corner). Chosen by what the assembler says for sm_90: no spills, at most 64 registers at 16 channels.
 FORWARD_TILE, BACKWARD_TILE, WARPS = 1024, 512, 4
+
+
+def supports(value: Tensor) -> bool:
+    """Whether these kernels serve a value (B,N,S,H,D)."""
+    return value.dtype in (torch.float32, torch.bfloat16, torch.float16) and value[0, 0].numel() < 2**31
 
 
 @triton.jit

@@ -31,9 +31,10 @@ Geometry = Tuple[int, int, int, int, int]  # kernel height and width, stride, pa
 FORWARD_TILE, BACKWARD_TILE, WARPS = (1024, 256), (512, 128), 4
 
 
-def supports(channels: int, groups: int, deform_groups: int) -> bool:
-    """Whether these kernels serve a convolution of ``channels`` input channels."""
-    return channels > 0 and groups == 1 and deform_groups == 1
+def supports(x: Tensor, groups: int, deform_groups: int) -> bool:
+    """Whether these kernels serve a convolution of x (N,C,H,W)."""
+    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and groups == 1 and deform_groups == 1
 
 
 @triton.jit

@@ -1,0 +1,75 @@
+"""Whose kernels serve a tensor: Numba's on the CPU, Triton's on CUDA, nobody's elsewhere (then the oracle does)."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from types import ModuleType
+from typing import Any, Dict, Optional
+
+import torch
+from torch import Tensor
+
+from . import library
+
+BACKENDS = {"numba": "cpu", "triton": "cuda"}  # and the device whose tensors each serves
+_problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
+
+
+def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
+    """Whether kernels of ``table``, which is filled on demand, serve x in this case (arguments of their ``supports``).
+
+    float64 is the oracle's. Raises RuntimeError where TPVFORMER_OPS names a backend that cannot serve.
+    """
+    forced, device = os.environ.get("TPVFORMER_OPS"), x.device.type
+    if forced is not None and forced not in (*BACKENDS, "reference"):
+        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(BACKENDS)}, or unset")
+    if forced == "reference" or x.dtype == torch.float64:
+        return False
+    if forced is not None and BACKENDS[forced] != device:
+        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {BACKENDS[forced]}, but the tensors are on {device}")
+    for name, kind in BACKENDS.items():
+        if kind == device:
+            problem = _load(name)
+            if problem is not None and forced is not None:
+                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
+            serves = problem is None and table[device].supports(x, *case)
+            if not serves and forced is not None:
+                about = f"{x.dtype} of shape {tuple(x.shape)}" + "".join(f", {word}" for word in case)
+                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels do not serve {about}")
+            return serves
+    return False
+
+
+def _load(backend: str) -> Optional[str]:
+    """Make a backend's kernels known to ``library``; returns why they cannot be had, or None."""
+    if backend not in _problems:
+        _problems[backend] = _import(backend)
+    return _problems[backend]
+
+
+setattr(_load, "_dynamo_marked_constant", True)  # noqa: B010 - torch.compile calls it instead of tracing imports
+
+
+def _import(backend: str) -> Optional[str]:
+    package = __name__.rpartition(".")[0]
+    try:
+        attention = importlib.import_module(f"{package}.{backend}_attention")
+        convolution = importlib.import_module(f"{package}.{backend}_dcn")
+    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
+        logging.getLogger(__name__).warning("%s kernels cannot be had (%s); plain PyTorch serves instead", backend, err)
+        return str(err)
+    library.ATTENTION[BACKENDS[backend]] = attention
+    library.CONVOLUTION[BACKENDS[backend]] = convolution
+    return None
+
+
+def _after_fork() -> None:
+    """OpenMP ends a child that starts threads after its parent did: there plain PyTorch serves."""
+    if _problems.get("numba", "") is None:
+        _problems["numba"] = "this process was forked from one that had used them; start it by spawn instead"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
