@@ -195,6 +195,7 @@ class TrainConfig:
     accumulate: int = 1  # batches a step
     precision: str = "fp32"  # "bf16": image network under autocast; geometry, attention and losses stay fp32
     recompute: str = "attention"  # none, attention or blocks: what the backward pass computes again to save memory
+    compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
     seed: int = 0
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
 

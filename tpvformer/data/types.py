@@ -81,6 +81,10 @@ class Batch:
         """The same batch in page-locked memory (the loader calls this when asked to pin)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> List[Tensor]:
+        """All that a device holds of the batch."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})

@@ -9,7 +9,7 @@ import resource
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 
@@ -99,6 +99,42 @@ def has_fused_adamw(device: torch.device) -> bool:
 def pins_memory(device: torch.device) -> bool:
     """Whether batches in page-locked memory reach this device without waiting."""
     return device.type == "cuda"
+
+
+class TransferLane:
+    """A queue of the device for transfers alone, beside the one that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._runtime, self._device = _runtime(device.type), device
+        self._queue = self._runtime.Stream(device)
+
+    def send(self, transfer: Callable[[], Any]) -> Tuple[Any, Any]:
+        """Begin a transfer; its result, which must not be used yet, and a sign that appears when it has arrived."""
+        with self._runtime.stream(self._queue):
+            result = transfer()
+            return result, self._queue.record_event()
+
+    def receive(self, arrival: Any, tensors: Iterable[torch.Tensor]) -> None:
+        """What is computed from here on waits for ``arrival``, and the memory of the tensors outlives its use."""
+        computing = self._runtime.current_stream(self._device)
+        computing.wait_event(arrival)
+        for tensor in tensors:
+            tensor.record_stream(computing)
+
+
+def transfer_lane(device: torch.device) -> Optional[TransferLane]:
+    """A lane for this device; None where transfers do not overlap with computation."""
+    return TransferLane(device) if pins_memory(device) else None
+
+
+def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
+    """Arguments of torch.compile that suit this device; ``graphs`` allows to record kernels and replay them."""
+    return {"mode": "reduce-overhead"} if device.type == "cuda" and graphs else {}
+
+
+def compile_trials(device: torch.device) -> int:
+    """How many calls of a compiled function show all it may do: recorded kernels run, are recorded, are replayed."""
+    return 1 if device.type == "cpu" else 3
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,6 +19,7 @@ from .forward import predict
 from .log import RunLog
 from .losses import flat_index, sample_losses
 from .metrics import Scores, confusion_matrix, scores, table
+from .prefetch import on_device
 
 if TYPE_CHECKING:
     from tpvformer.model import Prediction
@@ -67,8 +68,7 @@ def evaluate(
     training = model.training
     model.eval()
     with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
-        for i, batch in enumerate(loader):
-            batch = batch.to(device, non_blocking=True)
+        for i, batch in enumerate(on_device(loader, device)):
             if change is not None:
                 batch = change(batch)
             prediction = predict(model, batch, config)

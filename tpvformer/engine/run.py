@@ -15,6 +15,7 @@ from tpvformer.model import TPVFormer
 
 from . import checkpoint, distributed, summary
 from .checkpoint import Progress
+from .compile import compile_images
 from .controls import run_controls
 from .device import device_name, image_dtype, pick_device, pins_memory
 from .distributed import World
@@ -130,6 +131,8 @@ def build(
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
     steps = steps if max_steps is None else min(steps, max_steps)
     model = build_model(config, device)
+    if config.train.compile:
+        compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
     return Run(

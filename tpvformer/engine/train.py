@@ -29,6 +29,7 @@ from .log import RunLog
 from .losses import total_loss
 from .meters import LossWatch, StepClock
 from .optim import clip_gradients
+from .prefetch import on_device
 from .schedule import set_learning_rates
 
 
@@ -70,7 +71,7 @@ def train_epoch(run: Run, epoch: int) -> None:
     run.model.train()
     run.losses.start_epoch()
     run.clock.start_epoch()
-    batches = timed(run.train_loader, run.clock)
+    batches = on_device(timed(run.train_loader, run.clock), run.device)
     with run.log.progress(f"epoch {epoch}", n) as bar:
         for i in range(n):
             # learning rate of this step
@@ -79,7 +80,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             step_loss = torch.zeros((), device=run.device)
             tokens: List[str] = []
             for part in range(config.train.accumulate):
-                batch = next(batches).to(run.device, non_blocking=True)
+                batch = next(batches)
                 last_part = part == config.train.accumulate - 1
                 with exchange(run.parallel, last_part):
                     # forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,14 @@ class TPVFormer(nn.Module):
     """Both published families. The sub-modules stand in the order of the reference's state dict.
 
     ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
+    ``image_network`` stands in for ``image_maps``, for example by a compiled version of it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.image_autocast: Optional[torch.dtype] = None
+        self.image_network: Optional[Callable[[Tensor], List[Tensor]]] = None
         self.encoder = TPVEncoder(config)
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
@@ -58,8 +60,13 @@ class TPVFormer(nn.Module):
         flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         enabled = self.image_autocast is not None
         with torch.autocast(images.device.type, dtype=self.image_autocast or torch.bfloat16, enabled=enabled):
-            maps = self.neck(self.backbone(flat))
+            maps = (self.image_network or self.image_maps)(flat)
         return [m.float().unflatten(0, (b, n)) for m in maps]
+
+    def image_maps(self, images: Tensor) -> List[Tensor]:
+        """Images (M,3,H,W) -> ``num_levels`` maps (M,C,h_l,w_l): backbone and neck."""
+        maps: List[Tensor] = self.neck(self.backbone(images))
+        return maps
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from tpvformer import ops
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
 from tpvformer.data.types import Batch
+from tpvformer.engine.compile import compile_images
 from tpvformer.engine.device import image_dtype, peak_memory_mib, pick_device, pins_memory, reset_peak_memory
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
@@ -43,6 +44,8 @@ class StepBench:
             if name.endswith("bn3.weight") and not parameter.any():
                 torch.nn.init.constant_(parameter, 0.2)
         self.model.train()
+        if config.train.compile:
+            compile_images(self.model, device)
         self.optimizer = build_optimizer(self.model, config.optim, device)
         self.loss: Optional[Tensor] = None
         self._watch = Watch(self.model)

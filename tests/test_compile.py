@@ -1,0 +1,155 @@
+"""``train.compile``: the same training from a compiled image network, and ordinary training where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import pytest
+import torch
+from engine_tools import CPU, POINTS, tiny_config
+from tiny_nuscenes import write_tiny
+from torch import Tensor
+
+from tpvformer.config import BackboneConfig, Config, DataConfig, TrainConfig
+from tpvformer.engine import run
+from tpvformer.engine.bench import inputs, step
+from tpvformer.engine.compile import compile_images
+from tpvformer.engine.forward import predict
+from tpvformer.engine.losses import total_loss
+from tpvformer.model import TPVFormer
+
+registers = pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="torch before 2.4 is never compiled")
+SIZE = (64, 36)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(**train: Any) -> Config:
+    """Tiny, with a backbone whose deformable convolutions the kernels serve."""
+    base = tiny_config(DataConfig(workers=0), **train)
+    backbone = BackboneConfig(blocks=(1, 1, 1, 1), base_width=16, dcn_stages=(4,), frozen_stages=1, bn3_init=0.2)
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, backbone=backbone))
+
+
+def two_models(cfg: Config) -> Tuple[TPVFormer, TPVFormer]:
+    """Twins. Fresh offsets would point exactly at pixels, where their gradients jump."""
+    twins = run.build_model(cfg, CPU), run.build_model(cfg, CPU)
+    for model in twins:
+        inputs.roughen(model)
+    return twins
+
+
+def losses_and_gradients(model: TPVFormer, config: Config) -> List[Tensor]:
+    batch = inputs.random_batch(config, SIZE, 300)
+    model.zero_grad(set_to_none=True)
+    loss = total_loss(predict(model, batch, config), batch, config.loss, config.data)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@registers
+@pytest.mark.parametrize(
+    ("precision", "recompute", "norm"),
+    [("fp32", "none", "batch"), ("bf16", TrainConfig().recompute, "frozen"), ("fp32", "blocks", "frozen")],
+)
+def test_a_compiled_image_network_trains_alike(precision: str, recompute: str, norm: str) -> None:
+    cfg = config(precision=precision, recompute=recompute)
+    backbone = dataclasses.replace(cfg.model.backbone, norm=norm)
+    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, backbone=backbone))
+    plain, model = two_models(cfg)
+    said: List[str] = []
+    compiled = compile_images(model, CPU, say=said.append, backend="aot_eager")
+    random_state = torch.random.get_rng_state()
+    for _ in range(2):
+        for ours, theirs in zip(losses_and_gradients(model, cfg), losses_and_gradients(plain, cfg)):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        model.eval(), plain.eval()
+        with torch.no_grad():
+            batch = inputs.random_batch(cfg, (96, 36), 300)  # another size, as evaluation may have
+            assert torch.equal(predict(model, batch, cfg).voxel_logits, predict(plain, batch, cfg).voxel_logits)
+        model.train(), plain.train()
+    assert compiled.active, said
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    ours, theirs = model.state_dict(), plain.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)  # running statistics too
+
+
+@registers
+@pytest.mark.usefixtures("quick")
+def test_many_processes_compile_within_ddp(tmp_path: Path) -> None:
+    """What DDP does to a graph that is compiled inside its forward pass, in a world of one."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0, world_size=1
+    )
+    try:
+        cfg = config(recompute="blocks")
+        plain, model = two_models(cfg)
+        said: List[str] = []
+        compile_images(model, CPU, say=said.append, backend="aot_eager")
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        batch = inputs.random_batch(cfg, SIZE, 300)
+        for _ in range(2):
+            model.zero_grad(set_to_none=True)
+            total_loss(predict(parallel, batch, cfg), batch, cfg.loss, cfg.data).backward()
+        expected = losses_and_gradients(plain, cfg)[1:]
+        for ours, theirs in zip((p.grad for p in model.parameters() if p.grad is not None), expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert not said, said
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no compiler here\nat all")
+
+
+def fail_when_called(*_: Any, **__: Any) -> Any:
+    return refuse
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("stand_in", [refuse, fail_when_called])
+def test_where_nothing_compiles_training_goes_on(tmp_path: Path, monkeypatch, stand_in: Any) -> None:
+    monkeypatch.setattr(torch, "compile", stand_in)
+    monkeypatch.setattr(torch.library, "custom_op", None, raising=False)
+    results = []
+    for compile_it in (True, False):
+        cfg = tiny_config(write_tiny(tmp_path / "set", POINTS), epochs=1, compile=compile_it)
+        results.append(run.train(cfg, tmp_path / str(compile_it), "cpu"))
+    assert results[0]["evaluation"] == results[1]["evaluation"]
+    assert results[0]["final_loss"] == results[1]["final_loss"]
+    text = next((tmp_path / "True").glob("2*.log")).read_text()
+    assert text.count("stays uncompiled (RuntimeError: no compiler here at all)") == 1
+
+
+def test_a_torch_that_cannot_register_operations_says_so(monkeypatch) -> None:
+    monkeypatch.delattr(torch.library, "custom_op", raising=False)
+    said: List[str] = []
+    model = run.build_model(config(), CPU)
+    assert not compile_images(model, CPU, say=said.append).active
+    assert len(said) == 1
+    assert "2.4 or later can" in said[0]
+
+
+@registers
+def test_the_benchmark_of_a_step_compiles_too(monkeypatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: real(function, **{**options, "backend": "aot_eager"})
+    )
+    cfg = config(compile=True)
+    bench = step.StepBench(cfg, CPU, itertools.repeat(inputs.random_batch(cfg, SIZE, 300)))
+    bench.deformable_convolutions()
+    for by_part in (False, True):
+        bench.step(by_part)
+    assert bench.model.image_network is not None and bench.model.image_network.active
