@@ -22,7 +22,15 @@ CASES = [
     (2, 3, 2, 16, 37, 8, 4, ((7, 9), (4, 5))),
     (1, 6, 3, 5, 70, 4, 2, ((6, 10), (3, 5), (2, 3), (1, 1))),
     (2, 1, 8, 32, 65, 3, 1, ((5, 4),)),
+    (2, 2, 1, 7, 9, 5, 5, ((1, 1), (3, 4), (2, 2))),
 ]
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba serves; that the oracle does so in its place is an error."""
+    monkeypatch.setenv("TPVFORMER_OPS", "numba")
+    monkeypatch.setattr(ops, "reference", None)
 
 
 def compare(
@@ -55,14 +63,17 @@ def make(case: Any) -> Any:
     return value, offsets, weights, rand
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", CASES)
 def test_image_cross_attention(case: Any) -> None:
     b, n, _, _, q, _, anchors, shapes = case
     value, offsets, weights, rand = make(case)
     centre = rand(b, n, q, anchors, 2) * 1.4 - 0.2  # some outside the image
-    centre[0, 0, 0] = 1e6  # behind the camera
     visible = rand(b, n, q) > 0.4
     visible[:, :, 3] = False  # seen by nobody
+    visible[0, 0, 0], centre[0, 0, 0] = True, 1e6  # behind the camera
+    for query, far in enumerate((float("inf"), float("nan"), -3e38), start=4):
+        visible[0, 0, query], centre[0, 0, query] = False, far  # what no camera sees may be anything
 
     def bind(module: Any) -> Callable[..., Tensor]:
         return lambda v, o, w: module.image_cross_attention(v, shapes, centre.to(v.dtype), visible, o, w)
@@ -71,6 +82,7 @@ def test_image_cross_attention(case: Any) -> None:
     assert (bind(ops)(value, offsets, weights)[:, 3] == 0).all()
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", CASES)
 def test_cross_view_attention(case: Any) -> None:
     q, anchors, shapes = case[4], case[6], case[7]
@@ -83,6 +95,7 @@ def test_cross_view_attention(case: Any) -> None:
     compare(bind(ops), bind(reference), (value[:, 0], offsets, weights), 2e-6)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", CASES)
 def test_ms_deform_attn(case: Any) -> None:
     value, offsets, weights, rand = make(case)
@@ -94,6 +107,7 @@ def test_ms_deform_attn(case: Any) -> None:
     compare(bind(ops), bind(reference), (value[:, 0], locations, weights), 1e-5)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     "n,c,o,h,w,k,s,p,d",
     [
@@ -128,29 +142,36 @@ def test_deform_conv_groups() -> None:
     torch.testing.assert_close(ours, torch.nn.functional.conv2d(x, weight, padding=1, groups=2), atol=1e-5, rtol=1e-5)
 
 
+def leaf(*size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.rand(*size, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+GRADS = {"eps": 1e-7, "atol": 1e-4}
+SHAPES = ((4, 5), (2, 3))
+
+
 def test_oracle_gradcheck() -> None:
-    generator = torch.Generator().manual_seed(1)
-
-    def leaf(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator, dtype=torch.float64).requires_grad_()
-
-    shapes = ((4, 5), (2, 3))
-    inputs = (leaf(1, 26, 2, 3), leaf(1, 3, 2, 2, 2, 2), leaf(1, 3, 2, 2, 2))
-    assert torch.autograd.gradcheck(
-        lambda v, x, w: reference.ms_deform_attn(v, shapes, x, w), inputs, eps=1e-7, atol=1e-4
-    )
+    """In float64 the public functions are the oracle."""
+    value, samples = leaf(1, 26, 2, 3), (1, 3, 2, 2, 2)
+    inputs = (value, leaf(*samples, 2), leaf(*samples))
+    assert torch.autograd.gradcheck(lambda v, x, w: ops.ms_deform_attn(v, SHAPES, x, w), inputs, **GRADS)
     conv = (leaf(1, 2, 4, 4), leaf(1, 18, 4, 4), leaf(1, 9, 4, 4), leaf(2, 2, 3, 3), leaf(2))
+    assert torch.autograd.gradcheck(lambda *a: ops.modulated_deform_conv2d(*a, 1, 1), conv, **GRADS)
+
+
+def test_oracle_gradcheck_around_anchors() -> None:
+    value, samples = leaf(1, 2, 26, 1, 2), (1, 3, 1, 2, 4)
+    offsets, weights = leaf(*samples, 2), leaf(*samples)
+    planes, cameras = leaf(3, 2, 2, 2).detach(), leaf(1, 2, 3, 2, 2).detach()
     assert torch.autograd.gradcheck(
-        lambda *a: reference.modulated_deform_conv2d(*a, 1, 1, 1, 1, 1), conv, eps=1e-7, atol=1e-4
+        lambda v, o, w: ops.cross_view_attention(v[:, 0], SHAPES, planes, o, w), (value, offsets, weights), **GRADS
     )
-
-
-def test_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TPVFORMER_OPS", "fast")
-    with pytest.raises(ValueError, match="expected one of reference, numba, triton"):
-        ops.ms_deform_attn(
-            torch.zeros(1, 4, 1, 4), ((2, 2),), torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
-        )
+    visible = torch.tensor([[[True, False, True], [True, False, False]]])
+    cameras[0, :, 1] = float("nan")  # seen by nobody
+    assert torch.autograd.gradcheck(
+        lambda v, o, w: ops.image_cross_attention(v, SHAPES, cameras, visible, o, w), (value, offsets, weights), **GRADS
+    )
 
 
 def recorded(prefix: str) -> Any:

@@ -63,7 +63,7 @@ def inputs(case: Case, kinds: Sequence[Any]) -> Tuple[Tensor, Tensor, Tensor, An
     b, n, heads, d, q, p, _, shapes = case
     samples = (b, q, heads, len(shapes), p)
     value = rand(b, n, sum(h * w for h, w in shapes), heads, d) - 0.5
-    return value.to(kinds[0]), ((rand(*samples, 2) - 0.5) * 8).to(kinds[1]), rand(*samples).to(kinds[1]), rand
+    return value.to(kinds[0]), ((rand(*samples, 2) - 0.5) * 8).to(kinds[1]), rand(*samples).to(kinds[-1]), rand
 
 
 def attention(name: str, case: Case, kinds: Sequence[Any], arguments: Sequence[Tensor], oracle: Any) -> None:
@@ -77,7 +77,9 @@ def attention(name: str, case: Case, kinds: Sequence[Any], arguments: Sequence[T
     out = triton_attention.forward(*arguments, case.shapes)
     grads = triton_attention.backward(*arguments, grad, case.shapes)
     theirs = [truth, *(leaf.grad for leaf in leaves)]
-    assert [t.dtype for t in (out, *grads)] == [kinds[0], kinds[0], kinds[1], kinds[1]]
+    assert triton_attention.supports(value) and not triton_attention.supports(value.double())
+    assert [t.dtype for t in (out, *grads)] == [kinds[0], kinds[0], kinds[1], kinds[-1]]
+    assert all(t.is_contiguous() for t in (out, *grads))
     report(name, (out, *grads), theirs, ("out", "value", "offsets", "weights"), kinds[0])
 
 
@@ -157,7 +159,9 @@ def convolution(
         f"convolution {(n, c, o, h, w, k, s, p, d)} {kinds}", (out, *grads),
         (last(truth), last(gx), last(go), last(gm), rows(gw)), ("out", "x", "offset", "mask", "weight"), kinds[1],
     )  # fmt: skip
+    assert triton_dcn.supports(tensors[0], 1, 1) and not triton_dcn.supports(tensors[0], 2, 1)
     assert [t.dtype for t in (out, *grads)] == [kinds[1], kinds[0], FULL, FULL, kinds[1]]
+    assert all(t.is_contiguous() for t in (out, *grads))
 
 
 def main() -> int:
@@ -167,6 +171,7 @@ def main() -> int:
         assert torch.equal(out, image(CASES[3], far=far)), f"an anchor at {far} must add nothing"
     image(CASES[0], (HALF, FULL))
     image(CASES[1], (HALF, HALF))
+    image(CASES[2], (HALF, HALF, FULL))  # as under autocast
     for case in CASES[:3]:
         planes(case)
         locations(case)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import library, reference
 from .backends import served
-from .reference import LevelShapes
+from .reference import LevelShapes, level_sizes
 
 __all__ = ["LevelShapes", "cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
 
@@ -45,10 +45,10 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     if not _attends(maps):
         return reference.ms_deform_attn(value, level_shapes, locations, weights)
     queries = locations.shape[1]
-    sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=locations.dtype, device=locations.device)
     origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
     bits, scale = _everyone(value, queries)
-    return library.anchored_attention(maps, origin, bits, locations * sizes[:, None], weights, scale, level_shapes)
+    offsets = locations * level_sizes(level_shapes, locations)
+    return library.anchored_attention(maps, origin, bits, offsets, weights, scale, level_shapes)
 
 
 def cross_view_attention(

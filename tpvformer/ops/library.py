@@ -38,9 +38,13 @@ def _operator(name: str, schema: str, kernel: Callable[..., Any], fake: Callable
     return made
 
 
-def _differentiable(operator: Any, setup: Callable[..., None], gradient: Callable[..., Any]) -> Callable[..., Tensor]:
+def _differentiable(
+    operator: Any, derivative: Any, setup: Callable[..., None], gradient: Callable[..., Any]
+) -> Callable[..., Tensor]:
+    """The operator with its gradient, in which the operator ``derivative`` does the work."""
     if _REGISTERS:
         operator.register_autograd(gradient, setup_context=setup)
+        derivative.register_autograd(_refuse)
         return operator
 
     methods = {
@@ -50,6 +54,10 @@ def _differentiable(operator: Any, setup: Callable[..., None], gradient: Callabl
     }
     function: Any = type("Differentiable", (torch.autograd.Function,), methods)
     return function.apply
+
+
+def _refuse(*_: Any) -> Any:
+    raise RuntimeError("the kernels have first derivatives only; TPVFORMER_OPS=reference has them all")
 
 
 def _contiguous(like: Tensor) -> Tensor:
@@ -120,7 +128,7 @@ def _attention_gradient(ctx: Any, grad_out: Tensor) -> Tuple[Any, ...]:
     return value, None, None, offsets, weights, None, None
 
 
-_attention_apply = _differentiable(_attention, _attention_setup, _attention_gradient)
+_attention_apply = _differentiable(_attention, _attention_backward, _attention_setup, _attention_gradient)
 
 
 def anchored_attention(
@@ -191,7 +199,7 @@ def _convolution_gradient(ctx: Any, grad_out: Tensor) -> Tuple[Any, ...]:
     return (*_convolution_backward(*ctx.saved_tensors, grad_out, ctx.geometry), None)
 
 
-_convolution_apply = _differentiable(_convolution, _convolution_setup, _convolution_gradient)
+_convolution_apply = _differentiable(_convolution, _convolution_backward, _convolution_setup, _convolution_gradient)
 
 
 def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Tuple[int, ...]) -> Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_options import INLINED, PARALLEL, flat
+from .numba_options import INLINED, PARALLEL, flat, launch
 from .numba_simd import (
     lanes,
     vfloor,
@@ -231,9 +231,9 @@ def forward(
     b, q, heads, levels, points = weights.shape
     out = torch.empty(b, q, heads * value.shape[4])
     inputs = (value.float(), anchors, bits, offsets.float(), weights.float(), scale)
-    _forward(
-        *(flat(t) for t in (*inputs, out)), *_layout(anchors, weights, shapes), _dims(value, anchors, offsets),
-        lanes(value.shape[4]), _widest(levels * points),
+    launch(
+        _forward, *(flat(t) for t in (*inputs, out)), *_layout(anchors, weights, shapes),
+        _dims(value, anchors, offsets), lanes(value.shape[4]), _widest(levels * points),
     )  # fmt: skip
     return out.to(value.dtype)
 
@@ -255,9 +255,9 @@ def backward(
     by_head = value.transpose(2, 3).float().contiguous()
     grads = torch.zeros_like(by_head), torch.empty(offsets.shape), torch.empty(weights.shape)
     inputs = (by_head, anchors, bits, offsets.float(), weights.float(), scale, grad_out.float())
-    _backward(
-        *(flat(t) for t in (*inputs, *grads)), *_layout(anchors, weights, shapes), _dims(value, anchors, offsets),
-        parts, lanes(d), _widest(levels // parts * points),
+    launch(
+        _backward, *(flat(t) for t in (*inputs, *grads)), *_layout(anchors, weights, shapes),
+        _dims(value, anchors, offsets), parts, lanes(d), _widest(levels // parts * points),
     )  # fmt: skip
     grad_value = value.new_empty(value.shape).copy_(grads[0].transpose(2, 3))
     return grad_value, grads[1].to(offsets.dtype), grads[2].to(weights.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_options import INLINED, PARALLEL, flat
+from .numba_options import INLINED, PARALLEL, flat, launch
 from .numba_simd import lanes, vload, vsplat, vstore, vstore_dots
 
 _F = np.float32
@@ -142,8 +142,8 @@ def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: S
     for first in range(0, n, together):
         part = slice(first, min(n, first + together))
         rows = column[: (part.stop - first) * ho * wo]
-        _columns(
-            flat(x[part]), flat(offset[part]), flat(mask[part]), flat(rows),
+        launch(
+            _columns, flat(x[part]), flat(offset[part]), flat(mask[part]), flat(rows),
             _dims(x[part], offset, geometry), lanes(LANES),
         )  # fmt: skip
         torch.mm(rows, weight, out=out[part].view(-1, weight.shape[1]))
@@ -164,7 +164,7 @@ def backward(
         rows, grad_rows = column[: (part.stop - first) * ho * wo], grad_out[part].reshape(-1, weight.shape[1])
         dims, width = _dims(x[part], offset, geometry), lanes(LANES)
         inputs = [flat(t[part]) for t in (x, offset, mask)]
-        _columns(*inputs, flat(rows), dims, width)
+        launch(_columns, *inputs, flat(rows), dims, width)
         if weight.dtype == torch.float32:
             grad_weight.addmm_(rows.t(), grad_rows)
         else:  # images are summed in float32
@@ -172,7 +172,7 @@ def backward(
         torch.mm(grad_rows, weight.t(), out=rows)  # the column's memory now holds its gradient
         sum_x = torch.zeros(x[part].shape)
         parts = torch.empty(slices, *offset[part].shape), torch.empty(slices, *mask[part].shape)
-        _columns_backward(*inputs, flat(rows), flat(sum_x), *(flat(t) for t in parts), dims, slices, width)
+        launch(_columns_backward, *inputs, flat(rows), flat(sum_x), *(flat(t) for t in parts), dims, slices, width)
         grad_x[part] = sum_x
         torch.sum(parts[0], 0, out=grad_offset[part])
         torch.sum(parts[1], 0, out=grad_mask[part])

@@ -1,12 +1,12 @@
 """What all Numba kernels share: how they are compiled, and how tensors become their arguments.
 
-Kernels are compiled once a width and cached on disk. They hold the GIL, so two Python threads never start parallel
-regions at once, which Numba's own thread pool (workqueue) answers by ending the process.
+Kernels are compiled once a width and cached on disk.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -16,6 +16,13 @@ from .numba_simd import FAST_MATH
 
 INLINED: Any = {"cache": True, "fastmath": set(FAST_MATH), "error_model": "numpy"}
 PARALLEL: Any = {"parallel": True, **INLINED}
+_alone = threading.Lock()
+
+
+def launch(kernel: Callable[..., None], *args: Any) -> None:
+    """Run a parallel kernel, one at a time: to two at once Numba's own thread pool answers by ending the process."""
+    with _alone:
+        kernel(*args)
 
 
 def flat(x: Tensor) -> np.ndarray:

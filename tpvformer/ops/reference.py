@@ -17,6 +17,12 @@ from torch import Tensor
 LevelShapes = Sequence[Tuple[int, int]]
 
 
+def level_sizes(level_shapes: LevelShapes, like: Tensor) -> Tensor:
+    """(L,1,2) width and height, in float32 at least: coarser locations would be off by pixels."""
+    kind = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor([[[w, h]] for h, w in level_shapes], dtype=kind, device=like.device)
+
+
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Multi-scale deformable attention (Zhu et al., arXiv:2010.04159, eq. 3). See ``ops.ms_deform_attn``."""
     return _sampled(value, level_shapes, locations, weights).to(value.dtype)
@@ -43,9 +49,8 @@ def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
     """Deformable attention of plane queries into the planes. See ``ops.cross_view_attention``."""
-    sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
     centre = anchors.repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
-    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets / sizes[:, None], weights)
+    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets / level_sizes(level_shapes, offsets), weights)
 
 
 def image_cross_attention(
@@ -54,8 +59,7 @@ def image_cross_attention(
     """Deformable attention of pillar queries into the cameras that see them. See ``ops.image_cross_attention``."""
     b, n, _, heads, d = value.shape
     q, points = offsets.shape[1], offsets.shape[4]
-    sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
-    normalised = offsets / sizes[:, None]  # (B,Q,heads,L,P,2)
+    normalised = offsets / level_sizes(level_shapes, offsets)  # (B,Q,heads,L,P,2)
     per_anchor = points // anchors.shape[3]
     samples: List[Tensor] = []
     for i in range(b):

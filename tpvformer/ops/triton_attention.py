@@ -185,12 +185,12 @@ def forward(
     offsets: Tensor,
     weights: Tensor,
     scale: Tensor,
-    level_shapes: LevelShapes,
+    shapes: LevelShapes,
 ) -> Tensor:
     """(B,Q,H*D) in the value's type; the shapes are those at the top of the file. No host sync."""
     b, q = bits.shape
     out = value.new_empty(b, q, value.shape[3] * value.shape[4])
-    positional, named = _arguments(value, anchors, offsets, level_shapes, FORWARD_TILE)
+    positional, named = _arguments(value, anchors, offsets, shapes, FORWARD_TILE)
     tensors = [t.contiguous() for t in (value, anchors, bits, offsets, weights, scale)]
     with torch.cuda.device_of(value):
         _forward[(b * q,)](*tensors, out, *positional, **named)
@@ -205,14 +205,14 @@ def backward(
     weights: Tensor,
     scale: Tensor,
     grad_out: Tensor,
-    level_shapes: LevelShapes,
+    shapes: LevelShapes,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, offsets and weights, each in the type of its tensor. No host sync."""
     b, q = bits.shape
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     grad_offsets = torch.empty(offsets.shape, dtype=offsets.dtype, device=value.device)
     grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=value.device)
-    positional, named = _arguments(value, anchors, offsets, level_shapes, BACKWARD_TILE)
+    positional, named = _arguments(value, anchors, offsets, shapes, BACKWARD_TILE)
     tensors = [t.contiguous() for t in (value, anchors, bits, offsets, weights, scale, grad_out)]
     with torch.cuda.device_of(value):
         _backward[(b * q,)](*tensors, grad_value, grad_offsets, grad_weights, *positional, **named)
