@@ -218,7 +218,7 @@ def test_aggregator_is_the_published_formula() -> None:
     torch.testing.assert_close(point_logits, at_points, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["attention", "blocks"])
+@pytest.mark.parametrize("mode", ["cheap", "blocks"])
 @pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
 def test_recomputation_changes_no_gradient(cfg: ModelConfig, mode: str) -> None:
     """The same gradients as with everything kept, dropout included."""
@@ -237,7 +237,7 @@ def test_recomputation_changes_no_gradient(cfg: ModelConfig, mode: str) -> None:
 
 
 def test_unknown_recomputation_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected one of none, attention, blocks"):
+    with pytest.raises(ValueError, match="expected one of none, cheap, blocks"):
         build(HW).recompute("everything")
 
 

@@ -27,6 +27,7 @@ from .evaluate import Evaluation, evaluate, report
 from .forward import predict
 from .log import RunLog
 from .losses import total_loss
+from .memory import keep_freed_memory
 from .meters import LossWatch, StepClock
 from .optim import clip_gradients
 from .prefetch import on_device
@@ -96,6 +97,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             grad_norm = clip_gradients(optimizer, config.optim.clip_norm)
             # step
             optimizer.step()
+            keep_freed_memory()
             run.progress.global_iter += 1
             # report
             done = i == n - 1 or run.progress.global_iter == run.max_steps

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tpvformer.config import BackboneConfig
 from tpvformer.ops import modulated_deform_conv2d
 
-from .recompute import whole
+from .recompute import cheap, whole
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -33,24 +33,28 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return self
 
 
-def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, recompute: bool = False) -> Tensor:
     """norm(conv(x)) for a convolution without bias.
 
     A norm whose statistics are constants is folded into the convolution: w * s and b - mean * s with
-    s = gamma / sqrt(var + eps). That saves a pass over the activations and their copy for the backward pass.
+    s = gamma / sqrt(var + eps). That saves a pass over the activations and their copy for the backward pass, which
+    folds once more if ``recompute``.
     """
-    assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
-    y: Tensor
     if norm.training:
-        y = norm(conv(x))
+        y: Tensor = norm(conv(x))
         return y
+    # a deformable convolution is not followed by its weights alone: all of it would be repeated
+    return cheap(recompute and isinstance(conv, nn.Conv2d), _folded, x, conv, norm)
+
+
+def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-    if isinstance(conv, ModulatedDeformConv3x3):
-        y = conv(x, weight, bias)
-    else:
-        y = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    if isinstance(conv, nn.Conv2d):
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    y: Tensor = conv(x, weight, bias)
     return y
 
 
@@ -80,7 +84,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, cfg: BackboneConfig, deformable: bool) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute = "none"  # see TPVFormer.recompute
         norm = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}[cfg.norm]
         out_channels = 4 * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
@@ -99,17 +103,17 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return whole(self.recompute, self._block, x)
+        return whole(self.recompute == "blocks", self._block, x)
 
     def _block(self, x: Tensor) -> Tensor:
-        shortcut = x
+        shortcut, light = x, self.recompute == "cheap"
         if self.downsample is not None:
             conv, norm = self.downsample
             assert isinstance(norm, nn.BatchNorm2d)
-            shortcut = conv_norm(x, conv, norm)
-        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        x = F.relu(conv_norm(x, self.conv2, self.bn2), inplace=True)
-        return F.relu(conv_norm(x, self.conv3, self.bn3).add_(shortcut), inplace=True)
+            shortcut = conv_norm(x, conv, norm, light)
+        x = F.relu(conv_norm(x, self.conv1, self.bn1, light), inplace=True)
+        x = F.relu(conv_norm(x, self.conv2, self.bn2, light), inplace=True)
+        return F.relu(conv_norm(x, self.conv3, self.bn3, light).add_(shortcut), inplace=True)
 
 
 class ResNet(nn.Module):

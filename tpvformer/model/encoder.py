@@ -19,7 +19,7 @@ from .grid import PLANES, own_plane_points, pillar_points
 from .image_attention import ImageCrossAttention
 from .plane_attention import CrossViewAttention, HWAttention
 from .projection import Projection, project
-from .recompute import whole
+from .recompute import cheap, whole
 
 
 class CrossViewPosition(nn.Module):
@@ -71,13 +71,17 @@ class FFN(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
         self.dropout = Dropout(dropout)
+        self.recompute = False  # the hidden units
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(cheap(self.recompute, self._perceptron, x, draws=True))
+
+    def _perceptron(self, x: Tensor) -> Tensor:
         # dropout and ReLU commute; in this order one result serves both ReLU and linear2 in the backward pass
-        hidden = F.relu(self.dropout(self.linear1(x)), inplace=True)
-        return x + self.dropout(self.linear2(hidden))
+        hidden: Tensor = F.relu(self.dropout(self.linear1(x)), inplace=True)
+        return self.linear2(hidden)
 
 
 class EncoderLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass instead of being kept."""
+"""Activations that are computed again in the backward pass instead of being kept (Chen et al., arXiv:1604.06174)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,53 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
-from torch.utils import checkpoint
+from torch.utils.checkpoint import checkpoint
 
-MODES = ("none", "attention", "blocks")  # see TPVFormer.recompute
+try:
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+except ImportError:  # before PyTorch 2.4: ``cheap`` and ``all_but_sampling`` keep everything
+    CheckpointPolicy = create_selective_checkpoint_contexts = None
+
+MODES = ("none", "cheap", "blocks")  # see TPVFormer.recompute
 
 
 def whole(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """function(*args); if enabled, the backward pass runs it once more (Chen et al., arXiv:1604.06174)."""
+    """function(*args); if enabled, the backward pass runs all of it once more."""
     if not enabled or not torch.is_grad_enabled():
         return function(*args)
-    result: Tensor = checkpoint.checkpoint(function, *args, use_reentrant=False)
+    result: Tensor = checkpoint(function, *args, use_reentrant=False)
+    return result
+
+
+def cheap(enabled: bool, function: Callable[..., Tensor], *args: Any, draws: bool = False) -> Tensor:
+    """function(*args) that ends with the one expensive operation, a convolution or a linear layer: if enabled, the
+    backward pass repeats what stands before it, which is all that its gradient needs. ``draws``: random numbers."""
+    if not enabled or not torch.is_grad_enabled() or not _selects():
+        return function(*args)
+    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=draws)
     return result
 
 
 def all_but_sampling(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
     """function(*args), an attention; if enabled, the backward pass repeats its linear layers and its softmax, which are
-    cheap and large, but not the sampling, whose result is kept. It must not draw random numbers.
-
-    PyTorch before 2.4 cannot choose what is kept; there everything is.
-    """
-    chooses = hasattr(checkpoint, "create_selective_checkpoint_contexts")
-    if not enabled or not torch.is_grad_enabled() or not chooses:
+    cheap and large, but not the sampling, whose result is kept. It must not draw random numbers."""
+    if not enabled or not torch.is_grad_enabled() or not _selects():
         return function(*args)
-    result: Tensor = checkpoint.checkpoint(
+    result: Tensor = checkpoint(
         function, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_keep_sampling
     )
     return result
 
 
+def _selects() -> bool:
+    """A compiler decides by itself what it keeps."""
+    return create_selective_checkpoint_contexts is not None and not torch.compiler.is_compiling()
+
+
 def _keep_sampling() -> Any:
-    policy = checkpoint.CheckpointPolicy
     kept = torch.ops.tpvformer.anchored_attention.default
 
     def choose(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
-        return policy.MUST_SAVE if operator is kept else policy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if operator is kept else CheckpointPolicy.PREFER_RECOMPUTE
 
-    return checkpoint.create_selective_checkpoint_contexts(choose)
+    return create_selective_checkpoint_contexts(choose)

@@ -12,7 +12,7 @@ from tpvformer.config import ModelConfig
 from . import recompute
 from .aggregator import TPVAggregator
 from .backbone import Bottleneck, ResNet
-from .encoder import TPVEncoder
+from .encoder import FFN, TPVEncoder
 from .image_attention import ImageCrossAttention
 from .neck import FPN
 from .plane_attention import CrossViewAttention, HWAttention
@@ -43,16 +43,17 @@ class TPVFormer(nn.Module):
         self.aggregator = TPVAggregator(config)
 
     def recompute(self, mode: str) -> None:
-        """What the backward pass computes again to save memory: "none"; "attention": offsets and weights, at little
-        cost; "blocks": every block of the backbone and every layer of the encoder, at that of a forward pass."""
+        """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
+        units and folded norms; "blocks": all of the backbone's blocks and the encoder's layers, for the time of another
+        forward pass."""
         if mode not in recompute.MODES:
             raise ValueError(f"recompute mode is {mode!r}; expected one of {', '.join(recompute.MODES)}")
         self.encoder.recompute = mode == "blocks"
         for module in self.modules():
             if isinstance(module, Bottleneck):
-                module.recompute = mode == "blocks"
-            elif isinstance(module, (CrossViewAttention, HWAttention, ImageCrossAttention)):
-                module.recompute = mode == "attention"
+                module.recompute = mode
+            elif isinstance(module, (CrossViewAttention, HWAttention, ImageCrossAttention, FFN)):
+                module.recompute = mode == "cheap"
 
     def image_features(self, images: Tensor) -> List[Tensor]:
         """(B,N,3,H,W) -> ``num_levels`` maps (B,N,C,h_l,w_l), fp32."""

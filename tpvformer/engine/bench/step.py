@@ -20,6 +20,7 @@ from tpvformer.engine.compile import compile_images
 from tpvformer.engine.device import image_dtype, peak_memory_mib, pick_device, pins_memory, reset_peak_memory
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
+from tpvformer.engine.memory import keep_freed_memory
 from tpvformer.engine.optim import build_optimizer, clip_gradients
 from tpvformer.engine.run import build_model
 from tpvformer.model.backbone import ModulatedDeformConv3x3
@@ -72,6 +73,7 @@ class StepBench:
                 marks.end("backward images")
             clip_gradients(self.optimizer, self.config.optim.clip_norm)
             self.optimizer.step()
+            keep_freed_memory()
             if marks:
                 marks.end("optimiser")
         finally:

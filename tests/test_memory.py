@@ -1,0 +1,19 @@
+"""Freed memory stays with the process on glibc, and asking for it elsewhere does no harm."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tpvformer.engine import memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_glibc_takes_both_settings() -> None:
+    assert memory.keep_freed_memory()
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory.__wrapped__()
