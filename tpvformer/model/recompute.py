@@ -6,12 +6,8 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
-
-try:
-    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-except ImportError:  # before PyTorch 2.4: ``cheap`` and ``all_but_sampling`` keep everything
-    CheckpointPolicy = create_selective_checkpoint_contexts = None
 
 MODES = ("none", "cheap", "blocks")  # see TPVFormer.recompute
 
@@ -45,14 +41,15 @@ def all_but_sampling(enabled: bool, function: Callable[..., Tensor], *args: Any)
 
 
 def _selects() -> bool:
-    """A compiler decides by itself what it keeps."""
-    return create_selective_checkpoint_contexts is not None and not torch.compiler.is_compiling()
+    """Whether what is kept can be chosen: from PyTorch 2.4 on, and not under a compiler, which chooses by itself."""
+    return hasattr(checkpointing, "create_selective_checkpoint_contexts") and not torch.compiler.is_compiling()
 
 
 def _keep_sampling() -> Any:
     kept = torch.ops.tpvformer.anchored_attention.default
 
     def choose(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
-        return CheckpointPolicy.MUST_SAVE if operator is kept else CheckpointPolicy.PREFER_RECOMPUTE
+        policy = checkpointing.CheckpointPolicy
+        return policy.MUST_SAVE if operator is kept else policy.PREFER_RECOMPUTE
 
-    return create_selective_checkpoint_contexts(choose)
+    return checkpointing.create_selective_checkpoint_contexts(choose)
