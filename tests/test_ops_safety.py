@@ -57,7 +57,7 @@ class Dataset(torch.utils.data.Dataset):
 
 loader = torch.utils.data.DataLoader(Dataset(), None, num_workers=1, multiprocessing_context="fork")
 grid, found, refused = next(iter(loader))
-assert (grid == voxelize.voxelize(points, labels, (50, 50, 8), bounds, 17).labels).all()
+assert np.array_equal(grid, voxelize.voxelize(points, labels, (50, 50, 8), bounds, 17).labels)
 assert "forked" in refused, refused
 for name in cases:
     for ours, theirs in zip(found[name], expected[name]):
@@ -199,7 +199,18 @@ def test_kernels_never_read_beyond_their_tensors() -> None:
         ops.modulated_deform_conv2d(x, shifts, mask, kernel, bias, padding=0)
 
 
-def test_more_cameras_than_bits_are_the_oracles() -> None:
+def test_tensors_of_any_type_and_no_tensors_at_all() -> None:
+    value, offsets, weights = operations()["cross_view_attention"].leaves
+    anchors = torch.rand(7, 3, 2, 2)
+    expected = ops.cross_view_attention(value, SHAPES, anchors, offsets, weights)
+    ours = ops.cross_view_attention(value, SHAPES, anchors.double(), offsets.double(), weights.double())
+    torch.testing.assert_close(ours, expected)
+    assert ops.cross_view_attention(value, SHAPES, anchors[:0], offsets[:, :0], weights[:, :0]).shape == (2, 0, 16)
+    x, shifts, mask, kernel, bias = operations()["modulated_deform_conv2d"].leaves
+    assert ops.modulated_deform_conv2d(x[:0], shifts[:0], mask[:0], kernel, bias, padding=1).shape == (0, 4, 6, 5)
+
+
+def test_more_cameras_than_bits_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     value, anchors = torch.rand(1, 64, 4, 1, 4), torch.rand(1, 64, 1, 1, 2)
     visible = torch.ones(1, 64, 1, dtype=torch.bool)
     for cameras in (library.MAX_CAMERAS, library.MAX_CAMERAS + 1):
@@ -207,6 +218,9 @@ def test_more_cameras_than_bits_are_the_oracles() -> None:
         rest = torch.zeros(1, 1, 1, 1, 2, 2), torch.ones(1, 1, 1, 1, 2)
         ours, theirs = (module.image_cross_attention(*given, *rest) for module in (ops, ops.reference))
         torch.testing.assert_close(ours, theirs)
+    monkeypatch.setenv("TPVFORMER_OPS", "numba")
+    with pytest.raises(RuntimeError, match="do not serve"):
+        ops.image_cross_attention(*given, *rest)
 
 
 def test_kernel_modules_take_the_same_arguments() -> None:

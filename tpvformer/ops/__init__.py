@@ -24,11 +24,6 @@ from .reference import LevelShapes, level_sizes
 __all__ = ["LevelShapes", "cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
 
 
-def _attends(value: Tensor) -> bool:
-    """Whether kernels serve an attention that reads value (B,N,S,H,D)."""
-    return value.shape[1] <= library.MAX_CAMERAS and served(library.ATTENTION, value)
-
-
 def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
     """Camera bits and scale of queries that all read one map."""
     ones = torch.ones(value.shape[0], queries, device=value.device)
@@ -42,7 +37,7 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     (x,y) in [0,1]; weights (B,Q,heads,L,P). Returns (B,Q,heads*D).
     """
     maps = value[:, None]
-    if not _attends(maps):
+    if not served(library.ATTENTION, maps):
         return reference.ms_deform_attn(value, level_shapes, locations, weights)
     queries = locations.shape[1]
     origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
@@ -60,7 +55,7 @@ def cross_view_attention(
     pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
     """
     maps = value[:, None]
-    if not _attends(maps):
+    if not served(library.ATTENTION, maps):
         return reference.cross_view_attention(value, level_shapes, anchors, offsets, weights)
     bits, scale = _everyone(value, offsets.shape[1])
     return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
@@ -75,7 +70,7 @@ def image_cross_attention(
     visible (B,N,Q) bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to
     anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
     """
-    if not _attends(value):
+    if not served(library.ATTENTION, value):
         return reference.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
     camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
     bits = (visible.long() << camera).sum(1)

@@ -136,8 +136,9 @@ def anchored_attention(
 ) -> Tensor:
     """Sum over cameras, levels and points of weighted samples around anchors, times ``scale``.
 
-    value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2) float32, Ba and La 1 where shared; bits (B,Q) int64, bit n: camera n is
-    read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D) in value's type.
+    value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2), Ba and La 1 where shared, used as float32; bits (B,Q) int64, bit n:
+    camera n is read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D) in the
+    type of value.
     Raises ValueError where the shapes do not fit: kernels would read beyond their tensors.
     """
     b, n, tokens, heads, _ = value.shape
@@ -152,7 +153,7 @@ def anchored_attention(
     _expect("scale", scale, (b, queries))
     if points % per_query:
         raise ValueError(f"attention: {points} points a level cannot be shared among {per_query} anchors")
-    return _attention_apply(value, anchors, bits, offsets, weights, scale, [n for pair in shapes for n in pair])
+    return _attention_apply(value, anchors.float(), bits, offsets, weights, scale, [n for pair in shapes for n in pair])
 
 
 # ---- deformable convolution

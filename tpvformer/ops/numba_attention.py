@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .library import MAX_CAMERAS
 from .numba_options import INLINED, PARALLEL, flat, launch
 from .numba_simd import (
     lanes,
@@ -50,9 +51,9 @@ MAX_TOKENS = 1 << 24  # of a camera: token numbers are exact in float32
 
 def supports(value: Tensor) -> bool:
     """Whether these kernels serve a value (B,N,S,H,D)."""
-    _, _, s, h, d = value.shape
+    _, n, s, h, d = value.shape
     known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return known and s < MAX_TOKENS and s * h * d < 2**31
+    return known and n <= MAX_CAMERAS and s < MAX_TOKENS and s * h * d < 2**31
 
 
 @numba.njit(**INLINED)

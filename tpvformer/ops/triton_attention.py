@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .library import MAX_CAMERAS
 from .reference import LevelShapes
 from .triton_bilinear import corner, footprint, next_power_of_two
 
@@ -33,7 +34,9 @@ FORWARD_TILE, BACKWARD_TILE, WARPS = 1024, 512, 4
 
 def supports(value: Tensor) -> bool:
     """Whether these kernels serve a value (B,N,S,H,D)."""
-    return value.dtype in (torch.float32, torch.bfloat16, torch.float16) and value[0, 0].numel() < 2**31
+    _, n, s, h, d = value.shape
+    known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and n <= MAX_CAMERAS and s * h * d < 2**31
 
 
 @triton.jit
