@@ -194,7 +194,8 @@ class TrainConfig:
     print_every: int = 50
     accumulate: int = 1  # batches a step
     precision: str = "fp32"  # "bf16": image network under autocast; geometry, attention and losses stay fp32
-    recompute: str = "cheap"  # none, cheap or blocks: what the backward pass computes again to save memory
+    # none, cheap or blocks: what the backward pass computes again to save memory; null: cheap on a CPU, else none
+    recompute: Optional[str] = None
     compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
     seed: int = 0
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
@@ -203,8 +204,8 @@ class TrainConfig:
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
-        if self.recompute not in ("none", "cheap", "blocks"):
-            raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap' or 'blocks'")
+        if self.recompute not in (None, "none", "cheap", "blocks"):
+            raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")
 
 
 @dataclass(frozen=True)

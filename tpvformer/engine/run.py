@@ -103,7 +103,8 @@ def build_model(config: Config, device: torch.device) -> TPVFormer:
     model = TPVFormer(config.model).to(device)
     model = model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
     model.image_autocast = image_dtype(device, config.train.precision)
-    model.recompute(config.train.recompute)
+    # repeating what is cheap costs an accelerator's host more time than the memory is worth there
+    model.recompute(config.train.recompute or ("cheap" if device.type == "cpu" else "none"))
     return model
 
 
