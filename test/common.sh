@@ -56,10 +56,7 @@ launch() {
 
     local command=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
     [ "$performance" = 1 ] && command+=(--max-steps "$PERFORMANCE_STEPS")
-    if [ "$cards" -gt 1 ]; then
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads "$cards")}
-        command+=(--processes "$cards")
-    fi
+    [ "$cards" -gt 1 ] && command+=(--processes "$cards")
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
     rm -f "$work_dir/summary.json" # whatever is found there afterwards was written by this run
     started=$SECONDS
@@ -93,11 +90,4 @@ choose_card() {
     if [ "$1" = 1 ] && [ -n "${ASCEND_DEVICE_ID:-}" ]; then
         export ASCEND_RT_VISIBLE_DEVICES=${ASCEND_RT_VISIBLE_DEVICES:-$ASCEND_DEVICE_ID}
     fi
-}
-
-# Threads a process: the cores shared out, at least one.
-threads() {
-    local cores
-    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-    echo $((cores / $1 > 0 ? cores / $1 : 1))
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 from torch.utils.data import DataLoader
@@ -73,3 +75,28 @@ def environment(**extra: str) -> Dict[str, str]:
     )
     values.update(extra)
     return values
+
+
+def processes(size: int, code: str, *args: str, **extra: str) -> List[str]:
+    """The outputs of ``size`` processes that run ``code`` as torchrun would start them; ``extra`` for environment()."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *args],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common, **extra),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), "\n".join(outputs)
+    return outputs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import List
 
 import pytest
 import torch
-from engine_tools import POINTS, environment, tiny_config, write_config
+from engine_tools import POINTS, environment, processes, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError
@@ -48,31 +47,6 @@ def single(config: Config, tmp_path_factory, quick) -> Path:
 def records(work_dir: Path, kind: str) -> List[dict]:
     lines = (json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines())
     return [r for r in lines if r["kind"] == kind]
-
-
-def processes(size: int, code: str, *args: str) -> List[str]:
-    """The outputs of ``size`` processes that run ``code`` as torchrun would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *args],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert all(process.returncode == 0 for process in started), "\n".join(outputs)
-    return outputs
 
 
 def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError
+from tpvformer.engine.launch import threads
 from tpvformer.engine.results import publish
 
 ONE, EIGHT = ROOT / "test" / "train_1p.sh", ROOT / "test" / "train_8p.sh"
@@ -141,13 +142,17 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
     command = ["bash", str(EIGHT), f"--py_config={config}", f"--work_dir={work_dir}"]
     subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True, timeout=60)
     calls = (tmp_path / "calls").read_text().splitlines()
-    cwd, threads, rank, world = calls[:4]
+    cwd, omp, rank, world = calls[:4]
     assert Path(cwd) == ROOT
-    assert int(threads) >= 1
-    assert rank == world == "unset"
+    assert omp == rank == world == "unset"  # the program itself shares out the cores
     train = ["-m", "tpvformer", "train", "--py-config", str(config), "--work-dir", str(work_dir), "--processes", "8"]
     assert calls[4 : 4 + len(train)] == train
     assert calls[8 + len(train) :][:3] == ["-m", "tpvformer", "results"]
+
+
+def test_cores_are_shared_out(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(20)), raising=False)
+    assert [threads(processes) for processes in (1, 8, 64)] == [20, 2, 1]
 
 
 def test_exit_codes_pass_through(config: Path, tmp_path: Path, recorder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import List
 
 
@@ -10,12 +11,13 @@ def launch(processes: int, argv: List[str]) -> int:
     """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
 
     The same as ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>``. A process that fails has
-    said why itself; the others are stopped.
+    said why itself; the others are stopped. Without OMP_NUM_THREADS the cores are shared out among the processes.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads(processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args(["--standalone", f"--nproc_per_node={processes}", "-m", "tpvformer", *argv]))
@@ -26,3 +28,9 @@ def launch(processes: int, argv: List[str]) -> int:
     except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
         return 128 + int(err.sigval)
     return 0
+
+
+def threads(processes: int) -> int:
+    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)

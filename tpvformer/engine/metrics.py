@@ -35,11 +35,13 @@ class Scores:
 def confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int, ignore: int) -> Tensor:
     """Count pairs of (target row, predicted column); entries whose target is ``ignore`` are left out.
 
-    Both tensors int64 of the same shape, values 0..num_classes-1; returns (K,K) int64 on their device.
+    Both tensors int64 of the same shape, values 0..num_classes-1; returns (K,K) int64 on their device, without waiting
+    for it.
     """
-    valid = target != ignore
-    pairs = target[valid] * num_classes + predicted[valid]
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+    size = num_classes**2
+    pairs = torch.where(target != ignore, target * num_classes + predicted, size).flatten()  # the last is thrown away
+    counts = torch.zeros(size + 1, dtype=torch.int64, device=target.device)
+    return counts.scatter_add_(0, pairs, torch.ones_like(pairs))[:size].view(num_classes, num_classes)
 
 
 def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:

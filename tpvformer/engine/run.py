@@ -24,6 +24,7 @@ from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import build_optimizer
 from .train import Run, fit
+from .warm import agree_on_threads, warm_up
 
 
 def train(
@@ -92,6 +93,8 @@ def enter(device: str) -> Tuple[World, torch.device, List[str]]:
     """Find this process's place among the others, its device, and remarks on how that was chosen."""
     world = distributed.read_world()
     place, remarks = pick_device(device, world.local_rank, world.local_size)
+    if place.type == "cpu":
+        agree_on_threads()
     distributed.start(world, place)
     return world, place, remarks
 
@@ -113,8 +116,9 @@ def build(
 ) -> Run:
     """Data, model, optimiser and instruments, all at the start of a run."""
     seed, grid, pin = config.train.seed, config.model.grid, pins_memory(device)
+    threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
     log.line(
-        f"{config.name} on {world.size} x {device_name(device)}, torch {torch.__version__}, seed {seed}, "
+        f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
         f"{config.train.precision}, batch {config.data.batch_size} x {config.train.accumulate} a process"
     )
     if world.is_main:
@@ -132,6 +136,7 @@ def build(
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
     steps = steps if max_steps is None else min(steps, max_steps)
     model = build_model(config, device)
+    warm_up(config, train_set, world, device, log)
     if config.train.compile:
         compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

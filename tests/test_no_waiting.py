@@ -1,0 +1,135 @@
+"""A step that prints nothing never waits for the device: it reads no value of a tensor and copies none of Python's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+import torch
+from engine_tools import CPU, POINTS, tiny_config, val_loader
+from tiny_nuscenes import write_tiny
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tpvformer.config import Config
+from tpvformer.data import pixels
+from tpvformer.engine import run, train
+from tpvformer.engine.distributed import World
+from tpvformer.engine.evaluate import evaluate
+from tpvformer.engine.log import RunLog
+from tpvformer.engine.meters import LossWatch
+
+# what a device has to be waited for: values that Python or the size of a result depends on, and lists made tensors
+OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "_unique2", "equal")
+FUNCTIONS = (torch.tensor, torch.as_tensor, Tensor.tolist, Tensor.cpu, Tensor.numpy)
+
+
+class Waits:
+    """Notes, within, what a device would be waited for at."""
+
+    def __init__(self) -> None:
+        self.found: List[str] = []
+
+    def __enter__(self) -> Waits:
+        self._modes = contextlib.ExitStack()
+        self._modes.enter_context(_Functions(self))
+        self._modes.enter_context(_Operators(self))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._modes.close()
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in OPERATORS or by_mask:
+            self._waits.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FUNCTIONS:
+            self._waits.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["cross_view", "hw"])
+def config(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Either family, with the operations and the pixels that an accelerator would have."""
+    monkeypatch.setattr(pixels, "pixels_opencv", pixels.pixels_tensor)
+    base = tiny_config(write_tiny(tmp_path, POINTS), print_every=100, epochs=1)
+    data = dataclasses.replace(base.data, photometric=True, grid_mask=True, workers=0, batch_size=2)
+    model = base.model
+    if request.param == "hw":
+        model = dataclasses.replace(model, view_attn="hw", position_dims=(8, 8))
+    return dataclasses.replace(base, model=dataclasses.replace(model, dropout=0.1), data=data)
+
+
+def test_the_check_finds_what_it_looks_for() -> None:
+    x = torch.arange(4)
+    for wait in (lambda: x[1].item(), lambda: bool(x[0]), lambda: x[x > 1], lambda: torch.tensor([1, 2]), x.tolist):
+        with Waits() as waits:
+            wait()
+        assert waits.found
+
+
+def test_training_steps(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = run.build(config, tmp_path, World(), CPU, RunLog(None, False), None)
+    job.losses = LossWatch(World(), torch.device("meta"))  # on a lone processor it reads each loss at once
+    job.clock._warmup = 0
+    steps: List[List[str]] = []
+    real_rates, real_read = train.set_learning_rates, job.losses.read
+    waits = Waits()
+
+    def next_step(*args: Any) -> None:
+        steps.append([])
+        waits.found = steps[-1]
+        real_rates(*args)
+
+    def last_or_printed() -> None:
+        waits.found = []
+        real_read()
+
+    monkeypatch.setattr(train, "set_learning_rates", next_step)
+    monkeypatch.setattr(job.losses, "read", last_or_printed)
+    unread = list(job.train_loader)  # collating makes tensors of lists, in the loader's processes
+    monkeypatch.setattr(train, "timed", lambda loader, clock: iter(unread))
+    with waits:
+        train.train_epoch(job, 0)
+    assert len(steps) == 3
+    assert steps == [[], [], []]
+
+
+def test_evaluation(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=1))
+    loader = val_loader(config)
+    batches = list(loader)
+    model = run.build_model(config, CPU)
+    counts: List[int] = []
+    waits = Waits()
+
+    def watched(*_: Any) -> Any:
+        for batch in batches:
+            counts.append(len(waits.found))
+            yield batch
+
+    monkeypatch.setattr("tpvformer.engine.evaluate.on_device", watched)
+    with waits:
+        evaluate(model, loader, config, World(), CPU, RunLog(None, False))
+    assert counts[1] > 0  # the first is printed
+    assert counts[1:] == [counts[1]] * (len(batches) - 1)
