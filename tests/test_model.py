@@ -236,6 +236,18 @@ def test_recomputation_changes_no_gradient(cfg: ModelConfig, mode: str) -> None:
         assert (results[1][name] - grad).norm() <= 1e-5 * grad.norm(), name
 
 
+def test_recomputation_counts_a_batch_once() -> None:
+    """The running statistics of norms that learn are those of one pass."""
+    cfg = dataclasses.replace(CROSS, backbone=dataclasses.replace(CROSS.backbone, norm="batch"))
+    statistics = []
+    for mode in ("none", "blocks"):
+        model = build(cfg).train()
+        model.recompute(mode)
+        model(*inputs(1)).voxel_logits.mean().backward()
+        statistics.append(model.backbone.layer3[0].bn2.running_mean)
+    assert torch.equal(*statistics)
+
+
 def test_unknown_recomputation_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of none, cheap, blocks"):
         build(HW).recompute("everything")
