@@ -15,6 +15,10 @@ from tpvformer.config import Config, ConfigError, override
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     argv = sys.argv[1:] if argv is None else argv
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads without work look for it for some 10 us instead of milliseconds before they sleep: no slower on idle
+        # cores, and where anything else wants the cores it gets them. Read when PyTorch is loaded, hence here.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = _parser(argv).parse_args(argv)
     try:
         status: int = args.run(args)

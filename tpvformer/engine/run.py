@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 
 from tpvformer.compat import load_weights
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.loader import NuScenesDataset, make_loader
 from tpvformer.model import TPVFormer
 
@@ -105,10 +105,18 @@ def build_model(config: Config, device: torch.device) -> TPVFormer:
     # the model's convolutions run in this layout, and gradients are exchanged in that of the weights
     model = TPVFormer(config.model).to(device)
     model = model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
-    model.image_autocast = image_dtype(device, config.train.precision)
-    # repeating what is cheap costs an accelerator's host more time than the memory is worth there
-    model.recompute(config.train.recompute or ("cheap" if device.type == "cpu" else "none"))
+    set_precision(model, config.train, device)
     return model
+
+
+def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) -> None:
+    """The number format of the image network, and what the backward pass computes again.
+
+    Unless asked for, nothing is on accelerators, whose host would take longer for it than the memory is worth, and
+    nothing in bf16, which halves the activations already.
+    """
+    model.image_autocast = image_dtype(device, train.precision)
+    model.recompute(train.recompute or ("cheap" if device.type == "cpu" and train.precision == "fp32" else "none"))
 
 
 def build(

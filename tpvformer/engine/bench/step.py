@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import time
@@ -17,12 +18,12 @@ from tpvformer.config import Config, ConfigError
 from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
 from tpvformer.data.types import Batch
 from tpvformer.engine.compile import compile_images
-from tpvformer.engine.device import image_dtype, peak_memory_mib, pick_device, pins_memory, reset_peak_memory
+from tpvformer.engine.device import peak_memory_mib, pick_device, pins_memory, reset_peak_memory
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.memory import keep_freed_memory
 from tpvformer.engine.optim import build_optimizer, clip_gradients
-from tpvformer.engine.run import build_model
+from tpvformer.engine.run import build_model, set_precision
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 from .inputs import POINTS, SIZE, random_batch, roughen
@@ -53,7 +54,7 @@ class StepBench:
 
     def use(self, precision: str) -> None:
         """Go on in another ``train.precision``."""
-        self.model.image_autocast = image_dtype(self.device, precision)
+        set_precision(self.model, dataclasses.replace(self.config.train, precision=precision), self.device)
 
     def step(self, by_part: bool = True) -> Dict[str, Spent]:
         """One training step. By part the device is waited for at each part's end; else not even at the step's."""
