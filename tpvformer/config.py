@@ -194,7 +194,7 @@ class TrainConfig:
     print_every: int = 50
     accumulate: int = 1  # batches a step
     precision: str = "fp32"  # "bf16": image network under autocast; geometry, attention and losses stay fp32
-    # what the backward pass computes again to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
+    # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
     recompute: Optional[str] = None
     compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
     seed: int = 0
