@@ -97,7 +97,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             grad_norm = clip_gradients(optimizer, config.optim.clip_norm)
             # step
             optimizer.step()
-            keep_freed_memory()
+            keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
             # report
             done = i == n - 1 or run.progress.global_iter == run.max_steps

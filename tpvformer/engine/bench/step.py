@@ -74,7 +74,7 @@ class StepBench:
                 marks.end("backward images")
             clip_gradients(self.optimizer, self.config.optim.clip_norm)
             self.optimizer.step()
-            keep_freed_memory()
+            keep_freed_memory(self.device.type)
             if marks:
                 marks.end("optimiser")
         finally:
