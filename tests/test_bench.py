@@ -122,7 +122,7 @@ def test_command_on_random_inputs(file: Path, tmp_path: Path, capsys) -> None:
         assert part in text
     result = json.loads(out.read_text())
     assert result["points"] == [300]
-    assert result["command"].startswith("tpvformer ")
+    assert result["command"].startswith(f"tpvformer bench --py-config {file}")
     assert result["versions"]["torch"] == torch.__version__
     assert result["ms"]["step"]["wall"] > result["ms"]["backbone"]["wall"] > 0
 

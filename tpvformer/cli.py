@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=_positive, default=5, help="steps to measure (default: %(default)s)")
     bench.add_argument("--data", action="store_true", help="read the configured training set instead")
     bench.add_argument("--out", type=Path, help="also write the numbers, the machine and the command as JSON")
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_bench, argv=argv)
 
     geometry = commands.add_parser("check-geometry", help="paint lidar points on the six images of a frame")
     if argv[:1] == ["check-geometry"]:
@@ -174,6 +175,7 @@ def _bench(args: argparse.Namespace) -> int:
     from tpvformer.engine.device import pick_device
 
     result = step.bench(_config(args), args.device, args.size, args.points, args.steps, args.data)
+    result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
     if args.out is not None:
         report.write({**report.surroundings(pick_device(args.device)[0], "tpvformer"), **result}, args.out)
