@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tpvformer.config import Config
 from tpvformer.data import pixels
 from tpvformer.engine import run, train
+from tpvformer.engine.device import has_fused_adamw
 from tpvformer.engine.distributed import World
 from tpvformer.engine.evaluate import evaluate
 from tpvformer.engine.log import RunLog
@@ -25,7 +26,9 @@ from tpvformer.engine.meters import LossWatch
 
 # what a device has to be waited for: values that Python or the size of a result depends on, and lists made tensors
 OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "_unique2", "equal")
-FUNCTIONS = (torch.tensor, torch.as_tensor, Tensor.tolist, Tensor.cpu, Tensor.numpy)
+FUNCTIONS = (torch.tensor, torch.as_tensor, Tensor.tolist, Tensor.cpu)
+if hasattr(torch.library, "custom_op"):  # before, CPU kernels are no operators: their own views as arrays would be seen
+    FUNCTIONS = (*FUNCTIONS, Tensor.numpy)
 
 
 class Waits:
@@ -88,6 +91,7 @@ def test_the_check_finds_what_it_looks_for() -> None:
         assert waits.found
 
 
+@pytest.mark.skipif(not has_fused_adamw(CPU), reason="AdamW on the CPU reads its step counts before PyTorch 2.4")
 def test_training_steps(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = run.build(config, tmp_path, World(), CPU, RunLog(None, False), None)
     job.losses = LossWatch(World(), torch.device("meta"))  # on a lone processor it reads each loss at once
