@@ -14,7 +14,7 @@ from tpvformer.compat import CheckpointError, load_weights
 from tpvformer.config import Config, DataConfig
 from tpvformer.engine import checkpoint
 from tpvformer.engine.checkpoint import Progress
-from tpvformer.engine.optim import build_optimizer
+from tpvformer.engine.optim import Stepper
 
 CONFIG = tiny_config(DataConfig())
 
@@ -22,32 +22,32 @@ CONFIG = tiny_config(DataConfig())
 def trained(config: Config = CONFIG):
     """A model and optimiser that have made a step, so that every moment exists."""
     model = tiny_model()
-    optimizer = build_optimizer(model, config.optim, CPU)
+    stepper = Stepper(model, config.optim, CPU)
     torch.manual_seed(5)
     for p in model.parameters():
         p.grad = torch.randn_like(p) if p.requires_grad else None
-    optimizer.step()
-    return model, optimizer
+    stepper.optimizer.step()
+    return model, stepper
 
 
 @pytest.fixture
 def saved(tmp_path: Path):
-    model, optimizer = trained()
+    model, stepper = trained()
     progress = Progress(epoch=3, global_iter=21, evaluated=True, best_val_miou_pts=41.5, best_val_miou_vox=None)
-    path = checkpoint.save(tmp_path, model, optimizer, CONFIG, progress)
-    return path, model, optimizer, progress
+    path = checkpoint.save(tmp_path, model, stepper, CONFIG, progress)
+    return path, model, stepper, progress
 
 
 def test_round_trip_restores_everything(saved) -> None:
-    path, model, optimizer, progress = saved
+    path, model, stepper, progress = saved
     other = tiny_model(seed=9)
-    fresh = build_optimizer(other, CONFIG.optim, CPU)
+    fresh = Stepper(other, CONFIG.optim, CPU)
     back, changed = checkpoint.resume(checkpoint.read(path), path, other, fresh, CONFIG)
     assert back == progress
     assert changed == ""
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
         assert torch.equal(a, b), name
-    ours, theirs = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    ours, theirs = stepper.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
     assert all(torch.equal(ours[i][key], theirs[i][key]) for i in ours for key in ours[i])
 
 
@@ -85,22 +85,22 @@ def test_latest_is_a_copy_where_links_are_impossible(tmp_path: Path, monkeypatch
         raise OSError("no links here")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    model, optimizer = trained()
+    model, stepper = trained()
     for epoch in (1, 2):
-        checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=epoch))
+        checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=epoch))
     assert not (tmp_path / "latest.pth").is_symlink()
     assert checkpoint.read(tmp_path / "latest.pth")["epoch"] == 2
 
 
 def test_best_does_not_change_with_what_comes_after(saved, tmp_path: Path) -> None:
-    path, model, optimizer, _ = saved
+    path, model, stepper, _ = saved
     checkpoint.keep_best(path)
-    checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=3, global_iter=99))
+    checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=3, global_iter=99))
     assert checkpoint.read(tmp_path / "best.pth")["global_iter"] == 21
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, tmp_path: Path, monkeypatch) -> None:
-    path, model, optimizer, _ = saved
+    path, model, stepper, _ = saved
 
     def fail(content, target):
         Path(target).write_bytes(b"half")
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, tmp_path: Pa
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(tmp_path, model, optimizer, CONFIG, Progress(epoch=3))
+        checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_3.pth", "latest.pth"]
     assert checkpoint.read(path)["global_iter"] == 21
 
@@ -117,17 +117,17 @@ def test_settings_come_from_the_configuration_moments_from_the_file(saved) -> No
     path = saved[0]
     config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, weight_decay=0.5))
     model = tiny_model()
-    optimizer = build_optimizer(model, config.optim, CPU)
-    _, changed = checkpoint.resume(checkpoint.read(path), path, model, optimizer, config)
+    stepper = Stepper(model, config.optim, CPU)
+    _, changed = checkpoint.resume(checkpoint.read(path), path, model, stepper, config)
     assert changed == "optim: weight_decay is 0.01 there and 0.5 here"
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.5}
+    assert {group["weight_decay"] for group in stepper.optimizer.param_groups} == {0.5}
 
 
 def test_another_model_is_refused_by_name(saved) -> None:
-    path, model, optimizer, _ = saved
+    path, model, stepper, _ = saved
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_classes=18))
     with pytest.raises(CheckpointError, match="num_classes is 17 there and 18 here"):
-        checkpoint.resume(checkpoint.read(path), path, model, optimizer, config)
+        checkpoint.resume(checkpoint.read(path), path, model, stepper, config)
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:

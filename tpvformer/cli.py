@@ -92,6 +92,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     bench.add_argument("--points", type=_positive, help="lidar points of a random sample (default: 34720)")
     bench.add_argument("--steps", type=_positive, default=5, help="steps to measure (default: %(default)s)")
     bench.add_argument("--data", action="store_true", help="read the configured training set instead")
+    bench.add_argument("--profile", type=Path, metavar="DIR", help="also record some steps, as traces for TensorBoard")
     bench.add_argument("--out", type=Path, help="also write the numbers, the machine and the command as JSON")
     bench.set_defaults(run=_bench, argv=argv)
 
@@ -174,7 +175,7 @@ def _bench(args: argparse.Namespace) -> int:
     from tpvformer.engine.bench import report, step
     from tpvformer.engine.device import pick_device
 
-    result = step.bench(_config(args), args.device, args.size, args.points, args.steps, args.data)
+    result = step.bench(_config(args), args.device, args.size, args.points, args.steps, args.data, args.profile)
     result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
     if args.out is not None:

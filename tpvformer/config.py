@@ -193,7 +193,8 @@ class TrainConfig:
     epochs: int = 24
     print_every: int = 50
     accumulate: int = 1  # batches a step
-    precision: str = "fp32"  # "bf16": image network under autocast; geometry, attention and losses stay fp32
+    # "bf16", "fp16": image network under autocast; geometry, attention and losses stay fp32. fp16 scales the loss.
+    precision: str = "fp32"
     # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
     recompute: Optional[str] = None
     compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
@@ -202,8 +203,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32', 'bf16' or 'fp16'")
         if self.recompute not in (None, "none", "cheap", "blocks"):
             raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")
 

@@ -128,7 +128,7 @@ def _stack_drawn(tensors: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
     return _stack(drawn) if drawn else None
 
 
-def collate(samples: Sequence[Sample], ignore_label: int) -> Batch:
+def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") -> Batch:
     """Samples to a Batch; shorter point and voxel lists are padded. Raises DataError where image shapes differ."""
     for other in samples[1:]:
         if other.images.shape != samples[0].images.shape:
@@ -150,6 +150,7 @@ def collate(samples: Sequence[Sample], ignore_label: int) -> Batch:
         voxels=_pad([s.voxels for s in samples], 0),
         voxel_lengths=torch.tensor([len(s.voxels) for s in samples]),
         point_voxel=_pad([s.point_voxel for s in samples], 0),
+        pin_device=pin_device,
     )
 
 
@@ -165,6 +166,7 @@ def make_loader(
     train: bool,
     seed: int,
     pin_memory: bool = False,
+    pin_memory_device: str = "",
 ) -> DataLoader:
     """Batches of ``cfg.batch_size`` for one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
@@ -181,9 +183,10 @@ def make_loader(
         batch_size=cfg.batch_size,
         sampler=sampler,
         num_workers=cfg.workers,
-        collate_fn=partial(collate, ignore_label=cfg.ignore_label),
+        collate_fn=partial(collate, ignore_label=cfg.ignore_label, pin_device=pin_memory_device),
         drop_last=train,
         pin_memory=pin_memory,
+        pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
         worker_init_fn=_start_worker,
     )

@@ -72,6 +72,7 @@ class Batch:
     voxels: Tensor  # (B, M, 3) int64, padded with 0
     voxel_lengths: Tensor  # (B,) int64
     point_voxel: Tensor  # (B, P) int64, padded with 0
+    pin_device: str = ""  # the kind of device that page-locked memory is for; empty: PyTorch knows
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -79,7 +80,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (the loader calls this when asked to pin)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        kind = (self.pin_device,) if self.pin_device else ()
+        return self._map(lambda tensor: tensor.pin_memory(*kind))
 
     def tensors(self) -> List[Tensor]:
         """All that a device holds of the batch."""

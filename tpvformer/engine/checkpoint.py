@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tpvformer.compat.checkpoints import FORMAT
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.tensors import read_archive
 from tpvformer.config import Config, ConfigError, from_dict
+
+from .optim import Stepper, load_portable_state, portable_state
 
 LATEST = "latest.pth"
 BEST = "best.pth"
@@ -46,18 +49,18 @@ class Progress:
         return better
 
 
-def save(
-    work_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, progress: Progress
-) -> Path:
+def save(work_dir: Path, model: nn.Module, stepper: Stepper, config: Config, progress: Progress) -> Path:
     """Write ``epoch_<n>.pth`` and point ``latest.pth`` at it (relative, so that the folder can be moved)."""
     path = work_dir / f"epoch_{progress.epoch}.pth"
     content = {
         "format": FORMAT,
         "state_dict": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": portable_state(stepper.optimizer),
+        "scaler": None if stepper.scaler is None else stepper.scaler.state_dict(),
         "config": _plain(dataclasses.asdict(config)),
         **dataclasses.asdict(progress),
     }
+    content = tree_map_only(Tensor, Tensor.cpu, content)  # to be read where there is no such device
     _replace(path, lambda temporary: torch.save(content, temporary))
     _point(work_dir / LATEST, path)
     return path
@@ -94,7 +97,7 @@ def difference(stored: Any, wanted: Any) -> str:
 
 
 def resume(
-    content: Dict[str, Any], source: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config
+    content: Dict[str, Any], source: Path, model: nn.Module, stepper: Stepper, config: Config
 ) -> Tuple[Progress, str]:
     """Put a checkpoint's weights, optimiser state and counters in place.
 
@@ -112,12 +115,14 @@ def resume(
         )
     try:
         model.load_state_dict(content["state_dict"], strict=True)
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(content["optimizer"])
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in stepper.optimizer.param_groups]
+        load_portable_state(stepper.optimizer, content["optimizer"])
+        if stepper.scaler is not None and content.get("scaler"):
+            stepper.scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError) as err:
         raise CheckpointError(f"checkpoint {source} does not fit: {' '.join(str(err).split())}") from err
-    for group, own in zip(optimizer.param_groups, settings):  # moments come from the file, settings from the config
-        group.update(own)
+    for group, own in zip(stepper.optimizer.param_groups, settings):
+        group.update(own)  # moments come from the file, settings from the configuration
     progress = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     return progress, difference(stored, config)
 

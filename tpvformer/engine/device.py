@@ -9,7 +9,7 @@ import resource
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
 
@@ -67,7 +67,18 @@ def _make_current(kind: str, local_rank: int) -> torch.device:
     if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
         _runtime(kind).set_compile_mode(jit_compile=False)
         _runtime(kind).config.allow_internal_format = False
+        reduce_mantissas(torch.device(kind), True)
     return torch.device(kind, local_rank)
+
+
+def reduce_mantissas(device: torch.device, convolutions: bool) -> None:
+    """Set the NPU's fp32 arithmetic, whose defaults differ between releases: whether convolutions may round to 11 bits.
+
+    The published runs let them. Matrix products never may: geometry is among them.
+    """
+    if device.type == "npu":
+        _runtime("npu").matmul.allow_hf32 = False
+        _runtime("npu").conv.allow_hf32 = convolutions
 
 
 def _runtime(kind: str) -> ModuleType:
@@ -85,20 +96,56 @@ def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
     """What the image network runs in under ``train.precision``; None is plain fp32. ConfigError if unsupported."""
     if precision == "fp32":
         return None
+    if precision == "fp16":
+        if device.type == "cpu" and _version() < (2, 4):
+            raise ConfigError(f"train.precision=fp16: PyTorch {torch.__version__} has none on a CPU; use bf16 or fp32")
+        return torch.float16
     if device.type != "cpu" and not _runtime(device.type).is_bf16_supported():
         raise ConfigError(f"train.precision=bf16: {device_name(device)} has no bf16; use fp32")
     return torch.bfloat16
 
 
+def gradient_scaler(device: torch.device) -> Any:
+    """What keeps small fp16 gradients from vanishing, with PyTorch's interface and defaults (2^16, halved, doubled)."""
+    if device.type == "npu":
+        return _runtime("npu").amp.GradScaler()
+    general = getattr(torch.amp, "GradScaler", None)  # from PyTorch 2.3 on
+    return _runtime("cuda").amp.GradScaler() if general is None else general(device.type)
+
+
+def adamw(device: torch.device) -> Tuple[Type[torch.optim.Optimizer], Dict[str, Any]]:
+    """The quickest AdamW for tensors of this device, and the arguments that make it so."""
+    if device.type == "npu":
+        fused = getattr(importlib.import_module("torch_npu.optim"), "NpuFusedAdamW", None)
+        return (torch.optim.AdamW, {"foreach": True}) if fused is None else (fused, {})
+    return torch.optim.AdamW, {"fused": True} if has_fused_adamw(device) else {}
+
+
 def has_fused_adamw(device: torch.device) -> bool:
-    """Whether AdamW(fused=True) exists for tensors of this device."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
+    """Whether PyTorch's AdamW(fused=True) exists for tensors of this device."""
+    return device.type == "cuda" or (device.type == "cpu" and _version() >= (2, 4))
+
+
+def image_layout(device: torch.device) -> torch.memory_format:
+    """How images lie in memory: channels last, but on an NPU, whose kernels would copy them back and forth."""
+    return torch.contiguous_format if device.type == "npu" else torch.channels_last
+
+
+def pin_options(device: torch.device) -> Dict[str, Any]:
+    """Arguments of ``make_loader``: batches in page-locked memory, where they reach the device without waiting."""
+    if device.type == "npu" and _version() < (2, 6):  # later ones pin for the accelerator that is there
+        return {"pin_memory": True, "pin_memory_device": "npu"}
+    return {"pin_memory": pins_memory(device)}
 
 
 def pins_memory(device: torch.device) -> bool:
     """Whether batches in page-locked memory reach this device without waiting."""
-    return device.type == "cuda"
+    return device.type in ("cuda", "npu")
+
+
+def _version() -> Tuple[int, ...]:
+    """(major, minor) of PyTorch."""
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
 class TransferLane:
@@ -124,7 +171,7 @@ class TransferLane:
 
 def transfer_lane(device: torch.device) -> Optional[TransferLane]:
     """A lane for this device; None where transfers do not overlap with computation."""
-    return TransferLane(device) if pins_memory(device) else None
+    return TransferLane(device) if device.type == "cuda" else None
 
 
 def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
@@ -135,6 +182,25 @@ def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
 def compile_trials(device: torch.device) -> int:
     """How many calls of a compiled function show all it may do: recorded kernels run, are recorded, are replayed."""
     return 1 if device.type == "cpu" else 3
+
+
+PROFILED = {"wait": 1, "warmup": 1, "active": 3}  # steps; by name, for the order differs between profilers
+
+
+def profiler(device: torch.device, folder: Path) -> ContextManager[Any]:
+    """Records the steps of PROFILED within; ``step()`` ends each. Traces for TensorBoard's viewer go to ``folder``."""
+    on_npu = device.type == "npu"
+    tool: Any = importlib.import_module("torch_npu.profiler") if on_npu else torch.profiler
+    kinds = [tool.ProfilerActivity.CPU]
+    if device.type != "cpu":
+        kinds.append(tool.ProfilerActivity.NPU if on_npu else tool.ProfilerActivity.CUDA)
+    folder.mkdir(parents=True, exist_ok=True)
+    made: ContextManager[Any] = tool.profile(
+        activities=kinds,
+        schedule=tool.schedule(**PROFILED, repeat=1),
+        on_trace_ready=tool.tensorboard_trace_handler(str(folder)),
+    )
+    return made
 
 
 def synchronize(device: torch.device) -> None:

@@ -17,12 +17,13 @@ from . import checkpoint, distributed, summary
 from .checkpoint import Progress
 from .compile import compile_images
 from .controls import run_controls
-from .device import device_name, image_dtype, pick_device, pins_memory
+from .device import device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
 from .evaluate import Evaluation, evaluate, report
+from .limits import check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
-from .optim import build_optimizer
+from .optim import Stepper
 from .train import Run, fit
 from .warm import agree_on_threads, warm_up
 
@@ -77,7 +78,7 @@ def evaluate_checkpoint(config: Config, weights: Path, device: str = "auto", con
         for line in str(load_weights(model, weights)).splitlines():
             log.line(line)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, pins_memory(place))
+        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         result = evaluate(model, loader, config, world, place, log)
         report(result, config, log)
         if controls:
@@ -102,9 +103,10 @@ def enter(device: str) -> Tuple[World, torch.device, List[str]]:
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
-    # the model's convolutions run in this layout, and gradients are exchanged in that of the weights
     model = TPVFormer(config.model).to(device)
-    model = model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
+    model.image_layout = image_layout(device)
+    # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
+    model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
     set_precision(model, config.train, device)
     return model
 
@@ -123,7 +125,7 @@ def build(
     config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
 ) -> Run:
     """Data, model, optimiser and instruments, all at the start of a run."""
-    seed, grid, pin = config.train.seed, config.model.grid, pins_memory(device)
+    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
     threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
     log.line(
         f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
@@ -132,11 +134,11 @@ def build(
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = NuScenesDataset(config.data, grid, "train", seed)
-    train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, pin)
+    train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
         val_set = NuScenesDataset(config.data, grid, "val", seed)
-        val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, pin)
+        val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
     if len(train_loader) < config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
@@ -144,6 +146,8 @@ def build(
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
     steps = steps if max_steps is None else min(steps, max_steps)
     model = build_model(config, device)
+    for remark in check_kernels(model, device):
+        log.warn(remark)
     warm_up(config, train_set, world, device, log)
     if config.train.compile:
         compile_images(model, device, config.train.accumulate, log.warn)
@@ -157,7 +161,7 @@ def build(
         log=log,
         model=model,
         parallel=distributed.wrap(model, world, device),
-        optimizer=build_optimizer(model, config.optim, device),
+        stepper=Stepper(model, config.optim, device, config.train.precision),
         train_loader=train_loader,
         val_loader=val_loader,
         max_steps=max_steps,
@@ -176,7 +180,7 @@ def start_from(run: Run, resume_from: Optional[Path]) -> None:
         source = latest
     if source is not None:
         content = checkpoint.read(source)
-        run.progress, changed = checkpoint.resume(content, source, run.model, run.optimizer, config)
+        run.progress, changed = checkpoint.resume(content, source, run.model, run.stepper, config)
         log.line(f"resumed {source} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")

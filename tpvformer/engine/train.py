@@ -29,7 +29,7 @@ from .log import RunLog
 from .losses import total_loss
 from .memory import keep_freed_memory
 from .meters import LossWatch, StepClock
-from .optim import clip_gradients
+from .optim import Stepper
 from .prefetch import on_device
 from .schedule import set_learning_rates
 
@@ -45,7 +45,7 @@ class Run:
     log: RunLog
     model: TPVFormer
     parallel: nn.Module
-    optimizer: torch.optim.Optimizer
+    stepper: Stepper
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
     max_steps: Optional[int]
@@ -66,7 +66,7 @@ class Run:
 
 def train_epoch(run: Run, epoch: int) -> None:
     """One pass over the training set, or less where ``max_steps`` ends it."""
-    config, optimizer, n = run.config, run.optimizer, run.steps_per_epoch
+    config, stepper, n = run.config, run.stepper, run.steps_per_epoch
     seed_epoch(config.train.seed, epoch, run.world.rank)
     cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch)
     run.model.train()
@@ -76,8 +76,8 @@ def train_epoch(run: Run, epoch: int) -> None:
     with run.log.progress(f"epoch {epoch}", n) as bar:
         for i in range(n):
             # learning rate of this step
-            set_learning_rates(optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
-            optimizer.zero_grad(set_to_none=True)
+            set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
+            stepper.clear()
             step_loss = torch.zeros((), device=run.device)
             tokens: List[str] = []
             for part in range(config.train.accumulate):
@@ -89,14 +89,12 @@ def train_epoch(run: Run, epoch: int) -> None:
                     # loss
                     loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
                     # backward
-                    loss.backward()
+                    stepper.backward(loss)
                 step_loss += loss.detach()
                 tokens += batch.tokens
             run.losses.add(f"epoch {epoch} iteration {i}", tokens, step_loss)
-            # clip
-            grad_norm = clip_gradients(optimizer, config.optim.clip_norm)
-            # step
-            optimizer.step()
+            # clip and step
+            grad_norm = stepper.update()
             keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
             # report
@@ -123,7 +121,7 @@ def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
         "loss": run.losses.last,
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": run.stepper.optimizer.param_groups[0]["lr"],
         "time": seconds,
         "data_time": data_seconds,
     }
@@ -172,7 +170,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
 def save(run: Run, best: bool = False) -> None:
     """Write the checkpoint of the epoch that is done; the other processes wait."""
     if run.world.is_main:
-        path = checkpoint.save(run.work_dir, run.model, run.optimizer, run.config, run.progress)
+        path = checkpoint.save(run.work_dir, run.model, run.stepper, run.config, run.progress)
         if best:
             checkpoint.keep_best(path)
     distributed.barrier()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
-from tpvformer.ops import modulated_deform_conv2d
+from tpvformer.ops import add_relu, max_pool, modulated_deform_conv2d
 
 from .recompute import cheap, whole
 
@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
             shortcut = conv_norm(x, conv, norm, light)
         x = F.relu(conv_norm(x, self.conv1, self.bn1, light), inplace=True)
         x = F.relu(conv_norm(x, self.conv2, self.bn2, light), inplace=True)
-        return F.relu(conv_norm(x, self.conv3, self.bn3, light).add_(shortcut), inplace=True)
+        return add_relu(conv_norm(x, self.conv3, self.bn3, light), shortcut)
 
 
 class ResNet(nn.Module):
@@ -162,8 +162,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
-        x = F.max_pool2d(x, 3, 2, 1)
-        x = self.layer1(x)
+        x = self.layer1(max_pool(x))
         c3 = self.layer2(x)
         c4 = self.layer3(c3)
         return c3, c4, self.layer4(c4)

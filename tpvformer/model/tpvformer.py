@@ -29,6 +29,7 @@ class TPVFormer(nn.Module):
     """Both published families. The sub-modules stand in the order of the reference's state dict.
 
     ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
+    ``image_layout`` is the order of the images' axes in memory; a device may need another than the default.
     ``image_network`` stands in for ``image_maps``, for example by a compiled version of it.
     """
 
@@ -36,6 +37,7 @@ class TPVFormer(nn.Module):
         super().__init__()
         self.config = config
         self.image_autocast: Optional[torch.dtype] = None
+        self.image_layout = torch.channels_last
         self.image_network: Optional[Callable[[Tensor], List[Tensor]]] = None
         self.encoder = TPVEncoder(config)
         self.backbone = ResNet(config.backbone)
@@ -58,7 +60,7 @@ class TPVFormer(nn.Module):
     def image_features(self, images: Tensor) -> List[Tensor]:
         """(B,N,3,H,W) -> ``num_levels`` maps (B,N,C,h_l,w_l), fp32."""
         b, n = images.shape[:2]
-        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        flat = images.flatten(0, 1).contiguous(memory_format=self.image_layout)
         enabled = self.image_autocast is not None
         with torch.autocast(images.device.type, dtype=self.image_autocast or torch.bfloat16, enabled=enabled):
             maps = (self.image_network or self.image_maps)(flat)

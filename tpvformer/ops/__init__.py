@@ -2,9 +2,10 @@
 
 Sampling convention everywhere: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
 
-``reference`` (plain PyTorch) is the oracle and runs everywhere. Kernels are Numba's on the CPU and Triton's on CUDA.
-``TPVFORMER_OPS=reference`` forces the oracle, ``numba`` or ``triton`` that backend (an error where it cannot serve;
-float64 stays the oracle's). A backend that cannot be had is replaced by the oracle, said once.
+``reference`` (plain PyTorch) is the oracle and runs everywhere. Kernels are Numba's on the CPU, Triton's on CUDA and
+the Driving SDK's on an Ascend NPU (``npu``). ``TPVFORMER_OPS=reference`` forces the oracle, ``numba``, ``triton`` or
+``mx_driving`` that backend (an error where it cannot serve; float64 stays the oracle's). A backend that cannot be had
+is replaced by the oracle, said once.
 
 Results have the type of ``value`` (attention) or ``weight`` (convolution), whatever the type of the other tensors;
 sums and geometry are float32 at least. Autocast changes none of this. There are first derivatives only.
@@ -12,16 +13,26 @@ sums and geometry are float32 at least. Autocast changes none of this. There are
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import library, reference
-from .backends import served
+from . import library, npu
+from .backends import VENDOR_DEVICE, served, whole
 from .reference import LevelShapes, level_sizes
 
-__all__ = ["LevelShapes", "cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
+__all__ = [
+    "LevelShapes",
+    "add_relu",
+    "beyond_kernels",
+    "cross_view_attention",
+    "image_cross_attention",
+    "max_pool",
+    "modulated_deform_conv2d",
+    "ms_deform_attn",
+]
 
 
 def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
@@ -38,7 +49,7 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     """
     maps = value[:, None]
     if not served(library.ATTENTION, maps):
-        return reference.ms_deform_attn(value, level_shapes, locations, weights)
+        return whole(value).ms_deform_attn(value, level_shapes, locations, weights)
     queries = locations.shape[1]
     origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
     bits, scale = _everyone(value, queries)
@@ -56,7 +67,7 @@ def cross_view_attention(
     """
     maps = value[:, None]
     if not served(library.ATTENTION, maps):
-        return reference.cross_view_attention(value, level_shapes, anchors, offsets, weights)
+        return whole(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
     bits, scale = _everyone(value, offsets.shape[1])
     return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
 
@@ -71,7 +82,7 @@ def image_cross_attention(
     anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
     """
     if not served(library.ATTENTION, value):
-        return reference.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
+        return whole(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
     camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
     bits = (visible.long() << camera).sum(1)
     scale = 1 / visible.sum(1).clamp(min=1).float()
@@ -98,7 +109,7 @@ def modulated_deform_conv2d(
     """
     x = x.to(weight.dtype)
     if not served(library.CONVOLUTION, x, groups, deform_groups):
-        return reference.modulated_deform_conv2d(
+        return whole(x).modulated_deform_conv2d(
             x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
         )
     o, _, kh, kw = weight.shape
@@ -108,3 +119,29 @@ def modulated_deform_conv2d(
     if bias is not None:
         out = out.add_(bias)  # nothing else has seen this product
     return out.permute(0, 3, 1, 2)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum over 3x3 windows, stride 2, padding 1: x (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
+    return npu.max_pool(x) if whole(x) is npu else F.max_pool2d(x, 3, 2, 1)
+
+
+def add_relu(x: Tensor, y: Tensor) -> Tensor:
+    """relu(x + y) of two tensors of one shape, in the memory of x, which nobody else may need: pass a fresh result."""
+    return npu.add_relu(x, y) if whole(x) is npu else F.relu(x.add_(y), inplace=True)
+
+
+def beyond_kernels(
+    device: torch.device, attentions: Sequence[Tuple[int, int, int]], convolutions: Sequence[Tuple[int, ...]]
+) -> List[str]:
+    """Why kernels on ``device`` do not take such operations: one sentence a case, none where they do.
+
+    attentions: (heads, channels a head, levels); convolutions: deformable, the shapes of their weights (O,C,kh,kw).
+    Looks for the kernels now rather than at the first step; those that cannot be had are said by a warning.
+    """
+    if device.type != VENDOR_DEVICE:
+        return []
+    npu.find_all()
+    cases = [("attention", npu.attention_problem(*case)) for case in dict.fromkeys(attentions)]
+    cases += [("a deformable convolution", npu.convolution_problem(case)) for case in dict.fromkeys(convolutions)]
+    return [f"{what} has {problem}" for what, problem in cases if problem is not None]

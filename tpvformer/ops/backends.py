@@ -1,4 +1,4 @@
-"""Whose kernels serve a tensor: Numba's on the CPU, Triton's on CUDA, nobody's elsewhere (then the oracle does)."""
+"""Whose kernels serve a tensor: Numba's on the CPU, Triton's on CUDA, the Driving SDK's on an NPU, else the oracle."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, npu, reference
 
-BACKENDS = {"numba": "cpu", "triton": "cuda"}  # and the device whose tensors each serves
+BACKENDS = {"numba": "cpu", "triton": "cuda"}  # kernels of ``library``, and the device whose tensors each serves
+VENDOR, VENDOR_DEVICE = npu.BACKEND, "npu"  # whole operations, which bring their own gradients
+DEVICES = {**BACKENDS, VENDOR: VENDOR_DEVICE}
 _problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
 
 
@@ -23,12 +25,12 @@ def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
     float64 is the oracle's. Raises RuntimeError where TPVFORMER_OPS names a backend that cannot serve.
     """
     forced, device = os.environ.get("TPVFORMER_OPS"), x.device.type
-    if forced is not None and forced not in (*BACKENDS, "reference"):
-        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(BACKENDS)}, or unset")
+    if forced is not None and forced not in (*DEVICES, "reference"):
+        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(DEVICES)}, or unset")
     if forced == "reference" or x.dtype == torch.float64:
         return False
-    if forced is not None and BACKENDS[forced] != device:
-        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {BACKENDS[forced]}, but the tensors are on {device}")
+    if forced is not None and DEVICES[forced] != device:
+        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {DEVICES[forced]}, but the tensors are on {device}")
     for name, kind in BACKENDS.items():
         if kind == device:
             problem = _load(name)
@@ -40,6 +42,12 @@ def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
                 raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels do not serve {about}")
             return serves
     return False
+
+
+def whole(x: Tensor) -> ModuleType:
+    """Whose operations take x where no kernel of ``library`` does: the vendor's on its device, or plain ones."""
+    on_card = x.device.type == VENDOR_DEVICE and x.dtype != torch.float64
+    return npu if on_card and os.environ.get("TPVFORMER_OPS") != "reference" else reference
 
 
 def _load(backend: str) -> Optional[str]:

@@ -6,6 +6,7 @@ voxel, how many classes there are, and sampling positions between the pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Tuple
 
@@ -92,3 +93,8 @@ def roughen(model: nn.Module) -> None:
                 assert parameter is not None
                 with torch.no_grad():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+
+
+def pinned(batch: Batch, pin_memory: bool = False, pin_memory_device: str = "") -> Batch:
+    """The batch as a loader with these options would hand it out."""
+    return dataclasses.replace(batch, pin_device=pin_memory_device).pin_memory() if pin_memory else batch

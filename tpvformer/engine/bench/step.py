@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import torch
@@ -18,15 +19,15 @@ from tpvformer.config import Config, ConfigError
 from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
 from tpvformer.data.types import Batch
 from tpvformer.engine.compile import compile_images
-from tpvformer.engine.device import peak_memory_mib, pick_device, pins_memory, reset_peak_memory
+from tpvformer.engine.device import PROFILED, peak_memory_mib, pick_device, pin_options, profiler, reset_peak_memory
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.memory import keep_freed_memory
-from tpvformer.engine.optim import build_optimizer, clip_gradients
+from tpvformer.engine.optim import Stepper
 from tpvformer.engine.run import build_model, set_precision
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
-from .inputs import POINTS, SIZE, random_batch, roughen
+from .inputs import POINTS, SIZE, pinned, random_batch, roughen
 from .marks import BACKWARD, FORWARD, PARTS, Marks, Spent, Watch
 
 Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type of a deformable convolution, its outputs
@@ -48,7 +49,7 @@ class StepBench:
         self.model.train()
         if config.train.compile:
             compile_images(self.model, device)
-        self.optimizer = build_optimizer(self.model, config.optim, device)
+        self.stepper = Stepper(self.model, config.optim, device, config.train.precision)
         self.loss: Optional[Tensor] = None
         self._watch = Watch(self.model)
 
@@ -63,17 +64,16 @@ class StepBench:
             batch = next(self.batches)
             if marks and self.loads:
                 marks.end("decode")
-            self.optimizer.zero_grad(set_to_none=True)
+            self.stepper.clear()
             batch = batch.to(self.device, non_blocking=True)
             prediction = predict(self.model, batch, self.config)
             loss = total_loss(prediction, batch, self.config.loss, self.config.data)
             if marks:
                 marks.end("loss")
-            loss.backward()
+            self.stepper.backward(loss)
             if marks:
                 marks.end("backward images")
-            clip_gradients(self.optimizer, self.config.optim.clip_norm)
-            self.optimizer.step()
+            self.stepper.update()
             keep_freed_memory(self.device.type)
             if marks:
                 marks.end("optimiser")
@@ -159,12 +159,19 @@ def medians(runs: Sequence[Dict[str, Spent]]) -> Dict[str, Spent]:
 
 
 def bench(
-    config: Config, device_name: str, size: Optional[Tuple[int, int]], points: Optional[int], steps: int, data: bool
+    config: Config,
+    device_name: str,
+    size: Optional[Tuple[int, int]],
+    points: Optional[int],
+    steps: int,
+    data: bool,
+    profile: Optional[Path] = None,
 ) -> Dict[str, Any]:
     """Measure ``steps`` training steps; the numbers as they are written to JSON, times in milliseconds.
 
     Random inputs have images of ``size`` (W, H) as they would lie on the disk and ``points`` lidar points; ``data``
-    reads the configured training set through the training's own loader instead. Raises ConfigError and DataError.
+    reads the configured training set through the training's own loader instead. ``profile`` is a folder for the traces
+    of some more steps. Raises ConfigError and DataError.
     """
     if data and (size or points):
         raise ConfigError("--size and --points describe random inputs; leave them out with --data")
@@ -174,7 +181,7 @@ def bench(
         decoding, batches = _configured(config, device)
     else:
         batch = random_batch(config, size or SIZE, points or POINTS)
-        batches = itertools.repeat(batch.pin_memory() if pins_memory(device) else batch)
+        batches = itertools.repeat(pinned(batch, **pin_options(device)))
     runner = StepBench(config, device, batches, loads=data)
     first = next(runner.batches)
     shapes = runner.deformable_convolutions()
@@ -202,6 +209,11 @@ def bench(
     if decoding is not None:
         result["ms"]["one sample, decoded in this process"] = _ms(decoding)
     result["deform_conv"] = _deform_conv(shapes, device)
+    if profile is not None:
+        with profiler(device, profile) as recorder:
+            for _ in range(sum(PROFILED.values())):
+                runner.step(by_part=False)
+                recorder.step()
     return result
 
 
@@ -224,7 +236,7 @@ def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[B
     """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
     dataset = NuScenesDataset(config.data, config.model.grid, "train", seed)
-    loader = make_loader(dataset, config.data, 0, 1, True, seed, pins_memory(device))
+    loader = make_loader(dataset, config.data, 0, 1, True, seed, **pin_options(device))
     dataset[0]  # the first reading compiles and opens what later ones find ready
     runs = []
     for index in range(min(3, len(dataset))):

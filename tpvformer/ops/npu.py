@@ -1,0 +1,270 @@
+"""The operations on an Ascend NPU: Driving SDK's kernels within their contract, plain PyTorch beyond it.
+
+The SDK (module mx_driving) is imported when a tensor on an NPU asks for a kernel, never before: importing it takes hold
+of a card and, in newer releases, redirects ``torch.cuda``. Kernels are found by name, for wheels of one version number
+hold different ones. All calls are positional, in float32, with autocast off, on contiguous NCHW or (B,S,heads,D)
+tensors. Shapes never depend on values, so that nothing here waits for the device: image attention gives every query to
+every camera and a weight of zero to those that do not see it.
+
+Contracts: Driving SDK 6.0.0, 7.x and 26.x. Written from its documentation; not run on hardware yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from typing import Callable, Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .reference import LevelShapes
+
+BACKEND = "mx_driving"  # as TPVFORMER_OPS names it
+# Where each kernel is found: in the package since 7.0, where the sub-package only warns; in the sub-package of 6.0.0.
+NAMES: Dict[str, Tuple[Tuple[str, str], ...]] = {
+    "attention": (
+        ("mx_driving", "multi_scale_deformable_attn"),
+        ("mx_driving.fused", "npu_multi_scale_deformable_attn_function"),
+    ),
+    "convolution": (("mx_driving", "modulated_deform_conv2d"), ("mx_driving.fused", "modulated_deform_conv2d")),
+    "max_pool": (("mx_driving", "npu_max_pool2d"), ("mx_driving.fused", "npu_max_pool2d")),
+    "add_relu": (("mx_driving", "npu_add_relu"), ("mx_driving.fused", "npu_add_relu")),
+}
+MAX_SAMPLES = 64  # levels x points of one attention call, from 7.0 on
+MAX_HEAD_DIM, HEAD_DIM_STEP, MAX_HEADS = 64, 8, 8  # what every release serves forward and backward
+CHANNEL_STEP = 64  # of a deformable convolution, in and out
+POOL_MIN_SIZE, POOL_MAX_CHANNELS, POOL_MAX_ELEMENTS = 100, 1024, 10**9
+MAX_ELEMENTS = 2**31 - 1  # add_relu counts in int32
+
+_missing: Dict[str, str] = {}  # kernel -> why it cannot be had, once it was asked for
+
+
+# ---- finding kernels
+
+
+@functools.lru_cache(maxsize=None)
+def find(name: str) -> Optional[Callable[..., Tensor]]:
+    """The kernel called ``name`` in NAMES; None, with a warning once, where it cannot be had."""
+    try:
+        package = importlib.import_module("mx_driving")
+        for module, attribute in NAMES[name]:
+            # 7.0 on has the name in the package; only without it is the sub-package touched, which warns there
+            holder = package if module == package.__name__ else importlib.import_module(module)
+            kernel = getattr(holder, attribute, None)
+            if kernel is not None:
+                found: Callable[..., Tensor] = kernel
+                return found
+        reason = "it has no such kernel"
+    except Exception as err:  # a package without its card raises AssertionError, RuntimeError, OSError or ImportError
+        reason = str(err) or type(err).__name__
+    _missing[name] = reason
+    if os.environ.get("RANK", "0") == "0":  # it is the same in all processes of a machine
+        text = "mx_driving's %s cannot be had (%s); plain PyTorch serves instead"
+        logging.getLogger(__name__).warning(text, name, reason)
+    return None
+
+
+def find_all() -> Dict[str, str]:
+    """Look for every kernel now. Returns those that cannot be had, and why."""
+    return {name: _missing[name] for name in NAMES if find(name) is None}
+
+
+def forget() -> None:
+    """Look for kernels anew, and drop what lies on the device."""
+    find.cache_clear()
+    _levels.cache_clear()
+    _missing.clear()
+
+
+def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]]:
+    """The kernel, unless there is a ``problem`` with this case. RuntimeError if TPVFORMER_OPS insists on it."""
+    kernel = None if problem is not None else find(name)
+    if kernel is None and os.environ.get("TPVFORMER_OPS") == BACKEND:
+        reason = problem or _missing[name]
+        raise RuntimeError(f"TPVFORMER_OPS={BACKEND} was asked for, but cannot serve {name}: {reason}")
+    return kernel
+
+
+# ---- limits
+
+
+def attention_problem(heads: int, head_dim: int, levels: int) -> Optional[str]:
+    """Why the attention kernel does not take such heads; None where it does."""
+    if heads > MAX_HEADS:
+        return f"{heads} heads, at most {MAX_HEADS} are served"
+    if head_dim > MAX_HEAD_DIM or head_dim % HEAD_DIM_STEP:
+        return f"{head_dim} channels a head, multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM} are served"
+    return f"{levels} levels, at most {MAX_SAMPLES} are served" if levels > MAX_SAMPLES else None
+
+
+def convolution_problem(weight: Tuple[int, ...], groups: int = 1, deform_groups: int = 1) -> Optional[str]:
+    """Why the deformable convolution does not take a ``weight`` (O,C/groups,kh,kw); None where it does."""
+    outputs, inputs, kh, kw = weight
+    if (kh, kw) != (3, 3):
+        return f"a {kh}x{kw} kernel, 3x3 is served"
+    if groups != 1 or deform_groups != 1:
+        return f"{groups} groups and {deform_groups} deformable groups, one of each is served"
+    if inputs % CHANNEL_STEP or outputs % CHANNEL_STEP:
+        return f"{inputs} channels in and {outputs} out, multiples of {CHANNEL_STEP} are served"
+    return None
+
+
+def _pool_problem(x: Tensor) -> Optional[str]:
+    step = {torch.float32: 8, torch.float16: 16}.get(x.dtype)
+    if x.requires_grad:
+        return "a gradient is wanted, and the kernel has none"
+    if step is None or x.shape[1] % step or x.shape[1] > POOL_MAX_CHANNELS:
+        return f"{x.dtype} with {x.shape[1]} channels"
+    if min(x.shape[2:]) <= POOL_MIN_SIZE or x.numel() > POOL_MAX_ELEMENTS:
+        return f"maps of {tuple(x.shape[2:])}"
+    return None
+
+
+def _add_relu_problem(x: Tensor, y: Tensor) -> Optional[str]:
+    if not (x.dtype == y.dtype == torch.float32):
+        return f"{x.dtype} and {y.dtype}, float32 is served"
+    if x.shape != y.shape or x.numel() > MAX_ELEMENTS or not (x.is_contiguous() and y.is_contiguous()):
+        return f"tensors of {tuple(x.shape)} and {tuple(y.shape)}, or not contiguous"
+    return None
+
+
+# ---- attention
+
+
+@functools.lru_cache(maxsize=64)
+def _levels(level_shapes: LevelShapes, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
+    """Sent to the device once: (L,2) int32 rows and columns, (L,) int32 first tokens, (L,1,2) float32 width, height."""
+    sizes = [h * w for h, w in level_shapes]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    with torch.inference_mode(False):  # kept for calls that will want gradients
+        return (
+            torch.tensor(level_shapes, dtype=torch.int32).to(device),
+            torch.tensor(starts, dtype=torch.int32).to(device),
+            torch.tensor([[[w, h]] for h, w in level_shapes], dtype=torch.float32).to(device),
+        )
+
+
+def points_a_call(levels: int) -> int:
+    """How many points a level one call takes: the largest power of two within the limit."""
+    return 1 << ((MAX_SAMPLES // levels).bit_length() - 1)
+
+
+def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """See ``ops.ms_deform_attn``. More points than one call takes are split; the operation is linear in the weights."""
+    heads, head_dim = value.shape[2:]
+    kernel = _kernel("attention", attention_problem(heads, head_dim, len(level_shapes)))
+    if kernel is None:
+        return reference.ms_deform_attn(value, level_shapes, locations, weights)
+    shapes, starts, _ = _levels(tuple(level_shapes), value.device)
+    points = points_a_call(len(level_shapes))
+    out: Optional[Tensor] = None
+    with torch.autocast(value.device.type, enabled=False):
+        maps = value.float().contiguous()
+        for where, weight in zip(locations.float().split(points, 4), weights.float().split(points, 4)):
+            part = kernel(maps, shapes, starts, where.contiguous(), weight.contiguous())
+            out = part if out is None else out + part
+    assert out is not None
+    return out.to(value.dtype)
+
+
+def cross_view_attention(
+    value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
+) -> Tensor:
+    """See ``ops.cross_view_attention``."""
+    centre = anchors.float().repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
+    sizes = _levels(tuple(level_shapes), value.device)[2]
+    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets.float() / sizes, weights)
+
+
+def image_cross_attention(
+    value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
+) -> Tensor:
+    """See ``ops.image_cross_attention``.
+
+    The cameras become the batch and all queries go to each. Where a camera does not see a query, the weights are zero
+    and the anchors, which may be any number there, are parked outside the image. No tensor has more than six axes.
+    """
+    b, n = value.shape[:2]
+    q, heads, levels, points = weights.shape[1:]
+    sizes = _levels(tuple(level_shapes), value.device)[2]
+    normalised = (offsets.float() / sizes).reshape(b, 1, q, heads * levels, points, 2)
+    seen = visible.float()
+    parked = torch.where(visible[..., None, None], anchors.float(), -1.0)
+    centre = parked.repeat_interleave(points // anchors.shape[3], dim=3)  # (B,N,Q,P,2)
+    locations = (centre[:, :, :, None] + normalised).view(b * n, q, heads, levels, points, 2)
+    share = seen / seen.sum(1, keepdim=True).clamp(min=1)  # (B,N,Q): the mean over the cameras that see it
+    shared = weights.float().reshape(b, 1, q, -1) * share[..., None]
+    out = ms_deform_attn(
+        value.float().flatten(0, 1), level_shapes, locations, shared.view(b * n, q, heads, levels, points)
+    )
+    return out.view(b, n, q, -1).sum(1).to(value.dtype)
+
+
+# ---- convolution
+
+
+def modulated_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
+    """See ``ops.modulated_deform_conv2d``. The kernel drops a bias without a word: it is added here."""
+    kernel = _kernel("convolution", convolution_problem(tuple(weight.shape), groups, deform_groups))
+    geometry = (stride, padding, dilation, groups, deform_groups)
+    if kernel is None and (groups, deform_groups) != (1, 1):
+        return reference.modulated_deform_conv2d(x, offset, mask, weight, bias, *geometry)
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = [tensor.float().contiguous() for tensor in (x, offset, mask, weight)]
+        if kernel is None:
+            out = _sampled_convolution(*inputs, stride, padding, dilation)
+        else:
+            out = kernel(*inputs, None, *geometry)
+    out = out.to(weight.dtype)
+    return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+
+
+def _sampled_convolution(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
+) -> Tensor:
+    """The same by ``grid_sample`` and a matrix product: operations that every release has. One group of each kind."""
+    n, c, h, w = x.shape
+    outputs, _, kh, kw = weight.shape
+    taps, (ho, wo) = kh * kw, offset.shape[2:]
+    tap = torch.arange(taps, device=x.device)
+    rows = torch.arange(ho, device=x.device) * stride - padding
+    cols = torch.arange(wo, device=x.device) * stride - padding
+    shift = offset.view(n, taps, 2, ho, wo)
+    y = shift[:, :, 0] + rows[:, None] + ((tap // kw) * dilation)[:, None, None]  # (N,taps,ho,wo) pixels
+    x_ = shift[:, :, 1] + cols + ((tap % kw) * dilation)[:, None, None]
+    grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], -1).view(n, taps * ho, wo, 2)
+    columns = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    columns = columns.view(n, c, taps, ho * wo) * mask.view(n, 1, taps, ho * wo)
+    return (weight.reshape(outputs, -1) @ columns.view(n, c * taps, ho * wo)).view(n, outputs, ho, wo)
+
+
+# ---- elementwise and pooling
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """See ``ops.max_pool``. The kernel has no backward pass: it serves frozen stems only."""
+    kernel = None if _pool_problem(x) else find("max_pool")
+    return F.max_pool2d(x, 3, 2, 1) if kernel is None else kernel(x.contiguous(), 3, 2, 1)
+
+
+def add_relu(x: Tensor, y: Tensor) -> Tensor:
+    """See ``ops.add_relu``. The kernel writes into x, which autograd is not told."""
+    kernel = None if _add_relu_problem(x, y) else find("add_relu")
+    return F.relu(x.add_(y), inplace=True) if kernel is None else kernel(x, y)
+
