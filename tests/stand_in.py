@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -86,16 +87,21 @@ def furnish(folder: Path, epochs: int = 1) -> None:
     infos = pickle.loads((root / "infos.pkl").read_bytes())  # noqa: S301 - written a moment ago
     for split, part in (("train", infos["infos"][:2]), ("val", infos["infos"][1:])):
         (folder / f"data/nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps({"infos": part}, protocol=2))
-    samples = [{"token": f"sample{i}", "scene_token": f"s{i // 2}"} for i in range(3)]
-    scenes = [{"token": f"s{i}", "name": f"scene-000{i}"} for i in range(2)]
-    _write(root / "v1.0-mini/sample.json", json.dumps(samples))
-    _write(root / "v1.0-mini/scene.json", json.dumps(scenes))
+    write_scenes(root / "v1.0-mini", 3)
     model = TPVFormer(from_reference(values, "tiny", "tiny.py").model)
     state = export_reference(model)
     (folder / "ckpts").mkdir()
     torch.save(state, folder / "ckpts/published.pth")
     backbone = {name: value for name, value in state.items() if name.startswith("img_backbone.")}
     torch.save({"state_dict": backbone}, folder / "ckpts/r101_dcn_fcos3d_pretrain.pth")
+
+
+def write_scenes(tables: Path, frames: int) -> None:
+    """The tables of scenes for a tiny data set: two key frames a scene."""
+    samples = [{"token": f"sample{i}", "scene_token": f"s{i // 2}"} for i in range(frames)]
+    scenes = [{"token": f"s{i}", "name": f"scene-000{i}"} for i in range((frames + 1) // 2)]
+    _write(tables / "sample.json", json.dumps(samples))
+    _write(tables / "scene.json", json.dumps(scenes))
 
 
 def snapshot(folder: Path) -> Dict[str, Any]:
@@ -119,3 +125,38 @@ def link_python(folder: Path) -> str:
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
+
+
+def published(name: str) -> Dict[str, Any]:
+    """A published configuration in the reference's format, from its recorded numbers and the form of a tiny one."""
+    numbers = json.loads((GOLDEN / f"{name}.json").read_text())
+    values = tree(f"tiny{numbers['family']}")
+    head, dim = values["model"]["tpv_head"], numbers["dim"]
+    layers = head["encoder"]["transformerlayers"]
+    if isinstance(layers, list):
+        kinds = {"self_cross": layers[0], "self": layers[-1]}
+        head["encoder"]["transformerlayers"] = [copy.deepcopy(kinds[kind]) for kind in numbers["layers"]]
+    new: Dict[str, Any] = {axis: numbers[axis] for axis in ("tpv_h", "tpv_w", "tpv_z", "num_heads")}
+    new.update({f"{axis}_": numbers[axis] for axis in ("tpv_h", "tpv_w", "tpv_z")})
+    new.update(h=numbers["tpv_h"], w=numbers["tpv_w"], z=numbers["tpv_z"])
+    new.update(row_num_embed=numbers["tpv_h"], col_num_embed=numbers["tpv_w"], num_feats=numbers["pos_dim"])
+    new.update(embed_dims=dim, in_dims=dim, out_dims=dim, out_channels=dim, hidden_dims=numbers["decoder_hidden"])
+    new.update(feedforward_channels=numbers["ffn_dim"], depth=numbers["backbone_depth"], grid_size=numbers["grid_size"])
+    new.update(num_layers=len(numbers["layers"]), num_z_anchors=numbers["num_points_in_pillar"])
+    new.update(num_points_in_pillar=numbers["num_points_in_pillar"], nbr_class=numbers["nbr_class"])
+    if numbers["family"] == "10":
+        new.update(num_anchors=numbers["hybrid_attn_anchors"], init_mode=numbers["hybrid_attn_init"])
+        new.update(num_points_in_pillar_cross_view=numbers["num_points_in_pillar_cross_view"])
+    points = {"TPVCrossViewHybridAttention": numbers.get("hybrid_attn_points")}
+
+    def renew(node: Any) -> None:
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            if isinstance(node, dict) and key in new:
+                node[key] = new[key]
+            elif key == "num_points":
+                node[key] = points.get(node.get("type"), numbers["num_points"])
+            elif isinstance(value, (dict, list)):
+                renew(value)
+
+    renew(values)
+    return values

@@ -197,14 +197,6 @@ def test_eval(checkout: Path, tmp_path: Path, start: str) -> None:
     assert "barrier" in done.stdout and "miou_reference" in done.stdout
 
 
-def test_two_processes_of_torchrun(checkout: Path, tmp_path: Path) -> None:
-    flags = ("--py-config", "config/tiny.py", "--work-dir", str(tmp_path), "--max-steps", "1")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(checkout, "python", *torchrun, "train.py", *flags)
-    assert check_block(done.stdout.replace("n/a", "0"))["Final Train Accuracy"] == "0"
-    assert "on 2 x cpu" in done.stdout and done.stdout.count("cannot be told") == 1
-
-
 def test_pictures(checkout: Path) -> None:
     flags = ("--py-config", "config/tiny.py", "--work-dir", "out", "--ckpt-path", "ckpts/published.pth")
     frame = ("visualization/vis_frame.py", *flags, "--save-path", "out/frames", "--frame-idx", "1", "0", "--mode", "2")
