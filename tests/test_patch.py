@@ -116,6 +116,15 @@ def test_it_goes_on_whatever_follows_the_blank_line(tree: Path) -> None:
     assert stand_in.snapshot(tree) == before
 
 
+def test_it_goes_on_an_unpacked_archive(tree: Path) -> None:
+    before = stand_in.snapshot(tree)
+    (tree / ".git").rename(tree.parent / "gone")
+    stand_in.git(tree, "apply", PATCH)
+    assert (tree / "requirements.reference.txt").read_bytes() == before["requirements.txt"][1]
+    stand_in.git(tree, "apply", "-R", PATCH)
+    assert stand_in.snapshot(tree) == before
+
+
 @pytest.mark.parametrize("first", ["# a comment\n", " \n", "\r\n"])
 def test_it_is_refused_whole_where_a_script_begins_otherwise(tree: Path, first: str) -> None:
     (tree / "eval.py").write_text(first + "import os\n", newline="")

@@ -229,7 +229,7 @@ def test_what_git_cannot_tell_is_one_line(tree: Tuple[Path, str], tmp_path: Path
     assert "since 459bc06 cannot be told (git says: fatal: bad object 459bc06" in unknown and "\n" not in unknown
     (folder / ".git").rename(tmp_path / "gone")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert "cannot be told (git says: " in checkout.remarks(folder, first)[0]
+    assert "cannot be told (git says: fatal: not a git repository" in checkout.remarks(folder, first)[0]
     monkeypatch.setattr(checkout, "_SECONDS", 0.2)
     slow = tmp_path / "git"
     slow.write_text("#!/bin/sh\nexec sleep 5\n")

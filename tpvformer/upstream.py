@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 from tpvformer import cli
 from tpvformer.config import Config, ConfigError
@@ -77,7 +77,7 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _parser(name: str, argv: List[str]) -> "tuple[argparse.Namespace, List[str]]":
+def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
     """The flags of one script; what train.py and eval.py do not know themselves goes to our command of that name."""
     ours = {"train.py": "train", "eval.py": "eval"}.get(name)
     about = f"The reference's {name} on the package tpvformer."

@@ -45,8 +45,9 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
 
 def _changed(folder: Path, commit: str) -> List[str]:
     """Files changed, added or removed since the commit, untracked ones too, relative to ``folder``, sorted."""
-    tracked = _git(folder, "diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
+    # in this order, because outside a repository git diff compares folders instead of saying that there is none
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
+    tracked = _git(folder, "diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
     return sorted({name for name in tracked + untracked if "__pycache__/" not in name})
 
 
