@@ -6,11 +6,13 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+import pytest
 import torch
 from engine_tools import ROOT
 from tiny_nuscenes import write_tiny
@@ -46,6 +48,8 @@ def commit(folder: Path, message: str) -> str:
 
 def make(folder: Path, rest: str = REST) -> str:
     """A repository in ``folder`` with one commit, whose name is returned."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     for name in SCRIPTS:
         _write(folder / name, "\n" + rest)
     _write(folder / "requirements.txt", "a-framework==0.1\nanother==2.3\n")
