@@ -1,4 +1,5 @@
-# Shared by train_1p.sh and train_8p.sh: read the flags, start the processes, report. Sourced, not run.
+# Shared by train_1p.sh and train_8p.sh: read the flags, start the processes, report. Sourced, not run. It serves the
+# repository of tpvformer, whose package lies beside it, and checkouts of the reference (TPVFormer.patch puts it there).
 
 usage() {
     cat <<EOF
@@ -50,7 +51,7 @@ launch() {
     python=$(interpreter "$root") || exit 2
 
     cd "$root" || exit 2 # configurations name their data from here
-    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    [ -d "$root/tpvformer" ] && export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     . "$root/test/env_npu.sh"
     choose_card "$cards"
 
@@ -82,6 +83,8 @@ interpreter() {
     case "$found" in /*) ;; *) found=$PWD/$found ;; esac
     "$found" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
         refuse "$found has no PyTorch; install requirements.txt, or set PYTHON to an interpreter that has it"
+    [ -d "$1/tpvformer" ] || "$found" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("tpvformer") is None)' ||
+        refuse "$found has no package tpvformer; pip install PATH, the repository of TPVFormer.patch"
     echo "$found"
 }
 

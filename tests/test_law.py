@@ -22,13 +22,14 @@ LAW = {
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
     "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch")),
-    "compat": (("compat", "config"), ("torch", "safetensors")),
+    "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib")),
     "__main__": None,
     "cli": None,
     "predict": None,
     "check_geometry": None,
+    "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
 }
 LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device.py")}
 VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl)\b", re.IGNORECASE)

@@ -16,14 +16,25 @@ from tpvformer.config import Config, ConfigError, override
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     argv = sys.argv[1:] if argv is None else argv
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads without work look for it for some 10 us instead of milliseconds before they sleep: no slower on idle
-        # cores, and where anything else wants the cores it gets them. Read when PyTorch is loaded, hence here.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    calm_threads()
     args = _parser(argv).parse_args(argv)
+    return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
+
+
+def calm_threads() -> None:
+    """To be called before PyTorch is loaded, which reads it then.
+
+    Threads without work look for it for some 10 us instead of milliseconds before they sleep: no slower on idle cores,
+    and where anything else wants the cores it gets them.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def in_one_line(name: str, run: Callable[[], int]) -> int:
+    """The exit status of ``run``; what is wrong with a user's input becomes one line that begins with ``name``."""
     try:
-        status: int = args.run(args)
-        return status
+        return run()
     except (ValueError, RuntimeError) as err:
         code = _user_error(err)
         if code is None:
@@ -32,10 +43,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         if rank != "0":
             time.sleep(1)  # what goes wrong everywhere is said by process 0, whose end stops this one meanwhile
         where = "" if rank == "0" else f" (process {rank})"
-        print(f"tpvformer {args.command}{where}: {err}", file=sys.stderr)
+        print(f"{name}{where}: {err}", file=sys.stderr)
         return code
     except KeyboardInterrupt:
-        print(f"tpvformer {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -55,17 +57,40 @@ def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str
 
     Raises ConfigError, DataError and CheckpointError.
     """
+    return next(draw_frames(config, weights, {out: index}, device))
+
+
+def draw_frames(
+    config: Config, weights: Path, frames: Mapping[Path, int], device: str = "auto", split: str = "val"
+) -> Iterator[str]:
+    """Write a PNG for each of ``frames`` (file: number of the frame in its split); yields a line about each.
+
+    ``split`` "train" shows training frames as validation frames are shown: without augmentation. Raises ConfigError,
+    DataError and CheckpointError.
+    """
     place, _ = pick_device(device)
-    dataset = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
-    if not 0 <= index < len(dataset):
-        raise ConfigError(f"index is {index}; {config.data.val_infos} holds frames 0 to {len(dataset) - 1}")
+    infos = config.data.train_infos if split == "train" else config.data.val_infos
+    data = dataclasses.replace(config.data, val_infos=infos)
+    dataset = NuScenesDataset(data, config.model.grid, "val", config.train.seed)
+    for index in frames.values():
+        if not 0 <= index < len(dataset):
+            raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
     model = build_model(config, place)
     load_weights(model, weights)
-    classes = predict_frame(model, dataset, index, config, place)
+    kind = "training" if split == "train" else "validation"
+    for out, index in frames.items():
+        yield _draw(model, dataset, index, out, f"{config.name}, {kind} frame {index}", config, place)
+
+
+def _draw(
+    model: nn.Module, dataset: NuScenesDataset, index: int, out: Path, name: str, config: Config, device: torch.device
+) -> str:
+    """Write one picture; its line."""
+    classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
     labelled = frame.labels != config.data.ignore_label
     right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
-    title = f"{config.name}, validation frame {index}: {100 * right:.1f} % of {int(labelled.sum())} points right"
+    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} points right"
     picture = frame_picture(
         list(frame.images.numpy()),
         frame.camera_names,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Mapping
 
+from tpvformer.compat.label_table import check_label_table
 from tpvformer.compat.mmcv_model import read_model
 from tpvformer.compat.mmcv_node import Facts, Node
 from tpvformer.config import Config, ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -70,9 +71,11 @@ def _data(top: Node, model: ModelConfig, grid_mask: bool) -> DataConfig:
     params.expect("fixed_volume_space", True)
     for key, edges in (("min_volume_space", model.grid.pc_range[:3]), ("max_volume_space", model.grid.pc_range[3:])):
         params.expect(key, edges)
-    label_map = PurePosixPath(params.text("label_mapping")).stem
+    table = params.text("label_mapping")
+    label_map = PurePosixPath(table).stem
     if label_map not in _LABEL_MAPS:
         params.refuse("label_mapping", label_map, " or ".join(f"{known}.yaml" for known in _LABEL_MAPS))
+    check_label_table(table, label_map)
     train, val = top.child("train_data_loader"), top.child("val_data_loader")
     train.expect("shuffle", True)
     val.expect("shuffle", False)

@@ -39,6 +39,14 @@ def pick_device(name: str = "auto", local_rank: int = 0, local_size: int = 1) ->
     raise AssertionError("the processor can always be used")
 
 
+def visible_cards(name: str = "auto") -> int:
+    """Cards of the kind that ``pick_device(name)`` chooses for a single process; 0 where that is the processor."""
+    for kind in KINDS if name == "auto" else (name,):
+        if kind in KINDS and kind != "cpu" and _problem(kind, 1) is None:
+            return int(_runtime(kind).device_count())
+    return 0
+
+
 _ABSENT = "this machine or this PyTorch has none"
 
 

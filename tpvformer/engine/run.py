@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
-from tpvformer.compat import load_weights
+from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.loader import NuScenesDataset, make_loader
 from tpvformer.model import TPVFormer
@@ -81,6 +81,9 @@ def evaluate_checkpoint(config: Config, weights: Path, device: str = "auto", con
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         result = evaluate(model, loader, config, world, place, log)
         report(result, config, log)
+        for title, metric in (("pts", result.pts), ("vox", result.vox)):
+            log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
+        log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
         if controls:
             train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
             run_controls(model, loader, train_set, data, config, world, place, log, result)
@@ -97,6 +100,8 @@ def enter(device: str) -> Tuple[World, torch.device, List[str]]:
     if place.type == "cpu":
         agree_on_threads()
     distributed.start(world, place)
+    if world.is_main:
+        remarks = remarks + checkout.remarks(Path.cwd())
     return world, place, remarks
 
 

@@ -1,0 +1,74 @@
+"""A checkout of the reference as the place of work: has its owner changed the model code, which is not what runs?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import List, Optional
+
+COMMIT = "459bc060901c9c4920f802252f04b290a449e4a1"  # of wzzheng/TPVFormer: the code whose model this package has
+FOLDERS = ("tpvformer04", "tpvformer10")
+_WHERE = ", ".join(f"{name}/" for name in FOLDERS)
+_SECONDS = 20.0
+_FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set where git itself started us, in a hook
+
+
+class _CannotTell(Exception):
+    """Git gave no answer; the text says why."""
+
+
+def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
+    """At most one line for the log: model code in ``folder`` that differs from ``commit``, or that nobody can tell.
+
+    Empty for a folder that is no checkout of the reference, and for one whose model code is as published.
+    """
+    commit = COMMIT if commit is None else commit
+    if not any((folder / name).is_dir() for name in FOLDERS):
+        return []
+    try:
+        changed = _changed(folder, commit)
+    except _CannotTell as err:
+        return [
+            f"whether {_WHERE} were changed since {commit[:7]} cannot be told ({err}); the model that runs is this "
+            "package's own, and changes there have no effect"
+        ]
+    if not changed:
+        return []
+    names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+    verb = "file differs" if len(changed) == 1 else "files differ"
+    return [
+        f"{len(changed)} {verb} from {commit[:7]} under {_WHERE} ({names}); the model that runs is this package's own, "
+        "and these changes have no effect"
+    ]
+
+
+def _changed(folder: Path, commit: str) -> List[str]:
+    """Files changed, added or removed since the commit, untracked ones too, relative to ``folder``, sorted."""
+    # in this order, because outside a repository git diff compares folders instead of saying that there is none
+    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
+    tracked = _git(folder, "diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
+    return sorted({name for name in tracked + untracked if "__pycache__/" not in name})
+
+
+def _git(folder: Path, *command: str) -> List[str]:
+    """The names that a git command lists for FOLDERS. It writes nothing, not even its index."""
+    env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command, "--", *FOLDERS],
+            env=dict(env, GIT_OPTIONAL_LOCKS="0", LC_ALL="C"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError as err:
+        raise _CannotTell("there is no git") from err
+    except OSError as err:
+        raise _CannotTell(f"git does not start: {err.strerror}") from err
+    except subprocess.TimeoutExpired as err:
+        raise _CannotTell(f"git took more than {_SECONDS:.0f} s") from err
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise _CannotTell(f"git says: {said[0]}")
+    return [name.decode("utf-8", "replace") for name in done.stdout.split(b"\0") if name]

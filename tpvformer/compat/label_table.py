@@ -1,0 +1,41 @@
+"""The reference's YAML table from raw labels to classes: ours is built in, so another one must not go unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+from tpvformer.config import ConfigError
+from tpvformer.labels import raw_to_class
+
+_RAW = range(32)  # the bytes of nuScenes-lidarseg
+
+
+def check_label_table(path: str, label_map: str) -> None:
+    """Raise ConfigError if there is a file at ``path`` that maps raw labels otherwise than ``label_map`` does here.
+
+    A file that is not there, or holds no table of all raw labels, says nothing.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return
+    import yaml  # here, because a machine that only measures may lack it
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(err).split())}); expected the table of raw labels") from err
+    wanted = raw_to_class(label_map)
+    for table in _tables(content):
+        for raw in _RAW:
+            if table[raw] != wanted[raw]:
+                raise ConfigError(
+                    f"{path}: raw label {raw} becomes class {table[raw]}; expected {wanted[raw]}, because the table of "
+                    f"{label_map} is built in (tpvformer/labels.py) and another one would not be used"
+                )
+
+
+def _tables(content: Any) -> List[Dict[int, int]]:
+    """The whole-number mappings of all raw labels in a YAML document's top level."""
+    parts = content.values() if isinstance(content, dict) else ()
+    return [part for part in parts if isinstance(part, dict) and all(isinstance(part.get(raw), int) for raw in _RAW)]
