@@ -3,10 +3,13 @@ would have to be waited for is refused or written down. PyTorch 2.10 or newer.
 
 A tensor of the card is a wrapper without memory of its own; every operation is unwrapped, done by the CPU and wrapped
 again, in the backward pass and for what ``device="npu"`` creates too. Operations that mix devices raise, as on a card.
+STANDIN_LACKS names operations that the card does not have and leaves to the CPU.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any, List, NamedTuple, Tuple
 
 import torch
@@ -85,6 +88,11 @@ def run(func: Any, args: Tuple[Any, ...], kwargs: Any) -> Any:
     if name in WAITS or by_mask:
         events.append(Event("wait", name))
 
+    if cards and name in os.environ.get("STANDIN_LACKS", "").split(","):
+        if os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1":
+            raise RuntimeError(f"the operator {func} is not supported on the NPU backend")
+        text = f"CAUTION: {func} is not supported on the NPU backend and will fall back to run on the CPU"
+        warnings.warn(text, stacklevel=2)
     known = {id(card.held): card for card in cards}
     below_args, below_kwargs = pytree.tree_unflatten([i.held if isinstance(i, CardTensor) else i for i in flat], spec)
     if asked is not None and asked.type != "cpu":
