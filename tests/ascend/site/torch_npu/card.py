@@ -149,6 +149,24 @@ def _averages(operation: Any) -> bool:
     return torch.distributed.ReduceOp.unbox(operation).op == torch.distributed.ReduceOp.AVG
 
 
+def _register_autocast(everything: Any, some: Any) -> None:
+    """Convolutions and products run in the type that ``torch.autocast("npu")`` asks for; the rest is let through."""
+    key = torch._C.DispatchKey.AutocastPrivateUse1
+    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+
+    def reduced(operator: Any) -> Any:
+        def run_reduced(*args: Any) -> Any:
+            kind = torch.get_autocast_dtype("npu")
+            lower = [a.to(kind) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return operator(*lower)
+
+        return run_reduced
+
+    for name, operator in (("conv2d", aten.conv2d.default), ("linear", aten.linear.default)):
+        some.impl(name, reduced(operator), "AutocastPrivateUse1")
+
+
 _kept: List[Any] = []  # registrations last as long as these
 
 
@@ -185,5 +203,6 @@ def register(backend: Any) -> None:
     some.impl("empty_strided", empty_strided, "PrivateUse1")
     some.impl("empty.memory_format", empty, "PrivateUse1")
     some.impl("copy_", copy_, "PrivateUse1")
+    _register_autocast(everything, some)
     torch.Tensor.pin_memory = lambda self, device=None: self
     _kept.extend([everything, some])
