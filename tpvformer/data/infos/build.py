@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from tpvformer.data.infos.columns import Infos, Shots
+from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
@@ -58,7 +59,13 @@ def build(
     ``prefix`` is put before every file name. Raises DataError where tables, sensors or calibrations are missing or
     unusable, or a split has no scene among them.
     """
-    folder = Path(root, version)
+    with no_collection():
+        return _build(Path(root, version), splits, prefix, sweeps, progress)
+
+
+def _build(
+    folder: Path, splits: Sequence[str], prefix: str, sweeps: int, progress: Optional[Progress]
+) -> Dict[str, Infos]:
     scene_rows = read_table(folder, "scene", "name")
     token_of = {row["name"]: row["token"] for row in scene_rows}
     chosen: Dict[str, set] = {}
@@ -164,30 +171,30 @@ def _sweeps_before(tables: Tables, shot: Shot, most: int) -> List[Shot]:
 def _read_poses(tables: Tables, chains: List[List[Shot]], progress: Optional[Progress]) -> None:
     needed = {shot.ego_pose: shot for shots in tables.key_frames for shot in shots.values()}
     needed.update({shot.ego_pose: shot for chain in chains for shot in chain})
+    path = table_path(tables.folder, "ego_pose")
     for rows in stream_table(tables.folder, "ego_pose", "token", "translation", "rotation", progress=progress):
         for row in rows:
             if row["token"] in needed:
-                where = f"{table_path(tables.folder, 'ego_pose')}: row {row['token']}"
                 if row["token"] in tables.poses:
-                    raise DataError(f"{where} occurs twice; unpack the metadata archive again")
-                tables.poses[row["token"]] = _pose(row, where)
+                    raise DataError(f"{path}: two rows have the token {row['token']}; unpack the metadata again")
+                tables.poses[row["token"]] = _pose(row, path)
     for token, shot in needed.items():
         if token not in tables.poses:
             raise DataError(
-                f"{table_path(tables.folder, 'ego_pose')}: no row {token}, which the sample_data row {shot.token} "
+                f"{path}: no row {token}, which the sample_data row {shot.token} "
                 f"({shot.file}) needs; expected tables of one download"
             )
 
 
-def _pose(row: Row, where: str) -> Tuple[float, ...]:
+def _pose(row: Row, path: Path) -> Tuple[float, ...]:
     """Translation and quaternion of a row as seven numbers."""
     numbers = (*row["translation"], *row["rotation"])
     numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
     if numeric and all(abs(n) < LARGEST for n in numbers) and any(numbers[3:]):
         return numbers
     raise DataError(
-        f"{where} has no usable pose (translation {row['translation']}, rotation {row['rotation']}); expected 3 "
-        "finite metres and a quaternion of 4"
+        f"{path}: row {row['token']} has no usable pose (translation {str(row['translation'])[:80]}, rotation "
+        f"{str(row['rotation'])[:80]}); expected 3 finite metres and a quaternion of 4"
     )
 
 
@@ -215,9 +222,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
     def mount(shot: Shot) -> Tuple[float, ...]:
         token = shot.calibration
         if token not in mounted:
-            mounted[token] = _pose(
-                tables.calibrations[token], f"{tables.folder / 'calibrated_sensor.json'}: row {token}"
-            )
+            mounted[token] = _pose(tables.calibrations[token], tables.folder / "calibrated_sensor.json")
         return mounted[token]
 
     def drive(shot: Shot) -> Tuple[float, ...]:

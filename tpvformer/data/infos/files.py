@@ -1,7 +1,8 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all; making millions of small objects without being interrupted."""
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,3 +27,16 @@ def whole_file(path: Path) -> Generator[BinaryIO, None, None]:
         raise ConfigError(
             f"{path}: cannot be written ({err.strerror or err}); choose another --out or make room"
         ) from err
+
+
+@contextmanager
+def no_collection() -> Generator[None, None, None]:
+    """No search for cycles meanwhile: tables and records are trees, and looking through them again and again as they
+    grow takes a third of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from tpvformer.data.infos.columns import Infos, Shots
-from tpvformer.data.infos.files import whole_file
+from tpvformer.data.infos.files import no_collection, whole_file
 
 PROTOCOL = 4  # the newest whose arrays every numpy from 1.23 on reads under the names of the public files
 
@@ -61,6 +61,6 @@ def _shot_records(shots: Shots) -> List[Dict[str, Any]]:
 
 def write_pickle(infos: Infos, path: Path) -> None:
     """Writes the pickle; it appears under its name only when complete. Raises ConfigError where it cannot."""
-    content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
-    with whole_file(path) as file:
+    with no_collection(), whole_file(path) as file:
+        content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
         pickle.dump(content, file, protocol=PROTOCOL)

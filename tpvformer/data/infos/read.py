@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, pixels_of, relative, unusable
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
@@ -36,6 +37,11 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
     """The records of an info file; raises DataError where it is of another kind or a record is incomplete."""
     if Path(path).suffix == SUFFIX:
         return _from_tensors(path)
+    with no_collection():
+        return _from_pickle(path)
+
+
+def _from_pickle(path: Union[str, Path]) -> List[Record]:
     stored = load_pickle(path)
     if isinstance(stored, Mapping) and _is_list(stored.get("infos")):
         return _records(path, stored["infos"], _old_record, _OLD)
