@@ -23,11 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     infos.add_argument("--sweeps", type=_count, default=10, help="LiDAR files before a key frame (default: 10)")
     infos.set_defaults(run=_infos)
 
+    check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
+    _add_set(check)
+    check.add_argument("--split", nargs="+", default=[], help="only the samples of these splits (default: all)")
+    check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
+    check.add_argument("--limit", type=_count, default=20, help="faults of a kind to list (default: %(default)s)")
+    check.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
+    check.add_argument("--out", default="out/points.png", help="the picture (default: %(default)s)")
+    check.set_defaults(run=_check)
+
 
 _INFOS = (
     "Reads scene, sample, sensor, calibrated_sensor, sample_data and ego_pose; writes nuscenes_infos_<split>.pkl, "
     "which TPVFormer, BEVFormer and mmdetection3d 0.x read, and nuscenes_infos_<split>.safetensors, which this package "
     "reads sooner and which cannot run anything. data.train_infos and data.val_infos take either."
+)
+
+
+_CHECK = (
+    "Counts the files of the tree against the tables, then looks at calibration, poses, images, scans and labels of "
+    "every key frame. Each fault is one line with its token. Exit status: 0 no fault, 1 faults, 2 wrong arguments."
 )
 
 
@@ -85,4 +100,36 @@ def _infos(args: argparse.Namespace) -> int:
             path = out / f"nuscenes_infos_{split}.{kind}"
             writers[kind](infos, path)
             print(f"{path}: {what}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.paint is not None:
+        return _paint(args)
+    from tpvformer.data.doctor.examine import examine
+
+    report = examine(args.root, args.version, args.split, args.whole, _every(5))
+    print("\n".join(report.lines(args.limit)))
+    return 1 if report.count else 0
+
+
+def _paint(args: argparse.Namespace) -> int:
+    from tpvformer.check_geometry import count_points, write_picture
+    from tpvformer.data.infos.build import build_scene
+    from tpvformer.data.infos.read import record_of
+    from tpvformer.data.lidarseg import LabelFiles
+    from tpvformer.data.nuscenes import read_frame
+    from tpvformer.labels import raw_to_class
+    from tpvformer.viz.paint import paint_points
+
+    record = record_of(*build_scene(args.root, args.version, args.paint, _every(5)))
+    file = None
+    if (args.root / args.version / "lidarseg.json").is_file():
+        file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)
+    frame = read_frame(record, args.root, file, raw_to_class("nuscenes"))
+    labels = None if file is None else frame.labels
+    images = list(frame.images.numpy())
+    write_picture(args.out, paint_points(images, frame.points, labels, frame.lidar2img, frame.camera_names))
+    print("\n".join(count_points(frame).lines()))
+    print(f"  {args.out}: coloured by {'distance, for want of lidarseg tables' if labels is None else 'class'}")
     return 0

@@ -12,7 +12,7 @@ from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
 from tpvformer.data.types import DataError, Frame
 
-__all__ = ["Record", "lidar_to_image", "load_infos", "read_frame", "resolve"]
+__all__ = ["Record", "lidar_to_image", "load_infos", "read_frame", "read_labels", "read_scan", "resolve"]
 
 SCAN_COLUMNS = 5  # x, y, z (metres, LiDAR frame), intensity, ring
 
@@ -43,16 +43,17 @@ def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str]
     ``to_class`` gives the class of each raw label. Raises DataError for a missing, short or unreadable file.
     """
     scan = resolve(record.scan, root, record.token)
-    points = _read_scan(scan, record.token)
+    points = read_scan(scan, record.token)
     labels = np.zeros(len(points), np.uint8)
     if label_file is not None:
-        raw = _read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
+        raw = read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
     images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
     return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels)
 
 
-def _read_scan(path: Path, token: str) -> np.ndarray:
+def read_scan(path: Path, token: str) -> np.ndarray:
+    """(P, 3) float32, metres, LiDAR frame; raises DataError for a file that is cut short or holds no numbers."""
     size = path.stat().st_size
     if size == 0 or size % (4 * SCAN_COLUMNS):
         raise DataError(
@@ -65,7 +66,8 @@ def _read_scan(path: Path, token: str) -> np.ndarray:
     return np.ascontiguousarray(points, np.float32)
 
 
-def _read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
+def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
+    """(P,) uint8 raw classes, one for each of the ``points`` of ``scan``; raises DataError where they do not fit."""
     if not path.is_file():
         raise DataError(f"sample {token}: label file {path} is missing; unpack nuScenes-lidarseg into data.root")
     raw = np.fromfile(path, np.uint8)

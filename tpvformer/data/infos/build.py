@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -59,37 +59,52 @@ def build(
     ``prefix`` is put before every file name. Raises DataError where tables, sensors or calibrations are missing or
     unusable, or a split has no scene among them.
     """
-    with no_collection():
-        return _build(Path(root, version), splits, prefix, sweeps, progress)
-
-
-def _build(
-    folder: Path, splits: Sequence[str], prefix: str, sweeps: int, progress: Optional[Progress]
-) -> Dict[str, Infos]:
-    scene_rows = read_table(folder, "scene", "name")
-    token_of = {row["name"]: row["token"] for row in scene_rows}
-    chosen: Dict[str, set] = {}
+    folder = Path(root, version)
+    rows = read_table(folder, "scene", "name")
+    token_of = {row["name"]: row["token"] for row in rows}
+    chosen: Dict[str, Set[str]] = {}
     for split in splits:
         names = scenes_of(folder, split)
         chosen[split] = {token_of[name] for name in names if name in token_of}
         if not chosen[split]:
             raise DataError(
                 f"{folder}: none of the {len(names)} scenes of split {split} is in its scene table (which has "
-                f"{len(scene_rows)}); choose --splits that belong to these tables"
+                f"{len(rows)}); choose --splits that belong to these tables"
             )
+    with no_collection():
+        return _build(folder, chosen, prefix, sweeps, progress)
+
+
+def build_scene(root: Path, version: str, sample: str, progress: Optional[Progress] = None) -> Tuple[Infos, int]:
+    """The infos of the scene that a sample token belongs to, without sweeps, and the sample's place in them.
+
+    Raises DataError as ``build`` does, and where the tables do not know the sample.
+    """
+    folder = Path(root, version)
+    scene = {r["token"]: r["scene_token"] for r in read_table(folder, "sample", "scene_token")}.get(sample)
+    if scene is None:
+        raise DataError(f"sample {sample}: not in {table_path(folder, 'sample')}; expected the token of a sample there")
+    infos = _build(folder, {"scene": {scene}}, "", 0, progress)["scene"]
+    return infos, infos.tokens.index(sample)
+
+
+def _build(
+    folder: Path, chosen: Dict[str, Set[str]], prefix: str, sweeps: int, progress: Optional[Progress]
+) -> Dict[str, Infos]:
+    """Infos by the names of ``chosen``, which holds tokens of scenes."""
     tables = _read(folder, set().union(*chosen.values()), progress)
     chains = [_sweeps_before(tables, shots[LIDAR], sweeps) for shots in tables.key_frames]
     _read_poses(tables, chains, progress)
     result = {}
-    for split in splits:
-        rows = [i for i, sample in enumerate(tables.samples) if sample["scene_token"] in chosen[split]]
+    for name, scenes in chosen.items():
+        rows = [i for i, sample in enumerate(tables.samples) if sample["scene_token"] in scenes]
         if not rows:
-            raise DataError(f"{folder}: the scenes of split {split} have no sample in the sample table")
-        result[split] = _columns(tables, rows, [chains[i] for i in rows], prefix)
+            raise DataError(f"{folder}: the scenes of split {name} have no sample in the sample table")
+        result[name] = _columns(tables, rows, [chains[i] for i in rows], prefix)
     return result
 
 
-def _read(folder: Path, scenes: set, progress: Optional[Progress]) -> Tables:
+def _read(folder: Path, scenes: Set[str], progress: Optional[Progress]) -> Tables:
     samples = [r for r in read_table(folder, "sample", "scene_token", "timestamp") if r["scene_token"] in scenes]
     channels = {r["token"]: r for r in read_table(folder, "sensor", "channel", "modality")}
     calibrations = {
@@ -177,7 +192,7 @@ def _read_poses(tables: Tables, chains: List[List[Shot]], progress: Optional[Pro
             if row["token"] in needed:
                 if row["token"] in tables.poses:
                     raise DataError(f"{path}: two rows have the token {row['token']}; unpack the metadata again")
-                tables.poses[row["token"]] = _pose(row, path)
+                tables.poses[row["token"]] = pose_numbers(row, path)
     for token, shot in needed.items():
         if token not in tables.poses:
             raise DataError(
@@ -186,8 +201,8 @@ def _read_poses(tables: Tables, chains: List[List[Shot]], progress: Optional[Pro
             )
 
 
-def _pose(row: Row, path: Path) -> Tuple[float, ...]:
-    """Translation and quaternion of a row as seven numbers."""
+def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
+    """Translation and quaternion of a row as seven numbers; raises DataError where they are none."""
     numbers = (*row["translation"], *row["rotation"])
     numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
     if numeric and all(abs(n) < LARGEST for n in numbers) and any(numbers[3:]):
@@ -222,7 +237,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
     def mount(shot: Shot) -> Tuple[float, ...]:
         token = shot.calibration
         if token not in mounted:
-            mounted[token] = _pose(tables.calibrations[token], tables.folder / "calibrated_sensor.json")
+            mounted[token] = pose_numbers(tables.calibrations[token], tables.folder / "calibrated_sensor.json")
         return mounted[token]
 
     def drive(shot: Shot) -> Tuple[float, ...]:

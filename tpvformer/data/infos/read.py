@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.infos.columns import Infos
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, pixels_of, relative, unusable
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
@@ -54,6 +55,13 @@ def _from_pickle(path: Union[str, Path]) -> List[Record]:
         f"{path}: holds {keys or 'nothing'}; expected a dict whose 'infos' is a list of samples, as TPVFormer's and "
         "BEVDet's info pickles hold it, or whose 'data_list' is one, as mmdetection3d 1.x writes it"
     )
+
+
+def record_of(infos: Infos, index: int) -> Record:
+    """The record of one sample of infos that are in memory already."""
+    width = len(infos.cameras)
+    images = tuple(infos.images.files[index * width : (index + 1) * width])
+    return Record(infos.tokens[index], infos.scans.files[index], infos.cameras, images, infos.lidar2img()[index])
 
 
 def _is_list(value: Any) -> bool:
