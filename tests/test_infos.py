@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 
 from tpvformer.cli import main
+from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.infos import read_tables, splits
 from tpvformer.data.infos.build import build
 from tpvformer.data.infos.geometry import relative, rotations, unusable
 from tpvformer.data.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
+from tpvformer.data.loader import NuScenesDataset, make_loader
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.street import rig
@@ -96,6 +99,25 @@ def test_tensor_file_holds_the_same(root, tmp_path):
         assert (a.token, a.scan, a.camera_names, a.images) == (b.token, b.scan, b.camera_names, b.images)
         assert np.array_equal(a.lidar2img, b.lidar2img)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pkl", "a.safetensors"]
+
+
+def test_data_set_is_the_same_from_either_file(root, tmp_path):
+    infos = build(root, VERSION, ["synthetic_val"])["synthetic_val"]
+    write_tensors(infos, tmp_path / "a.safetensors")
+    cfg = DataConfig(
+        root=str(root), version=VERSION, val_infos=str(tmp_path / "a.safetensors"), workers=2, batch_size=2
+    )
+    mine = NuScenesDataset(cfg, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    other = replace(cfg, val_infos=str(root / "nuscenes_infos_val.pkl"))
+    theirs = NuScenesDataset(other, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    seen = 0
+    for batch in make_loader(mine, cfg, 0, 1, train=False, seed=0):
+        for token, matrix, image in zip(batch.tokens, batch.lidar2img, batch.images):
+            expected = theirs[theirs.tokens.index(token)]
+            assert matrix.numpy() == pytest.approx(expected.lidar2img.numpy(), abs=1e-4)  # float32
+            assert (image == expected.images).all()
+            seen += 1
+    assert seen == 6
 
 
 def test_tensor_file_is_safetensors(root, tmp_path):
@@ -235,9 +257,7 @@ def test_real_infos_of_every_layout(tmp_path):
             np.array([[*s[f"{n}_translation"], *s[f"{n}_rotation"]] for s in info["sweeps"]]).reshape(-1, 7)
             for n in ("sensor2ego", "ego2global")
         ]
-        lidar = [
-            np.array([[*info[f"{n}_translation"], *info[f"{n}_rotation"]]]) for n in ("lidar2ego", "ego2global")
-        ]
+        lidar = [np.array([[*info[f"{n}_translation"], *info[f"{n}_rotation"]]]) for n in ("lidar2ego", "ego2global")]
         rotation, translation = relative(*own, *(np.repeat(pose, len(own[0]), axis=0) for pose in lidar))
         for i, sweep in enumerate(info["sweeps"]):
             assert rotation[i] == pytest.approx(sweep["sensor2lidar_rotation"], abs=1e-9)

@@ -49,12 +49,13 @@ def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.
     rotation (..., 3, 3) and translation (..., 3) take camera to LiDAR coordinates (p_lidar = R p_cam + t); they contain
     the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) pixels.
     """
-    inverse = np.linalg.inv(np.asarray(rotation, np.float64))
-    to_camera = np.zeros((*inverse.shape[:-2], 4, 4))
-    to_camera[..., :3, :3] = inverse
-    to_camera[..., :3, 3] = -_apply(inverse, np.asarray(translation, np.float64))
-    to_camera[..., 3, 3] = 1
-    return pixels_of(intrinsic) @ to_camera
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for unusable() to find
+        inverse = np.linalg.inv(np.asarray(rotation, np.float64))
+        to_camera = np.zeros((*inverse.shape[:-2], 4, 4))
+        to_camera[..., :3, :3] = inverse
+        to_camera[..., :3, 3] = -_apply(inverse, np.asarray(translation, np.float64))
+        to_camera[..., 3, 3] = 1
+        return pixels_of(intrinsic) @ to_camera
 
 
 def pixels_of(intrinsic: np.ndarray) -> np.ndarray:

@@ -74,7 +74,10 @@ class TensorFile:
         try:
             self._data = np.asarray(np.memmap(self._path, np.uint8, "r"))
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; data.train_infos and data.val_infos name the info files") from None
+            raise DataError(
+                f"{path}: no such file; data.train_infos and data.val_infos name the info files, which tpvformer data "
+                "infos makes from nuScenes' tables"
+            ) from None
         except (OSError, ValueError) as err:  # ValueError: an empty file
             raise DataError(f"{path}: cannot be read ({err}); expected an info file") from err
         length = int.from_bytes(self._data[:8].tobytes(), "little")
