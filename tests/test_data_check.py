@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from tpvformer.data.doctor.files import image_fault, jpeg_size
 from tpvformer.data.synthetic import write_dataset
 
 VERSION = "v1.0-mini"
+REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,36 @@ def test_paint(whole, tmp_path, capsys):
     assert f"{out}: coloured by class" in said
     assert cv2.imread(str(out)).shape == (724, 1928, 3)
     assert check(whole, "--paint", token, "--out", "/proc/none/a.png") == 2
+
+
+@pytest.mark.skipif(
+    not os.environ.get("TPVFORMER_REAL_DATA") or not (REAL / "tables").is_dir(),
+    reason="TPVFORMER_REAL_DATA does not name the folder nuscenes_real",
+)
+def test_a_real_frame(tmp_path, capsys):
+    """The tables know two samples; the files of one are there, and there are no labels."""
+    (tmp_path / "v1.0-trainval").symlink_to(REAL / "tables")
+    for path in (REAL / "sample").glob("*__*"):
+        folder = tmp_path / "samples" / path.name.split("__")[1]
+        folder.mkdir(parents=True)
+        (folder / path.name).symlink_to(path)
+    command = ["data", "check", "--root", str(tmp_path), "--version", "v1.0-trainval"]
+    assert main([*command, "--whole", "--split", "train"]) == 1
+    said = capsys.readouterr().out
+    assert "1 samples: 6 images, 1 scans and 0 label files looked at (read to the end)" in said
+    assert said.endswith("1 faults\n")
+    assert "labels: " in said
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert said.count("files: sample fd8420396768425eabec9bdddf7e64b6: ") == 7
+    assert "note: no key-frame file of 1 whole scenes is there (scene-0003)" in said
+    expected = json.loads((REAL / "sample" / "projection_counts.json").read_text())
+    out = tmp_path / "points.png"
+    assert main([*command, "--paint", "ca9a282c9e77460f8360f564131a8af5", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for name, count in expected["points_in_image"].items():
+        assert f"{name:<16} {count:>6} points" in said
+    assert "coloured by distance" in said
 
 
 def test_jpeg_sizes_and_other_formats(tmp_path):
