@@ -147,6 +147,19 @@ def test_a_damaged_file_is_one_sentence(tables, capsys, name, damage):
     assert f"{name}.json" in refused(tables, capsys)
 
 
+@pytest.mark.parametrize("name", ["scene", "ego_pose"])
+def test_a_table_that_cannot_be_opened(tables, capsys, monkeypatch, name):
+    def denied(path: Path, *_: Any) -> Any:
+        if path.stem == name:
+            raise PermissionError(13, "Permission denied")
+        return plain_open(path, *_)
+
+    plain_open = Path.open
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: denied(path, "rb").read())
+    assert f"{name}.json: cannot be read (Permission denied)" in refused(tables, capsys)
+
+
 def test_what_is_not_read_may_be_missing(tables):
     for name in ("category", "attribute", "visibility", "instance", "log", "sample_annotation", "map", "lidarseg"):
         (tables / VERSION / f"{name}.json").unlink()

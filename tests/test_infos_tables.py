@@ -95,6 +95,10 @@ def test_tables_as_large_as_trainval(tmp_path):
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     gib = used.ru_maxrss / 2**20
     print(f"{rows} rows: {seconds:.0f} s, processor {used.ru_utime + used.ru_stime:.0f} s, at most {gib:.2f} GiB")
+    for kind in ("pkl", "safetensors"):
+        began = time.process_time()
+        count = len(load_infos(tmp_path / "out" / f"nuscenes_infos_train.{kind}"))
+        print(f"{count} samples of train from .{kind}: processor {time.process_time() - began:.2f} s")
     counted = {
         split: len(load_infos(tmp_path / "out" / f"nuscenes_infos_{split}.safetensors")) for split in ("train", "val")
     }

@@ -12,6 +12,7 @@ from tpvformer.data.doctor.files import image_fault, label_fault, scan_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.doctor.tree import Tree, check_folder, check_tables, name_archive
 from tpvformer.data.infos.build import LIDAR, pose_numbers
+from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
@@ -57,9 +58,10 @@ def examine(
     if not check_tables(report, folder):
         return report
     try:
-        chosen = _choose(report, folder, scenes if splits else None)
-        _walk(report, root, folder, chosen, progress)
-        _check_poses(report, folder, chosen, progress)
+        with no_collection():
+            chosen = _choose(report, folder, scenes if splits else None)
+            _walk(report, root, folder, chosen, progress)
+            _check_poses(report, folder, chosen, progress)
         labels = _check_labels(report, root, folder)
         if (folder / "map.json").is_file():
             maps = [row["filename"].rsplit("/", 1)[-1] for row in read_table(folder, "map", "filename")]

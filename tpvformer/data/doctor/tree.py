@@ -19,12 +19,21 @@ TABLES = (
 
 
 def names_in(folder: Path) -> Set[str]:
-    """The files of a folder that hold something or are at least there; empty where there is no such folder."""
+    """The files of a folder; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
     except OSError:
         return set()
+
+
+def folders_in(folder: Path) -> List[str]:
+    """The folders of a folder, in order; empty where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
 
 
 def check_tables(report: Report, folder: Path) -> bool:
@@ -50,9 +59,8 @@ class Tree:
         self._there: Dict[str, Set[str]] = {}
         self._folders: Dict[str, Folder] = {}
         for top in ("samples", "sweeps"):
-            base = root / top
-            for channel in sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []:
-                self._there[f"{top}/{channel}"] = names_in(base / channel)
+            for channel in folders_in(root / top):
+                self._there[f"{top}/{channel}"] = names_in(root / top / channel)
 
     def add(self, filename: str) -> bool:
         """One file of the tables; True where it is there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0
 
 
-def _records(path: Union[str, Path], stored: Sequence[Any], read: Any, layout: str) -> List[Record]:
+def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any], Record], layout: str) -> List[Record]:
     records: List[Record] = []
     seen: Dict[str, int] = {}
     for i, info in enumerate(stored):

@@ -1,7 +1,7 @@
 """nuScenes' tables from the disk: small ones whole, the two large ones a few thousand rows at a time.
 
 sample_data.json and ego_pose.json hold 2.6 million rows each in the full set; all of them as Python objects would take
-several GiB. Their rows hold no objects, so the text may be cut behind any closing brace.
+several GiB. Their rows hold no objects and their texts no braces, so they may be cut behind any closing brace.
 """
 
 from __future__ import annotations
@@ -62,24 +62,33 @@ def stream_table(folder: Path, name: str, *fields: str, progress: Optional[Progr
     Raises DataError where the text is no list of flat rows, ends early, or a row lacks one of ``fields``.
     """
     path = table_path(folder, name)
-    total, done, rest, first, ended = path.stat().st_size, 0, b"", True, False
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK)
-            if not chunk:
-                break
-            done += len(chunk)
-            text, rest = _whole_rows(rest + chunk)
-            if text:
-                rows, ended = _parse(path, text, first), False
-                _check(path, rows, fields)
-                first = False
-                yield rows
-            if progress is not None:
-                progress(name, done, total)
-    ended = b"".join(rest.split()) == (b"[]" if first else b"]")
-    if not ended:
+    done, rest, first = 0, b"", True
+    for chunk, total in _chunks(path):
+        done += len(chunk)
+        text, rest = _whole_rows(rest + chunk)
+        if text:
+            rows = _parse(path, text, first)
+            _check(path, rows, fields)
+            first = False
+            yield rows
+        if progress is not None:
+            progress(name, done, total)
+    if b"".join(rest.split()) != (b"[]" if first else b"]"):
         raise DataError(f"{path}: ends in the middle of a row; unpack the nuScenes metadata archive again")
+
+
+def _chunks(path: Path) -> Iterator[Tuple[bytes, int]]:
+    """Pieces of a file, each with the size of the whole."""
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while True:
+                chunk = file.read(CHUNK)
+                if not chunk:
+                    return
+                yield chunk, total
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror}); expected a table of nuScenes v1.0") from err
 
 
 def _whole_rows(text: bytes) -> Tuple[bytes, bytes]:
