@@ -136,6 +136,7 @@ def test_a_broken_table_is_one_sentence(tables, capsys, name, change, text):
         lambda text: text + "]",
         lambda text: text.replace("},", "}", 1),
         lambda text: '[{"token": "\udcff"}]',
+        lambda text: text.replace('"token": "', '"token": "\\udcff', 1),
     ],
 )
 def test_a_damaged_file_is_one_sentence(tables, capsys, name, damage):

@@ -35,7 +35,7 @@ def read_table(folder: Path, name: str, *fields: str) -> List[Row]:
     """All rows of a small table. Raises DataError where a row lacks one of the fields or shares its token."""
     path = table_path(folder, name)
     try:
-        rows = json.loads(path.read_bytes())
+        rows = _loads(path.read_bytes())
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected a table of nuScenes v1.0") from err
     except (ValueError, RecursionError) as err:
@@ -97,13 +97,21 @@ def _whole_rows(text: bytes) -> Tuple[bytes, bytes]:
     return text[:stop], text[stop:]
 
 
+def _loads(text: bytes) -> Any:
+    """The JSON value; a ValueError also for halves of characters, which JSON can escape but no file can hold."""
+    value = json.loads(text)
+    if b"\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
     opening = b"[" if first else b","
     body = text.lstrip()
     try:
         if not body.startswith(opening):
             raise ValueError(f"expected {opening.decode()!r} before a row")
-        return json.loads(b"[" + body[1:] + b"]")
+        return _loads(b"[" + body[1:] + b"]")
     except (ValueError, RecursionError) as err:
         raise DataError(
             f"{path}: not a JSON list of rows ({str(err)[:120]}); unpack the nuScenes metadata archive again"
