@@ -104,4 +104,4 @@ def test_tables_as_large_as_trainval(tmp_path):
     }
     assert sum(counted.values()) == sum(frames) == 34149
     assert gib < 4
-    assert seconds < 300
+    assert used.ru_utime + used.ru_stime < 300  # of one process; how long it takes depends on who else is on the cores

@@ -119,7 +119,9 @@ def test_refusal_imports_nothing(tmp_path):
     assert "this" not in sys.modules
 
 
-@pytest.mark.parametrize("raw", [b"", b"no pickle", pickle.dumps(PLAIN)[:-20], b"\x80\x09."])
+@pytest.mark.parametrize(
+    "raw", [b"", b"no pickle", pickle.dumps(PLAIN)[:-20], b"\x80\x09.", b"\x80\x04Nr\xff\xff\xff\x7f\x00."]
+)
 def test_damaged_files(tmp_path, raw):
     (tmp_path / "x.pkl").write_bytes(raw)
     with pytest.raises(DataError, match="not a readable pickle"):

@@ -14,7 +14,10 @@ import numpy as np
 
 from tpvformer.data.types import DataError
 
-_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+    MemoryError,  # a damaged length asks for more than there is
+)  # fmt: skip
 
 
 class _Refused(Exception):
@@ -79,4 +82,5 @@ def load_pickle(path: Union[str, Path]) -> Any:
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected an info pickle") from err
     except _BROKEN as err:
-        raise DataError(f"{path}: not a readable pickle ({err}); make or copy the file again") from err
+        what = str(err) or type(err).__name__
+        raise DataError(f"{path}: not a readable pickle ({what}); make or copy the file again") from err

@@ -10,10 +10,13 @@ from typing import Tuple
 
 import numpy as np
 
+LARGEST = 1e50  # no projection has such numbers, and products of a few are still finite; false for NaN as well
+
 
 def rotations(quaternions: np.ndarray) -> np.ndarray:
     """(..., 3, 3) rotation matrices of (..., 4) quaternions, which are normalised first."""
-    w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True), -1, 0)
+    with np.errstate(all="ignore"):  # no direction, no rotation: unusable() finds what becomes of it
+        w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True), -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -70,7 +73,7 @@ def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
 def unusable(lidar2img: np.ndarray) -> np.ndarray:
     """(...) bool: which of the (..., 4, 4) projections are not finite, or flatten space: no inverse exists."""
     linear = lidar2img[..., :3, :3]
-    finite = np.asarray(np.isfinite(lidar2img).all((-1, -2)))
+    finite = np.asarray((np.abs(lidar2img) < LARGEST).all((-1, -2)))
     safe = np.where(finite[..., None, None], linear, 0)
     lengths = np.linalg.norm(safe, axis=-1)
     # the volume between the rows' directions: 1 for a long lens, about 0.6 for nuScenes' cameras, 0 for a singular one

@@ -38,7 +38,7 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
     """The records of an info file; raises DataError where it is of another kind or a record is incomplete."""
     if Path(path).suffix == SUFFIX:
         return _from_tensors(path)
-    with no_collection():
+    with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
         return _from_pickle(path)
 
 
