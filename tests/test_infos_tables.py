@@ -65,6 +65,21 @@ def test_rows_in_any_order(tmp_path):
             assert_record(record, MINI.index(official(split)[i // 3]), i % 3)
 
 
+def test_the_test_set_has_infos_and_no_labels(tmp_path, capsys):
+    write_tables(tmp_path, "v1.0-test", official("test")[:2], [2, 3])
+    command = ["--root", str(tmp_path), "--version", "v1.0-test"]
+    assert main(["data", "infos", *command, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "nuscenes_infos_test.pkl: 5 samples of 2 scenes, 6 cameras, 30 sweeps" in said.out
+    assert "test: 2 of its 150 scenes are in" in said.err
+    assert len(load_infos(tmp_path / "nuscenes_infos_test.safetensors")) == 5
+    assert main(["data", "check", *command]) == 1
+    said = capsys.readouterr()
+    assert "note: no lidarseg.json: labels of the test set are not published" in said.out
+    assert "most likely an archive v1.0-test_blobs was not unpacked" in said.out
+    assert said.out.endswith("35 faults\n")  # seven files of five samples
+
+
 @pytest.mark.skipif(not has_devkit(), reason="no nuscenes-devkit: TPVFORMER_DEVKIT_PYTHON names no interpreter with it")
 def test_devkit_says_the_same(tmp_path):
     write_tables(tmp_path / "set", "v1.0-mini", MINI, [4 + i % 2 for i in range(len(MINI))])

@@ -34,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _INFOS = (
-    "Reads scene, sample, sensor, calibrated_sensor, sample_data and ego_pose; writes nuscenes_infos_<split>.pkl, "
-    "which TPVFormer, BEVFormer and mmdetection3d 0.x read, and nuscenes_infos_<split>.safetensors, which this package "
-    "reads sooner and which cannot run anything. data.train_infos and data.val_infos take either."
+    "Reads six tables (scene, sample, sensor, calibrated_sensor, sample_data, ego_pose), writes two files a split: "
+    "nuscenes_infos_<split>.pkl in the layout of TPVFormer, BEVFormer and mmdetection3d 0.x, without boxes and CAN "
+    "bus, which TPVFormer does not read; nuscenes_infos_<split>.safetensors, which this package reads sooner and "
+    "which cannot run anything. data.train_infos and data.val_infos take either."
 )
 
 

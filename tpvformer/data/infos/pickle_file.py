@@ -1,4 +1,7 @@
-"""Infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x exchange: {infos: [records], metadata}."""
+"""Infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x exchange: {infos: [records], metadata}.
+
+Boxes, velocities and CAN bus, which detectors read from such files, are left out: TPVFormer has no use for them.
+"""
 
 from __future__ import annotations
 
