@@ -61,6 +61,11 @@ class _Restricted(pickle.Unpickler):
         raise _Refused("a persistent id")
 
 
+def _printable(err: BaseException) -> str:
+    """What an error quotes of a damaged file, fit for one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(err))[:160]
+
+
 def load_pickle(path: Union[str, Path]) -> Any:
     """The object stored in ``path``, made of dict, list, tuple, set, numbers, text, bytes and numpy values.
 
@@ -71,8 +76,8 @@ def load_pickle(path: Union[str, Path]) -> Any:
             return _Restricted(file).load()
     except _Refused as refusal:
         raise DataError(
-            f"{path}: refused, the pickle calls for {refusal}; only plain containers and numpy arrays are read. "
-            "Use a file of a source you trust, saved again without that object"
+            f"{path}: refused, the pickle calls for {_printable(refusal)}; only plain containers and numpy arrays are "
+            "read. Use a file of a source you trust, saved again without that object"
         ) from None
     except FileNotFoundError:
         raise DataError(
@@ -82,5 +87,5 @@ def load_pickle(path: Union[str, Path]) -> Any:
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected an info pickle") from err
     except _BROKEN as err:
-        what = str(err) or type(err).__name__
+        what = _printable(err) or type(err).__name__
         raise DataError(f"{path}: not a readable pickle ({what}); make or copy the file again") from err
