@@ -18,7 +18,7 @@ from tiny_nuscenes import write_tiny
 from tpvformer.config import Config, ConfigError
 from tpvformer.engine import checkpoint, run
 from tpvformer.engine.device import pick_device, visible_cards
-from tpvformer.engine.distributed import World, read_world
+from tpvformer.engine.distributed import World, all_sum, read_world
 
 pytestmark = pytest.mark.usefixtures("quick")
 EVALUATE = """
@@ -128,6 +128,13 @@ def test_an_interrupted_launch_stops_its_processes(config: Config, tmp_path: Pat
     assert process.returncode == 128 + 15
     assert b"Traceback" not in errors
     assert not (work_dir / "summary.json").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.uint8, torch.bool, torch.float16])
+def test_sums_that_some_backends_refuse_are_refused_everywhere(kind: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="expected one of"):
+        all_sum(torch.ones(2, dtype=kind))
+    assert all_sum(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def test_world_is_read_from_the_environment(monkeypatch) -> None:

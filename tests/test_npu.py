@@ -46,6 +46,11 @@ def test_engine() -> None:
     run_cases("engine_cases.py", "26.x")
 
 
+@needs_card
+def test_selfcheck() -> None:
+    run_cases("selfcheck_cases.py", "26.x", STANDIN_IN_PLACE_FROM="100000")
+
+
 @pytest.mark.parametrize("sdk", SDKS)
 def test_operations(sdk: str) -> None:
     device = "npu" if VERSION >= (2, 10) else "cpu"

@@ -30,7 +30,7 @@ def main(script: str, argv: Optional[List[str]] = None) -> int:
     """Do what the reference's ``script`` does; returns the exit status, as ``cli.main`` does."""
     argv = sys.argv[1:] if argv is None else argv
     name = Path(script).name
-    cli.calm_threads()
+    cli.prepare_torch()
     _hide_script()
     return cli.in_one_line(name, lambda: _run(Path(script), argv))
 

@@ -10,7 +10,7 @@ import resource
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Tuple, Type
+from typing import Any, Callable, ContextManager, Dict, Generator, Iterable, List, Optional, Tuple, Type
 
 import torch
 
@@ -215,6 +215,37 @@ def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
 def compile_trials(device: torch.device) -> int:
     """How many calls of a compiled function show all it may do: recorded kernels run, are recorded, are replayed."""
     return 1 if device.type == "cpu" else 3
+
+
+def device_facts(device: torch.device) -> Dict[str, str]:
+    """What somebody who cannot see this machine needs to know about its device and software, as text."""
+    facts = {"device": f"{device}, {device_name(device)}", "PyTorch": torch.__version__}
+    if device.type != "cpu":
+        facts["cards"] = f"{_runtime(device.type).device_count()} visible"
+    if device.type == "cuda":
+        facts["CUDA"] = str(torch.version.cuda)
+    if device.type == "npu":
+        facts["torch_npu"] = str(getattr(importlib.import_module("torch_npu"), "__version__", "of unknown version"))
+        facts["CANN"] = os.environ.get("ASCEND_HOME_PATH", "set_env.sh was not sourced")
+    return facts
+
+
+def refuse_fallbacks() -> None:
+    """From here on an operation that the NPU lacks is an error instead of work for the CPU. Before ``pick_device``."""
+    os.environ.setdefault("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
+
+
+@contextlib.contextmanager
+def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
+    """No rounding of fp32 inputs within, for comparisons with a CPU; afterwards what training uses again."""
+    reduce_mantissas(device, False)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        reduce_mantissas(device, True)
 
 
 PROFILED = {"wait": 1, "warmup": 1, "active": 3}  # steps; by name, for the order differs between profilers

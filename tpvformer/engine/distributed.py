@@ -69,8 +69,13 @@ def barrier() -> None:
         dist.barrier()
 
 
+EXCHANGED = (torch.int64, torch.float32)  # what every backend sums; some know no float64, no bytes and no averages
+
+
 def all_sum(tensor: Tensor) -> Tensor:
-    """Sum over the processes, in place. int64 or float32: some backends refuse other types, and averaging."""
+    """Sum over the processes, in place. Raises TypeError for what is not among EXCHANGED, on any backend."""
+    if tensor.dtype not in EXCHANGED:
+        raise TypeError(f"{tensor.dtype} is not summed over processes on every backend; expected one of {EXCHANGED}")
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor

@@ -13,13 +13,13 @@ sums and geometry are float32 at least. Autocast changes none of this. There are
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import library, npu
+from . import backends, library, npu
 from .backends import VENDOR_DEVICE, served, whole
 from .reference import LevelShapes, level_sizes
 
@@ -29,6 +29,7 @@ __all__ = [
     "beyond_kernels",
     "cross_view_attention",
     "image_cross_attention",
+    "kernels",
     "max_pool",
     "modulated_deform_conv2d",
     "ms_deform_attn",
@@ -129,6 +130,11 @@ def max_pool(x: Tensor) -> Tensor:
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
     """relu(x + y) of two tensors of one shape, in the memory of x, which nobody else may need: pass a fresh result."""
     return npu.add_relu(x, y) if whole(x) is npu else F.relu(x.add_(y), inplace=True)
+
+
+def kernels(device: torch.device) -> Dict[str, Optional[str]]:
+    """The kernels for tensors of ``device`` by name, and why one cannot be had; None where it can."""
+    return backends.kernels(device.type)
 
 
 def beyond_kernels(

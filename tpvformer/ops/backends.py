@@ -50,6 +50,14 @@ def whole(x: Tensor) -> ModuleType:
     return npu if on_card and os.environ.get("TPVFORMER_OPS") != "reference" else reference
 
 
+def kernels(device_type: str) -> Dict[str, Optional[str]]:
+    """Every kernel that tensors of such a device may be served by, and why it cannot be had; None where it can."""
+    if device_type == VENDOR_DEVICE:
+        missing = npu.find_all()
+        return {f"{VENDOR} {name}": missing.get(name) for name in npu.NAMES}
+    return {name: _load(name) for name, kind in BACKENDS.items() if kind == device_type}
+
+
 def _load(backend: str) -> Optional[str]:
     """Make a backend's kernels known to ``library``; returns why they cannot be had, or None."""
     if backend not in _problems:

@@ -3,10 +3,13 @@ would have to be waited for is refused or written down. PyTorch 2.10 or newer.
 
 A tensor of the card is a wrapper without memory of its own; every operation is unwrapped, done by the CPU and wrapped
 again, in the backward pass and for what ``device="npu"`` creates too. Operations that mix devices raise, as on a card.
+STANDIN_LACKS names operations that the card does not have and leaves to the CPU.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any, List, NamedTuple, Tuple
 
 import torch
@@ -98,6 +101,11 @@ def run(func: Any, args: Tuple[Any, ...], kwargs: Any) -> Any:
     if name in WAITS or by_mask:
         events.append(Event("wait", name))
 
+    if cards and name in os.environ.get("STANDIN_LACKS", "").split(","):
+        if os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1":
+            raise RuntimeError(f"the operator {func} is not supported on the NPU backend")
+        text = f"CAUTION: {func} is not supported on the NPU backend and will fall back to run on the CPU"
+        warnings.warn(text, stacklevel=2)
     known = {id(card.held): card for card in cards}
     below_args, below_kwargs = pytree.tree_unflatten([i.held if isinstance(i, CardTensor) else i for i in flat], spec)
     if asked is not None and asked.type != "cpu":
@@ -146,6 +154,24 @@ def _check_collective(func: Any, flat: List[Any], cards: List[CardTensor]) -> No
     events.append(Event("collective", func.overloadpacket.__name__))
 
 
+def _register_autocast(everything: Any, some: Any) -> None:
+    """Convolutions and products run in the type that ``torch.autocast("npu")`` asks for; the rest is let through."""
+    key = torch._C.DispatchKey.AutocastPrivateUse1
+    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+
+    def reduced(operator: Any) -> Any:
+        def run_reduced(*args: Any) -> Any:
+            kind = torch.get_autocast_dtype("npu")
+            lower = [a.to(kind) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return operator(*lower)
+
+        return run_reduced
+
+    for name, operator in (("conv2d", aten.conv2d.default), ("linear", aten.linear.default)):
+        some.impl(name, reduced(operator), "AutocastPrivateUse1")
+
+
 _kept: List[Any] = []  # registrations last as long as these
 
 
@@ -182,5 +208,6 @@ def register(backend: Any) -> None:
     some.impl("empty_strided", empty_strided, "PrivateUse1")
     some.impl("empty.memory_format", empty, "PrivateUse1")
     some.impl("copy_", copy_, "PrivateUse1")
+    _register_autocast(everything, some)
     torch.Tensor.pin_memory = lambda self, device=None: self
     _kept.extend([everything, some])

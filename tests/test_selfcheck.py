@@ -1,0 +1,60 @@
+"""``tpvformer selfcheck`` on a CPU; test_npu.py has it on the pretended NPU, and broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_tools import ROOT, environment
+
+from tpvformer.engine.selfcheck import checks, operations
+
+
+def test_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "check.json"
+    command = [sys.executable, "-m", "tpvformer", "selfcheck", "--device", "cpu", "--json", str(out)]
+    done = subprocess.run(
+        [*command, "--py-config", str(ROOT / "config" / "debug.py"), "--size", "152x90"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "everything works"
+    result = json.loads(out.read_text())
+    assert result["passed"] and result["timing"]["steps"] == 20
+    told = {line["check"]: line["ok"] for line in result["checks"]}
+    assert all(told[case.name] for case in operations.cases())
+    assert told["optimiser"] and told["training step of a small debug"] and told["20 training steps of debug"]
+
+
+def test_a_device_that_is_not_there_is_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tpvformer", "selfcheck", "--device", "npu"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("tpvformer selfcheck: device npu cannot be used") and "Traceback" not in done.stderr
+
+
+def test_differences_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in operations.cases() if case.name == "add and ReLU")
+    assert operations.compare(case, torch.device("cpu"))[0]
+    wrong = case._replace(ours=lambda x, y: case.ours(x, y) * 1.001)
+    assert not operations.compare(wrong, torch.device("cpu"))[0]
+    right_but_for_gradients = case._replace(ours=lambda x, y: case.ours(x, y.detach()) + 0 * y)
+    passed, detail = operations.compare(right_but_for_gradients, torch.device("cpu"))
+    assert not passed and detail.startswith("forward 0.0e+00" if "forward 0" in detail else "forward")
+
+
+def test_the_optimiser_is_compared() -> None:
+    passed, detail = checks.optimiser(torch.device("cpu"))
+    assert passed and detail.startswith("AdamW, 5 steps")

@@ -1,0 +1,137 @@
+"""The checks that are more than one operation: the optimiser, a whole training step, and its time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import statistics
+from typing import Dict, Generator, List, Tuple
+
+import torch
+
+from tpvformer.config import Config, OptimConfig
+from tpvformer.engine.bench.inputs import POINTS, SIZE, pinned, random_batch, roughen
+from tpvformer.engine.bench.marks import Marks
+from tpvformer.engine.bench.step import StepBench
+from tpvformer.engine.device import peak_memory_mib, pin_options, reset_peak_memory
+from tpvformer.engine.forward import predict
+from tpvformer.engine.losses import total_loss
+from tpvformer.engine.optim import Stepper
+from tpvformer.engine.run import build_model
+from tpvformer.engine.warm import small
+from tpvformer.model import TPVFormer
+
+STEPS, WARMUP = 20, 3
+UPDATES = 5
+SMALL_SIZE, MODEL_POINTS = (208, 120), 2000  # images (W, H) and points of the step that is compared
+
+
+def shrunk(config: Config) -> Config:
+    """The same run on few cells, blocks and layers, all cameras there, its images as they are."""
+    model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
+    data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0)
+    return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Generator[None, None, None]:
+    """The oracle serves everything within."""
+    before = os.environ.get("TPVFORMER_OPS")
+    os.environ["TPVFORMER_OPS"] = "reference"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TPVFORMER_OPS"]
+        else:
+            os.environ["TPVFORMER_OPS"] = before
+
+
+def optimiser(device: torch.device) -> Tuple[bool, str]:
+    """Five steps of AdamW with clipping, on the device and on the CPU, from the same gradients."""
+    places = []
+    for place in (torch.device("cpu"), device):
+        generator = torch.Generator().manual_seed(0)
+        layers = torch.nn.ModuleDict({"backbone": torch.nn.Linear(64, 64), "rest": torch.nn.Linear(64, 33)})
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        layers = layers.to(place)
+        stepper = Stepper(layers, OptimConfig(lr=1e-2), place)
+        for _ in range(UPDATES):
+            stepper.clear()
+            slopes = [torch.randn(p.shape, generator=generator).to(place) for p in layers.parameters()]
+            parts = [(p * s).sum() for p, s in zip(layers.parameters(), slopes)]
+            stepper.backward(torch.stack(parts).sum())
+            norm = stepper.update()
+        places.append((float(norm), torch.cat([p.detach().cpu().flatten() for p in layers.parameters()])))
+    (norm, expected), (found_norm, found) = places
+    gap = float((found - expected).norm() / expected.norm())
+    name = type(stepper.optimizer).__name__
+    text = f"{name}, {UPDATES} steps: weights {gap:.1e}, norm before clipping {abs(found_norm / norm - 1):.1e}"
+    return gap <= 1e-5 and abs(found_norm / norm - 1) <= 1e-4, text
+
+
+def training_step(config: Config, device: torch.device) -> Tuple[bool, str]:
+    """Loss and gradients of the configured model, on few cells and blocks, on the device and on the CPU."""
+    few = shrunk(config)
+    few = dataclasses.replace(few, model=dataclasses.replace(few.model, dropout=0.0))
+    few = dataclasses.replace(few, train=dataclasses.replace(few.train, precision="fp32"))
+    batch = random_batch(few, SMALL_SIZE, MODEL_POINTS)
+    losses: List[float] = []
+    gradients: List[Dict[str, torch.Tensor]] = []
+    for place in (torch.device("cpu"), device):
+        model = build_model(few, place)
+        _disturb(model)
+        with plain_operations() if not losses else contextlib.nullcontext():
+            prediction = predict(model.train(), batch.to(place), few)
+            loss = total_loss(prediction, batch.to(place), few.loss, few.data)
+            loss.backward()
+        losses.append(float(loss))
+        gradients.append({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})
+    missing = sorted(set(gradients[0]) ^ set(gradients[1]))
+    if missing:
+        return False, f"{len(missing)} parameters have a gradient in one place only, {missing[0]} first"
+    total = torch.cat([g.flatten() for g in gradients[0].values()]).norm()
+    gap = torch.cat([(gradients[1][n] - g).flatten() for n, g in gradients[0].items()]).norm() / total
+    text = f"loss {losses[1]:.6f}, the CPU's {losses[0]:.6f}; {len(gradients[0])} gradients {float(gap):.1e}"
+    return abs(losses[1] / losses[0] - 1) <= 1e-4 and float(gap) <= 1e-2, text
+
+
+def _disturb(model: TPVFormer) -> None:
+    """Fresh models sample exactly on pixels, where gradients jump, and their residual branches are silent."""
+    roughen(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "offsets." in name and name.endswith("bias"):
+                parameter.add_((torch.rand(parameter.shape, generator=generator) - 0.5).to(parameter.device))
+            elif name.endswith("bn3.weight"):
+                parameter.fill_(0.2)
+
+
+def timing(config: Config, device: torch.device, size: Tuple[int, int]) -> Dict[str, float]:
+    """20 training steps of the configured model on random images of ``size`` (W, H): their times in ms."""
+    points = POINTS * size[0] // SIZE[0]
+    batch = pinned(random_batch(config, size, points), **pin_options(device))
+    runner = StepBench(config, device, itertools.repeat(batch))
+    for _ in range(WARMUP):
+        runner.step(by_part=False)
+    reset_peak_memory(device)
+    spent: List[float] = []
+    for _ in range(STEPS):
+        marks = Marks(device)
+        runner.step(by_part=False)
+        marks.end("step")
+        spent.append(1000 * marks.spent["step"].wall)
+    assert runner.loss is not None
+    return {
+        "steps": STEPS,
+        "median_ms": statistics.median(spent),
+        "least_ms": min(spent),
+        "most_ms": max(spent),
+        "peak_memory_mib": peak_memory_mib(device),
+        "loss": float(runner.loss),
+    }
