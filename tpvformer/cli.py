@@ -77,7 +77,11 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     train.add_argument(
         "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
     )
-    train.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many = train.add_mutually_exclusive_group()
+    many.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many.add_argument(
+        "--max-processes", type=_positive, metavar="N", help="one for each visible card, at most N; N without any card"
+    )
     train.set_defaults(run=_train, argv=argv)
 
     evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
@@ -177,10 +181,12 @@ def _config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
 
 
 def _train(args: argparse.Namespace) -> int:
-    if args.processes > 1 and "RANK" not in os.environ:
-        from tpvformer.engine.launch import launch
+    if (args.processes > 1 or args.max_processes) and "RANK" not in os.environ:
+        from tpvformer.engine.launch import launch, one_a_card
 
-        return launch(args.processes, args.argv)
+        processes = one_a_card(args.max_processes, args.device) if args.max_processes else args.processes
+        if processes > 1:
+            return launch(processes, args.argv)
 
     from tpvformer.engine.run import train
 
