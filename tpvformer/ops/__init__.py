@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import library, reference
@@ -108,3 +109,13 @@ def modulated_deform_conv2d(
     if bias is not None:
         out = out.add_(bias)  # nothing else has seen this product
     return out.permute(0, 3, 1, 2)
+
+
+def add_relu(x: Tensor, y: Tensor) -> Tensor:
+    """relu(x + y) for tensors of one shape; ``x`` may be overwritten."""
+    return F.relu(x + y)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """3x3 maximum at stride 2 with padding 1: (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
+    return F.max_pool2d(x, 3, 2, 1)
