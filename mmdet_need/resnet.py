@@ -315,9 +315,10 @@ class ResNet(BaseModule):
             return None
         norms = {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]}
         self.init_cfg = [{"type": "Kaiming", "layer": "Conv2d"}, norms]
-        if not self.zero_init_residual:
+        # blocks of subclasses start as their published training did, with this norm at 1
+        last = {BasicBlock: "norm2", Bottleneck: "norm3"}.get(self.block)
+        if last is None or not self.zero_init_residual:
             return None
-        last = "norm2" if issubclass(self.block, BasicBlock) else "norm3"
         return {"type": "Constant", "val": 0, "override": {"name": last}}
 
     def make_stage_plugins(self, plugins: List[Cfg], stage_idx: int) -> List[Cfg]:
