@@ -29,6 +29,7 @@ LAW = {
     "cli": None,
     "predict": None,
     "check_geometry": None,
+    "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }
 LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device.py")}
 VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl)\b", re.IGNORECASE)
