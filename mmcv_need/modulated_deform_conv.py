@@ -114,9 +114,7 @@ class ModulatedDeformConv2dFunction(Function):
         bias = bias.type_as(offset) if ctx.with_bias else input.new_empty(0)
         mask = mask.type_as(offset)
         if ctx.device == "npu":
-            return ModulatedDeformConv2dFunction._npu_forward(
-                ctx, input, offset, mask, weight, bias if ctx.with_bias else None
-            )
+            return ModulatedDeformConv2dFunction._npu_forward(ctx, input, offset, mask, weight, bias)
         ctx.save_for_backward(input, offset, mask, weight, bias)
         out = input.new_empty(size)
         scratch = input.new_empty(0), input.new_empty(0)
@@ -176,6 +174,7 @@ class ModulatedDeformConv2dFunction(Function):
             weight.shape[2], weight.shape[3], ctx.deform_groups
         )
         planes = torch.cat([offset.index_select(1, to_planes), mask], dim=1)
+        bias = None if bias is None or bias.numel() == 0 else bias  # DeformConv2d, which has none, gives an empty one
         out, sampled = torch.npu_deformable_conv2d(input_tensor, weight, planes, bias, **_npu_named(ctx, weight))
         ctx.save_for_backward(input_tensor, weight, sampled, planes, to_pairs)
         return out
