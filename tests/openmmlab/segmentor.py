@@ -143,7 +143,7 @@ def layers() -> Dict[str, Any]:
     ours = build_conv_layer({"type": "DCNv2", "deform_groups": 2}, 8, 4, 3, stride=2, padding=1)
     torch.nn.init.normal_(theirs.conv_offset.weight, std=0.3)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 8, 9, 9)
+    x = torch.randn(2, 8, 9, 9, requires_grad=True)
     result["dcn"] = [float((theirs(x) - ours(x)).abs().max()), type(ours).__module__, type(theirs).__module__]
     return result
 

@@ -63,7 +63,7 @@ def deform() -> Dict[str, Any]:
     layer = build_conv_layer({"type": "DCNv2", "deform_groups": 2}, 8, 4, 3, stride=(2, 2), padding=1, bias=True)
     nn.init.normal_(layer.conv_offset.weight)
     nn.init.normal_(layer.bias)
-    x = torch.randn(1, 8, 9, 9)
+    x = torch.randn(1, 8, 9, 9, requires_grad=True)
     offset, mask = layer.conv_offset(x).split([36, 18], 1)
     wanted = ops.modulated_deform_conv2d(x, offset, mask.sigmoid(), layer.weight, layer.bias, 2, 1, 1, 1, 2)
     gaps["layer with bias"] = float((layer(x) - wanted).abs().max())
