@@ -145,6 +145,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     picture.add_argument("--index", type=int, default=0, help="number of the validation frame (default: %(default)s)")
     picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
     picture.set_defaults(run=_picture)
+
+    overlay = commands.add_parser("overlay", help="exchange four files of mmcv 1.x and mmdet 2.x for ours, or back")
+    overlay.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
+    overlay.add_argument("--mmcv", type=Path, help="its folder, or a checkout (default: both installed packages)")
+    overlay.add_argument("--mmdet", type=Path, help="likewise; given alone, the other package is left alone")
+    overlay.set_defaults(run=_overlay)
     return parser
 
 
@@ -283,6 +289,18 @@ def _results(args: argparse.Namespace) -> int:
 
     print("\n".join(publish(args.work_dir, args.duration)))
     return 0
+
+
+def _overlay(args: argparse.Namespace) -> int:
+    from tpvformer import overlay
+
+    places = overlay.find(args.mmcv, args.mmdet)
+    if args.action != "check":
+        count = overlay.apply(places) if args.action == "apply" else overlay.revert(places)
+        print(f"{count} of {len(places)} files {'exchanged' if args.action == 'apply' else 'given back'}")
+        places = overlay.find(args.mmcv, args.mmdet)
+    print(overlay.table(places))
+    return int(args.action == "check" and any(place.state != overlay.OURS for place in places))
 
 
 def _positive(text: str) -> int:
