@@ -29,6 +29,7 @@ LAW = {
     "cli": None,
     "predict": None,
     "check_geometry": None,
+    "data_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

@@ -128,6 +128,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         check_geometry.add_arguments(geometry)
         geometry.set_defaults(run=check_geometry.run)
 
+    data = commands.add_parser("data", help="make info files from nuScenes' tables; check a download")
+    if argv[:1] == ["data"]:
+        from tpvformer import data_command
+
+        data_command.add_arguments(data)
+
     export = commands.add_parser("export", help="write weights under the reference's names")
     _add_config(export, device=False)
     export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
