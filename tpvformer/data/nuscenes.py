@@ -14,6 +14,7 @@ import numpy as np
 
 from tpvformer.data.images import read_images
 from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.poses import pose
 from tpvformer.data.types import DataError, Frame
 
 SCAN_COLUMNS = 5  # x, y, z (metres, LiDAR frame), intensity, ring
@@ -28,6 +29,9 @@ class Record:
     camera_names: Tuple[str, ...]
     images: Tuple[str, ...]
     lidar2img: np.ndarray  # (N, 4, 4) float64
+    scene: str = ""  # token of its scene, or the name of its log where the record holds none
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
+    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
 
 
 def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.ndarray) -> np.ndarray:
@@ -68,7 +72,10 @@ def _record(info: Any, where: str) -> Record:
         ]
         lidar2img = np.stack(matrices)
         images = tuple(str(c["data_path"]) for c in cameras.values())
-        return Record(str(info["token"]), str(info["lidar_path"]), tuple(cameras), images, lidar2img)
+        scan = str(info["lidar_path"])
+        scene = str(info.get("scene_token") or Path(scan).name.split("__")[0])
+        poses = (_pose(info, name) for name in ("lidar2ego", "ego2global"))
+        return Record(str(info["token"]), scan, tuple(cameras), images, lidar2img, scene, *poses)
     except KeyError as err:
         raise DataError(f"{where} has no {err}; expected the info format of TPVFormer and mmdetection3d 0.x") from err
     except (TypeError, ValueError, AttributeError, np.linalg.LinAlgError) as err:
@@ -76,6 +83,12 @@ def _record(info: Any, where: str) -> Record:
             f"{where} has an unusable calibration or layout ({err}); expected 'cams' with a 3x3 rotation, a "
             "translation of 3 and 3x3 intrinsics for each camera"
         ) from err
+
+
+def _pose(info: Mapping[str, Any], name: str) -> Optional[np.ndarray]:
+    """A pose that not every tool writes into its records."""
+    keys = (f"{name}_translation", f"{name}_rotation")
+    return pose(info[keys[0]], info[keys[1]]) if all(key in info for key in keys) else None
 
 
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
@@ -110,7 +123,7 @@ def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str]
         raw = _read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
     images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
-    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels)
+    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels, record.lidar2ego)
 
 
 def _read_scan(path: Path, token: str) -> np.ndarray:
