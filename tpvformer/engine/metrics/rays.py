@@ -11,7 +11,7 @@ device.
 from __future__ import annotations
 
 import math
-from typing import Sequence, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 THRESHOLDS = (1.0, 2.0, 4.0)  # metres
 AZIMUTHS = 360
 STEEP = 10  # pitches whose rays meet flat ground 1, 2, ... 10 sensor heights away
+HOUSEKEEPING = 16  # steps after which rays that have ended are put aside
 HIGHEST = 0.21  # radians; the upper edge of the nuScenes lidar's field of view
 
 
@@ -53,38 +54,50 @@ def cast(
     cells = torch.tensor(grids.shape[1:], device=device)
     low, high = (torch.tensor(pc_range[i : i + 3], dtype=torch.float32, device=device) for i in (0, 3))
     pitch = (high - low) / cells
-    step = torch.where(directions >= 0, 1, -1)
-    moving = directions.abs() > 1e-9
+    flat, axes = grids.flatten(1), torch.arange(3, device=device)
+    forwards, moving = directions >= 0, directions.abs() > 1e-9
     inverse = torch.where(moving, 1.0 / torch.where(moving, directions, 1.0), torch.inf)
-
-    def distance(cell: Tensor, side: Tensor) -> Tensor:
-        """Along each axis, how far the wall of ``cell`` on ``side`` (0 low, 1 high) is; infinite without motion."""
-        wall = low + (cell + side) * pitch - origins
-        return torch.where(moving, wall * inverse, torch.inf)
-
-    zeros = torch.zeros_like(step)
-    a, b = distance(zeros, zeros), distance(cells - 1 + zeros, zeros + 1)
+    near, far = (torch.where(moving, (wall - origins) * inverse, torch.inf) for wall in (low, high))
     between = (origins >= low) & (origins <= high)  # a ray along a wall has no crossings to go by
-    entry = torch.where(moving, torch.minimum(a, b), torch.where(between, -torch.inf, torch.inf)).amax(1).clamp(min=0)
-    leave = torch.where(moving, torch.maximum(a, b), torch.inf).amin(1)
-    inside = entry < leave
-    start = ((origins + directions * entry[:, None] - low) / pitch).floor().long()
-    cell = torch.minimum(start.clamp(min=0), cells - 1)
+    entry = torch.where(moving, torch.minimum(near, far), torch.where(between, -torch.inf, torch.inf))
+    entry = entry.amax(1).clamp(min=0)
+    inside = entry < torch.maximum(near, far).amin(1)
     at = torch.where(inside, entry, 0.0)
+    start = ((origins + directions * at[:, None] - low) / pitch).floor().long()
+    rays = _Rays(torch.minimum(start.clamp(min=0), cells - 1), inside, origins, inverse, forwards, moving)
     hit = torch.full((count, len(origins)), empty, dtype=torch.int64, device=device)
     reach = at.expand(count, -1).clone()
-    flat = grids.flatten(1)
-    ahead, axes = (step > 0).long(), torch.arange(3, device=device)
-    for _ in range(sum(grids.shape[1:]) - 2):  # from one corner to the opposite one
-        bounded = torch.minimum(cell.clamp(min=0), cells - 1)
+    part, found, distance = torch.arange(len(origins), device=device), hit, reach
+    for n in range(sum(grids.shape[1:]) - 2):  # from one corner to the opposite one
+        if device.type == "cpu" and n % HOUSEKEEPING == HOUSEKEEPING - 1:  # where looking at values costs no waiting
+            hit[:, part], reach[:, part] = found, distance
+            kept = (rays.inside & (found == empty).any(0)).nonzero()[:, 0]
+            rays, part = _Rays(*(field[kept] for field in rays)), part[kept]
+            found, distance = found[:, kept], distance[:, kept]
+            if not len(kept):
+                break
+        bounded = torch.minimum(rays.cell.clamp(min=0), cells - 1)
         index = (bounded[:, 0] * grids.shape[2] + bounded[:, 1]) * grids.shape[3] + bounded[:, 2]
-        going = inside & (hit == empty)
-        hit = torch.where(going, flat[:, index], hit)
-        wall, axis = distance(cell, ahead).min(1)
-        reach = torch.where(going & (hit == empty), wall, reach)
-        cell = cell + (axis[:, None] == axes) * step
-        inside = inside & ((cell >= 0) & (cell < cells)).all(1)
+        going = rays.inside & (found == empty)
+        found = torch.where(going, flat[:, index], found)
+        walls = (low + (rays.cell + rays.forwards) * pitch - rays.origins) * rays.inverse
+        wall, axis = torch.where(rays.moving, walls, torch.inf).min(1)
+        distance = torch.where(going & (found == empty), wall, distance)
+        cell = rays.cell + (axis[:, None] == axes) * torch.where(rays.forwards, 1, -1)
+        rays = rays._replace(cell=cell, inside=rays.inside & ((cell >= 0) & (cell < cells)).all(1))
+    hit[:, part], reach[:, part] = found, distance
     return hit, reach
+
+
+class _Rays(NamedTuple):
+    """R rays on their way: the cell (R,3) each is in, whether (R,) that is in the grid, and what does not change."""
+
+    cell: Tensor
+    inside: Tensor
+    origins: Tensor
+    inverse: Tensor  # (R,3) 1 / direction
+    forwards: Tensor  # (R,3) bool, towards higher cells
+    moving: Tensor  # (R,3) bool, along this axis at all
 
 
 def ray_counts(

@@ -1,0 +1,124 @@
+"""Both kinds of dense labels through training, evaluation and several processes; and answers whose scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dense_tools import FRAMES, dense_config, write_street
+from engine_tools import CPU, processes, val_loader, write_config
+
+from tpvformer.config import Config
+from tpvformer.data.types import Batch
+from tpvformer.engine import losses, run
+from tpvformer.engine.metrics.collect import Tally, rows_by_scene
+from tpvformer.engine.metrics.named import RING_NAMES
+from tpvformer.labels import EMPTY
+from tpvformer.model import Prediction
+
+pytestmark = pytest.mark.usefixtures("quick")
+GRID = ("sc_iou", "ssc_miou")
+RAYS = ("ray_iou@1", "ray_iou@2", "ray_iou@4", "ray_iou")
+POINTS = ("miou_points", "miou_points_reference", "miou_voxels", "miou_voxels_reference")
+NAMES = {"occ3d": (*POINTS, *GRID, "occ3d_miou", "occ3d_miou_no_other", *RAYS), "surroundocc": (*POINTS, *GRID, *RAYS)}
+EVALUATE = """
+import json, sys
+from pathlib import Path
+from tpvformer.compat import load_config
+from tpvformer.engine.run import evaluate_checkpoint
+from tpvformer.labels import class_names
+result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu")
+print("RESULT", json.dumps(result.as_dict(class_names("occ3d"))), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    return write_street(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) -> None:
+    """One process trains and scores; for Occ3D two processes then find exactly the same on five samples."""
+    config = dense_config(street, kind)
+    summary = run.train(config, tmp_path / "run", "cpu")
+    assert summary["steps"] == 2
+    assert summary["final_loss"] > 0
+    evaluation = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
+    assert evaluation["samples"] == FRAMES
+    assert evaluation["scenes"] == 3
+    assert tuple(evaluation["metrics"]) == NAMES[kind]
+    for name, metric in evaluation["metrics"].items():
+        assert 0 <= metric["value"] <= 100, name
+        assert metric["interval"][0] <= metric["interval"][1]
+        assert tuple(metric["rings"]) == RING_NAMES
+    text = max((tmp_path / "run").glob("2*.log")).read_text()
+    assert "while the best val miou pts is" in text
+    assert all(f" - {name} " in text for name in NAMES[kind])
+    if kind == "occ3d":
+        best = tmp_path / "run" / "latest.pth"
+        file = write_config(tmp_path / "dense.py", config)
+        outputs = processes(2, EVALUATE, str(file), str(best))
+        results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
+        assert len(results) == 2
+        for result in results:
+            assert result["samples"] == FRAMES
+            assert result["metrics"] == evaluation["metrics"], "counts are exact and so are the scores"
+
+
+@pytest.fixture(scope="module")
+def batch(street: Path) -> Batch:
+    """The Occ3D labels of two scenes."""
+    config = dense_config(street, "occ3d", batch_size=2)
+    batches = list(val_loader(config))
+    assert batches[1].tokens == val_loader(config).dataset.tokens[2:4]
+    return batches[1]
+
+
+def answers(batch: Batch, dense: torch.Tensor) -> Prediction:
+    """Logits that say ``dense`` (B,X,Y,Z) in every voxel, and the same at the points."""
+    voxel = torch.nn.functional.one_hot(dense.long(), 18).permute(0, 4, 1, 2, 3).float()
+    at_points = dense.flatten(1).gather(1, losses.flat_index(batch.voxels, dense.shape[1:]))
+    return Prediction(voxel, torch.nn.functional.one_hot(at_points.long(), 18).transpose(1, 2).float())
+
+
+def scored(config: Config, batch: Batch, dense: torch.Tensor):
+    tally = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU)
+    tally.add(answers(batch, dense), batch)
+    tally.sum_over_processes()
+    return tally.metrics()
+
+
+def test_the_truth_scores_a_hundred_and_nothing_scores_zero(street: Path, batch: Batch) -> None:
+    config = dense_config(street, "occ3d")
+    perfect = scored(config, batch, batch.voxel_labels)
+    for name in (*GRID, "occ3d_miou", "occ3d_miou_no_other", *RAYS):
+        assert perfect[name].value == 100, name
+        assert perfect[name].interval == (100, 100)
+        assert {v for v in perfect[name].rings.values() if v is not None} == {100}
+    empty = scored(config, batch, torch.full_like(batch.voxel_labels, EMPTY))
+    for name in (*GRID, "occ3d_miou", *RAYS):
+        assert empty[name].value == 0, name
+
+
+def test_a_street_shifted_by_a_voxel_keeps_its_rays_at_two_metres(street: Path, batch: Batch) -> None:
+    """Forward by 0.4 m: voxels lose much of their overlap, rays at walls across the way little."""
+    config = dense_config(street, "occ3d")
+    moved = scored(config, batch, batch.voxel_labels.roll(1, dims=1))
+    rays = [moved[name].value for name in RAYS[:3]]
+    assert None not in rays and rays == sorted(rays)
+    assert moved["occ3d_miou"].value < 80
+
+
+def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
+    data = dense_config(street, "occ3d").data
+    assert batch.voxel_mask is not None
+    seen = (batch.voxel_mask & 2) > 0
+    taught = losses.taught_labels(batch, data)
+    assert torch.equal(taught != 255, seen)
+    assert torch.equal(taught[seen], batch.voxel_labels[seen].long())
+    everything = losses.taught_labels(batch, dataclasses.replace(data, occupancy_mask=""))
+    assert torch.equal(everything, batch.voxel_labels.long())
