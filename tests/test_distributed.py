@@ -91,6 +91,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(
         assert result["pts"]["miou"] == expected.pts.miou
         assert result["vox"]["miou"] == expected.vox.miou
         assert list(result["pts"]["iou"].values()) == list(expected.pts.iou)
+        assert result["metrics"] == {name: metric.as_dict() for name, metric in expected.metrics.items()}
     tables = [out for out in outputs if "miou_reference (absent" in out]
     assert len(tables) == 1, "one process writes, the others are silent"
 

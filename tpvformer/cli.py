@@ -101,6 +101,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    synth.add_argument("--occupancy", action="store_true", help="also dense labels, as Occ3D and SurroundOcc have them")
     synth.set_defaults(run=_synth)
 
     bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
@@ -263,7 +264,8 @@ def _synth(args: argparse.Namespace) -> int:
     from tpvformer.data.synthetic import write_dataset
 
     began = time.perf_counter()
-    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers, _quarters())
+    size, seed, frames = args.size, args.seed, args.frames
+    fresh = write_dataset(args.out, args.scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
     what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
