@@ -77,7 +77,11 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     train.add_argument(
         "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
     )
-    train.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many = train.add_mutually_exclusive_group()
+    many.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many.add_argument(
+        "--max-processes", type=_positive, metavar="N", help="one for each visible card, at most N; N without any card"
+    )
     train.set_defaults(run=_train, argv=argv)
 
     evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
@@ -97,6 +101,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    synth.add_argument("--occupancy", action="store_true", help="also dense labels, as Occ3D and SurroundOcc have them")
     synth.set_defaults(run=_synth)
 
     bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
@@ -147,6 +152,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     picture.add_argument("--index", type=int, default=0, help="number of the validation frame (default: %(default)s)")
     picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
     picture.set_defaults(run=_picture)
+
+    overlay = commands.add_parser("overlay", help="exchange four files of mmcv 1.x and mmdet 2.x for ours, or back")
+    overlay.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
+    overlay.add_argument("--mmcv", type=Path, help="its folder, or a checkout (default: both installed packages)")
+    overlay.add_argument("--mmdet", type=Path, help="likewise; given alone, the other package is left alone")
+    overlay.set_defaults(run=_overlay)
     return parser
 
 
@@ -183,10 +194,12 @@ def _config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
 
 
 def _train(args: argparse.Namespace) -> int:
-    if args.processes > 1 and "RANK" not in os.environ:
-        from tpvformer.engine.launch import launch
+    if (args.processes > 1 or args.max_processes) and "RANK" not in os.environ:
+        from tpvformer.engine.launch import launch, one_a_card
 
-        return launch(args.processes, args.argv)
+        processes = one_a_card(args.max_processes, args.device) if args.max_processes else args.processes
+        if processes > 1:
+            return launch(processes, args.argv)
 
     from tpvformer.engine.run import train
 
@@ -251,7 +264,8 @@ def _synth(args: argparse.Namespace) -> int:
     from tpvformer.data.synthetic import write_dataset
 
     began = time.perf_counter()
-    fresh = write_dataset(args.out, args.scenes, args.size, args.seed, args.frames, args.workers, _quarters())
+    size, seed, frames = args.size, args.seed, args.frames
+    fresh = write_dataset(args.out, args.scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
     what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
@@ -283,6 +297,18 @@ def _results(args: argparse.Namespace) -> int:
 
     print("\n".join(publish(args.work_dir, args.duration)))
     return 0
+
+
+def _overlay(args: argparse.Namespace) -> int:
+    from tpvformer import overlay
+
+    places = overlay.find(args.mmcv, args.mmdet)
+    if args.action != "check":
+        count = overlay.apply(places) if args.action == "apply" else overlay.revert(places)
+        print(f"{count} of {len(places)} files {'exchanged' if args.action == 'apply' else 'given back'}")
+        places = overlay.find(args.mmcv, args.mmdet)
+    print(overlay.table(places))
+    return int(args.action == "check" and any(place.state != overlay.OURS for place in places))
 
 
 def _positive(text: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -34,6 +34,11 @@ class GridConfig:
     scale_h: int = 1
     scale_z: int = 1
     pc_range: Tuple[float, ...] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # x0, y0, z0, x1, y1, z1
+    frame: str = "lidar"  # whose axes: "lidar", or "ego" (x forward, y left, z up, on the ground under the rear axle)
+
+    def __post_init__(self) -> None:
+        if self.frame not in ("lidar", "ego"):
+            raise ConfigError(f"model.grid.frame is {self.frame!r}; expected 'lidar' or 'ego'")
 
     @property
     def plane_shapes(self) -> Tuple[Tuple[int, int], ...]:
@@ -59,6 +64,20 @@ class GridConfig:
         """Metres covered along x, y, z."""
         r = self.pc_range
         return (r[3] - r[0], r[4] - r[1], r[5] - r[2])
+
+
+class OccupancyGrid(NamedTuple):
+    """The grid of published dense labels: voxels (X, Y, Z) over ``pc_range`` in the axes of ``frame``."""
+
+    voxels: Tuple[int, int, int]
+    pc_range: Tuple[float, ...]
+    frame: str
+
+
+OCCUPANCY_GRIDS: Dict[str, OccupancyGrid] = {
+    "occ3d": OccupancyGrid((200, 200, 16), (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4), "ego"),  # voxels of 0.4 m
+    "surroundocc": OccupancyGrid((200, 200, 16), (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0), "lidar"),  # of 0.5 m
+}
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,9 @@ class DataConfig:
     label_map: str = "nuscenes"  # "nuscenes": classes 0..16; "nuscenes-noIgnore": 17 is empty space
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
+    occupancy: str = ""  # dense voxel labels: "occ3d" or "surroundocc"; empty: the majority of a voxel's points
+    occupancy_root: str = "data/occ3d/gts"  # folder of their files
+    occupancy_mask: str = ""  # voxels that training looks at: "camera", "lidar" (occ3d has these masks), empty: all
     image_scale: float = 1.0
     photometric: bool = True
     grid_mask: bool = True
@@ -158,6 +180,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least("data", batch_size=(self.batch_size, 1), workers=(self.workers, 0))
+        if self.occupancy not in ("", *OCCUPANCY_GRIDS):
+            raise ConfigError(
+                f"data.occupancy is {self.occupancy!r}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
+            )
+        if self.occupancy_mask not in ("", "camera", "lidar"):
+            raise ConfigError(f"data.occupancy_mask is {self.occupancy_mask!r}; expected 'camera', 'lidar' or nothing")
+        if self.occupancy_mask and self.occupancy != "occ3d":
+            raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
 
 
 @dataclass(frozen=True)
@@ -219,6 +249,24 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        kind, grid = self.data.occupancy, self.model.grid
+        if not kind:
+            return
+        wanted, given = OCCUPANCY_GRIDS[kind], OccupancyGrid(grid.voxels, grid.pc_range, grid.frame)
+        if given != wanted:
+            raise ConfigError(
+                f"data.occupancy={kind} has labels for {wanted.voxels} voxels over {wanted.pc_range} m in the "
+                f"{wanted.frame} frame, but model.grid makes {given.voxels} over {given.pc_range} in the {given.frame} "
+                "frame; set model.grid to the labels' grid"
+            )
+        if (self.loss.lovasz_input, self.loss.ce_input) != ("voxel", "voxel"):
+            raise ConfigError(f"data.occupancy={kind} labels voxels; set loss.lovasz_input and loss.ce_input to voxel")
+        if self.model.num_classes != 18 or self.data.fill_label != 17:
+            raise ConfigError(
+                f"data.occupancy={kind} needs free space as a class; set model.num_classes=18 and data.fill_label=17"
+            )
 
     def dump(self) -> str:
         """The whole configuration as YAML, as it is written into the work dir."""

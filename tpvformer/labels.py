@@ -1,7 +1,8 @@
 """Names, numbers and colours of the classes, and the table from nuScenes-lidarseg's 32 raw classes to them.
 
 Class 0 ("noise") is the ignore label of both tasks; 1 to 16 are evaluated; 17 ("empty") exists only under the label map
-"nuscenes-noIgnore", where free space is a class of its own.
+"nuscenes-noIgnore", where free space is a class of its own. Under "occ3d" class 0 is called "others" and some metrics
+evaluate it, and 17 is called "free".
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _RAW = (
 RAW_NAMES: Tuple[str, ...] = tuple(name for name, _ in _RAW)
 RAW_TO_CLASS: Tuple[int, ...] = tuple(number for _, number in _RAW) + (EMPTY,)  # raw 32, "empty", only in noIgnore
 
-LABEL_MAPS: Tuple[str, ...] = ("nuscenes", "nuscenes-noIgnore")
+LABEL_MAPS: Tuple[str, ...] = ("nuscenes", "nuscenes-noIgnore", "occ3d")
 
 # RGB. 1 to 16 are the colours of the published pictures; grey and white stand for what is not evaluated.
 COLORS: Tuple[Tuple[int, int, int], ...] = (
@@ -98,9 +99,11 @@ COLORS: Tuple[Tuple[int, int, int], ...] = (
 
 
 def class_names(label_map: str) -> Tuple[str, ...]:
-    """Names by class number: 17 for "nuscenes", 18 (the last is "empty") for "nuscenes-noIgnore"."""
+    """Names by class number: 17 for "nuscenes", 18 (the last is free space) for the other two maps."""
     if label_map not in LABEL_MAPS:
         raise ValueError(f"data.label_map is {label_map!r}; expected one of {', '.join(LABEL_MAPS)}")
+    if label_map == "occ3d":
+        return ("others", *CLASS_NAMES[1:], "free")
     return CLASS_NAMES + ("empty",) if label_map == "nuscenes-noIgnore" else CLASS_NAMES
 
 

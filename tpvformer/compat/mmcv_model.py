@@ -32,7 +32,7 @@ def read_model(model: Node) -> ModelConfig:
     _neck(model.child("img_neck"), backbone)
     return ModelConfig(
         grid=GridConfig(
-            **{axis: facts.whole(axis) for axis in ("w", "h", "z", "scale_w", "scale_h", "scale_z")},
+            *(facts.whole(axis) for axis in ("w", "h", "z", "scale_w", "scale_h", "scale_z")),
             pc_range=tuple(float(edge) for edge in facts.list("pc_range", 6)),
         ),
         backbone=backbone,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.lidarseg import LabelFiles
 from tpvformer.data.nuscenes import load_infos, read_frame
+from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
+from tpvformer.data.origins import ray_origins
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Batch, DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
@@ -28,7 +30,8 @@ class NuScenesDataset(Dataset[Sample]):
     """The key frames of one split, in the order of its info pickle.
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" draws none. ``require_labels`` False
-    reads sets without lidarseg (all point labels are then 0). Raises ConfigError and DataError.
+    reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none: its
+    dense labels replace those that points vote for. Raises ConfigError and DataError.
     """
 
     def __init__(self, cfg: DataConfig, grid: GridConfig, split: str, seed: int, require_labels: bool = True) -> None:
@@ -41,7 +44,12 @@ class NuScenesDataset(Dataset[Sample]):
         self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self._records = load_infos(cfg.train_infos if split == "train" else cfg.val_infos)
         self._label_files: List[str] = []
-        if require_labels:
+        self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
+        self._scene_mates: Dict[str, List[int]] = {}
+        for i, record in enumerate(self._records):
+            self._scene_mates.setdefault(record.scene, []).append(i)
+        point_labels = self._occupancy is None or Path(cfg.root, cfg.version, "lidarseg.json").is_file()
+        if require_labels and point_labels:
             tables = LabelFiles(cfg.root, cfg.version)
             self._label_files = [tables.find(r.token, Path(r.scan).name) for r in self._records]
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
@@ -50,6 +58,16 @@ class NuScenesDataset(Dataset[Sample]):
     @property
     def tokens(self) -> List[str]:
         return [record.token for record in self._records]
+
+    @property
+    def scenes(self) -> List[str]:
+        """The scene of each sample."""
+        return [record.scene for record in self._records]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether dense labels say what the cameras observe."""
+        return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
 
     @property
     def has_labels(self) -> bool:
@@ -65,7 +83,14 @@ class NuScenesDataset(Dataset[Sample]):
     def load_frame(self, index: int) -> Frame:
         """The sample as stored, before any transform."""
         label_file = self._label_files[index] if self.has_labels else None
-        return read_frame(self._records[index], self._cfg.root, label_file, self._to_class)
+        record = self._records[index]
+        frame = read_frame(record, self._cfg.root, label_file, self._to_class)
+        if self._occupancy is not None:
+            path = self._occupancy.find(record.token, Path(record.scan).name)
+            frame.dense = self._occupancy.read(path, record.token)
+            mates = [self._records[i] for i in self._scene_mates[record.scene]]
+            frame.ray_origins = ray_origins(record, mates)
+        return frame
 
     def _random(self, index: int) -> np.random.RandomState:
         """The stream that the augmentations of a sample are drawn from in the present epoch."""
@@ -136,6 +161,7 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
                 f"samples {samples[0].token} and {other.token} have images of shapes {tuple(samples[0].images.shape)} "
                 f"and {tuple(other.images.shape)}; a batch needs one, so rescale the images or set data.batch_size=1"
             )
+    origins = [s.ray_origins for s in samples if s.ray_origins is not None]
     return Batch(
         tokens=[s.token for s in samples],
         images=_stack([s.images for s in samples]),
@@ -150,6 +176,9 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         voxels=_pad([s.voxels for s in samples], 0),
         voxel_lengths=torch.tensor([len(s.voxels) for s in samples]),
         point_voxel=_pad([s.point_voxel for s in samples], 0),
+        voxel_mask=_stack_drawn([s.voxel_mask for s in samples]),
+        ray_origins=_pad(origins, 0) if origins else None,
+        ray_lengths=[len(o) for o in origins],
         pin_device=pin_device,
     )
 

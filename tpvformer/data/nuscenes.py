@@ -49,7 +49,7 @@ def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str]
         raw = read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
     images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
-    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels)
+    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels, record.lidar2ego)
 
 
 def read_scan(path: Path, token: str) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Writes a synthetic drive to disk as a nuScenes v1.0-mini data set with lidarseg labels and info files.
+"""Writes a synthetic drive to disk as a nuScenes v1.0-mini data set: lidarseg labels, info files, and dense occupancy
+labels if asked for.
 
 The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles. It appears
 under its name only when it is complete; asking for the same set again changes nothing.
@@ -53,16 +54,20 @@ def write_dataset(
     frames_per_scene: int = 8,
     workers: Optional[int] = None,
     progress: Optional[Progress] = None,
+    occupancy: bool = False,
 ) -> bool:
     """Generate ``scenes`` streets with ``frames_per_scene`` key frames each under the folder ``out``.
 
     Args: ``size`` is the images' (width, height) in pixels; ``workers`` the number of processes (all cores by default;
-    the files do not depend on it); ``progress`` is called with (frames done, frames in all).
+    the files do not depend on it); ``progress`` is called with (frames done, frames in all); ``occupancy`` adds dense
+    labels in the forms of Occ3D and SurroundOcc, and leaves all other files as they are without it.
     Returns False if ``out`` already holds exactly this set, else True.
     Raises ConfigError for arguments out of range, a target that holds something else, or a disk that cannot take it.
     """
     out = Path(out)
     wanted = _parameters(scenes, size, seed, frames_per_scene)
+    if occupancy:
+        wanted["occupancy"] = True
     if workers is not None and workers < 1:
         raise ConfigError(f"synthetic data: workers is {workers}; expected 1 or more")
     if _holds(out, wanted):
@@ -170,6 +175,7 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
             size,
             wanted["seed"],
             tuple(token.reading(name, k, rig.LIDAR_CHANNEL) for k in range(frames)),
+            tuple(token("sample", name, k) for k in range(frames)) if wanted.get("occupancy") else (),
         )
         for i, (name, _) in enumerate(names)
     ]

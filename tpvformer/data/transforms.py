@@ -1,6 +1,8 @@
 """A Frame becomes a Sample: augmentations are drawn, lidar2img follows the scaling, points become voxels.
 
-The pixels themselves wait for the device (pixels.py).
+The model knows one frame, that of its grid. Where this is the ego frame, points are moved there and lidar2ego is folded
+into lidar2img, which then takes ego metres to pixels; nothing behind this file notices. The pixels themselves wait for
+the device (pixels.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.augment import draw_photometric
 from tpvformer.data.grid_mask import grid_mask
 from tpvformer.data.pixels import padded_shape, scaled_shape
-from tpvformer.data.types import Frame, Sample
+from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.data.voxelize import voxelize
 
 
@@ -32,18 +34,50 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     if rng is not None and cfg.grid_mask:
         keep_rows, keep_columns = (torch.from_numpy(keep) for keep in grid_mask(*shape, rng))
     to_pixels = np.diag([cfg.image_scale, cfg.image_scale, 1.0, 1.0])
-    cells = voxelize(frame.points, frame.labels, grid.voxels, grid.pc_range, cfg.fill_label)
+    lidar2grid = frame_of_grid(frame, grid)
+    points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
+    if grid.frame != "lidar":
+        points = moved(points, lidar2grid).astype(np.float32)
+    cells = voxelize(points, labels, grid.voxels, grid.pc_range, cfg.fill_label, whole=bool(cfg.occupancy))
+    voxel_labels = cells.labels
+    if frame.dense is not None:
+        low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
+        inside = ((points >= low) & (points < high)).all(1)
+        labels = np.where(inside, labels, cfg.ignore_label)  # the border cells that they were moved to are not theirs
+        voxel_labels = frame.dense.classes
+        voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
+        assert frame.ray_origins is not None
+        ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
         token=frame.token,
         images=frame.images,
         photometric=photometric,
         keep_rows=keep_rows,
         keep_columns=keep_columns,
-        lidar2img=torch.from_numpy((to_pixels @ frame.lidar2img).astype(np.float32)),
+        lidar2img=torch.from_numpy((to_pixels @ frame.lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
         image_shape=shape,
         grid_index=torch.from_numpy(cells.grid_index),
-        point_labels=torch.from_numpy(frame.labels.astype(np.int64)),
-        voxel_labels=torch.from_numpy(cells.labels),
+        point_labels=torch.from_numpy(labels.astype(np.int64)),
+        voxel_labels=torch.from_numpy(voxel_labels),
         voxels=torch.from_numpy(cells.occupied),
         point_voxel=torch.from_numpy(cells.point_row),
+        voxel_mask=voxel_mask,
+        ray_origins=ray_origins,
     )
+
+
+def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
+    """(4, 4) float64 from LiDAR coordinates to those of the grid. Raises DataError where the calibration is absent."""
+    if grid.frame == "lidar":
+        return np.eye(4)
+    if frame.lidar2ego is None:
+        raise DataError(
+            f"sample {frame.token}: its info record has no lidar2ego_translation and lidar2ego_rotation, which "
+            "model.grid.frame=ego needs; make the infos again with them"
+        )
+    return frame.lidar2ego
+
+
+def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (P, 3) under a rigid transform (4, 4), float64."""
+    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

@@ -9,12 +9,14 @@ the numbers that augment.py drew.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
+
+LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the LiDAR, by a camera
 
 
 class DataError(ValueError):
@@ -23,6 +25,14 @@ class DataError(ValueError):
     def __str__(self) -> str:
         # An error of a loader's worker arrives with the worker's traceback around it; its last line is the message.
         return super().__str__().rsplit("DataError: ", 1)[-1].strip()
+
+
+@dataclass
+class DenseLabels:
+    """A label for every voxel of the grid, made by others from many sweeps (occupancy.py)."""
+
+    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py
+    mask: Optional[np.ndarray]  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT; None where no masks are published
 
 
 @dataclass
@@ -35,6 +45,9 @@ class Frame:
     lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous LiDAR metres -> (u * depth, v * depth, depth, 1), pixels
     points: np.ndarray  # (P, 3) float32, metres, LiDAR frame
     labels: np.ndarray  # (P,) uint8, classes of labels.py
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64, metres; None where the info record lacks it
+    dense: Optional[DenseLabels] = None
+    ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, LiDAR frame: where RayIoU's rays start
 
 
 @dataclass
@@ -46,13 +59,15 @@ class Sample:
     photometric: Optional[Tensor]  # (N, 8) float32, augment.draw_photometric; None where pictures stay as they are
     keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask leaves whole; None where none was drawn
     keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask leaves whole
-    lidar2img: Tensor  # (N, 4, 4) float32, to pixels of what the network sees
+    lidar2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of what the network sees
     image_shape: Tuple[int, int]  # (h, w)
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8
     voxels: Tensor  # (M, 3) int64: the occupied voxels, in lexicographic order
     point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
+    voxel_mask: Optional[Tensor] = None  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT
+    ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
 
 
 @dataclass
@@ -72,6 +87,9 @@ class Batch:
     voxels: Tensor  # (B, M, 3) int64, padded with 0
     voxel_lengths: Tensor  # (B,) int64
     point_voxel: Tensor  # (B, P) int64, padded with 0
+    voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
+    ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
+    ray_lengths: List[int] = field(default_factory=list)  # on the host, because it shapes what is counted
     pin_device: str = ""  # the kind of device that page-locked memory is for; empty: PyTorch knows
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:

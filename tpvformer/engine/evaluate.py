@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, Optional, Sequence, Sized, cast
+from dataclasses import dataclass, field
+from typing import Callable, Dict, Mapping, Optional, Sequence, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
+from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 
 from .distributed import World, all_sum, share_buffers
 from .forward import predict
 from .log import RunLog
-from .losses import flat_index, sample_losses
-from .metrics import Scores, confusion_matrix, scores, table
+from .losses import sample_losses
+from .metrics import Scores, scores, table
+from .metrics.collect import Tally, rows_by_scene
+from .metrics.named import Metric, named_table
 from .prefetch import on_device
-
-if TYPE_CHECKING:
-    from tpvformer.model import Prediction
 
 _UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Classes of points (``pts``), classes of the voxels that points lie in (``vox``), mean loss over samples."""
+    """Classes of points (``pts``), classes of the voxels that points lie in (``vox``), mean loss over samples.
+
+    ``metrics`` holds these two and all others under their full names (metrics/named.py says what each one is).
+    """
 
     pts: Scores
     vox: Scores
     loss: float
     samples: int
+    scenes: int = 0
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
         """Plain values, ready for JSON."""
@@ -43,6 +48,8 @@ class Evaluation:
             "samples": self.samples,
             "pts": self.pts.as_dict(names),
             "vox": self.vox.as_dict(names),
+            "scenes": self.scenes,
+            "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
         }
 
 
@@ -60,9 +67,8 @@ def evaluate(
 
     ``change`` alters each batch first (controls). ``epoch`` is only named in the log. All processes return the same.
     """
-    names = class_names(config.data.label_map)
-    size, ignore = len(names), config.data.ignore_label
-    matrices = torch.zeros(2, size, size, dtype=torch.int64, device=device)
+    data = cast(NuScenesDataset, loader.dataset)
+    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
     training = model.training
@@ -76,33 +82,20 @@ def evaluate(
             known = losses.isfinite()
             units = (torch.where(known, losses, 0) * _UNIT).long()
             sums += torch.stack((units.sum(), known.new_ones(len(losses)).sum(), (~known).sum()))
-            for matrix, voxel_class in zip(matrices, _classes_at_voxels(prediction, batch)):
-                predicted = voxel_class.gather(1, batch.point_voxel)
-                matrix += confusion_matrix(predicted, batch.point_labels, size, ignore)
+            tally.add(prediction, batch)
             if i % config.train.print_every == 0:
                 where = "" if epoch is None else f"Epoch {epoch} "
                 mean = float(sums[0]) / _UNIT / int(sums[1])
                 log.line(f"[EVAL] {where}Iter {i}: Loss: {losses.mean().item():.3f} ({mean:.3f})")
             bar.advance()
     model.train(training)
-    all_sum(matrices)
+    tally.sum_over_processes()
     total, samples, unknown = all_sum(sums).tolist()
-    expected = len(cast(Sized, loader.dataset))
-    if samples != expected:
-        raise RuntimeError(f"{samples} samples were evaluated, the data set has {expected}")
+    if samples != len(data):
+        raise RuntimeError(f"{samples} samples were evaluated, the data set has {len(data)}")
     loss = float("nan") if unknown else total / _UNIT / samples
-    return Evaluation(scores(matrices[0]), scores(matrices[1]), loss, samples)
-
-
-def _classes_at_voxels(prediction: Prediction, batch: Batch) -> Iterator[Tensor]:
-    """Predicted classes (B,M) at ``batch.voxels``, as points and as voxels."""
-    assert prediction.point_logits is not None
-    yield prediction.point_logits.argmax(1)
-    if prediction.voxel_logits.dim() == 3:
-        yield prediction.voxel_logits.argmax(1)
-    else:
-        dense = prediction.voxel_logits.argmax(1).flatten(1)
-        yield dense.gather(1, flat_index(batch.voxels, prediction.voxel_logits.shape[2:]))
+    pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
+    return Evaluation(pts, vox, loss, samples, tally.scenes, tally.metrics())
 
 
 def permute_cameras(batch: Batch) -> Batch:
@@ -111,6 +104,8 @@ def permute_cameras(batch: Batch) -> Batch:
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
-    """The table of both metrics, line by line, into the log."""
+    """The tables of all metrics, line by line, into the log."""
     for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
+        log.line(line)
+    for line in named_table(result.metrics, result.scenes):
         log.line(line)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpvformer.config import DataConfig, LossConfig
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -45,7 +46,7 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
     if "voxel" in inputs:
         voxel_logits = prediction.voxel_logits.float().flatten(2)
         dense = prediction.voxel_logits.dim() == 5
-        labels = batch.voxel_labels.flatten(1).long() if dense else labels_at_voxels(batch, ignore)
+        labels = taught_labels(batch, data_cfg).flatten(1) if dense else labels_at_voxels(batch, ignore)
     if loss_cfg.lovasz_input == "points":
         lovasz = lovasz_counts(point_logits, counts)
     else:
@@ -60,6 +61,16 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
 def needs_dense_voxels(loss_cfg: LossConfig, data_cfg: DataConfig) -> bool:
     """Whether voxels without points carry a label, so that the loss needs logits in all of them."""
     return "voxel" in (loss_cfg.lovasz_input, loss_cfg.ce_input) and data_cfg.fill_label != data_cfg.ignore_label
+
+
+def taught_labels(batch: Batch, data_cfg: DataConfig) -> Tensor:
+    """The labels (B,X,Y,Z) int64 of all voxels; what the configured mask did not observe carries the ignored one."""
+    labels = batch.voxel_labels.long()
+    if not data_cfg.occupancy_mask:
+        return labels
+    assert batch.voxel_mask is not None
+    bit = {"lidar": LIDAR_BIT, "camera": CAMERA_BIT}[data_cfg.occupancy_mask]
+    return torch.where((batch.voxel_mask & bit) > 0, labels, data_cfg.ignore_label)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:

@@ -25,6 +25,13 @@ def rotations(quaternions: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def matrices(poses: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) pose matrices of (..., 7) poses."""
+    made = np.zeros((*poses.shape[:-1], 4, 4))
+    made[..., :3, :3], made[..., :3, 3], made[..., 3, 3] = rotations(poses[..., 3:]), poses[..., :3], 1
+    return made
+
+
 def relative(
     sensor2ego: np.ndarray, ego2global: np.ndarray, lidar2ego: np.ndarray, lidar_ego2global: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:

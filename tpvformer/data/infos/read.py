@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tpvformer.data.infos.columns import Infos
 from tpvformer.data.infos.files import no_collection
-from tpvformer.data.infos.geometry import lidar_to_image, pixels_of, relative, unusable
+from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, relative, unusable
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
@@ -32,6 +32,9 @@ class Record:
     camera_names: Tuple[str, ...]
     images: Tuple[str, ...]
     lidar2img: np.ndarray  # (N, 4, 4) float64
+    scene: str = ""  # token of its scene, or the name of its log where the record holds none
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
+    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
@@ -61,7 +64,17 @@ def record_of(infos: Infos, index: int) -> Record:
     """The record of one sample of infos that are in memory already."""
     width = len(infos.cameras)
     images = tuple(infos.images.files[index * width : (index + 1) * width])
-    return Record(infos.tokens[index], infos.scans.files[index], infos.cameras, images, infos.lidar2img()[index])
+    lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
+    return Record(
+        infos.tokens[index],
+        infos.scans.files[index],
+        infos.cameras,
+        images,
+        infos.lidar2img()[index],
+        infos.scenes[index],
+        lidar2ego,
+        ego2global,
+    )
 
 
 def _is_list(value: Any) -> bool:
@@ -106,8 +119,17 @@ def _old_record(info: Any) -> Record:
     rotation, translation = np.stack([r for r, _ in placed]), np.stack([t for _, t in placed])
     intrinsics = np.stack([_numbers(c["cam_intrinsic"], 3, 3) for c in cameras.values()])
     images = tuple(str(c["data_path"]) for c in cameras.values())
-    matrices = lidar_to_image(rotation, translation, intrinsics)
-    return Record(str(info["token"]), str(info["lidar_path"]), tuple(map(str, cameras)), images, matrices)
+    scan, lidar2img = str(info["lidar_path"]), lidar_to_image(rotation, translation, intrinsics)
+    poses = [
+        matrices(_pose(info, name))[0] if f"{name}_translation" in info and f"{name}_rotation" in info else None
+        for name in ("lidar2ego", "ego2global")
+    ]
+    return Record(str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), *poses)
+
+
+def _scene(info: Mapping[str, Any], scan: str) -> str:
+    """The scene's token, which not every tool writes; else the log that the scan's name begins with."""
+    return str(info.get("scene_token") or Path(scan).name.split("__")[0])
 
 
 def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
@@ -128,10 +150,12 @@ def _pose(source: Mapping[str, Any], name: str) -> np.ndarray:
 def _new_record(info: Any) -> Record:
     cameras = info["images"]
     to_camera = np.stack([_numbers(c["lidar2cam"], 4, 4) for c in cameras.values()])
-    matrices = pixels_of(np.stack([_numbers(c["cam2img"], 3, 3) for c in cameras.values()])) @ to_camera
+    lidar2img = pixels_of(np.stack([_numbers(c["cam2img"], 3, 3) for c in cameras.values()])) @ to_camera
     images = tuple(_below(name, str(c["img_path"])) for name, c in cameras.items())
     scan = _below("LIDAR_TOP", str(info["lidar_points"]["lidar_path"]))
-    return Record(str(info["token"]), scan, tuple(map(str, cameras)), images, matrices)
+    stored = (info["lidar_points"].get("lidar2ego"), info.get("ego2global"))
+    poses = [None if value is None else _numbers(value, 4, 4) for value in stored]
+    return Record(str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), *poses)
 
 
 def _below(channel: str, name: str) -> str:
@@ -151,12 +175,23 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
     count, width = file.count, len(file.cameras)
     tokens, scans = file.text("tokens", count), file.text("scans.files", count)
     images = file.text("images.files", count * width)
-    matrices = file.lidar2img()
+    scenes = file.text("scenes", count)
+    lidar2img, lidar2ego = file.lidar2img(), matrices(file.array("scans.sensor2ego", count, 7))
+    ego2global = matrices(file.array("scans.ego2global", count, 7))
     if not count:
         raise DataError(f"{path}: holds no samples; make it again with tpvformer data infos")
-    if unusable(matrices).any():
-        _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, matrices)])
+    if unusable(lidar2img).any():
+        _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
     return [
-        Record(tokens[i], scans[i], file.cameras, tuple(images[i * width : (i + 1) * width]), matrices[i])
+        Record(
+            tokens[i],
+            scans[i],
+            file.cameras,
+            tuple(images[i * width : (i + 1) * width]),
+            lidar2img[i],
+            scenes[i],
+            lidar2ego[i],
+            ego2global[i],
+        )
         for i in range(count)
     ]

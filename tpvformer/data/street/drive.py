@@ -13,6 +13,7 @@ import numpy as np
 
 from . import rig
 from .camera import render_camera
+from .dense import write_dense_labels
 from .lidar import render_lidar
 from .populate import Thing
 from .shadows import cast_shadows
@@ -35,6 +36,7 @@ class Task:
     size: Tuple[int, int]
     seed: int
     lidar_tokens: Tuple[str, ...]  # of the lidar sample_data records, which name the label files
+    sample_tokens: Tuple[str, ...] = ()  # of the key frames, where dense labels are wanted; they name these
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,14 @@ def record_scene(task: Task) -> SceneRecord:
         stamp = start + k * rig.KEYFRAME_MICROSECONDS
         readings = []
         hits: Dict[int, int] = {}
+        poses: Dict[str, np.ndarray] = {}
         for channel, delay, extension in [
             (rig.LIDAR_CHANNEL, 0, "pcd.bin"),
             *((c.channel, c.trigger_us, "jpg") for c in rig.CAMERAS),
         ]:
             position, angles = ride.ego((k * rig.KEYFRAME_MICROSECONDS + delay) * 1e-6)
             sensor2scene = rig.pose(position, rig.euler_quaternion(*angles)) @ sensors[channel]
+            poses[channel] = sensor2scene
             filename = f"samples/{channel}/{logfile}__{channel}__{stamp + delay}.{extension}"
             grain = int(rng.integers(1, 1 << 20))
             if channel == rig.LIDAR_CHANNEL:
@@ -145,6 +149,11 @@ def record_scene(task: Task) -> SceneRecord:
             rotation = rig.euler_quaternion(angles[0] + ride.yaw, angles[1], angles[2])
             readings.append(Reading(channel, stamp + delay, filename, (x, y, 0.0), rotation))
         frames.append(KeyFrame(stamp, readings, hits))
+        if task.sample_tokens:
+            ego2scene = poses[rig.LIDAR_CHANNEL] @ np.linalg.inv(sensors[rig.LIDAR_CHANNEL])
+            scan = Path(readings[0].filename).name
+            token = task.sample_tokens[k]
+            write_dense_labels(root, task.name, token, scan, ride.street, ego2scene, poses)
     things = [
         Thing(t.label, (*ride.to_global(t.centre[0], t.centre[1]), t.centre[2]), t.size, t.yaw + ride.yaw)
         for t in ride.street.things

@@ -38,10 +38,20 @@ def confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int, ignore
     Both tensors int64 of the same shape, values 0..num_classes-1; returns (K,K) int64 on their device, without waiting
     for it.
     """
-    size = num_classes**2
-    pairs = torch.where(target != ignore, target * num_classes + predicted, size).flatten()  # the last is thrown away
-    counts = torch.zeros(size + 1, dtype=torch.int64, device=target.device)
-    return counts.scatter_add_(0, pairs, torch.ones_like(pairs))[:size].view(num_classes, num_classes)
+    return grouped_confusion(predicted, target, torch.zeros_like(target), 1, num_classes, target != ignore)[0]
+
+
+def grouped_confusion(
+    predicted: Tensor, target: Tensor, group: Tensor, groups: int, num_classes: int, valid: Tensor
+) -> Tensor:
+    """A confusion matrix for each group, (groups,K,K) int64: [group, target, predicted]; only ``valid`` entries count.
+
+    All int64 of one shape (``valid`` bool). Where ``valid`` is False the other values may be anything.
+    """
+    size = groups * num_classes**2
+    pairs = torch.where(valid, (group * num_classes + target) * num_classes + predicted, size).flatten()
+    counts = torch.zeros(size + 1, dtype=torch.int64, device=target.device)  # the last is thrown away
+    return counts.scatter_add_(0, pairs, torch.ones_like(pairs))[:size].view(groups, num_classes, num_classes)
 
 
 def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:

@@ -1,0 +1,141 @@
+"""Both kinds of dense labels through training, evaluation and several processes; and answers whose scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Dict, cast
+
+import pytest
+import torch
+from dense_tools import dense_config, write_street
+from engine_tools import CPU, processes, val_loader, write_config
+
+from tpvformer.config import Config
+from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.types import Batch
+from tpvformer.engine import losses, run
+from tpvformer.engine.distributed import World
+from tpvformer.engine.metrics.collect import Tally, rows_by_scene
+from tpvformer.engine.metrics.named import RING_NAMES
+from tpvformer.labels import EMPTY
+from tpvformer.model import Prediction
+
+pytestmark = pytest.mark.usefixtures("quick")
+GRID = ("sc_iou", "ssc_miou")
+RAYS = ("ray_iou@1", "ray_iou@2", "ray_iou@4", "ray_iou")
+POINTS = ("miou_points", "miou_points_reference", "miou_voxels", "miou_voxels_reference")
+NAMES = {"occ3d": (*POINTS, *GRID, "occ3d_miou", "occ3d_miou_no_other", *RAYS), "surroundocc": (*POINTS, *GRID, *RAYS)}
+COUNT = """
+import json, sys
+import torch
+sys.path.insert(0, sys.argv[2])
+from test_dense_training import counted
+from tpvformer.compat import load_config
+from tpvformer.engine import distributed
+world = distributed.read_world()
+distributed.start(world, torch.device("cpu"))
+print("RESULT", json.dumps(counted(load_config(sys.argv[1]), world)), flush=True)
+distributed.stop()
+"""
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    return write_street(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) -> None:
+    config = dense_config(street, kind, val_infos=str(street / "nuscenes_infos_train.pkl"))
+    summary = run.train(config, tmp_path, "cpu")
+    assert summary["steps"] == 2
+    assert summary["final_loss"] > 0
+    evaluation = json.loads((tmp_path / "summary.json").read_text())["evaluation"]
+    assert (evaluation["samples"], evaluation["scenes"]) == (2, 1)
+    assert tuple(evaluation["metrics"]) == NAMES[kind]
+    for name, metric in evaluation["metrics"].items():
+        assert 0 <= metric["value"] <= 100, name
+        assert metric["interval"] is None, "one scene"
+        assert tuple(metric["rings"]) == RING_NAMES
+    text = max(tmp_path.glob("2*.log")).read_text()
+    assert "while the best val miou pts is" in text
+    assert all(f" - {name} " in text for name in NAMES[kind])
+
+
+def counted(config: Config, world: World) -> Dict[str, object]:
+    """All metrics of a model that misplaces the labels, by a voxel that depends on the sample."""
+    loader = val_loader(config, world.rank, world.size)
+    data = cast(NuScenesDataset, loader.dataset)
+    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, CPU)
+    for batch in loader:
+        shift = 1 + data.tokens.index(batch.tokens[0])
+        tally.add(answers(batch, batch.voxel_labels.roll(shift, dims=shift % 2 + 1)), batch)
+    tally.sum_over_processes()
+    return {name: metric.as_dict() for name, metric in tally.metrics().items()}
+
+
+def test_two_processes_find_the_scores_of_one_on_five_samples(street: Path, tmp_path: Path) -> None:
+    config = dense_config(street, "occ3d")
+    file = write_config(tmp_path / "dense.py", config)
+    expected = json.loads(json.dumps(counted(config, World())))
+    assert expected["ray_iou@1"]["interval"][0] < expected["ray_iou@1"]["interval"][1]
+    outputs = processes(2, COUNT, str(file), str(Path(__file__).parent))
+    results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
+    assert results == [expected, expected], "counts are whole numbers, so the scores are the same to the last bit"
+
+
+@pytest.fixture(scope="module")
+def batch(street: Path) -> Batch:
+    """The Occ3D labels of two scenes."""
+    config = dense_config(street, "occ3d", batch_size=2)
+    batches = list(val_loader(config))
+    assert batches[1].tokens == cast(NuScenesDataset, val_loader(config).dataset).tokens[2:4]
+    return batches[1]
+
+
+def answers(batch: Batch, dense: torch.Tensor) -> Prediction:
+    """Logits that say ``dense`` (B,X,Y,Z) in every voxel, and the same at the points."""
+    voxel = torch.nn.functional.one_hot(dense.long(), 18).permute(0, 4, 1, 2, 3).float()
+    at_points = dense.flatten(1).gather(1, losses.flat_index(batch.voxels, dense.shape[1:]))
+    return Prediction(voxel, torch.nn.functional.one_hot(at_points.long(), 18).transpose(1, 2).float())
+
+
+def scored(config: Config, batch: Batch, dense: torch.Tensor):
+    tally = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU)
+    tally.add(answers(batch, dense), batch)
+    tally.sum_over_processes()
+    return tally.metrics()
+
+
+def test_the_truth_scores_a_hundred_and_nothing_scores_zero(street: Path, batch: Batch) -> None:
+    config = dense_config(street, "occ3d")
+    perfect = scored(config, batch, batch.voxel_labels)
+    for name in (*GRID, "occ3d_miou", "occ3d_miou_no_other", *RAYS):
+        assert perfect[name].value == 100, name
+        assert perfect[name].interval == (100, 100)
+        assert {v for v in perfect[name].rings.values() if v is not None} == {100}
+    empty = scored(config, batch, torch.full_like(batch.voxel_labels, EMPTY))
+    for name in (*GRID, "occ3d_miou", *RAYS):
+        assert empty[name].value == 0, name
+
+
+def test_a_street_shifted_by_a_voxel_keeps_its_rays_at_two_metres(street: Path, batch: Batch) -> None:
+    """Forward by 0.4 m: voxels lose much of their overlap, rays at walls across the way little."""
+    config = dense_config(street, "occ3d")
+    moved = scored(config, batch, batch.voxel_labels.roll(1, dims=1))
+    rays = [moved[name].value for name in RAYS[:3]]
+    assert None not in rays and rays == sorted(rays)
+    assert moved["occ3d_miou"].value < 80
+
+
+def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
+    data = dense_config(street, "occ3d").data
+    assert batch.voxel_mask is not None
+    seen = (batch.voxel_mask & 2) > 0
+    taught = losses.taught_labels(batch, data)
+    assert torch.equal(taught != 255, seen)
+    assert torch.equal(taught[seen], batch.voxel_labels[seen].long())
+    everything = losses.taught_labels(batch, dataclasses.replace(data, occupancy_mask=""))
+    assert torch.equal(everything, batch.voxel_labels.long())

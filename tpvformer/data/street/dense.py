@@ -1,0 +1,55 @@
+"""Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs (formats: data/occupancy.py).
+
+Differences from the real ones: they are made from accumulated sweeps and know surfaces only; these know the solid truth
+(solid.py). The LiDAR mask is of this key frame's turn, not of the whole drive's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Mapping
+
+import numpy as np
+
+from tpvformer.config import OCCUPANCY_GRIDS
+from tpvformer.labels import EMPTY
+
+from . import rig
+from .solid import fill_voxels, observe_by_camera, observe_by_lidar
+from .world import Street
+
+OCC3D_FOLDER, SURROUNDOCC_FOLDER = "gts", "surroundocc"
+
+
+def write_dense_labels(
+    root: Path,
+    scene: str,
+    token: str,
+    scan: str,
+    street: Street,
+    ego2scene: np.ndarray,
+    sensors2scene: Mapping[str, np.ndarray],
+) -> None:
+    """Write both kinds for one key frame.
+
+    ``scan`` is the base name of its LiDAR file; ``ego2scene`` (4,4) at the LiDAR's time; ``sensors2scene`` by channel,
+    each at its own time. Raises OSError if the disk refuses.
+    """
+    grid = OCCUPANCY_GRIDS["occ3d"]
+    mask_lidar, mask_camera = (np.zeros(grid.voxels, np.uint8) for _ in range(2))
+    lidar2scene = sensors2scene[rig.LIDAR_CHANNEL]
+    observe_by_lidar(mask_lidar, street, lidar2scene, ego2scene, grid.pc_range)
+    for camera in rig.CAMERAS:
+        observe_by_camera(mask_camera, street, camera, sensors2scene[camera.channel], ego2scene, grid.pc_range)
+    folder = root / OCC3D_FOLDER / scene / token
+    folder.mkdir(parents=True)
+    classes = fill_voxels(street, ego2scene, grid.voxels, grid.pc_range)
+    np.savez_compressed(folder / "labels.npz", semantics=classes, mask_lidar=mask_lidar, mask_camera=mask_camera)
+
+    grid = OCCUPANCY_GRIDS["surroundocc"]
+    classes = fill_voxels(street, lidar2scene, grid.voxels, grid.pc_range)
+    cells = np.argwhere(classes != EMPTY)
+    rows = np.concatenate([cells, classes[tuple(cells.T)][:, None]], 1)
+    folder = root / SURROUNDOCC_FOLDER / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{scan}.npy", rows.astype(np.int16))

@@ -1,0 +1,36 @@
+"""How far a score could move with other scenes: the bootstrap over scenes (Efron, Annals of Statistics 1979).
+
+Frames of one scene look alike, so scenes are drawn, not frames: as many as there are, with replacement.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+DRAWS = 1000
+LEVEL = 0.95
+SEED = 0  # the same scenes are drawn for every metric, model and run, so intervals can be compared
+
+
+def interval(per_scene: Tensor, score: Callable[[Tensor], Tensor]) -> Optional[Tuple[float, float]]:
+    """The bounds of the middle 95 % of ``score`` over resampled sets of scenes; None with fewer than two scenes.
+
+    per_scene (S, ...) int64 counts on the CPU; ``score`` takes (draws, ...) sums in float64 to (draws,). Draws in
+    which nothing is left to score (NaN) are left out.
+    """
+    scenes = len(per_scene)
+    if scenes < 2:
+        return None
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(0, scenes, (DRAWS, scenes), generator=generator)
+    times = torch.zeros(DRAWS, scenes, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    sums = (times @ per_scene.double().flatten(1)).view(DRAWS, *per_scene.shape[1:])  # whole numbers, exact
+    values = score(sums)
+    values = values[~values.isnan()]
+    if not len(values):
+        return None
+    low, high = values.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,125 @@
+"""The counts of an evaluation: int64, on the device, one slice a scene, summed over processes at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Dict, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tpvformer.config import Config, GridConfig
+from tpvformer.data.types import CAMERA_BIT
+from tpvformer.labels import EMPTY, IGNORED, class_names
+
+from ..distributed import all_sum
+from ..losses import flat_index
+from .iou import grouped_confusion
+from .named import RINGS, Metric, definitions, measure
+from .rays import THRESHOLDS, lidar_directions, ray_counts, ring_of
+
+if TYPE_CHECKING:
+    from tpvformer.data.types import Batch
+    from tpvformer.model import Prediction
+
+
+class Tally:
+    """Confusion matrices (scenes, rings, K, K) of ``points`` and ``voxels`` (the classes at labelled lidar points);
+    with dense labels also of ``grid`` (all voxels) and, where masks are stored, ``camera``; and counts of ``rays``
+    (scenes, rings, thresholds + 2, K).
+
+    ``scene_of`` gives the row of each sample token. A ring is that of the voxel's middle, by its horizontal distance
+    from the origin of the grid's frame; for rays, that of the true distance along the ray.
+    """
+
+    def __init__(self, config: Config, scene_of: Mapping[str, int], masks: bool, device: torch.device) -> None:
+        self._config, self._scene_of = config, scene_of
+        self._names = class_names(config.data.label_map)
+        self.scenes = len(set(scene_of.values()))
+        size, rings = len(self._names), len(RINGS) + 1
+        dense = bool(config.data.occupancy)
+        shapes = {"points": (size, size), "voxels": (size, size)}
+        if dense:
+            shapes["grid"] = (size, size)
+            shapes["rays"] = (len(THRESHOLDS) + 2, size)
+            self._directions = lidar_directions().to(device)
+        if dense and masks:
+            shapes["camera"] = (size, size)
+        self._counts = {
+            source: torch.zeros(self.scenes, rings, *shape, dtype=torch.int64, device=device)
+            for source, shape in shapes.items()
+        }
+        self._rings = cell_rings(config.model.grid, device)
+
+    def add(self, prediction: Prediction, batch: Batch) -> None:
+        """Count one batch. Nothing waits for the device."""
+        ignore = self._config.data.ignore_label
+        valid = (batch.point_labels != ignore) & (batch.point_labels != IGNORED)
+        x, y, _ = batch.grid_index.unbind(-1)
+        ring = self._rings[x, y]
+        for source, at_voxels in classes_at_voxels(prediction, batch).items():
+            self._confuse(source, batch, at_voxels.gather(1, batch.point_voxel), batch.point_labels, ring, valid)
+        if not self._config.data.occupancy:
+            return
+        target, guess = batch.voxel_labels.long(), prediction.voxel_logits.argmax(1)
+        ring = self._rings[None, :, :, None].expand_as(target)
+        self._confuse("grid", batch, guess, target, ring, target != ignore)
+        if batch.voxel_mask is not None:
+            seen = (batch.voxel_mask & CAMERA_BIT) > 0
+            self._confuse("camera", batch, guess, target, ring, seen & (target != ignore))
+        assert batch.ray_origins is not None
+        area, kinds = self._config.model.grid.pc_range, len(self._names)
+        for i, token in enumerate(batch.tokens):
+            origins = batch.ray_origins[i, : batch.ray_lengths[i]]
+            self._counts["rays"][self._scene_of[token]] += ray_counts(
+                guess[i], target[i], EMPTY, ignore, origins, self._directions, area, kinds, RINGS
+            )
+
+    def _confuse(
+        self, source: str, batch: Batch, predicted: Tensor, target: Tensor, ring: Tensor, valid: Tensor
+    ) -> None:
+        """Add (B, ...) pairs to the matrices of the batch's scenes."""
+        rings = len(RINGS) + 1
+        first = torch.arange(len(batch.tokens), device=target.device) * rings
+        group = ring + first.view(-1, *[1] * (target.dim() - 1))
+        groups = len(batch.tokens) * rings
+        found = grouped_confusion(predicted, target, group, groups, len(self._names), valid)
+        for token, matrices in zip(batch.tokens, found.unflatten(0, (-1, rings))):
+            self._counts[source][self._scene_of[token]] += matrices
+
+    def sum_over_processes(self) -> None:
+        """Exact, as all counts are whole numbers; to be called once, after the last batch."""
+        self._counts = {source: all_sum(counts).cpu() for source, counts in self._counts.items()}
+
+    def confusion(self, source: str) -> Tensor:
+        """The (K,K) matrix of all scenes and rings."""
+        return self._counts[source].sum((0, 1))
+
+    def metrics(self) -> Dict[str, Metric]:
+        """Every metric that the counts allow, by name; after ``sum_over_processes``."""
+        known = definitions(self._names, tuple(self._counts), self._config.data.ignore_label)
+        return {name: measure(definition, self._counts[definition.source]) for name, definition in known.items()}
+
+
+def classes_at_voxels(prediction: Prediction, batch: Batch) -> Dict[str, Tensor]:
+    """Predicted classes (B,M) at ``batch.voxels``, as points and as voxels."""
+    assert prediction.point_logits is not None
+    found = {"points": prediction.point_logits.argmax(1)}
+    if prediction.voxel_logits.dim() == 3:
+        found["voxels"] = prediction.voxel_logits.argmax(1)
+    else:
+        dense = prediction.voxel_logits.argmax(1).flatten(1)
+        found["voxels"] = dense.gather(1, flat_index(batch.voxels, prediction.voxel_logits.shape[2:]))
+    return found
+
+
+def cell_rings(grid: GridConfig, device: torch.device) -> Tensor:
+    """The distance ring (X,Y) int64 of each column of voxels."""
+    low, high, cells = grid.pc_range[:2], grid.pc_range[3:5], grid.voxels[:2]
+    x, y = (a + (torch.arange(n) + 0.5) * ((b - a) / n) for a, b, n in zip(low, high, cells))
+    return ring_of((x[:, None] ** 2 + y[None] ** 2).sqrt(), RINGS).to(device)
+
+
+def rows_by_scene(scenes: Sequence[str], tokens: Sequence[str]) -> Dict[str, int]:
+    """The row of each sample: scenes are numbered in the order in which they first occur."""
+    number = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
+    return {token: number[scene] for token, scene in zip(tokens, scenes)}

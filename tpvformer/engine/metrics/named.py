@@ -1,0 +1,143 @@
+"""Every metric by its one name: what it counts, which classes it averages, and under which rule.
+
+| name | counted | classes | absent classes |
+| --- | --- | --- | --- |
+| miou_points | labelled lidar points; the class predicted at the point | 1..16 | left out |
+| miou_voxels | the same points; the class of the voxel that holds them | 1..16 | left out |
+| miou_points_reference, miou_voxels_reference | as above | 1..16 | 100 %, the published code's rule |
+| sc_iou | all voxels of the dense grid: occupied against empty | - | - |
+| ssc_miou | all voxels of the dense grid | 1..16 | left out |
+| occ3d_miou | voxels that a camera observes (mask_camera) | 0..16, "others" included | left out |
+| occ3d_miou_no_other | voxels that a camera observes | 1..16 | left out |
+| ray_iou@1, @2, @4 | lidar-like rays, right within 1, 2, 4 m | as taught | left out |
+| ray_iou | mean of the three | as taught | left out |
+
+Voxels whose label is ``data.ignore_label`` count nowhere. The classes of RayIoU are 0..16 for Occ3D labels and 1..16
+where 0 is ignored (SurroundOcc labels). Sources: SurroundOcc (arXiv:2303.09551) for sc_iou and ssc_miou, Occ3D
+(arXiv:2304.14365), SparseOcc (arXiv:2312.17118) for RayIoU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tpvformer.labels import EMPTY, EVALUATED, IGNORED
+
+from .bootstrap import interval
+from .iou import percent
+from .occupancy import class_iou, mean_of_present, mean_reference, ratio, sc_iou
+from .rays import THRESHOLDS
+
+RINGS = (10.0, 20.0, 30.0, 40.0)  # metres; borders of the distance rings
+RING_NAMES = tuple(f"{a:g}-{b:g} m" for a, b in zip((0.0, *RINGS[:-1]), RINGS)) + (f"from {RINGS[-1]:g} m",)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number in percent and what it is made of; None where there is nothing to score."""
+
+    value: Optional[float]
+    interval: Optional[Tuple[float, float]]  # 95 %, bootstrap over scenes; None for fewer than two
+    classes: Mapping[str, Optional[float]]  # IoU by name
+    rings: Mapping[str, Optional[float]]  # the same metric by distance ring
+
+    def as_dict(self) -> Dict[str, object]:
+        """Plain values, ready for JSON."""
+        bounds = None if self.interval is None else list(self.interval)
+        return {"value": self.value, "interval": bounds, "iou": dict(self.classes), "rings": dict(self.rings)}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """``iou`` takes counts (..., *) of kind ``source`` to (..., C) for the C ``classes``; ``mean`` those to (...)."""
+
+    source: str  # points, voxels, grid, camera or rays: see collect.Tally
+    iou: Callable[[Tensor], Tensor]
+    classes: Tuple[str, ...]
+    mean: Callable[[Tensor], Tensor] = mean_of_present
+
+
+def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Dict[str, Definition]:
+    """The metrics that the counts ``sources`` allow; ``names`` by class."""
+    every = (IGNORED, *EVALUATED)
+    taught = tuple(c for c in every if c != ignore)
+
+    def of(source: str, classes: Sequence[int], mean: Callable[[Tensor], Tensor] = mean_of_present) -> Definition:
+        return Definition(source, partial(class_iou, classes=classes), tuple(names[c] for c in classes), mean)
+
+    found = {
+        "miou_points": of("points", EVALUATED),
+        "miou_points_reference": of("points", EVALUATED, mean_reference),
+        "miou_voxels": of("voxels", EVALUATED),
+        "miou_voxels_reference": of("voxels", EVALUATED, mean_reference),
+        "sc_iou": Definition("grid", lambda counts: sc_iou(counts, EMPTY)[..., None], ("occupied",)),
+        "ssc_miou": of("grid", EVALUATED),
+        "occ3d_miou": of("camera", every),
+        "occ3d_miou_no_other": of("camera", EVALUATED),
+    }
+    labels = tuple(names[c] for c in taught)
+    for k, limit in enumerate(THRESHOLDS):
+        found[f"ray_iou@{limit:g}"] = Definition("rays", partial(_ray_iou, classes=taught, thresholds=(k,)), labels)
+    everywhere = tuple(range(len(THRESHOLDS)))
+    found["ray_iou"] = Definition("rays", partial(_ray_iou, classes=taught, thresholds=everywhere), labels)
+    return {name: definition for name, definition in found.items() if definition.source in sources}
+
+
+def _ray_iou(counts: Tensor, classes: Sequence[int], thresholds: Sequence[int]) -> Tensor:
+    """(..., thresholds + 2, K) to (..., C), the mean over the thresholds chosen."""
+    right, seen, guessed = counts[..., list(thresholds), :], counts[..., -2, :], counts[..., -1, :]
+    return ratio(right, seen[..., None, :], guessed[..., None, :]).mean(-2)[..., list(classes)]
+
+
+def measure(definition: Definition, counts: Tensor) -> Metric:
+    """One metric from its counts (scenes, rings, ...) int64 on the CPU."""
+    total = counts.sum((0, 1))
+    iou = definition.iou(total)
+
+    def score(sums: Tensor) -> Tensor:
+        return definition.mean(definition.iou(sums))
+
+    def by_ring() -> List[Optional[float]]:
+        scored = counts.sum(0).flatten(1).any(1)  # a ring without anything has no score, under any rule
+        return [_plain(value) if some else None for value, some in zip(score(counts.sum(0)), scored)]
+
+    some = bool(total.any())
+    return Metric(
+        value=_plain(score(total)) if some else None,
+        interval=interval(counts.sum(1), score) if some else None,
+        classes={name: _plain(value) for name, value in zip(definition.classes, iou)},
+        rings=dict(zip(RING_NAMES, by_ring())),
+    )
+
+
+def _plain(value: Tensor) -> Optional[float]:
+    return None if bool(torch.isnan(value)) else float(value)
+
+
+def named_table(metrics: Mapping[str, Metric], scenes: int) -> List[str]:
+    """Plain lines: every metric with its interval and its rings; then classes under each metric of the dense grid."""
+    if not metrics:
+        return []
+    width = max(len("metric"), *map(len, metrics))
+    lines = [
+        f"{'metric':<{width}} : {'value':>8}  {'95 % over ' + str(scenes) + ' scenes':>20}"
+        + "".join(f"{ring:>10}" for ring in RING_NAMES)
+    ]
+    for name, metric in metrics.items():
+        bounds = "n/a" if metric.interval is None else f"{metric.interval[0]:.2f} to {metric.interval[1]:.2f}"
+        rings = "".join(f"{percent(value):>10}" for value in metric.rings.values())
+        lines.append(f"{name:<{width}} : {percent(metric.value):>8}  {bounds:>20}{rings}")
+    shown = {name: m for name, m in metrics.items() if name in ("ssc_miou", "occ3d_miou", "ray_iou")}
+    if shown:
+        classes = max((list(m.classes) for m in shown.values()), key=len)  # the others are part of it, in this order
+        width = max(map(len, classes))
+        lines.append(f"{'IoU of a class':<{width}} : " + "".join(f"{name:>12}" for name in shown))
+        for label in classes:
+            values = "".join(f"{percent(m.classes.get(label)):>12}" for m in shown.values())
+            lines.append(f"{label:<{width}} : {values}")
+    return lines
