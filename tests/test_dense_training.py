@@ -11,12 +11,14 @@ import pytest
 import torch
 from dense_tools import dense_config, write_street
 from engine_tools import CPU, processes, val_loader, write_config
+from test_no_waiting import Waits
 
 from tpvformer.config import Config
 from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses, run
 from tpvformer.engine.distributed import World
+from tpvformer.engine.metrics import collect, rays
 from tpvformer.engine.metrics.collect import Tally, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES
 from tpvformer.labels import EMPTY
@@ -62,6 +64,11 @@ def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) ->
     text = max(tmp_path.glob("2*.log")).read_text()
     assert "while the best val miou pts is" in text
     assert all(f" - {name} " in text for name in NAMES[kind])
+    leader = {"occ3d": "occ3d_miou", "surroundocc": "ssc_miou"}[kind]
+    assert f"while the best val {leader} is {summary['best_val_leading']:.3f}" in text
+    assert summary["leading_metric"] == leader
+    assert summary["best_val_leading"] == evaluation["metrics"][leader]["value"]
+    assert (tmp_path / "best.pth").is_file()
 
 
 def counted(config: Config, world: World) -> Dict[str, object]:
@@ -128,6 +135,20 @@ def test_a_street_shifted_by_a_voxel_keeps_its_rays_at_two_metres(street: Path, 
     rays = [moved[name].value for name in RAYS[:3]]
     assert None not in rays and rays == sorted(rays)
     assert moved["occ3d_miou"].value < 80
+
+
+def test_counting_waits_for_nothing(street: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = rays.lidar_directions()[::50]
+    monkeypatch.setattr(collect, "lidar_directions", lambda: few)
+    expected = scored(dense_config(street, "occ3d"), batch, batch.voxel_labels)
+    monkeypatch.setattr(rays, "HOUSEKEEPING", 10**6)  # it is for processors alone
+    config = dense_config(street, "occ3d")
+    tally, said = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU), answers(batch, batch.voxel_labels)
+    with Waits() as waits:
+        tally.add(said, batch)
+    assert waits.found == []
+    tally.sum_over_processes()
+    assert tally.metrics() == expected
 
 
 def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
