@@ -17,10 +17,12 @@ from tpvformer.config import Config
 from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses, run
+from tpvformer.engine.bench.inputs import random_batch
 from tpvformer.engine.distributed import World
 from tpvformer.engine.metrics import collect, rays
 from tpvformer.engine.metrics.collect import Tally, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES
+from tpvformer.engine.selfcheck.checks import shrunk
 from tpvformer.labels import EMPTY
 from tpvformer.model import Prediction
 
@@ -160,3 +162,16 @@ def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
     assert torch.equal(taught[seen], batch.voxel_labels[seen].long())
     everything = losses.taught_labels(batch, dataclasses.replace(data, occupancy_mask=""))
     assert torch.equal(everything, batch.voxel_labels.long())
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+def test_speed_is_measured_without_labels(street: Path, kind: str) -> None:
+    """Random batches have what the configuration reads: masks, the ego frame, classes in every voxel."""
+    config = dense_config(street, kind)
+    batch = random_batch(config, (96, 64), 500)
+    taught = losses.taught_labels(batch, config.data)
+    assert (taught == EMPTY).any() and (taught < EMPTY).any()
+    assert ((taught == 255).any().item()) == (kind == "occ3d")
+    assert batch.ray_lengths == [1]
+    small = shrunk(config)
+    assert random_batch(small, (96, 64), 500).voxel_labels.shape[1:] == small.model.grid.voxels

@@ -129,6 +129,25 @@ def test_rays_by_hand() -> None:
     assert counts(wall(10), wall(10, 0), ignore=255)[3, 0] == 61
 
 
+def test_constant_and_random_answers_to_rays() -> None:
+    """A wall of 640 voxels of classes 1..3, a ray for each voxel: always 2 is right wherever 2 stands; answers drawn
+    at random score p / (2 - p) = 1/5, p = 1/3, with the deviation of a share of n times the union's 5/9."""
+    generator = torch.Generator().manual_seed(5)
+    places = torch.stack(torch.meshgrid(torch.arange(80), torch.arange(8), indexing="ij"), -1).view(-1, 2)
+    ends = torch.cat((torch.full((640, 1), 10.1), (places + 0.5) * 0.5 + AREA.low[1:]), 1)
+    directions = torch.nn.functional.normalize(ends - 0.01, dim=1)
+    truth, guess = (wall(10) for _ in range(2))
+    truth[60], guess[60] = torch.randint(1, 4, (2, 80, 8), generator=generator)
+    seen = torch.bincount(truth[60].flatten(), minlength=K)
+    constant = counts(wall(10, 2), truth, directions=directions)
+    assert constant[3].tolist() == seen.tolist()
+    assert constant[:3, 2].tolist() == [seen[2]] * 3
+    assert constant[4].tolist() == [0, 0, 640, 0, 0]
+    found = counts(guess, truth, directions=directions)
+    iou = (found[0] / (found[3] + found[4] - found[0]))[1:4]
+    assert ((iou - 0.2).abs() < 3 * (0.2 * 0.8 / (640 * 5 / 9)) ** 0.5).all()
+
+
 def test_distances_are_to_the_wall_entered() -> None:
     directions = forward_rays()
     classes, far = cast(wall(10)[None], EMPTY, torch.zeros(61, 3) + 0.01, directions, AREA)
