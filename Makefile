@@ -1,6 +1,7 @@
 # Everything starts here and may be repeated: what is there already is not done again.
 #   make demo   environment, synthetic drive, training, scores and a picture (minutes on two CPU cores)
 #   make test   environment, lint, types, test suite
+#   make test-openmmlab   the files for OpenMMLab 1.x inside mmcv, mmdet and mmseg, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -9,15 +10,17 @@ READY = $(VENV)/.installed
 # modules are compiled when they are first imported, which most are not: 20 s less
 PIP = pip install --quiet --disable-pip-version-check --no-compile
 
+OPENMMLAB ?= .venv-openmmlab
+
 DEMO_DATA = data/demo
 DEMO_RUN = output/demo
 DEMO_PICTURE = out/demo.png
 
-.PHONY: help env demo test lint types unit clean
+.PHONY: help env demo test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,3s/^#   //p' Makefile
+	@sed -n '2,4s/^#   //p' Makefile
 
 env: $(READY)
 
@@ -53,6 +56,16 @@ unit: env
 	@echo "== tests (pytest)"
 	@$(BIN)/python -m pytest
 
+test-openmmlab: $(OPENMMLAB)/.installed
+	@echo "== tests inside OpenMMLab (pytest)"
+	@python="$(abspath $(OPENMMLAB))/bin/python"; \
+	  TPVFORMER_OPENMMLAB_PYTHON="$$python" "$$python" -m pytest tests/test_openmmlab.py
+
+$(OPENMMLAB)/.installed: tools/openmmlab_env.sh
+	@echo "== environment: $(OPENMMLAB) ($(TORCH), mmcv, mmdet, mmseg; a minute or two)"
+	@TORCH="$(TORCH)" tools/openmmlab_env.sh $(OPENMMLAB) $(PYTHON)
+	@touch $@
+
 clean:
-	@echo "== removing $(VENV), $(DEMO_DATA), $(DEMO_RUN) and $(DEMO_PICTURE)"
-	@rm -rf $(VENV) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE)
+	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN) and $(DEMO_PICTURE)"
+	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE)

@@ -1,10 +1,11 @@
 """The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples with unequal numbers of
-points a batch, images to be padded, a class that training never meets (construction_vehicle, with this seed).
+points a batch, images to be padded, a class that training never meets (bus, with this seed). Its 16 training
+samples are one step of eight processes.
 
-command   tpvformer synth --out data/debug --scenes 4 --frames 2 --size 152x90 --seed 6
+command   tpvformer synth --out data/debug --scenes 4 --frames 8 --size 152x90 --seed 25
           bash test/train_1p.sh --py_config=config/debug.py
-hardware  2 CPU cores
-time      2 s for the data, 5 s for two epochs of two steps with their evaluations
+hardware  2 CPU cores, shared with other work
+time      5 s for the data, 20 s for two epochs of eight steps with their evaluations
 number    none; it shows that everything runs, not that it learns
 """
 

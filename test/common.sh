@@ -2,16 +2,20 @@
 # repository of tpvformer, whose package lies beside it, and checkouts of the reference (TPVFormer.patch puts it there).
 
 usage() {
+    local processes="in one process, on a card or on the processor where there is none."
+    [ "$1" -gt 1 ] && processes="in $1 processes, one a card; in fewer where fewer cards are visible, on the
+processor where none is. The summary counts the processes there were."
     cat <<EOF
 Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--work_dir=DIR] [-h]
 
-Trains FILE with $1 process(es), one a card, or on the processor where there are no $1 cards.
+Trains FILE $processes
   --py_config=FILE    configuration, ours or the reference's; relative to here or to the repository
   --performance=1     measure speed only: $PERFORMANCE_STEPS steps, no evaluation, no checkpoints; the learning rate
                       follows the whole training's schedule (default 0: train to the end and evaluate)
   --work_dir=DIR      where everything is written (default: output/train_$1p/<config> in the repository);
                       an unfinished training found there is continued
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
+  On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does it too.
 EOF
 }
 
@@ -57,7 +61,7 @@ launch() {
 
     local command=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
     [ "$performance" = 1 ] && command+=(--max-steps "$PERFORMANCE_STEPS")
-    [ "$cards" -gt 1 ] && command+=(--processes "$cards")
+    [ "$cards" -gt 1 ] && command+=(--max-processes "$cards")
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
     rm -f "$work_dir/summary.json" # whatever is found there afterwards was written by this run
     started=$SECONDS

@@ -42,7 +42,7 @@ def test_overrides_are_judged_together() -> None:
         ("model.layers=self", "expected a list"),
         ("model.grid.w", "expected section.field=value"),
         ("model.dim=30", "add up to dim 30"),
-        ("train.precision=fp8", "expected 'fp32' or 'bf16'"),
+        ("train.precision=fp8", "expected 'fp32', 'bf16' or 'fp16'"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:

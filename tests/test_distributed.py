@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError
 from tpvformer.engine import checkpoint, run
-from tpvformer.engine.device import pick_device
+from tpvformer.engine.device import pick_device, visible_cards
 from tpvformer.engine.distributed import World, all_sum, read_world
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -157,6 +158,22 @@ def test_a_kind_of_card_that_is_not_there_is_refused_when_named(monkeypatch) -> 
     assert pick_device("auto") == (torch.device("cpu"), [])
     with pytest.raises(ConfigError, match="device cuda cannot be used"):
         pick_device("cuda")
+
+
+def test_the_processor_does_not_step_in_for_a_vendor_s_broken_installation(monkeypatch) -> None:
+    """CANN's set_env.sh was sourced: nobody who did that wants weeks on the processor."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("ASCEND_HOME_PATH", "/cann")
+    for choose in (pick_device, visible_cards):
+        with pytest.raises(ConfigError, match=r"CANN is set up here .* torch_npu is not installed; .* --device cpu$"):
+            choose("auto")
+    with pytest.raises(ConfigError, match="device npu cannot be used: torch_npu is not installed"):
+        pick_device("npu")
+    assert pick_device("cpu") == (torch.device("cpu"), [])
+    assert visible_cards("cpu") == visible_cards("npu") == 0
+    monkeypatch.delenv("ASCEND_HOME_PATH")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == (torch.device("cpu"), [])
 
 
 def test_too_few_cards_are_passed_over_with_a_remark(monkeypatch) -> None:

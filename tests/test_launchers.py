@@ -14,7 +14,8 @@ from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError
-from tpvformer.engine.launch import threads
+from tpvformer.engine import launch as many
+from tpvformer.engine.launch import one_a_card, threads
 from tpvformer.engine.results import publish
 
 ONE, EIGHT = ROOT / "test" / "train_1p.sh", ROOT / "test" / "train_8p.sh"
@@ -145,7 +146,8 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
     cwd, omp, rank, world = calls[:4]
     assert Path(cwd) == ROOT
     assert omp == rank == world == "unset"  # the program itself shares out the cores
-    train = ["-m", "tpvformer", "train", "--py-config", str(config), "--work-dir", str(work_dir), "--processes", "8"]
+    train = ["-m", "tpvformer", "train", "--py-config", str(config), "--work-dir", str(work_dir)]
+    train += ["--max-processes", "8"]
     assert calls[4 : 4 + len(train)] == train
     assert calls[8 + len(train) :][:3] == ["-m", "tpvformer", "results"]
 
@@ -153,6 +155,22 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
 def test_cores_are_shared_out(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(20)), raising=False)
     assert [threads(processes) for processes in (1, 8, 64)] == [20, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("cards", "processes", "line"),
+    [
+        (0, 8, ""),
+        (1, 1, "1 card is visible: 1 process is started instead of 8, and a step takes 1 batch instead of 8\n"),
+        (4, 4, "4 cards are visible: 4 processes are started instead of 8, and a step takes 4 batches instead of 8\n"),
+        (8, 8, ""),
+        (16, 8, ""),
+    ],
+)
+def test_one_process_a_card(cards: int, processes: int, line: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(many, "visible_cards", lambda name: {"auto": cards, "cpu": 0}[name])
+    assert (one_a_card(8, "auto"), one_a_card(8, "cpu")) == (processes, 8)
+    assert capsys.readouterr().out == line
 
 
 def test_exit_codes_pass_through(config: Path, tmp_path: Path, recorder: Path) -> None:

@@ -168,7 +168,9 @@ def test_a_worker_says_the_same_sentence(tmp_path):
 def test_other_info_files_are_named(tmp_path):
     cfg = write_tiny(tmp_path)
     for stored, message in [
-        ({"metainfo": {}, "data_list": []}, "mmdetection3d 1.x"),
+        ({"metainfo": {}, "data_list": []}, "a dict of metainfo, data_list; expected .* mmdetection3d 1.x"),
+        ({"data_list": [{"token": "a", "images": {}}]}, "record 0 has an unusable .* mmdetection3d 1.x"),
+        ({"data_list": [{"token": "a"}]}, "record 0 has no 'images'"),
         ([], "'infos' is a list"),
         ({"infos": []}, "'infos' is a list"),
         ({"infos": {"scene": []}}, "'infos' is a list"),

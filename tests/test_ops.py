@@ -133,6 +133,15 @@ def test_deform_conv(n: int, c: int, o: int, h: int, w: int, k: int, s: int, p: 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_deform_conv_of_an_image_that_wants_no_gradient(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", backend)
+    x, weight = torch.rand(1, 16, 5, 6), torch.rand(4, 16, 3, 3, requires_grad=True)
+    offset, mask = torch.rand(1, 18, 5, 6, requires_grad=True), torch.rand(1, 9, 5, 6, requires_grad=True)
+    ops.modulated_deform_conv2d(x, offset, mask, weight, padding=1).sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.any() for leaf in (offset, mask, weight))
+
+
 def test_deform_conv_groups() -> None:
     """Groups split the channels; with zero offsets and full mask it is an ordinary convolution."""
     generator = torch.Generator().manual_seed(0)

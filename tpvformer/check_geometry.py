@@ -80,14 +80,18 @@ def check_geometry(
     if augment:
         images, lidar2img = network_view(dataset.sample(index, augment=True), cfg)
     labels = frame.labels if dataset.has_labels else None
-    picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names)
+    write_picture(out, paint_points(images, frame.points, labels, lidar2img, frame.camera_names))
+    return count_points(frame)
+
+
+def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
+    """Stores a painted picture (H, W, 3) uint8 BGR as PNG; raises ConfigError where it cannot be written."""
     try:
         write_png(out, picture)
     except OSError as err:
         raise ConfigError(
             f"out is {out}, which cannot be written ({err.strerror}); name a file in a folder of yours"
         ) from err
-    return count_points(frame)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,11 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     train.add_argument(
         "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
     )
-    train.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many = train.add_mutually_exclusive_group()
+    many.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
+    many.add_argument(
+        "--max-processes", type=_positive, metavar="N", help="one for each visible card, at most N; N without any card"
+    )
     train.set_defaults(run=_train, argv=argv)
 
     evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
@@ -126,6 +130,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         check_geometry.add_arguments(geometry)
         geometry.set_defaults(run=check_geometry.run)
 
+    data = commands.add_parser("data", help="make info files from nuScenes' tables; check a download")
+    if argv[:1] == ["data"]:
+        from tpvformer import data_command
+
+        data_command.add_arguments(data)
+
     export = commands.add_parser("export", help="write weights under the reference's names")
     _add_config(export, device=False)
     export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
@@ -143,6 +153,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     picture.add_argument("--index", type=int, default=0, help="number of the validation frame (default: %(default)s)")
     picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
     picture.set_defaults(run=_picture)
+
+    overlay = commands.add_parser("overlay", help="exchange four files of mmcv 1.x and mmdet 2.x for ours, or back")
+    overlay.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
+    overlay.add_argument("--mmcv", type=Path, help="its folder, or a checkout (default: both installed packages)")
+    overlay.add_argument("--mmdet", type=Path, help="likewise; given alone, the other package is left alone")
+    overlay.set_defaults(run=_overlay)
     return parser
 
 
@@ -179,10 +195,12 @@ def _config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
 
 
 def _train(args: argparse.Namespace) -> int:
-    if args.processes > 1 and "RANK" not in os.environ:
-        from tpvformer.engine.launch import launch
+    if (args.processes > 1 or args.max_processes) and "RANK" not in os.environ:
+        from tpvformer.engine.launch import launch, one_a_card
 
-        return launch(args.processes, args.argv)
+        processes = one_a_card(args.max_processes, args.device) if args.max_processes else args.processes
+        if processes > 1:
+            return launch(processes, args.argv)
 
     from tpvformer.engine.run import train
 
@@ -280,6 +298,18 @@ def _results(args: argparse.Namespace) -> int:
 
     print("\n".join(publish(args.work_dir, args.duration)))
     return 0
+
+
+def _overlay(args: argparse.Namespace) -> int:
+    from tpvformer import overlay
+
+    places = overlay.find(args.mmcv, args.mmdet)
+    if args.action != "check":
+        count = overlay.apply(places) if args.action == "apply" else overlay.revert(places)
+        print(f"{count} of {len(places)} files {'exchanged' if args.action == 'apply' else 'given back'}")
+        places = overlay.find(args.mmcv, args.mmdet)
+    print(overlay.table(places))
+    return int(args.action == "check" and any(place.state != overlay.OURS for place in places))
 
 
 def _positive(text: str) -> int:

@@ -199,10 +199,22 @@ def test_convolution_in_groups() -> None:
 def test_max_pool(size: Tuple[int, ...], kind: torch.dtype, gradient: bool, kernel: bool) -> None:
     x = (rand(*size) - 0.5).to(kind)
     out = npu.max_pool(x.to(DEVICE).requires_grad_(gradient))
-    assert torch.equal(out.detach().cpu(), F.max_pool2d(x, 3, 2, 1))
+    assert torch.equal(out.detach().cpu(), F.max_pool2d(x.float(), 3, 2, 1).to(kind))
     assert bool(kernels_called()) == kernel
     if gradient:
         out.sum().backward()
+
+
+def test_a_chip_that_the_pooling_kernel_does_not_know(monkeypatch, caplog) -> None:
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError("this chip")
+
+    monkeypatch.setattr(npu, "find", lambda name: refuse)
+    monkeypatch.setenv("RANK", "0")
+    x = rand(1, 64, 102, 104) - 0.5
+    for _ in range(2):
+        assert torch.equal(npu.max_pool(x.to(DEVICE)).cpu(), F.max_pool2d(x, 3, 2, 1))
+    assert len(caplog.records) == 1 and "this chip" in caplog.text
 
 
 @pytest.mark.parametrize("contiguous", [True, False])

@@ -117,7 +117,7 @@ def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tu
     values: Dict[str, Tensor] = {}
     unknown: List[str] = []
     for name, tensor in tensors.items():
-        known = _modern(name)
+        known = modern_name(name)
         if known in ours:
             values[ours[known]] = tensor
             report.mapped.append(name)
@@ -126,7 +126,7 @@ def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tu
         else:
             unknown.append(name)
     _refuse_unknown(source, unknown)
-    report.warnings = _compare_geometry({name: tensors[name] for name in report.ignored}, model)
+    report.warnings = compare_geometry({name: tensors[name] for name in report.ignored}, model)
     return values, report
 
 
@@ -140,7 +140,7 @@ def _from_detector(tensors: Dict[str, Tensor], model: Model, source: str) -> Tup
     neck_names: Dict[str, str] = {}
     unknown: List[str] = []
     for name, tensor in tensors.items():
-        known = _modern(_renamed(name))
+        known = modern_name(_renamed(name))
         if known.startswith("img_neck.") and ("lateral_convs." in known or "fpn_convs." in known):
             neck[known], neck_names[known] = tensor, name
         elif known.startswith("img_backbone.") and known in ours:
@@ -171,12 +171,12 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _modern(name: str) -> str:
+def modern_name(name: str) -> str:
     """The first deformable convolutions kept their offset branch beside the convolution, not inside it."""
     return name.replace(".conv2_offset.", ".conv2.conv_offset.")
 
 
-def _compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
+def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
     """Sentences about stored geometry that is not what this model computes; the model's is used in any case."""
     computed = model.encoder.reference_buffers()
     warnings = []

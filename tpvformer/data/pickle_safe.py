@@ -72,7 +72,10 @@ def load_pickle(path: Union[str, Path]) -> Any:
             "Use a file of a source you trust, saved again without that object"
         ) from None
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; data.train_infos and data.val_infos name the info pickles") from None
+        raise DataError(
+            f"{path}: no such file; data.train_infos and data.val_infos name the info files, which "
+            "tpvformer data infos makes from nuScenes' tables"
+        ) from None
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected an info pickle") from err
     except _BROKEN as err:

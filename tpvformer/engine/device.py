@@ -24,13 +24,14 @@ def pick_device(name: str = "auto", local_rank: int = 0, local_size: int = 1) ->
     """The device of this process, made current, and remarks worth a line in the log.
 
     ``name`` is "auto" or one of KINDS. ``local_size`` processes share this machine and each needs a card of its own:
-    "auto" passes over a kind with fewer cards, a named kind is refused with ConfigError.
+    "auto" passes over a kind with fewer cards, a named kind is refused with ConfigError. So is "auto" where CANN is
+    set up but torch_npu cannot be had: who prepared the machine for Ascend's cards does not want the processor.
     """
     if name != "auto" and name not in KINDS:
         raise ConfigError(f"device {name!r} is unknown; expected auto, {', '.join(KINDS)}")
     remarks: List[str] = []
     for kind in KINDS if name == "auto" else (name,):
-        problem = _problem(kind, local_size)
+        problem = _software_problem(kind, name) or _card_problem(kind, local_size)
         if problem is None:
             return _make_current(kind, local_rank), remarks
         if name != "auto":
@@ -43,7 +44,7 @@ def pick_device(name: str = "auto", local_rank: int = 0, local_size: int = 1) ->
 def visible_cards(name: str = "auto") -> int:
     """Cards of the kind that ``pick_device(name)`` chooses for a single process; 0 where that is the processor."""
     for kind in KINDS if name == "auto" else (name,):
-        if kind in KINDS and kind != "cpu" and _problem(kind, 1) is None:
+        if kind in KINDS and kind != "cpu" and (_software_problem(kind, name) or _card_problem(kind, 1)) is None:
             return int(_runtime(kind).device_count())
     return 0
 
@@ -51,22 +52,45 @@ def visible_cards(name: str = "auto") -> int:
 _ABSENT = "this machine or this PyTorch has none"
 
 
-def _problem(kind: str, local_size: int) -> Optional[str]:
-    if kind == "cpu":
+def _software_problem(kind: str, name: str) -> Optional[str]:
+    """Why this Python cannot drive such cards. ConfigError if ``name`` is "auto" and the machine is set up for them."""
+    if kind != "npu":
         return None
-    if kind == "npu":
-        if importlib.util.find_spec("torch_npu") is None:
+    if importlib.util.find_spec("torch_npu") is None:
+        if not _has_cann():
             return _ABSENT
+        problem = "torch_npu is not installed"
+    else:
         try:
             importlib.import_module("torch_npu")
+            return None
         except (ImportError, OSError, RuntimeError) as err:
-            return f"torch_npu does not load ({err}); source CANN's set_env.sh first"
+            problem = f"torch_npu does not load ({err})"
+    if not _has_cann():
+        return f"{problem}; source CANN's set_env.sh first"
+    if name == "auto":
+        raise ConfigError(
+            f"CANN is set up here (ASCEND_HOME_PATH), but {problem}; install the torch_npu that fits this CANN and "
+            f"PyTorch {torch.__version__}, or ask for the processor with --device cpu"
+        )
+    return problem
+
+
+def _card_problem(kind: str, local_size: int) -> Optional[str]:
+    """Why ``local_size`` processes cannot have a card each."""
+    if kind == "cpu":
+        return None
     cards = _runtime(kind).device_count() if _runtime(kind).is_available() else 0
     if cards == 0:
-        return _ABSENT
+        return "CANN is set up here, but no card is visible" if kind == "npu" and _has_cann() else _ABSENT
     if cards < local_size:
         return f"{local_size} processes need a card each, {cards} visible"
     return None
+
+
+def _has_cann() -> bool:
+    """Whether CANN's set_env.sh was sourced."""
+    return bool(os.environ.get("ASCEND_HOME_PATH"))
 
 
 def _make_current(kind: str, local_rank: int) -> torch.device:

@@ -6,6 +6,8 @@ import logging
 import os
 from typing import List
 
+from .device import visible_cards
+
 
 def launch(processes: int, argv: List[str]) -> int:
     """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
@@ -28,6 +30,20 @@ def launch(processes: int, argv: List[str]) -> int:
     except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
         return 128 + int(err.sigval)
     return 0
+
+
+def one_a_card(most: int, device: str) -> int:
+    """How many processes to start: one for each visible card, ``most`` at most; ``most`` where there is no card.
+
+    Fewer than ``most`` make a smaller global batch, which a line on stdout says.
+    """
+    cards = visible_cards(device)
+    if not 0 < cards < most:
+        return most
+    seen = "1 card is visible: 1 process is" if cards == 1 else f"{cards} cards are visible: {cards} processes are"
+    batches = "1 batch" if cards == 1 else f"{cards} batches"
+    print(f"{seen} started instead of {most}, and a step takes {batches} instead of {most}", flush=True)
+    return cards
 
 
 def threads(processes: int) -> int:

@@ -62,11 +62,15 @@ def find(name: str) -> Optional[Callable[..., Tensor]]:
         reason = "it has no such kernel"
     except Exception as err:  # a package without its card raises AssertionError, RuntimeError, OSError or ImportError
         reason = str(err) or type(err).__name__
+    _give_up(name, reason)
+    return None
+
+
+def _give_up(name: str, reason: str) -> None:
     _missing[name] = reason
     if os.environ.get("RANK", "0") == "0":  # it is the same in all processes of a machine
         text = "mx_driving's %s cannot be had (%s); plain PyTorch serves instead"
         logging.getLogger(__name__).warning(text, name, reason)
-    return None
 
 
 def find_all() -> Dict[str, str]:
@@ -259,8 +263,13 @@ def _sampled_convolution(
 
 def max_pool(x: Tensor) -> Tensor:
     """See ``ops.max_pool``. The kernel has no backward pass: it serves frozen stems only."""
-    kernel = None if _pool_problem(x) else find("max_pool")
-    return F.max_pool2d(x, 3, 2, 1) if kernel is None else kernel(x.contiguous(), 3, 2, 1)
+    kernel = None if _pool_problem(x) or "max_pool" in _missing else find("max_pool")
+    try:
+        if kernel is not None:
+            return kernel(x.contiguous(), 3, 2, 1)
+    except NotImplementedError as err:  # on chips that newer releases do not know
+        _give_up("max_pool", str(err))
+    return F.max_pool2d(x, 3, 2, 1)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:

@@ -118,6 +118,8 @@ def modulated_deform_conv2d(
     index = index + (torch.arange(n, device=x.device) * (h * w)).view(n, 1, 1, 1, 1, 1)
 
     pixels = x.permute(0, 2, 3, 1).reshape(n * h * w, c).to(geometry)
+    if factor.requires_grad and not pixels.requires_grad:
+        pixels = pixels.detach().requires_grad_()  # PyTorch 2.1 cannot differentiate by the factors alone
     width = c // deform_groups
     columns = [
         F.embedding_bag(

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
-
-from tpvformer.data.poses import pose as pose
-from tpvformer.data.poses import rotation_matrix as rotation_matrix
 
 REFERENCE_SIZE = (1600, 900)  # width, height of the images the intrinsics were measured on
 BEAMS = 32
@@ -102,6 +99,18 @@ def beam_elevations() -> np.ndarray:
     return np.radians(-30.667 + 1.3333 * np.arange(BEAMS))
 
 
+def rotation_matrix(q: Sequence[float]) -> np.ndarray:
+    """(3, 3) rotation of a quaternion, normalised first."""
+    w, x, y, z = np.asarray(q, np.float64) / math.sqrt(sum(v * v for v in q))
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Tuple[float, float, float, float]:
     """Quaternion of the rotation about z, then the new y, then the new x (radians)."""
     cy, sy = math.cos(yaw / 2), math.sin(yaw / 2)
@@ -113,6 +122,14 @@ def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Tuple
         cr * sp * cy + sr * cp * sy,
         cr * cp * sy - sr * sp * cy,
     )
+
+
+def pose(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
+    """(4, 4) pose matrix of a translation in metres and a quaternion."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation_matrix(rotation)
+    matrix[:3, 3] = translation
+    return matrix
 
 
 def sensor_poses() -> Dict[str, np.ndarray]:

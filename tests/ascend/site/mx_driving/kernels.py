@@ -123,7 +123,7 @@ def npu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
     _check(step > 0 and x.shape[1] % step == 0 and x.shape[1] <= 1024, f"max_pool: {x.dtype}, {x.shape[1]} channels")
     _check(min(x.shape[2:]) > 100 and x.numel() <= 10**9, f"max_pool: maps of {tuple(x.shape[2:])}")
     torch_npu.calls.append(("max_pool", tuple(x.shape)))
-    return _lifted(F.max_pool2d(_held(x), 3, 2, 1), x)
+    return _lifted(F.max_pool2d(_held(x).float(), 3, 2, 1).to(x.dtype), x)  # old CPUs know no fp16
 
 
 class _AddRelu(torch.autograd.Function):

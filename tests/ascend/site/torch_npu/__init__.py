@@ -1,12 +1,15 @@
 """Stands in for Ascend's torch_npu: the names that tpvformer uses, with the documented limits enforced.
 
-STANDIN_CARDS cards are there (8). Where PyTorch can be given a device by Python (2.10 on), ``torch.npu`` works and its
-tensors hold numbers of the CPU (card.py); elsewhere there are no cards, and only names can be looked at.
+STANDIN_CARDS cards are there (8), of which ASCEND_RT_VISIBLE_DEVICES hides those that it does not list; the visible
+ones are counted from 0. STANDIN_SAY_ENV names variables whose values are printed with each choice of a card. Where
+PyTorch can be given a device by Python (2.10 on), ``torch.npu`` works and its tensors hold numbers of the CPU
+(card.py); elsewhere there are no cards, and only names can be looked at.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import types
 from typing import Any, List, Tuple
 
@@ -15,6 +18,8 @@ import torch.distributed
 
 calls: List[Tuple[Any, ...]] = []  # everything that was asked of the runtime, in order
 CARDS = int(os.environ.get("STANDIN_CARDS", "8"))
+if "ASCEND_RT_VISIBLE_DEVICES" in os.environ:
+    CARDS = sum(0 <= int(card) < CARDS for card in os.environ["ASCEND_RT_VISIBLE_DEVICES"].split(",") if card)
 npu = types.ModuleType("torch_npu.npu")
 _state = {"device": None}
 
@@ -38,11 +43,20 @@ class _Settings:
         self.__dict__[name] = value
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"torch_npu stand-in: {text}\n")  # in one piece: several processes share the pipe
+    sys.stdout.flush()
+
+
 def _set_device(index: int) -> None:
     if not isinstance(index, int) or not 0 <= index < CARDS:
         raise RuntimeError(f"invalid device ordinal {index}: {CARDS} cards are visible")
     _state["device"] = index
     calls.append(("set_device", index))
+    wanted = os.environ.get("STANDIN_SAY_ENV", "").split()
+    if wanted:
+        values = " ".join(f"{name}={os.environ.get(name)}" for name in wanted)
+        _say(f"set_device({index}) {values}")
 
 
 def _set_compile_mode(*, jit_compile: bool) -> None:
@@ -87,11 +101,21 @@ _join = torch.distributed.init_process_group
 def _join_by_gloo(backend: Any = None, *args: Any, **kwargs: Any) -> Any:
     """HCCL is asked for, gloo does the work: the card's tensors hold numbers of the CPU."""
     calls.append(("init_process_group", backend))
-    print(f"torch_npu stand-in: init_process_group({backend!r}) on card {_state['device']}", flush=True)
+    _say(f"init_process_group({backend!r}) on card {_state['device']}")
     return _join("gloo" if backend == "hccl" else backend, *args, **kwargs)
 
 
 torch.distributed.init_process_group = _join_by_gloo
+_reduce = torch.distributed.all_reduce
+
+
+def _reduce_as_hccl(tensor: Any, op: Any = torch.distributed.ReduceOp.SUM, *args: Any, **kwargs: Any) -> Any:
+    if op == torch.distributed.ReduceOp.AVG:
+        raise TypeError("all_reduce: HCCL has no average")
+    return _reduce(tensor, op, *args, **kwargs)
+
+
+torch.distributed.all_reduce = _reduce_as_hccl
 
 if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 10):
     from torch_npu import card

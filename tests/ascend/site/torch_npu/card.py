@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import torch_npu
+
 aten = torch.ops.aten
 # values that Python, or the size of a result, depends on
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal", "is_nonzero"}
@@ -33,6 +35,15 @@ class Event(NamedTuple):
 events: List[Event] = []
 
 
+def _as_pytorch_counts(device: torch.device) -> torch.device:
+    """The backward pass knows one card of a device made by Python: to PyTorch the process's own is card 0, whichever
+    it is. Tensors for a card that was not chosen are refused."""
+    own = torch_npu._state["device"]
+    if device.index not in (None, 0, own):
+        raise RuntimeError(f"a tensor for {device} in a process that has chosen card {own}")
+    return torch.device(device.type, 0)
+
+
 class CardTensor(torch.Tensor):
     """A tensor on the card; ``held`` is its memory."""
 
@@ -47,7 +58,7 @@ class CardTensor(torch.Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=device,
+            device=_as_pytorch_counts(device),
         )
         made.held = held
         if held.dtype == torch.float64:
@@ -82,6 +93,8 @@ def run(func: Any, args: Tuple[Any, ...], kwargs: Any) -> Any:
         _refuse_mixture(func, flat, cards)
     if name in RESHAPES_IN_PLACE:
         raise NotImplementedError(f"{func} on the pretended card")
+    if name == "record_stream":
+        return None  # memory of the CPU is not reused behind a queue
     if func.namespace == "c10d":
         _check_collective(func, flat, cards)
     by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
@@ -109,7 +122,6 @@ def run(func: Any, args: Tuple[Any, ...], kwargs: Any) -> Any:
             return out
     device = cards[0].device if cards and (asked is None or asked.type == "cpu") else asked
     assert device is not None
-    device = torch.device(device.type, device.index or 0)
 
     def wrap(item: Any) -> Any:
         if not isinstance(item, Tensor) or isinstance(item, CardTensor):
@@ -135,18 +147,11 @@ def _note_move(source: Any, target: torch.device) -> None:
 
 
 def _check_collective(func: Any, flat: List[Any], cards: List[CardTensor]) -> None:
-    """HCCL's limits: it knows no float64, uint8 or bool, and no average."""
+    """HCCL's limits: it knows no float64, uint8 or bool (and no average, which __init__.py refuses)."""
     wrong = [card.dtype for card in cards if card.dtype not in COLLECTIVE_TYPES]
     if wrong:
         raise TypeError(f"{func}: HCCL does not exchange {wrong[0]}")
-    averages = [i for i in flat if isinstance(i, torch.ScriptObject) and "ReduceOp" in str(i._type()) and _averages(i)]
-    if averages:
-        raise TypeError(f"{func}: HCCL has no average")
     events.append(Event("collective", func.overloadpacket.__name__))
-
-
-def _averages(operation: Any) -> bool:
-    return torch.distributed.ReduceOp.unbox(operation).op == torch.distributed.ReduceOp.AVG
 
 
 def _register_autocast(everything: Any, some: Any) -> None:

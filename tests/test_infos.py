@@ -1,0 +1,272 @@
+"""Info files: made from the tables they are what the generator knows, and every layout people have is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tpvformer.cli import main
+from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.infos import read_tables, splits
+from tpvformer.data.infos.build import build
+from tpvformer.data.infos.geometry import relative, rotations, unusable
+from tpvformer.data.infos.pickle_file import to_records, write_pickle
+from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
+from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.street import rig
+from tpvformer.data.synthetic import write_dataset
+
+VERSION = "v1.0-mini"
+REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
+real = pytest.mark.skipif(
+    not os.environ.get("TPVFORMER_REAL_DATA") or not (REAL / "tables").is_dir(),
+    reason="TPVFORMER_REAL_DATA does not name the folder nuscenes_real",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("infos") / "set"
+    write_dataset(folder, 4, (64, 36), 5, 3, workers=1)
+    return folder
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    """Equal types, keys in equal order, equal values; arrays to 1e-9, which is far below a LiDAR's millimetres."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for i, value in enumerate(expected):
+            assert_same(found[i], value, f"{where}/{i}")
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype, where
+        assert found.shape == expected.shape, where
+        assert np.abs(found - expected).max() < 1e-9, where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_from_the_tables_come_the_infos_that_the_generator_knows(root, tmp_path, part):
+    split = f"synthetic_{part}"
+    write_pickle(build(root, VERSION, [split], sweeps=0)[split], tmp_path / "mine.pkl")
+    assert_same(load_pickle(tmp_path / "mine.pkl"), load_pickle(root / f"nuscenes_infos_{part}.pkl"))
+
+
+def test_sweeps_are_the_lidar_files_before(root):
+    """The synthetic set has no files between key frames, so the sweeps are the earlier key frames, nearest first."""
+    expected = load_pickle(root / "nuscenes_infos_train.pkl")["infos"]
+    records = to_records(build(root, VERSION, ["synthetic_train"], "x/", sweeps=10)["synthetic_train"])
+    assert [len(record["sweeps"]) for record in records] == [0, 1, 2] * 2
+    assert records[1]["lidar_path"] == f"x/{expected[1]['lidar_path']}"
+    for i in (1, 2, 4, 5):
+        mine = rig.pose(expected[i]["ego2global_translation"], expected[i]["ego2global_rotation"])
+        mounted = rig.pose(rig.LIDAR_TRANSLATION, rig.LIDAR_ROTATION)
+        for sweep, before in zip(records[i]["sweeps"], expected[i - 1 :: -1]):
+            theirs = rig.pose(before["ego2global_translation"], before["ego2global_rotation"])
+            between = np.linalg.inv(mine @ mounted) @ theirs @ mounted
+            assert sweep["data_path"] == f"x/{before['lidar_path']}"
+            assert sweep["timestamp"] == before["timestamp"]
+            assert sweep["type"] == "lidar"
+            assert sweep["sensor2lidar_rotation"] == pytest.approx(between[:3, :3], abs=1e-9)
+            assert sweep["sensor2lidar_translation"] == pytest.approx(between[:3, 3], abs=1e-9)
+    short = build(root, VERSION, ["synthetic_train"], sweeps=1)["synthetic_train"]
+    assert np.diff(short.sweep_start).tolist() == [0, 1, 1] * 2
+
+
+def test_tensor_file_holds_the_same(root, tmp_path):
+    infos = build(root, VERSION, ["synthetic_train"])["synthetic_train"]
+    write_tensors(infos, tmp_path / "a.safetensors")
+    write_pickle(infos, tmp_path / "a.pkl")
+    file = TensorFile(tmp_path / "a.safetensors")
+    assert_same(to_records(file.infos()), to_records(infos))
+    assert file.version == VERSION
+    assert not file.lidar2img().flags.owndata  # it is the file, mapped
+    for a, b in zip(load_infos(tmp_path / "a.safetensors"), load_infos(tmp_path / "a.pkl")):
+        assert (a.token, a.scan, a.camera_names, a.images) == (b.token, b.scan, b.camera_names, b.images)
+        assert np.array_equal(a.lidar2img, b.lidar2img)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pkl", "a.safetensors"]
+
+
+def test_data_set_is_the_same_from_either_file(root, tmp_path):
+    infos = build(root, VERSION, ["synthetic_val"])["synthetic_val"]
+    write_tensors(infos, tmp_path / "a.safetensors")
+    cfg = DataConfig(
+        root=str(root), version=VERSION, val_infos=str(tmp_path / "a.safetensors"), workers=2, batch_size=2
+    )
+    mine = NuScenesDataset(cfg, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    other = replace(cfg, val_infos=str(root / "nuscenes_infos_val.pkl"))
+    theirs = NuScenesDataset(other, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    seen = 0
+    for batch in make_loader(mine, cfg, 0, 1, train=False, seed=0):
+        for token, matrix, image in zip(batch.tokens, batch.lidar2img, batch.images):
+            expected = theirs[theirs.tokens.index(token)]
+            assert matrix.numpy() == pytest.approx(expected.lidar2img.numpy(), abs=1e-4)  # float32
+            assert (image == expected.images).all()
+            seen += 1
+    assert seen == 6
+
+
+def test_tensor_file_is_safetensors(root, tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    infos = build(root, VERSION, ["synthetic_val"])["synthetic_val"]
+    write_tensors(infos, tmp_path / "a.safetensors")
+    loaded = library.load_file(tmp_path / "a.safetensors")
+    assert np.array_equal(loaded["lidar2img"], infos.lidar2img())
+    assert bytes(loaded["tokens.bytes"]).decode() == "".join(infos.tokens)
+
+
+def test_chunks_of_any_size_give_the_same(root, monkeypatch):
+    whole = to_records(build(root, VERSION, ["mini_val"])["mini_val"])
+    said = []
+    monkeypatch.setattr(read_tables, "CHUNK", 97)
+    pieces = build(root, VERSION, ["mini_val"], progress=lambda *what: said.append(what))
+    assert_same(to_records(pieces["mini_val"]), whole)
+    assert {name for name, done, total in said if done == total} == {"sample_data", "ego_pose"}
+
+
+def test_command_writes_both_files(root, tmp_path, capsys):
+    command = ["data", "infos", "--root", str(root), "--version", VERSION, "--out", str(tmp_path / "new")]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "nuscenes_infos_synthetic_train.pkl: 6 samples of 2 scenes, 6 cameras, 6 sweeps" in said.out
+    names = [f"nuscenes_infos_synthetic_{part}.{end}" for part in ("train", "val") for end in ("pkl", "safetensors")]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+    record = load_infos(tmp_path / "new" / names[0])[0]
+    assert record.scan.startswith(f"{root}/samples/LIDAR_TOP/")
+    assert main([*command, "--splits", "mini_train", "--format", "pkl", "--prefix", ""]) == 0
+    said = capsys.readouterr()
+    assert "mini_train: 2 of its 8 scenes are in" in said.err
+    assert load_infos(tmp_path / "new" / "nuscenes_infos_mini_train.pkl")[0].scan.startswith("samples/LIDAR_TOP/")
+    assert not (tmp_path / "new" / "nuscenes_infos_mini_train.safetensors").exists()
+
+
+def test_default_place_is_beside_the_root(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    command = ["data", "infos", "--root", "set", "--version", VERSION, "--splits", "mini_val", "--format", "pkl"]
+    assert main(command) == 0
+    assert load_infos("nuscenes_infos_mini_val.pkl")[0].scan.startswith("set/samples/LIDAR_TOP/")
+
+
+def test_official_splits_have_their_sizes():
+    names = {split: splits.official(split) for split in splits.OFFICIAL}
+    assert {split: len(scenes) for split, scenes in names.items()} == {
+        "train": 700, "val": 150, "test": 150, "mini_train": 8, "mini_val": 2,
+    }  # fmt: skip
+    assert len(set(names["train"]) | set(names["val"]) | set(names["test"])) == 1000
+    assert names["mini_val"] == ["scene-0103", "scene-0916"]
+    assert set(names["mini_train"]) | set(names["mini_val"]) <= set(names["train"]) | set(names["val"])
+
+
+def test_geometry_agrees_with_single_matrices():
+    rng = np.random.default_rng(0)
+    poses = rng.normal(size=(4, 5, 7)) * [1000, 1000, 1, 1, 1, 1, 1]
+    rotation, translation = relative(*poses)
+    for i in range(5):
+        sensor, ego, lidar, lidar_ego = (rig.pose(p[i, :3], p[i, 3:]) for p in poses)
+        expected = np.linalg.inv(lidar_ego @ lidar) @ ego @ sensor
+        assert rotation[i] == pytest.approx(expected[:3, :3], abs=1e-9)
+        assert translation[i] == pytest.approx(expected[:3, 3], abs=1e-9)
+    assert rotations(poses[0, :, 3:])[2] == pytest.approx(rig.rotation_matrix(poses[0, 2, 3:]), abs=1e-12)
+
+
+def test_unusable_projections_are_told_from_small_ones():
+    good = np.eye(4) * 1e-3
+    flat, absent = np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan)
+    assert unusable(np.stack([good, flat, absent, np.zeros((4, 4))])).tolist() == [False, True, True, True]
+
+
+def test_bevdet_infos_are_read(root, tmp_path):
+    """Its further keys are ignored; where it keeps only poses, the chain of both times gives the same matrices."""
+    stored = load_pickle(root / "nuscenes_infos_val.pkl")
+    expected = load_infos(root / "nuscenes_infos_val.pkl")
+    for info in stored["infos"]:
+        info.update(ann_infos=([np.zeros((2, 9))], [3]), gt_boxes=np.zeros((2, 7)), gt_names=np.array(["car", "bus"]))
+        info.update(occ_path="gts/a", scene_name="scene-0103", valid_flag=np.array([True, False]))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(stored))
+    assert all(np.array_equal(a.lidar2img, b.lidar2img) for a, b in zip(load_infos(tmp_path / "a.pkl"), expected))
+    for info in stored["infos"]:
+        for camera in info["cams"].values():
+            del camera["sensor2lidar_rotation"], camera["sensor2lidar_translation"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(stored))
+    for a, b in zip(load_infos(tmp_path / "a.pkl"), expected):
+        assert a.lidar2img == pytest.approx(b.lidar2img, abs=1e-9)
+
+
+def test_infos_of_mmdetection3d_1_are_read(root, tmp_path):
+    old = load_pickle(root / "nuscenes_infos_val.pkl")["infos"]
+    expected = load_infos(root / "nuscenes_infos_val.pkl")
+    new = []
+    for info in old:
+        images = {}
+        for name, camera in info["cams"].items():
+            to_lidar = np.eye(4)
+            to_lidar[:3, :3], to_lidar[:3, 3] = camera["sensor2lidar_rotation"], camera["sensor2lidar_translation"]
+            images[name] = {
+                "img_path": Path(camera["data_path"]).name,
+                "cam2img": camera["cam_intrinsic"].tolist(),
+                "lidar2cam": np.linalg.inv(to_lidar).tolist(),
+                "cam2ego": np.eye(4).tolist(),
+            }
+        points = {"num_pts_feats": 5, "lidar_path": Path(info["lidar_path"]).name, "lidar2ego": np.eye(4).tolist()}
+        new.append({"sample_idx": 0, "token": info["token"], "images": images, "lidar_points": points, "instances": []})
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"metainfo": {"info_version": "1.1"}, "data_list": new}))
+    for a, b in zip(load_infos(tmp_path / "a.pkl"), expected):
+        assert (a.token, a.scan, a.camera_names, a.images) == (b.token, b.scan, b.camera_names, b.images)
+        assert a.lidar2img == pytest.approx(b.lidar2img, abs=1e-9)
+
+
+@real
+def test_real_tables_give_the_real_calibration(tmp_path):
+    (tmp_path / "v1.0-trainval").symlink_to(REAL / "tables")
+    infos = build(tmp_path, "v1.0-trainval", ["train", "val"])
+    assert {split: len(part) for split, part in infos.items()} == {"train": 1, "val": 1}
+    stored = json.loads((REAL / "sample" / "calibration.json").read_text())
+    assert infos["train"].tokens == [stored["sample_token"]]
+    assert infos["train"].scenes == [stored["scene_token"]]
+    for name, matrix in zip(infos["train"].cameras, infos["train"].lidar2img()[0]):
+        camera = stored["cameras"][name]
+        assert np.abs(matrix - camera["lidar2img"]).max() < 1e-9
+        row = infos["train"].cameras.index(name)
+        pose = camera["ego2global_translation"] + camera["ego2global_rotation"]
+        assert np.abs(infos["train"].images.ego2global[row] - pose).max() < 1e-9
+        assert infos["train"].images.timestamps[row] == camera["timestamp_us"]
+
+
+@real
+def test_real_infos_of_every_layout(tmp_path):
+    """The mini_val pickle whole, with its sweeps; the v1.1 file agrees with the exact calibration to its float32."""
+    path = REAL / "infos" / "nuscenes_infos_mini_val.pkl"
+    assert len(load_infos(path)) == 81
+    compared = 0
+    for info in load_pickle(path)["infos"]:
+        own = [
+            np.array([[*s[f"{n}_translation"], *s[f"{n}_rotation"]] for s in info["sweeps"]]).reshape(-1, 7)
+            for n in ("sensor2ego", "ego2global")
+        ]
+        lidar = [np.array([[*info[f"{n}_translation"], *info[f"{n}_rotation"]]]) for n in ("lidar2ego", "ego2global")]
+        rotation, translation = relative(*own, *(np.repeat(pose, len(own[0]), axis=0) for pose in lidar))
+        for i, sweep in enumerate(info["sweeps"]):
+            assert rotation[i] == pytest.approx(sweep["sensor2lidar_rotation"], abs=1e-9)
+            assert translation[i] == pytest.approx(sweep["sensor2lidar_translation"], abs=1e-9)
+            compared += 1
+    assert compared == 790
+    stored = json.loads((REAL / "sample" / "calibration.json").read_text())
+    (record,) = load_infos(next((REAL / "sample").glob("*.pkl")))
+    assert record.token == stored["sample_token"]
+    for name, image, matrix in zip(record.camera_names, record.images, record.lidar2img):
+        assert image == f"samples/{name}/{stored['cameras'][name]['file']}"
+        assert np.abs(matrix - stored["cameras"][name]["lidar2img"]).max() < 2e-3  # pixels times metres

@@ -1,0 +1,1 @@
+"""Is a nuScenes download complete and readable? Every fault is named; nothing is changed."""

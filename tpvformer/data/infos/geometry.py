@@ -1,0 +1,85 @@
+"""The arithmetic of sensors on a moving vehicle, for many of them at once.
+
+Quaternions are [w, x, y, z]; a pose is stored as seven numbers, translation (metres) before quaternion. ``a2b`` takes
+points of frame a to frame b: p_b = R p_a + t.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import numpy as np
+
+
+def rotations(quaternions: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) rotation matrices of (..., 4) quaternions, which are normalised first."""
+    w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def matrices(poses: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) pose matrices of (..., 7) poses."""
+    made = np.zeros((*poses.shape[:-1], 4, 4))
+    made[..., :3, :3], made[..., :3, 3], made[..., 3, 3] = rotations(poses[..., 3:]), poses[..., :3], 1
+    return made
+
+
+def relative(
+    sensor2ego: np.ndarray, ego2global: np.ndarray, lidar2ego: np.ndarray, lidar_ego2global: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """sensor2lidar as rotation (K, 3, 3) and translation (K, 3); all arguments are (K, 7) poses.
+
+    ``ego2global`` is the vehicle at the sensor's time, ``lidar_ego2global`` the vehicle at the LiDAR's: what it moved
+    in between is part of the result. The two places are subtracted before anything is turned, so that map coordinates
+    of kilometres cost no digits.
+    """
+    sensor, ego = rotations(sensor2ego[:, 3:]), rotations(ego2global[:, 3:])
+    lidar, lidar_ego = rotations(lidar2ego[:, 3:]), rotations(lidar_ego2global[:, 3:])
+    to_lidar_ego, to_lidar = np.swapaxes(lidar_ego, -1, -2), np.swapaxes(lidar, -1, -2)
+    moved = _apply(ego, sensor2ego[:, :3]) + (ego2global[:, :3] - lidar_ego2global[:, :3])
+    translation = _apply(to_lidar, _apply(to_lidar_ego, moved) - lidar2ego[:, :3])
+    return to_lidar @ to_lidar_ego @ ego @ sensor, translation
+
+
+def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) float64 from LiDAR metres to (u * depth, v * depth, depth, 1) in pixels.
+
+    rotation (..., 3, 3) and translation (..., 3) take camera to LiDAR coordinates (p_lidar = R p_cam + t); they contain
+    the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) pixels.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for unusable() to find
+        inverse = np.linalg.inv(np.asarray(rotation, np.float64))
+        to_camera = np.zeros((*inverse.shape[:-2], 4, 4))
+        to_camera[..., :3, :3] = inverse
+        to_camera[..., :3, 3] = -_apply(inverse, np.asarray(translation, np.float64))
+        to_camera[..., 3, 3] = 1
+        return pixels_of(intrinsic) @ to_camera
+
+
+def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) float64: the intrinsics (..., 3, 3), padded with ones on the diagonal."""
+    intrinsic = np.asarray(intrinsic, np.float64)
+    to_pixels = np.zeros((*intrinsic.shape[:-2], 4, 4))
+    to_pixels[..., :3, :3] = intrinsic
+    to_pixels[..., 3, 3] = 1
+    return to_pixels
+
+
+def unusable(lidar2img: np.ndarray) -> np.ndarray:
+    """(...) bool: which of the (..., 4, 4) projections are not finite, or flatten space: no inverse exists."""
+    linear = lidar2img[..., :3, :3]
+    finite = np.asarray(np.isfinite(lidar2img).all((-1, -2)))
+    safe = np.where(finite[..., None, None], linear, 0)
+    lengths = np.linalg.norm(safe, axis=-1)
+    # the volume between the rows' directions: 1 for a long lens, about 0.6 for nuScenes' cameras, 0 for a singular one
+    volume = np.abs(np.linalg.det(safe)) / np.maximum(lengths.prod(-1), 1e-300)
+    return ~finite | (volume < 1e-6)

@@ -1,0 +1,128 @@
+"""nuScenes' tables from the disk: small ones whole, the two large ones a few thousand rows at a time.
+
+sample_data.json and ego_pose.json hold 2.6 million rows each in the full set; all of them as Python objects would take
+several GiB. Their rows hold no objects, so the text may be cut behind any closing brace.
+"""
+
+from __future__ import annotations
+
+import json
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from tpvformer.data.types import DataError
+
+CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
+Row = Dict[str, Any]
+Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
+
+
+def table_path(folder: Path, name: str) -> Path:
+    """The file of a table; raises DataError where there is none."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return path
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder of nuScenes tables; --root names the folder that holds it (with samples/ beside "
+            "it) and --version its name, such as v1.0-mini or v1.0-trainval"
+        )
+    raise DataError(f"{path}: no such table; unpack the nuScenes metadata archive ({folder.name}) again")
+
+
+def read_table(folder: Path, name: str, *fields: str) -> List[Row]:
+    """All rows of a small table. Raises DataError where a row lacks one of the fields or shares its token."""
+    path = table_path(folder, name)
+    try:
+        rows = json.loads(path.read_bytes())
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror}); expected a table of nuScenes v1.0") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{path}: not JSON ({err}); unpack the nuScenes metadata archive again") from err
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a {type(rows).__name__}; expected a list of rows, as in nuScenes v1.0")
+    _check(path, rows, ("token", *fields))
+    by_token(path, rows)
+    return rows
+
+
+def by_token(path: Path, rows: List[Row]) -> Dict[str, Row]:
+    """Rows by their token; raises DataError where two share one."""
+    found: Dict[str, Row] = {}
+    for row in rows:
+        if found.setdefault(row["token"], row) is not row:
+            raise DataError(f"{path}: two rows have the token {row['token']}; unpack the metadata archive again")
+    return found
+
+
+def stream_table(folder: Path, name: str, *fields: str, progress: Optional[Progress] = None) -> Iterator[List[Row]]:
+    """The rows of a large table, in order, some at a time; memory stays bounded whatever the table's size.
+
+    Raises DataError where the text is no list of flat rows, ends early, or a row lacks one of ``fields``.
+    """
+    path = table_path(folder, name)
+    total, done, rest, first, ended = path.stat().st_size, 0, b"", True, False
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(CHUNK)
+            if not chunk:
+                break
+            done += len(chunk)
+            text, rest = _whole_rows(rest + chunk)
+            if text:
+                rows, ended = _parse(path, text, first), False
+                _check(path, rows, fields)
+                first = False
+                yield rows
+            if progress is not None:
+                progress(name, done, total)
+    ended = b"".join(rest.split()) == (b"[]" if first else b"]")
+    if not ended:
+        raise DataError(f"{path}: ends in the middle of a row; unpack the nuScenes metadata archive again")
+
+
+def _whole_rows(text: bytes) -> Tuple[bytes, bytes]:
+    """Up to the last closing brace, and the rest."""
+    stop = text.rfind(b"}") + 1
+    return text[:stop], text[stop:]
+
+
+def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
+    opening = b"[" if first else b","
+    body = text.lstrip()
+    try:
+        if not body.startswith(opening):
+            raise ValueError(f"expected {opening.decode()!r} before a row")
+        return json.loads(b"[" + body[1:] + b"]")
+    except (ValueError, RecursionError) as err:
+        raise DataError(
+            f"{path}: not a JSON list of rows ({str(err)[:120]}); unpack the nuScenes metadata archive again"
+        ) from err
+
+
+_TYPES: Dict[str, Tuple[type, ...]] = {
+    "timestamp": (int,), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
+    "camera_intrinsic": (list,),
+}  # fmt: skip
+
+
+def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
+    """Raises DataError for the first row that lacks a field or has a value of another type than the schema gives it."""
+    for name in fields:
+        expected = _TYPES.get(name, (str,))
+        try:
+            good = set(map(type, map(itemgetter(name), rows))) <= set(expected)
+        except (KeyError, TypeError, IndexError):
+            good = False
+        if good:
+            continue
+        for row in rows:
+            text = json.dumps(row)[:80]
+            if not isinstance(row, dict) or name not in row:
+                raise DataError(f"{path}: a row has no {name!r} ({text}); expected a table of nuScenes v1.0")
+            if type(row[name]) not in expected:
+                raise DataError(
+                    f"{path}: a row's {name} is {json.dumps(row[name])[:40]}, not {expected[0].__name__} ({text}); "
+                    "unpack the nuScenes metadata archive again"
+                )

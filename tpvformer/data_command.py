@@ -1,0 +1,135 @@
+"""``tpvformer data``: what is done with a nuScenes download before anything is trained on it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The commands below ``data`` and their options."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    infos = commands.add_parser("infos", help="write info files from the tables", description=_INFOS)
+    _add_set(infos)
+    infos.add_argument("--splits", nargs="+", help="default: those of splits.json, else the version's official ones")
+    infos.add_argument("--out", type=Path, help="folder of the info files (default: the one that holds the root)")
+    infos.add_argument(
+        "--format", choices=("both", "pkl", "safetensors"), default="both", help="which files (default: %(default)s)"
+    )
+    infos.add_argument("--prefix", help="put before the file names in the infos (default: the root as given)")
+    infos.add_argument("--sweeps", type=_count, default=10, help="LiDAR files before a key frame (default: 10)")
+    infos.set_defaults(run=_infos)
+
+    check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
+    _add_set(check)
+    check.add_argument("--split", nargs="+", default=[], help="only the samples of these splits (default: all)")
+    check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
+    check.add_argument("--limit", type=_count, default=20, help="faults of a kind to list (default: %(default)s)")
+    check.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
+    check.add_argument("--out", default="out/points.png", help="the picture (default: %(default)s)")
+    check.set_defaults(run=_check)
+
+
+_INFOS = (
+    "Reads scene, sample, sensor, calibrated_sensor, sample_data and ego_pose; writes nuscenes_infos_<split>.pkl, "
+    "which TPVFormer, BEVFormer and mmdetection3d 0.x read, and nuscenes_infos_<split>.safetensors, which this package "
+    "reads sooner and which cannot run anything. data.train_infos and data.val_infos take either."
+)
+
+
+_CHECK = (
+    "Counts the files of the tree against the tables, then looks at calibration, poses, images, scans and labels of "
+    "every key frame. Each fault is one line with its token. Exit status: 0 no fault, 1 faults, 2 wrong arguments."
+)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root", type=Path, default=Path("data/nuscenes"), help="holds samples/ (default: %(default)s)"
+    )
+    parser.add_argument("--version", required=True, help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _every(seconds: float) -> Callable[[str, int, int], None]:
+    """Says on stderr how far the reading of a large table is."""
+    began = said = time.perf_counter()
+
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said >= seconds:
+            said = now
+            print(
+                f"{what}: {done * 100 // max(total, 1)} % of {total / 1e6:.0f} MB, {now - began:.0f} s", file=sys.stderr
+            )
+
+    return say
+
+
+def _infos(args: argparse.Namespace) -> int:
+    from tpvformer.config import ConfigError
+    from tpvformer.data.infos.build import build
+    from tpvformer.data.infos.pickle_file import write_pickle
+    from tpvformer.data.infos.splits import default_splits, scenes_of
+    from tpvformer.data.infos.tensor_file import write_tensors
+
+    folder = args.root / args.version
+    splits = args.splits or default_splits(folder)
+    if not splits:
+        raise ConfigError(f"version is {args.version}, which has no official splits; name some with --splits")
+    prefix = f"{args.root.as_posix()}/" if args.prefix is None else args.prefix
+    out = args.root.parent if args.out is None else args.out
+    writers = {"pkl": write_pickle, "safetensors": write_tensors}
+    formats = list(writers) if args.format == "both" else [args.format]
+    built = build(args.root, args.version, splits, prefix, args.sweeps, _every(5))
+    for split, infos in built.items():
+        scenes, wanted = len(set(infos.scenes)), len(set(scenes_of(folder, split)))
+        what = f"{len(infos)} samples of {scenes} scenes, {len(infos.cameras)} cameras, {len(infos.sweeps)} sweeps"
+        if scenes < wanted:
+            print(f"{split}: {scenes} of its {wanted} scenes are in {folder}", file=sys.stderr)
+        for kind in formats:
+            path = out / f"nuscenes_infos_{split}.{kind}"
+            writers[kind](infos, path)
+            print(f"{path}: {what}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.paint is not None:
+        return _paint(args)
+    from tpvformer.data.doctor.examine import examine
+
+    report = examine(args.root, args.version, args.split, args.whole, _every(5))
+    print("\n".join(report.lines(args.limit)))
+    return 1 if report.count else 0
+
+
+def _paint(args: argparse.Namespace) -> int:
+    from tpvformer.check_geometry import count_points, write_picture
+    from tpvformer.data.infos.build import build_scene
+    from tpvformer.data.infos.read import record_of
+    from tpvformer.data.lidarseg import LabelFiles
+    from tpvformer.data.nuscenes import read_frame
+    from tpvformer.labels import raw_to_class
+    from tpvformer.viz.paint import paint_points
+
+    record = record_of(*build_scene(args.root, args.version, args.paint, _every(5)))
+    file = None
+    if (args.root / args.version / "lidarseg.json").is_file():
+        file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)
+    frame = read_frame(record, args.root, file, raw_to_class("nuscenes"))
+    labels = None if file is None else frame.labels
+    images = list(frame.images.numpy())
+    write_picture(args.out, paint_points(images, frame.points, labels, frame.lidar2img, frame.camera_names))
+    print("\n".join(count_points(frame).lines()))
+    print(f"  {args.out}: coloured by {'distance, for want of lidarseg tables' if labels is None else 'class'}")
+    return 0
