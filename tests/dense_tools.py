@@ -1,4 +1,4 @@
-"""A small street with dense labels of both kinds, and configurations that read them with the engine's tiny model."""
+"""A small street with dense labels of both kinds, and the shipped configurations for it with a tiny model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from engine_tools import MODEL, tiny_config
+from engine_tools import MODEL, ROOT, tiny_config
 
-from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, GridConfig, LossConfig
+from tpvformer.compat import load_config
+from tpvformer.config import Config, DataConfig
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.synthetic import write_dataset
 
@@ -28,23 +29,26 @@ def write_street(root: Path) -> Path:
 
 
 def dense_config(street: Path, kind: str, **data: Any) -> Config:
-    """The tiny model on the labels of ``kind``; ``data`` changes fields of the data section."""
-    labels = OCCUPANCY_GRIDS[kind]
-    grid = GridConfig(25, 25, 4, 8, 8, 4, labels.pc_range, labels.frame)
-    section = DataConfig(
+    """config/tpv_<kind>.py with the tiny model and the street's files; ``data`` changes fields of the data section."""
+    shipped = load_config(str(ROOT / "config" / f"tpv_{kind}.py"))
+    grid = dataclasses.replace(shipped.model.grid, w=25, h=25, z=4, scale_w=8, scale_h=8, scale_z=4)
+    section = dataclasses.replace(
+        shipped.data,
         root=str(street),
         version=VERSION,
         train_infos=str(street / "nuscenes_infos_train.pkl"),
         val_infos=str(street / "nuscenes_infos_val.pkl"),
-        label_map="occ3d" if kind == "occ3d" else "nuscenes-noIgnore",
-        ignore_label=255 if kind == "occ3d" else 0,
-        fill_label=17,
-        occupancy=kind,
         occupancy_root=str(street / {"occ3d": "gts", "surroundocc": "surroundocc"}[kind]),
-        occupancy_mask="camera" if kind == "occ3d" else "",
+        photometric=False,
+        grid_mask=False,
         workers=0,
     )
-    section = dataclasses.replace(section, photometric=False, grid_mask=False, **data)
-    plain = tiny_config(DataConfig(), epochs=1)
-    model = dataclasses.replace(MODEL, grid=grid, num_classes=18)
-    return Config(f"tiny_{kind}", model, section, LossConfig("voxel", "voxel"), plain.optim, plain.train)
+    tiny = tiny_config(DataConfig(), epochs=1)
+    return dataclasses.replace(
+        shipped,
+        name=f"tiny_{kind}",
+        model=dataclasses.replace(MODEL, grid=grid, num_classes=shipped.model.num_classes),
+        data=dataclasses.replace(section, **data),
+        optim=tiny.optim,
+        train=tiny.train,
+    )

@@ -146,8 +146,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
 
 def test_best_scores_ignore_what_is_not_there() -> None:
     progress = Progress()
-    assert not progress.improve(None, None)
-    assert progress.improve(10.0, 5.0)
-    assert not progress.improve(9.0, 7.0)
-    assert not progress.improve(10.0, None)
+    assert not progress.improve(None, None, None)
+    assert progress.improve(10.0, 5.0, 10.0)
+    assert not progress.improve(9.0, 7.0, 9.0)
+    assert not progress.improve(10.0, None, 10.0)
+    assert progress.improve(8.0, 1.0, 11.0), "dense labels lead where there are any"
     assert (progress.best_val_miou_pts, progress.best_val_miou_vox) == (10.0, 7.0)

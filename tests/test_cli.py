@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,12 @@ def test_overrides_reach_the_run(place: Path, tmp_path: Path) -> None:
     assert "seed: 5" in dumped
 
 
-def test_eval_with_controls(place: Path, capsys) -> None:
-    assert main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth"), "--permute-cameras")) == 0
+def test_eval_with_controls(place: Path, tmp_path: Path, capsys) -> None:
+    scores = tmp_path / "deep" / "scores.json"
+    more = ("--permute-cameras", "--json", str(scores))
+    assert main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth"), *more)) == 0
+    stored = json.loads(scores.read_text())
+    assert stored["pts"]["miou"] == pytest.approx(stored["metrics"]["miou_points"]["value"])
     out = capsys.readouterr().out
     assert "miou_reference" in out
     assert "the colour of the point alone, no network" in out

@@ -20,6 +20,7 @@ from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError
 from tpvformer.data.voxelize import grid_index, voxelize
 from tpvformer.labels import EMPTY
+from tpvformer.predict import seen_from_above
 
 KINDS = ("occ3d", "surroundocc")
 SHAPE = (200, 200, 16)
@@ -89,6 +90,15 @@ def test_the_ego_grid_sees_the_same_pixels(street: Path) -> None:
     assert sample.ray_origins is not None
     assert sample.ray_origins[1].tolist() == pytest.approx([0.943713, 0, 1.84023], abs=1e-5)
     assert (sample.ray_origins.diff(dim=0)[:, 0] > 2).all(), "the drive goes forward, along the ego's x"
+
+
+def test_pictures_turn_the_ego_grid() -> None:
+    grid = np.zeros((4, 6, 1), np.uint8)
+    grid[3, 5] = 1  # far ahead, far left
+    turned = seen_from_above(grid, "ego")
+    assert turned.shape == (6, 4, 1)
+    assert turned[0, 3, 0] == 1
+    assert seen_from_above(grid, "lidar") is grid
 
 
 def test_batches_hold_masks_and_origins(street: Path) -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 from dense_tools import dense_config, write_street
 from engine_tools import CPU, processes, val_loader, write_config
+from test_no_waiting import Waits
 
 from tpvformer.config import Config
 from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses, run
+from tpvformer.engine.bench.inputs import random_batch
 from tpvformer.engine.distributed import World
+from tpvformer.engine.metrics import collect, rays
 from tpvformer.engine.metrics.collect import Tally, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES
+from tpvformer.engine.selfcheck.checks import shrunk
 from tpvformer.labels import EMPTY
 from tpvformer.model import Prediction
 
@@ -62,6 +66,11 @@ def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) ->
     text = max(tmp_path.glob("2*.log")).read_text()
     assert "while the best val miou pts is" in text
     assert all(f" - {name} " in text for name in NAMES[kind])
+    leader = {"occ3d": "occ3d_miou", "surroundocc": "ssc_miou"}[kind]
+    assert f"while the best val {leader} is {summary['best_val_leading']:.3f}" in text
+    assert summary["leading_metric"] == leader
+    assert summary["best_val_leading"] == evaluation["metrics"][leader]["value"]
+    assert (tmp_path / "best.pth").is_file()
 
 
 def counted(config: Config, world: World) -> Dict[str, object]:
@@ -130,6 +139,20 @@ def test_a_street_shifted_by_a_voxel_keeps_its_rays_at_two_metres(street: Path, 
     assert moved["occ3d_miou"].value < 80
 
 
+def test_counting_waits_for_nothing(street: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = rays.lidar_directions()[::50]
+    monkeypatch.setattr(collect, "lidar_directions", lambda: few)
+    expected = scored(dense_config(street, "occ3d"), batch, batch.voxel_labels)
+    monkeypatch.setattr(rays, "HOUSEKEEPING", 10**6)  # it is for processors alone
+    config = dense_config(street, "occ3d")
+    tally, said = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU), answers(batch, batch.voxel_labels)
+    with Waits() as waits:
+        tally.add(said, batch)
+    assert waits.found == []
+    tally.sum_over_processes()
+    assert tally.metrics() == expected
+
+
 def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
     data = dense_config(street, "occ3d").data
     assert batch.voxel_mask is not None
@@ -139,3 +162,16 @@ def test_the_mask_decides_what_is_taught(street: Path, batch: Batch) -> None:
     assert torch.equal(taught[seen], batch.voxel_labels[seen].long())
     everything = losses.taught_labels(batch, dataclasses.replace(data, occupancy_mask=""))
     assert torch.equal(everything, batch.voxel_labels.long())
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+def test_speed_is_measured_without_labels(street: Path, kind: str) -> None:
+    """Random batches have what the configuration reads: masks, the ego frame, classes in every voxel."""
+    config = dense_config(street, kind)
+    batch = random_batch(config, (96, 64), 500)
+    taught = losses.taught_labels(batch, config.data)
+    assert (taught == EMPTY).any() and (taught < EMPTY).any()
+    assert ((taught == 255).any().item()) == (kind == "occ3d")
+    assert batch.ray_lengths == [1]
+    small = shrunk(config)
+    assert random_batch(small, (96, 64), 500).voxel_labels.shape[1:] == small.model.grid.voxels

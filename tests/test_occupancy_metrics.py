@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tpvformer.engine.metrics import confusion_matrix
 from tpvformer.engine.metrics.occupancy import class_iou, mean_of_present, mean_reference, sc_iou
-from tpvformer.engine.metrics.rays import THRESHOLDS, cast, lidar_directions, ray_counts
+from tpvformer.engine.metrics.rays import THRESHOLDS, Area, cast, lidar_directions, ray_counts
 
 pytestmark = pytest.mark.usefixtures("quick")
 K, EMPTY, IGNORE = 5, 4, 0
@@ -19,7 +19,8 @@ CLASSES = (1, 2, 3)
 #                      x=0              x=1
 TRUTH = torch.tensor([[[1, 1], [2, 4]], [[4, 4], [0, 2]]])
 GUESS = torch.tensor([[[1, 2], [2, 2]], [[4, 1], [1, 4]]])
-RANGE = (-20.0, -20.0, -2.0, 20.0, 20.0, 2.0)  # cells of 0.5 m
+CPU = torch.device("cpu")
+AREA = Area.of((80, 80, 8), (-20.0, -20.0, -2.0, 20.0, 20.0, 2.0), CPU)  # voxels of 0.5 m
 
 
 def counted(guess: Tensor, truth: Tensor, ignore: int = IGNORE) -> Tensor:
@@ -102,7 +103,7 @@ def forward_rays() -> Tensor:
 
 def counts(guess: Tensor, truth: Tensor, ignore: int = IGNORE, directions: Optional[Tensor] = None) -> Tensor:
     directions = forward_rays() if directions is None else directions
-    found = ray_counts(guess, truth, EMPTY, ignore, torch.zeros(1, 3) + 0.01, directions, RANGE, K)
+    found = ray_counts(guess, truth, EMPTY, ignore, torch.zeros(1, 3) + 0.01, directions, AREA, K)
     assert found.shape == (1, len(THRESHOLDS) + 2, K)
     return found[0]
 
@@ -128,16 +129,35 @@ def test_rays_by_hand() -> None:
     assert counts(wall(10), wall(10, 0), ignore=255)[3, 0] == 61
 
 
+def test_constant_and_random_answers_to_rays() -> None:
+    """A wall of 640 voxels of classes 1..3, a ray for each voxel: always 2 is right wherever 2 stands; answers drawn
+    at random score p / (2 - p) = 1/5, p = 1/3, with the deviation of a share of n times the union's 5/9."""
+    generator = torch.Generator().manual_seed(5)
+    places = torch.stack(torch.meshgrid(torch.arange(80), torch.arange(8), indexing="ij"), -1).view(-1, 2)
+    ends = torch.cat((torch.full((640, 1), 10.1), (places + 0.5) * 0.5 + AREA.low[1:]), 1)
+    directions = torch.nn.functional.normalize(ends - 0.01, dim=1)
+    truth, guess = (wall(10) for _ in range(2))
+    truth[60], guess[60] = torch.randint(1, 4, (2, 80, 8), generator=generator)
+    seen = torch.bincount(truth[60].flatten(), minlength=K)
+    constant = counts(wall(10, 2), truth, directions=directions)
+    assert constant[3].tolist() == seen.tolist()
+    assert constant[:3, 2].tolist() == [seen[2]] * 3
+    assert constant[4].tolist() == [0, 0, 640, 0, 0]
+    found = counts(guess, truth, directions=directions)
+    iou = (found[0] / (found[3] + found[4] - found[0]))[1:4]
+    assert ((iou - 0.2).abs() < 3 * (0.2 * 0.8 / (640 * 5 / 9)) ** 0.5).all()
+
+
 def test_distances_are_to_the_wall_entered() -> None:
     directions = forward_rays()
-    classes, far = cast(wall(10)[None], EMPTY, torch.zeros(61, 3) + 0.01, directions, RANGE)
+    classes, far = cast(wall(10)[None], EMPTY, torch.zeros(61, 3) + 0.01, directions, AREA)
     assert (classes == 1).all()
     torch.testing.assert_close(far[0], 9.99 / directions[:, 0])
-    classes, far = cast(wall(-10)[None], EMPTY, torch.zeros(61, 3) + 0.01, directions, RANGE)
+    classes, far = cast(wall(-10)[None], EMPTY, torch.zeros(61, 3) + 0.01, directions, AREA)
     assert (classes == EMPTY).all()
     torch.testing.assert_close(far[0], 19.99 / directions[:, 0])  # to the grid's own wall
     outside = torch.tensor([[-25.0, 0.3, 0.3], [-25.0, 21.0, 0.0], [25.0, 0.3, 0.3]])
-    classes, far = cast(wall(10)[None], EMPTY, outside, torch.tensor([[1.0, 0, 0]] * 3), RANGE)
+    classes, far = cast(wall(10)[None], EMPTY, outside, torch.tensor([[1.0, 0, 0]] * 3), AREA)
     assert classes[0].tolist() == [1, EMPTY, EMPTY]
     assert far[0].tolist() == pytest.approx([35, 0, 0])
 
@@ -146,15 +166,14 @@ def test_rays_meet_what_small_steps_meet() -> None:
     """Against marching by 2 mm through a random grid."""
     generator = torch.Generator().manual_seed(1)
     grid = torch.where(torch.rand(12, 9, 7, generator=generator) < 0.1, 2, EMPTY)
-    area = (-3.0, -2.0, -1.0, 3.0, 2.5, 2.5)
+    area = Area.of((12, 9, 7), (-3.0, -2.0, -1.0, 3.0, 2.5, 2.5), CPU)
     origins = torch.tensor([0.12, 0.31, 0.23]).expand(400, 3)
     directions = torch.nn.functional.normalize(torch.randn(400, 3, generator=generator), dim=1)
     classes, far = cast(grid[None], EMPTY, origins, directions, area)
     t = torch.arange(0, 8, 0.002)
     places = origins[:, None] + directions[:, None] * t[:, None]
-    low, high = torch.tensor(area[:3]), torch.tensor(area[3:])
-    cells = ((places - low) / ((high - low) / torch.tensor(grid.shape))).floor().long()
-    inside = ((cells >= 0) & (cells < torch.tensor(grid.shape))).all(-1)
+    cells = ((places - area.low) / ((area.high - area.low) / area.cells)).floor().long()
+    inside = ((cells >= 0) & (cells < area.cells)).all(-1)
     x, y, z = cells.clamp(min=0).unbind(-1)
     met = inside & (grid[x.clamp(max=11), y.clamp(max=8), z.clamp(max=6)] != EMPTY)
     hit = met.any(1)
@@ -178,8 +197,8 @@ def test_rings_and_origins_add_up() -> None:
     truth, guess = (torch.where(torch.rand(80, 80, 8, generator=generator) < 0.01, 1, EMPTY) for _ in range(2))
     origins = torch.tensor([[0.1, 0.1, 0.1], [5.0, -3.0, 0.4]])
     rays = lidar_directions()[::7]
-    rings = ray_counts(guess, truth, EMPTY, IGNORE, origins, rays, RANGE, K, edges=(5.0, 10.0))
-    each = [ray_counts(guess, truth, EMPTY, IGNORE, o[None], rays, RANGE, K) for o in origins]
+    rings = ray_counts(guess, truth, EMPTY, IGNORE, origins, rays, AREA, K, edges=(5.0, 10.0))
+    each = [ray_counts(guess, truth, EMPTY, IGNORE, o[None], rays, AREA, K) for o in origins]
     assert rings.shape == (3, 5, K)
     assert (rings.sum((1, 2)) > 0).all()
     assert torch.equal(rings.sum(0), (each[0] + each[1])[0])

@@ -92,6 +92,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         action="store_true",
         help="also score with exchanged cameras, a constant answer, and colour without a network",
     )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
     evaluate.set_defaults(run=_eval)
 
     synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
@@ -213,7 +214,7 @@ def _train(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from tpvformer.engine.run import evaluate_checkpoint
 
-    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras)
+    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras, args.json)
     return 0
 
 

@@ -97,8 +97,8 @@ def _draw(
         frame.lidar2img,
         frame.points,
         classes.points,
-        classes.voxels,
-        classes.true_voxels,
+        seen_from_above(classes.voxels, config.model.grid.frame),
+        seen_from_above(classes.true_voxels, config.model.grid.frame),
         title,
     )
     try:
@@ -106,3 +106,9 @@ def _draw(
     except OSError as err:
         raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
     return f"{out}: {title}"
+
+
+def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
+    """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the LiDAR frame; in the ego's they point
+    forwards and left."""
+    return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]

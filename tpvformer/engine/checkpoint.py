@@ -1,7 +1,8 @@
 """Checkpoints of a run: tensors and plain values only, so that reading one can never execute anything.
 
 ``epoch_<n>.pth`` after every epoch, ``latest.pth`` pointing at the newest, ``best.pth`` a copy of the one with the
-highest point mIoU. Every file appears whole or not at all.
+highest leading metric: point mIoU, or that of dense labels where they are configured. Every file appears whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -37,16 +38,22 @@ class Progress:
     evaluated: bool = False
     best_val_miou_pts: Optional[float] = None
     best_val_miou_vox: Optional[float] = None
+    best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.leading
 
-    def improve(self, pts: Optional[float], vox: Optional[float]) -> bool:
-        """Take in the scores of an evaluation; True if the points have never been better."""
-        better = pts is not None and (self.best_val_miou_pts is None or pts > self.best_val_miou_pts)
-        if better:
+    def improve(self, pts: Optional[float], vox: Optional[float], leading: Optional[float]) -> bool:
+        """Take in the scores of an evaluation; True if the leading metric has never been better."""
+        better = _exceeds(leading, self.best_val_leading)
+        self.best_val_leading = leading if better else self.best_val_leading
+        if _exceeds(pts, self.best_val_miou_pts):
             self.best_val_miou_pts = pts
-        if vox is not None and (self.best_val_miou_vox is None or vox > self.best_val_miou_vox):
+        if _exceeds(vox, self.best_val_miou_vox):
             self.best_val_miou_vox = vox
         self.evaluated = True
         return better
+
+
+def _exceeds(value: Optional[float], best: Optional[float]) -> bool:
+    return value is not None and (best is None or value > best)
 
 
 def save(work_dir: Path, model: nn.Module, stepper: Stepper, config: Config, progress: Progress) -> Path:
@@ -123,7 +130,9 @@ def resume(
         raise CheckpointError(f"checkpoint {source} does not fit: {' '.join(str(err).split())}") from err
     for group, own in zip(stepper.optimizer.param_groups, settings):
         group.update(own)  # moments come from the file, settings from the configuration
-    progress = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
+    progress = Progress(**{f.name: content.get(f.name, f.default) for f in dataclasses.fields(Progress)})
+    if "best_val_leading" not in content:  # written before dense labels, when points led everywhere
+        progress.best_val_leading = progress.best_val_miou_pts
     return progress, difference(stored, config)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Mapping, Optional, Sequence, cast
+from pathlib import Path
+from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tpvformer.config import Config
+from tpvformer.config import Config, ConfigError
 from tpvformer.data.loader import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 
 from .distributed import World, all_sum, share_buffers
 from .forward import predict
-from .log import RunLog
+from .log import RunLog, finite
 from .losses import sample_losses
 from .metrics import Scores, scores, table
 from .metrics.collect import Tally, rows_by_scene
@@ -40,6 +42,14 @@ class Evaluation:
     samples: int
     scenes: int = 0
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    @property
+    def leading(self) -> Tuple[str, Optional[float]]:
+        """Name and value of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+        for name in ("occ3d_miou", "ssc_miou"):
+            if name in self.metrics:
+                return name, self.metrics[name].value
+        return "miou_points", self.pts.miou
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
         """Plain values, ready for JSON."""
@@ -109,3 +119,13 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
         log.line(line)
     for line in named_table(result.metrics, result.scenes):
         log.line(line)
+
+
+def write_scores(path: Path, result: Evaluation, config: Config) -> None:
+    """Everything that was found, as JSON. Raises ConfigError where the file cannot be written."""
+    values = {"config": config.name, **result.as_dict(class_names(config.data.label_map))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(finite(values), indent=1, allow_nan=False) + "\n")
+    except OSError as err:
+        raise ConfigError(f"json is {path}, which cannot be written ({err.strerror}); name another file") from err

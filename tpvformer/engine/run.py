@@ -19,7 +19,7 @@ from .compile import compile_images
 from .controls import run_controls
 from .device import device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
-from .evaluate import Evaluation, evaluate, report
+from .evaluate import Evaluation, evaluate, report, write_scores
 from .limits import check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
@@ -64,10 +64,13 @@ def train(
     return outcome
 
 
-def evaluate_checkpoint(config: Config, weights: Path, device: str = "auto", controls: bool = False) -> Evaluation:
+def evaluate_checkpoint(
+    config: Config, weights: Path, device: str = "auto", controls: bool = False, out: Optional[Path] = None
+) -> Evaluation:
     """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
 
-    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone.
+    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
+    receives all scores as JSON.
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
@@ -84,6 +87,8 @@ def evaluate_checkpoint(config: Config, weights: Path, device: str = "auto", con
         for title, metric in (("pts", result.pts), ("vox", result.vox)):
             log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
         log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
+        if out is not None and world.is_main:
+            write_scores(out, result, config)
         if controls:
             train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
             run_controls(model, loader, train_set, data, config, world, place, log, result)

@@ -152,17 +152,21 @@ def evaluate_epoch(run: Run) -> Evaluation:
     assert run.val_loader is not None
     result = evaluate(run.model, run.val_loader, run.config, run.world, run.device, run.log, progress.epoch)
     report(result, run.config, run.log)
-    better = progress.improve(result.pts.miou, result.vox.miou)
-    for title, metric, best in (
-        ("pts", result.pts, progress.best_val_miou_pts),
-        ("vox", result.vox, progress.best_val_miou_vox),
-    ):
-        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (metric.miou, best))
-        run.log.line(f"Current val miou {title} is {now} while the best val miou {title} is {record}")
+    leader, leading = result.leading
+    better = progress.improve(result.pts.miou, result.vox.miou, leading)
+    shown = [
+        ("miou pts", result.pts.miou, progress.best_val_miou_pts),
+        ("miou vox", result.vox.miou, progress.best_val_miou_vox),
+    ]
+    if leader != "miou_points":
+        shown.append((leader, leading, progress.best_val_leading))
+    for title, score, best in shown:
+        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (score, best))
+        run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
     run.log.line(f"Current val loss is {result.loss:.3f}")
     values = result.as_dict(class_names(run.config.data.label_map))
     run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
-    missing = not (run.work_dir / checkpoint.BEST).exists() and result.pts.miou == progress.best_val_miou_pts
+    missing = not (run.work_dir / checkpoint.BEST).exists() and leading == progress.best_val_leading
     save(run, best=better or missing)
     return result
 

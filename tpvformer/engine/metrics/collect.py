@@ -15,7 +15,7 @@ from ..distributed import all_sum
 from ..losses import flat_index
 from .iou import grouped_confusion
 from .named import RINGS, Metric, definitions, measure
-from .rays import THRESHOLDS, lidar_directions, ray_counts, ring_of
+from .rays import THRESHOLDS, Area, lidar_directions, ray_counts, ring_of
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -41,7 +41,8 @@ class Tally:
         if dense:
             shapes["grid"] = (size, size)
             shapes["rays"] = (len(THRESHOLDS) + 2, size)
-            self._directions = lidar_directions().to(device)
+            grid = config.model.grid
+            self._directions, self._area = lidar_directions().to(device), Area.of(grid.voxels, grid.pc_range, device)
         if dense and masks:
             shapes["camera"] = (size, size)
         self._counts = {
@@ -67,11 +68,10 @@ class Tally:
             seen = (batch.voxel_mask & CAMERA_BIT) > 0
             self._confuse("camera", batch, guess, target, ring, seen & (target != ignore))
         assert batch.ray_origins is not None
-        area, kinds = self._config.model.grid.pc_range, len(self._names)
         for i, token in enumerate(batch.tokens):
             origins = batch.ray_origins[i, : batch.ray_lengths[i]]
             self._counts["rays"][self._scene_of[token]] += ray_counts(
-                guess[i], target[i], EMPTY, ignore, origins, self._directions, area, kinds, RINGS
+                guess[i], target[i], EMPTY, ignore, origins, self._directions, self._area, len(self._names), RINGS
             )
 
     def _confuse(

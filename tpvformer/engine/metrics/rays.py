@@ -40,19 +40,30 @@ def lidar_directions() -> Tensor:
     return directions.view(-1, 3).float()
 
 
-def cast(
-    grids: Tensor, empty: int, origins: Tensor, directions: Tensor, pc_range: Sequence[float]
-) -> Tuple[Tensor, Tensor]:
+class Area(NamedTuple):
+    """Where a grid lies, (3,) each: lower and upper corner in metres float32, and voxels along x, y, z int64."""
+
+    low: Tensor
+    high: Tensor
+    cells: Tensor
+
+    @classmethod
+    def of(cls, voxels: Sequence[int], pc_range: Sequence[float], device: torch.device) -> Area:
+        """Made once, as a list takes a device a wait to become a tensor."""
+        low, high = (torch.tensor(pc_range[i : i + 3], dtype=torch.float32, device=device) for i in (0, 3))
+        return cls(low, high, torch.tensor(list(voxels), device=device))
+
+
+def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: Area) -> Tuple[Tensor, Tensor]:
     """The first voxel that is not ``empty`` on each ray, in each of V grids.
 
-    grids (V,X,Y,Z) int64 classes over ``pc_range`` (metres); origins (R,3) metres, directions (R,3) unit vectors, in
-    the frame of ``pc_range``. Returns classes (V,R) int64, ``empty`` where a ray leaves the grid, and distances (V,R)
-    float32 in metres, to where the ray enters the voxel or, if it meets none, leaves the grid. A ray that starts
-    outside begins where it enters the grid; one that never does meets nothing at distance 0.
+    grids (V,X,Y,Z) int64 classes over ``area``; origins (R,3) metres, directions (R,3) unit vectors, in its frame.
+    Returns classes (V,R) int64, ``empty`` where a ray leaves the grid, and distances (V,R) float32 in metres, to where
+    the ray enters the voxel or, if it meets none, leaves the grid. A ray that starts outside begins where it enters the
+    grid; one that never does meets nothing at distance 0.
     """
     count, device = grids.shape[0], grids.device
-    cells = torch.tensor(grids.shape[1:], device=device)
-    low, high = (torch.tensor(pc_range[i : i + 3], dtype=torch.float32, device=device) for i in (0, 3))
+    low, high, cells = area
     pitch = (high - low) / cells
     flat, axes = grids.flatten(1), torch.arange(3, device=device)
     forwards, moving = directions >= 0, directions.abs() > 1e-9
@@ -107,7 +118,7 @@ def ray_counts(
     ignore: int,
     origins: Tensor,
     directions: Tensor,
-    pc_range: Sequence[float],
+    area: Area,
     num_classes: int,
     edges: Sequence[float] = (),
 ) -> Tensor:
@@ -119,7 +130,7 @@ def ray_counts(
     """
     starts = origins[:, None].expand(-1, len(directions), -1).reshape(-1, 3)
     ways = directions.repeat(len(origins), 1)
-    (guess, truth), (far, true_far) = cast(torch.stack((predicted, target)), empty, starts, ways, pc_range)
+    (guess, truth), (far, true_far) = cast(torch.stack((predicted, target)), empty, starts, ways, area)
     valid = (truth != empty) & (truth != ignore)
     ring = ring_of(true_far, edges)
     error = (far - true_far).abs()

@@ -31,7 +31,8 @@ SMALL_SIZE, MODEL_POINTS = (208, 120), 2000  # images (W, H) and points of the s
 def shrunk(config: Config) -> Config:
     """The same run on few cells, blocks and layers, all cameras there, its images as they are."""
     model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
-    data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0)
+    # published dense labels have a grid of one size
+    data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, occupancy="", occupancy_mask="")
     return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data)
 
 
