@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 import pickle
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, Dict
 import numpy as np
 import pytest
 import torch
-from dense_tools import FRAMES, dense_config, write_street
+from dense_tools import FRAMES, SEED, SIZE, dense_config, write_street
 
-from tpvformer.config import OCCUPANCY_GRIDS, DataConfig, GridConfig
+from tpvformer.config import OCCUPANCY_GRIDS, ConfigError, DataConfig, GridConfig
 from tpvformer.data.loader import NuScenesDataset, collate
 from tpvformer.data.occupancy import OccupancyLabels
 from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.synthetic import PARAMETERS, write_dataset
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError
 from tpvformer.data.voxelize import grid_index, voxelize
 from tpvformer.labels import EMPTY
@@ -58,6 +60,21 @@ def test_lidar_points_lie_in_voxels_of_their_class(street: Path, kind: str) -> N
             assert 0.01 < (sample.voxel_labels[seen] != EMPTY).float().mean() < 0.2
         else:
             assert sample.voxel_mask is None
+
+
+def test_dense_labels_change_no_other_file(street: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    write_dataset(plain, 3, SIZE, SEED, 2, workers=1)
+    names = sorted(str(p.relative_to(plain)) for p in plain.rglob("*") if p.is_file())
+    assert len(names) > 60
+    changed = {PARAMETERS, "nuscenes_infos_val.pkl"}  # the latter by the fixture
+    _, differ, failed = filecmp.cmpfiles(plain, street, [n for n in names if n not in changed], shallow=False)
+    assert (differ, failed) == ([], [])
+    more = {p.relative_to(street).parts[0] for p in street.rglob("*") if p.is_file()} - {n.split("/")[0] for n in names}
+    assert more == {"gts", "surroundocc"}
+    assert write_dataset(street, 3, SIZE, SEED, 2, occupancy=True) is False
+    with pytest.raises(ConfigError, match="holds another synthetic set"):
+        write_dataset(street, 3, SIZE, SEED, 2)
 
 
 def test_both_kinds_show_one_world(street: Path) -> None:

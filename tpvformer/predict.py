@@ -17,6 +17,7 @@ from tpvformer.data.loader import NuScenesDataset, collate
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
 from tpvformer.engine.run import build_model
+from tpvformer.labels import IGNORED
 from tpvformer.viz.picture import frame_picture, write_png
 
 
@@ -88,7 +89,7 @@ def _draw(
     """Write one picture; its line."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
-    labelled = frame.labels != config.data.ignore_label
+    labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
     right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
     title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} points right"
     picture = frame_picture(
