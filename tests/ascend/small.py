@@ -23,8 +23,11 @@ STEPS = 2
 CPU = torch.device("cpu")
 
 
-def shrunk(name: str, folder: Path) -> Config:
-    """The published configuration with fewer cells, blocks, layers and pixels."""
+def shrunk(name: str, folder: Path, large: bool = False) -> Config:
+    """The published configuration with fewer cells, blocks, layers and pixels.
+
+    Images of 45 x 77 become 90 x 154 or, if ``large``, 207 x 354: then the stem's maps suit the pooling kernel.
+    """
     config = load_config(ROOT / "config" / f"{name}.py")
     grid = dataclasses.replace(config.model.grid, w=7, h=6, z=4)
     backbone = BackboneConfig(blocks=(1, 1, 1, 1), bn3_init=0.2)
@@ -34,9 +37,8 @@ def shrunk(name: str, folder: Path) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, grid=grid, backbone=backbone, layers=layers, dropout=0.0),
-        # images of 45 x 77 become 207 x 354, so that the stem's maps are as large as the pooling kernel wants them
         data=dataclasses.replace(
-            config.data, **places, image_scale=4.6, photometric=False, grid_mask=False, workers=0
+            config.data, **places, image_scale=4.6 if large else 2.0, photometric=False, grid_mask=False, workers=0
         ),
         optim=dataclasses.replace(config.optim, warmup_steps=2, warmup_lr=1e-4),
         train=dataclasses.replace(config.train, epochs=1, print_every=100, load_from=None),
