@@ -32,7 +32,8 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny  # noqa: E402
 
 from tpvformer.config import DataConfig, GridConfig  # noqa: E402
 from tpvformer.data import images  # noqa: E402
-from tpvformer.data.loader import NuScenesDataset, collate  # noqa: E402
+from tpvformer.data.dataset import NuScenesDataset  # noqa: E402
+from tpvformer.data.loader import collate  # noqa: E402
 from tpvformer.data.nuscenes import load_infos, resolve  # noqa: E402
 from tpvformer.data.pixels import network_images  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402

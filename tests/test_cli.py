@@ -17,7 +17,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer import predict
 from tpvformer.cli import main
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 
 pytestmark = pytest.mark.usefixtures("quick")
 

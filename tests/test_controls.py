@@ -11,7 +11,7 @@ from engine_tools import CPU, POINTS, tiny_config, val_loader
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.types import Frame
 from tpvformer.engine import controls, run
 from tpvformer.engine.distributed import World

@@ -15,7 +15,8 @@ import torch
 from dense_tools import FRAMES, SEED, SIZE, dense_config, write_street
 
 from tpvformer.config import OCCUPANCY_GRIDS, ConfigError, DataConfig, GridConfig
-from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import collate
 from tpvformer.data.occupancy import OccupancyLabels
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.synthetic import PARAMETERS, write_dataset

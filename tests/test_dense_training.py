@@ -14,7 +14,7 @@ from engine_tools import CPU, processes, val_loader, write_config
 from test_no_waiting import Waits
 
 from tpvformer.config import Config
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses, run
 from tpvformer.engine.bench.inputs import random_batch

@@ -212,8 +212,8 @@ def test_wrong_settings(tmp_path):
     cfg = write_tiny(tmp_path)
     with pytest.raises(ConfigError, match="label_map is 'kitti'"):
         dataset(replace(cfg, label_map="kitti"))
-    with pytest.raises(ConfigError, match="split is 'test'"):
-        dataset(cfg, "test")
+    with pytest.raises(ConfigError, match="split is 'mini_val'"):
+        dataset(cfg, "mini_val")
     with pytest.raises(DataError, match="do not fill one batch of 4"):
         make_loader(dataset(cfg, "train"), replace(cfg, batch_size=4), 0, 1, train=True, seed=0)
 

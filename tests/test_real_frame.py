@@ -16,7 +16,8 @@ import torch
 from tpvformer import check_geometry
 from tpvformer.compat import load_config
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import network_images
 from tpvformer.data.types import DataError

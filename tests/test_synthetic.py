@@ -14,7 +14,7 @@ import pytest
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import synthetic
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.street import rig
 from tpvformer.data.street.camera import NO_CLASS, render_camera

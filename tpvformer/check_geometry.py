@@ -14,7 +14,8 @@ import numpy as np
 
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import Config, ConfigError, DataConfig
-from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import collate
 from tpvformer.data.pixels import MEAN_BGR, network_images
 from tpvformer.data.types import Frame, Sample
 from tpvformer.viz.paint import paint_points

@@ -166,6 +166,7 @@ class DataConfig:
     version: str = "v1.0-trainval"
     train_infos: str = "data/nuscenes_infos_train.pkl"
     val_infos: str = "data/nuscenes_infos_val.pkl"
+    test_infos: str = "data/nuscenes_infos_test.pkl"  # no labels are published for these
     label_map: str = "nuscenes"  # "nuscenes": classes 0..16; "nuscenes-noIgnore": 17 is empty space
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
@@ -188,6 +189,13 @@ class DataConfig:
             raise ConfigError(f"data.occupancy_mask is {self.occupancy_mask!r}; expected 'camera', 'lidar' or nothing")
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
+
+    def infos(self, split: str) -> str:
+        """The info file of "train", "val" or "test"."""
+        files = {"train": self.train_infos, "val": self.val_infos, "test": self.test_infos}
+        if split not in files:
+            raise ConfigError(f"split is {split!r}; expected one of {', '.join(files)}")
+        return files[split]
 
 
 @dataclass(frozen=True)

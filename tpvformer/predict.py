@@ -13,7 +13,8 @@ from torch import nn
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.loader import NuScenesDataset, collate
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import collate
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
 from tpvformer.engine.run import build_model

@@ -12,7 +12,7 @@ from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
 from tpvformer.config import ConfigError, OptimConfig
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.engine import checkpoint, limits, run
 from tpvformer.engine.bench import step as bench
 from tpvformer.engine.checkpoint import Progress

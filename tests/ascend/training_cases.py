@@ -16,7 +16,7 @@ import torch
 from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.engine import run
 from tpvformer.engine.device import pick_device
 

@@ -1,141 +1,19 @@
-"""Data set, order of samples over epochs and ranks, batches.
-
-The same (seed, epoch, index) gives the same sample whatever the number of workers or ranks; the same seed gives the
-same global batches whatever the number of ranks they are spread over.
-"""
+"""Samples to batches, read ahead by worker processes."""
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Optional, Sequence
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from tpvformer.config import ConfigError, DataConfig, GridConfig
-from tpvformer.data.lidarseg import LabelFiles
-from tpvformer.data.nuscenes import load_infos, read_frame
-from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
-from tpvformer.data.origins import ray_origins
-from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import Batch, DataError, Frame, Sample
-from tpvformer.labels import raw_to_class
-
-
-class NuScenesDataset(Dataset[Sample]):
-    """The key frames of one split, in the order of its info pickle.
-
-    ``split`` "train" draws the augmentations the configuration asks for, "val" draws none. ``require_labels`` False
-    reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none: its
-    dense labels replace those that points vote for. Raises ConfigError and DataError.
-    """
-
-    def __init__(self, cfg: DataConfig, grid: GridConfig, split: str, seed: int, require_labels: bool = True) -> None:
-        if split not in ("train", "val"):
-            raise ConfigError(f"split is {split!r}; expected 'train' or 'val'")
-        try:
-            self._to_class = raw_to_class(cfg.label_map)
-        except ValueError as err:
-            raise ConfigError(str(err)) from err
-        self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
-        self._records = load_infos(cfg.train_infos if split == "train" else cfg.val_infos)
-        self._label_files: List[str] = []
-        self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
-        self._scene_mates: Dict[str, List[int]] = {}
-        for i, record in enumerate(self._records):
-            self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or Path(cfg.root, cfg.version, "lidarseg.json").is_file()
-        if require_labels and point_labels:
-            tables = LabelFiles(cfg.root, cfg.version)
-            self._label_files = [tables.find(r.token, Path(r.scan).name) for r in self._records]
-        # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def tokens(self) -> List[str]:
-        return [record.token for record in self._records]
-
-    @property
-    def scenes(self) -> List[str]:
-        """The scene of each sample."""
-        return [record.scene for record in self._records]
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether dense labels say what the cameras observe."""
-        return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
-
-    @property
-    def has_labels(self) -> bool:
-        return bool(self._label_files)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentations drawn from now on; to be called between epochs."""
-        self._epoch.fill_(epoch)
-
-    def load_frame(self, index: int) -> Frame:
-        """The sample as stored, before any transform."""
-        label_file = self._label_files[index] if self.has_labels else None
-        record = self._records[index]
-        frame = read_frame(record, self._cfg.root, label_file, self._to_class)
-        if self._occupancy is not None:
-            path = self._occupancy.find(record.token, Path(record.scan).name)
-            frame.dense = self._occupancy.read(path, record.token)
-            mates = [self._records[i] for i in self._scene_mates[record.scene]]
-            frame.ray_origins = ray_origins(record, mates)
-        return frame
-
-    def _random(self, index: int) -> np.random.RandomState:
-        """The stream that the augmentations of a sample are drawn from in the present epoch."""
-        return np.random.RandomState([self._seed % 2**32, int(self._epoch), index])
-
-    def sample(self, index: int, augment: bool) -> Sample:
-        """One example, with or without the augmentations of the present epoch, whatever the split."""
-        rng = self._random(index) if augment else None
-        return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, self._augment)
-
-
-class TrainSampler(Sampler[int]):
-    """A new order each epoch, dealt out to the ranks like cards, so that the union of the ranks' k-th batches is the
-    k-th batch of a single rank with the same global batch. The remainder of the deal is left out."""
-
-    def __init__(self, dataset: NuScenesDataset, rank: int, world_size: int, seed: int) -> None:
-        self._dataset, self._rank, self._world_size, self._seed, self._epoch = dataset, rank, world_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and, in the data set, the augmentations of the epoch about to be read."""
-        self._epoch = epoch
-        self._dataset.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._dataset) // self._world_size
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.RandomState([self._seed % 2**32, self._epoch]).permutation(len(self._dataset))
-        return iter(order[self._rank :: self._world_size][: len(self)].tolist())
-
-
-class ValSampler(Sampler[int]):
-    """Every sample exactly once over all ranks, in order; some ranks get one sample less than others."""
-
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
-        self._mine = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self._mine)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._mine)
+from tpvformer.config import DataConfig
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.samplers import TrainSampler, ValSampler
+from tpvformer.data.types import Batch, DataError, Sample
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -39,13 +39,16 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
 
 def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str], to_class: Sequence[int]) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
+    A record without LiDAR has no points.
 
     ``to_class`` gives the class of each raw label. Raises DataError for a missing, short or unreadable file.
     """
-    scan = resolve(record.scan, root, record.token)
-    points = read_scan(scan, record.token)
+    points = np.empty((0, 3), np.float32)
+    if record.scan:
+        scan = resolve(record.scan, root, record.token)
+        points = read_scan(scan, record.token)
     labels = np.zeros(len(points), np.uint8)
-    if label_file is not None:
+    if label_file is not None and record.scan:
         raw = read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
     images = read_images([resolve(path, root, record.token) for path in record.images], record.token)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.types import Frame
 from tpvformer.labels import EVALUATED, class_names
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.loader import NuScenesDataset
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 

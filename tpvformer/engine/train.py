@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
-from tpvformer.data.loader import TrainSampler
+from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer

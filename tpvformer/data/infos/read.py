@@ -28,13 +28,14 @@ class Record:
     """What is kept of one info record; paths as stored."""
 
     token: str
-    scan: str
+    scan: str  # empty where there is no LiDAR
     camera_names: Tuple[str, ...]
     images: Tuple[str, ...]
     lidar2img: np.ndarray  # (N, 4, 4) float64
     scene: str = ""  # token of its scene, or the name of its log where the record holds none
     lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
     ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
+    labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
@@ -124,7 +125,9 @@ def _old_record(info: Any) -> Record:
         matrices(_pose(info, name))[0] if f"{name}_translation" in info and f"{name}_rotation" in info else None
         for name in ("lidar2ego", "ego2global")
     ]
-    return Record(str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), *poses)
+    return Record(
+        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+    )
 
 
 def _scene(info: Mapping[str, Any], scan: str) -> str:
@@ -155,7 +158,9 @@ def _new_record(info: Any) -> Record:
     scan = _below("LIDAR_TOP", str(info["lidar_points"]["lidar_path"]))
     stored = (info["lidar_points"].get("lidar2ego"), info.get("ego2global"))
     poses = [None if value is None else _numbers(value, 4, 4) for value in stored]
-    return Record(str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), *poses)
+    return Record(
+        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+    )
 
 
 def _below(channel: str, name: str) -> str:

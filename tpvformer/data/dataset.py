@@ -1,0 +1,105 @@
+"""The key frames of a split, one sample each.
+
+The same (seed, epoch, index) gives the same sample, whatever the number of workers or ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.data.lidarseg import LabelFiles
+from tpvformer.data.nuscenes import load_infos, read_frame
+from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
+from tpvformer.data.origins import ray_origins
+from tpvformer.data.transforms import make_sample
+from tpvformer.data.types import Frame, Sample
+from tpvformer.labels import raw_to_class
+
+
+class NuScenesDataset(Dataset[Sample]):
+    """The key frames of one split, in the order of its info pickle.
+
+    ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
+    False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
+    its dense labels replace those that points vote for. Raises ConfigError and DataError.
+    """
+
+    def __init__(self, cfg: DataConfig, grid: GridConfig, split: str, seed: int, require_labels: bool = True) -> None:
+        try:
+            self._to_class = raw_to_class(cfg.label_map)
+        except ValueError as err:
+            raise ConfigError(str(err)) from err
+        self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
+        self._records = load_infos(cfg.infos(split))
+        self._label_files: List[str] = []
+        self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
+        self._scene_mates: Dict[str, List[int]] = {}
+        for i, record in enumerate(self._records):
+            self._scene_mates.setdefault(record.scene, []).append(i)
+        point_labels = self._occupancy is None or Path(cfg.root, cfg.version, "lidarseg.json").is_file()
+        if require_labels and point_labels:
+            self._label_files = self._find_labels()
+        # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _find_labels(self) -> List[str]:
+        """The label file of each record: as it says itself, else as nuScenes' tables say."""
+        if all(record.labels for record in self._records):
+            return [record.labels for record in self._records]
+        tables = LabelFiles(self._cfg.root, self._cfg.version)
+        return [r.labels or tables.find(r.token, Path(r.scan).name) for r in self._records]
+
+    @property
+    def tokens(self) -> List[str]:
+        return [record.token for record in self._records]
+
+    @property
+    def scenes(self) -> List[str]:
+        """The scene of each sample."""
+        return [record.scene for record in self._records]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether dense labels say what the cameras observe."""
+        return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
+
+    @property
+    def has_labels(self) -> bool:
+        return bool(self._label_files)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the augmentations drawn from now on; to be called between epochs."""
+        self._epoch.fill_(epoch)
+
+    def load_frame(self, index: int) -> Frame:
+        """The sample as stored, before any transform."""
+        label_file = self._label_files[index] if self.has_labels else None
+        record = self._records[index]
+        frame = read_frame(record, self._cfg.root, label_file, self._to_class)
+        if self._occupancy is not None:
+            path = self._occupancy.find(record.token, Path(record.scan).name)
+            frame.dense = self._occupancy.read(path, record.token)
+            mates = [self._records[i] for i in self._scene_mates[record.scene]]
+            frame.ray_origins = ray_origins(record, mates)
+        return frame
+
+    def _random(self, index: int) -> np.random.RandomState:
+        """The stream that the augmentations of a sample are drawn from in the present epoch."""
+        return np.random.RandomState([self._seed % 2**32, int(self._epoch), index])
+
+    def sample(self, index: int, augment: bool) -> Sample:
+        """One example, with or without the augmentations of the present epoch, whatever the split."""
+        rng = self._random(index) if augment else None
+        return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, self._augment)

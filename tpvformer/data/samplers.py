@@ -1,0 +1,46 @@
+"""The order of samples over epochs and ranks.
+
+The same seed gives the same global batches, whatever the number of ranks they are spread over.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from tpvformer.data.dataset import NuScenesDataset
+
+
+class TrainSampler(Sampler[int]):
+    """A new order each epoch, dealt out to the ranks like cards, so that the union of the ranks' k-th batches is the
+    k-th batch of a single rank with the same global batch. The remainder of the deal is left out."""
+
+    def __init__(self, dataset: NuScenesDataset, rank: int, world_size: int, seed: int) -> None:
+        self._dataset, self._rank, self._world_size, self._seed, self._epoch = dataset, rank, world_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and, in the data set, the augmentations of the epoch about to be read."""
+        self._epoch = epoch
+        self._dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._dataset) // self._world_size
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.RandomState([self._seed % 2**32, self._epoch]).permutation(len(self._dataset))
+        return iter(order[self._rank :: self._world_size][: len(self)].tolist())
+
+
+class ValSampler(Sampler[int]):
+    """Every sample exactly once over all ranks, in order; some ranks get one sample less than others."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self._mine = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine)
