@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
@@ -55,8 +56,13 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps; batches that do not fill an accumulation at the end of an epoch are left out."""
-        return len(self.train_loader) // self.config.train.accumulate
+        """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
+        return len(cast(NuScenesDataset, self.train_loader.dataset)) // self.global_batch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimiser step learns from, over all processes."""
+        return self.world.size * self.config.data.batch_size * self.config.train.accumulate
 
     @property
     def schedule_steps(self) -> int:
