@@ -38,7 +38,7 @@ def read_images(paths: Sequence[Path], token: str) -> Tensor:
             image = _opencv(data, path, token)
             shape = image.shape
         if i == 0:
-            out = _room((len(paths), *shape))
+            out = room_for((len(paths), *shape))
         if out.shape[1:] != shape:
             sizes = sorted({tuple(out.shape[1:]), shape})
             raise DataError(
@@ -52,7 +52,7 @@ def read_images(paths: Sequence[Path], token: str) -> Tensor:
     return out
 
 
-def _room(shape: Tuple[int, ...]) -> Tensor:
+def room_for(shape: Tuple[int, ...]) -> Tensor:
     """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
     room = torch.empty(shape, dtype=torch.uint8)
     return room if get_worker_info() is None else room.share_memory_()

@@ -10,7 +10,8 @@ import torch
 
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
 from . import checkpoint, distributed, summary
