@@ -54,6 +54,9 @@ def train(
         run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, resume_from)
         result = fit(run)
+        if run.clock.waiting_share is not None:
+            share = 100 * run.clock.waiting_share
+            log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
         outcome = summary.summarise(
             config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
         )

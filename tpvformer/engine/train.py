@@ -29,7 +29,7 @@ from .forward import predict
 from .log import RunLog
 from .losses import total_loss
 from .memory import keep_freed_memory
-from .meters import LossWatch, StepClock
+from .meters import Lap, LossWatch, StepClock
 from .optim import Stepper
 from .prefetch import on_device
 from .schedule import set_learning_rates
@@ -112,15 +112,17 @@ def train_epoch(run: Run, epoch: int) -> None:
                 synchronize(run.device)
             run.clock.lap()
             bar.advance()
+            if printing or done:
+                laps = run.clock.recent()
+                run.log.timeline(epoch, run.progress.global_iter, laps)
             if printing:
-                log_step(run, epoch, i, float(grad_norm))
+                log_step(run, epoch, i, float(grad_norm), laps)
             if done:
                 return
 
 
-def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
+def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
-    seconds, data_seconds = run.clock.recent()
     assert run.losses.last is not None
     values = {
         "step": run.progress.global_iter,
@@ -128,8 +130,8 @@ def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.stepper.optimizer.param_groups[0]["lr"],
-        "time": seconds,
-        "data_time": data_seconds,
+        "time": sum(lap.spent for lap in laps) / len(laps),
+        "data_time": sum(lap.waited for lap in laps) / len(laps),
     }
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
