@@ -1,8 +1,9 @@
 """Everything a training run reads, damaged in every way that we know of: one sentence, exit status 2, no traceback,
 nothing executed, nothing left behind but the log.
 
-Each kind of input has more cases in a file of its own: infos and tables in test_infos_broken and test_infos_fuzz, downloads
-in test_data_check, checkpoints in test_checkpoints, configurations in test_load_config, dense labels in test_dense_labels.
+Each kind of input has more cases in a file of its own: infos and tables in test_infos_broken and test_infos_fuzz,
+downloads in test_data_check, checkpoints in test_checkpoints, configurations in test_load_config, dense labels in
+test_dense_labels.
 """
 
 from __future__ import annotations
