@@ -6,14 +6,12 @@ import dataclasses
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import List
 
 import pytest
 import torch
-from engine_tools import environment, processes, tiny_model, write_config
+from engine_tools import processes, tiny_model, write_config
 from submission_tools import META, checked, write_set
 
 from tpvformer.cli import main
@@ -204,26 +202,13 @@ def test_a_damaged_set_leaves_no_file(weights: Path, tmp_path: Path, capsys, dam
     assert out.read_text() == "what was there before"
 
 
-def test_a_failure_in_one_of_two_processes_leaves_no_file(weights: Path, tmp_path: Path) -> None:
-    config = write_set(tmp_path / "set", POINTS, "scene-0077", "v1.0-test")
-    (tmp_path / "set/samples/LIDAR_TOP/log__LIDAR_TOP__3.pcd.bin").write_bytes(b"1234567")
-    options = command(config, weights, tmp_path, "--split", "test", "--submission", str(tmp_path / "out.zip"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            "-m",
-            "tpvformer",
-            *options,
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert "has 7 bytes" in done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["set", "tiny.py"]
+def test_a_process_that_fails_takes_the_parts_of_all_with_it(mini: Config, tmp_path: Path) -> None:
+    data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
+    with Submission(tmp_path / "a.zip", data, mini.data, "val", (), World()):
+        assert os.listdir(tmp_path) == [".a.zip.partial"]
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1)),
+        ):
+            raise KeyboardInterrupt
+        assert os.listdir(tmp_path) == []
