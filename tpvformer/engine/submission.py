@@ -131,7 +131,7 @@ class Submission:
         if absent or others:
             log.warn(
                 f"{self.set} has {len(self._whole)} key frames; {absent} of them are absent from the infos, which hold "
-                f"{others} others, so this zip is not what the evaluation server expects"
+                f"{others} others; the evaluation server wants the set as a whole"
             )
 
     def _said(self) -> str:
