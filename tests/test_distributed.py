@@ -16,7 +16,7 @@ from engine_tools import POINTS, environment, processes, tiny_config, write_conf
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine import checkpoint, run
+from tpvformer.engine import run, score, store
 from tpvformer.engine.device import pick_device, visible_cards
 from tpvformer.engine.distributed import World, all_sum, read_world
 
@@ -25,7 +25,7 @@ EVALUATE = """
 import json, sys
 from pathlib import Path
 from tpvformer.compat import load_config
-from tpvformer.engine.run import evaluate_checkpoint
+from tpvformer.engine.score import evaluate_checkpoint
 from tpvformer.labels import class_names
 result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu")
 print("RESULT", json.dumps(result.as_dict(class_names("nuscenes"))), flush=True)
@@ -70,7 +70,7 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     for a, b in zip(ours, theirs):
         for key, tolerance in (("loss", 1e-5), ("mean_loss", 1e-5), ("grad_norm", 1e-3), ("lr", 0)):
             assert a[key] == pytest.approx(b[key], rel=tolerance), (a, b)
-    states = [checkpoint.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
+    states = [store.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
 
@@ -81,7 +81,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(
 ) -> None:
     best = single / "best.pth"
     file = write_config(tmp_path / "tiny.py", config)
-    expected = run.evaluate_checkpoint(config, best, "cpu")
+    expected = score.evaluate_checkpoint(config, best, "cpu")
     outputs = processes(size, EVALUATE, str(file), str(best))
     results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
     assert len(results) == size
