@@ -46,8 +46,8 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         labels = np.where(inside, labels, cfg.ignore_label)  # the border cells that they were moved to are not theirs
         voxel_labels = frame.dense.classes
         voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
-        assert frame.ray_origins is not None
-        ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
+        if frame.ray_origins is not None:
+            ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
         token=frame.token,
         images=frame.images,

@@ -81,11 +81,16 @@ def evaluate_checkpoint(
         for line in str(load_weights(model, weights)).splitlines():
             log.line(line)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+        if controls and not data.has_points:
+            raise ConfigError(
+                "controls compare the classes of LiDAR points, and this data set has none; leave them out"
+            )
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         result = evaluate(model, loader, config, world, place, log)
         report(result, config, log)
         for title, metric in (("pts", result.pts), ("vox", result.vox)):
-            log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
+            if metric is not None:
+                log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
         log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
         if out is not None and world.is_main:
             write_scores(out, result, config)
