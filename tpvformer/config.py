@@ -135,6 +135,7 @@ class DataConfig:
     image_scale: float = 1.0
     photometric: bool = True
     grid_mask: bool = True
+    mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
     batch_size: int = 1  # a rank
     workers: int = 1
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from tpvformer.config import OCCUPANCY_GRIDS
+from tpvformer.config import OCCUPANCY_GRIDS, OccupancyGrid
 from tpvformer.data.voxelize import grid_index
 from tpvformer.labels import CLASS_NAMES, EMPTY
 
@@ -24,8 +24,10 @@ from .drive import start_ride
 from .lidar import render_lidar
 from .shadows import cast_shadows
 from .solid import fill_voxels, observe_by_lidar
+from .world import Street
 
 STEP = 5  # frames of 0.1 s between two that are written
+BEHIND = 2  # cells
 SIZES = ((1241, 376), (1226, 370))  # width, height of the images: they differ between the real sequences too
 LIDAR2EGO = rig.pose((0.76, 0.0, 1.73), (1.0, 0.0, 0.0, 0.0))
 # Calibration of the odometry benchmark's sequence 00, to six digits.
@@ -96,19 +98,17 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
         grain, gain = int(rng.integers(1, 1 << 20)), ride.street.light.exposure * rng.uniform(0.92, 1.08)
         image, _, _ = render_camera(ride.street, shadows, poses[k] @ camera2lidar, intrinsic, size, gain, grain)
         (folder / "image_2" / f"{frame}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
-        now, ever = (np.zeros(grid.voxels, np.uint8) for _ in range(2))
-        observe_by_lidar(now, ride.street, poses[k], poses[k], grid.pc_range)
-        for pose in poses[k:]:  # what is seen from further down the road is known as well
-            observe_by_lidar(ever, ride.street, pose, poses[k], grid.pc_range)
+        now = _observed(ride.street, poses[k : k + 1], poses[k], grid)
+        ever = _observed(ride.street, poses[k:], poses[k], grid)  # from further down the road as well
         raw = RAW[fill_voxels(ride.street, poses[k], grid.voxels, grid.pc_range)]
-        raw[ever == 0] = 0
-        hit = np.zeros(grid.voxels, np.uint8)
+        raw[~ever] = 0
+        hit = np.zeros(grid.voxels, bool)
         points = render_lidar(ride.street, poses[k], grain).points[:, :3]
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
         cells = grid_index(points[((points >= low) & (points < high)).all(1)], grid.voxels, grid.pc_range, whole=True)
-        hit[tuple(cells.T)] = 1
-        files = {"label": raw.astype("<u2").tobytes(), "invalid": _bits(ever == 0), "bin": _bits(hit)}
-        files["occluded"] = _bits((now == 0) & (ever == 1))
+        hit[tuple(cells.T)] = True
+        files = {"label": raw.astype("<u2").tobytes(), "invalid": _bits(~ever), "bin": _bits(hit)}
+        files["occluded"] = _bits(ever & ~now)
         for suffix, content in files.items():
             (folder / "voxels" / f"{frame}.{suffix}").write_bytes(content)
     return SequenceRecord(task.name, frames)
@@ -121,8 +121,21 @@ def camera_pose() -> Tuple[np.ndarray, np.ndarray]:
     return intrinsic, np.linalg.inv(lidar2camera)
 
 
+def _observed(street: Street, sensors: Sequence[np.ndarray], lidar: np.ndarray, grid: OccupancyGrid) -> np.ndarray:
+    """(X, Y, Z) bool: which voxels of the grid that stands at ``lidar`` one turn from any of the sensors observes.
+
+    Rays are followed from within a grid, and the lidar stands on the border of its own: some cells are put before it.
+    """
+    cell = (grid.pc_range[3] - grid.pc_range[0]) / grid.voxels[0]
+    mask = np.zeros((grid.voxels[0] + BEHIND, *grid.voxels[1:]), np.uint8)
+    pc_range = (grid.pc_range[0] - BEHIND * cell, *grid.pc_range[1:])
+    for sensor in sensors:
+        observe_by_lidar(mask, street, sensor, lidar, pc_range)
+    return mask[BEHIND:] > 0
+
+
 def _bits(voxels: np.ndarray) -> bytes:
-    return np.packbits(voxels.astype(bool).ravel()).tobytes()
+    return np.packbits(voxels.ravel()).tobytes()
 
 
 def _calibration() -> str:
