@@ -13,11 +13,12 @@ from typing import Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.pixels import MEAN_BGR, network_images
 from tpvformer.data.types import Frame, Sample
+from tpvformer.labels import classes_of
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
 from tpvformer.viz.project import inside, project
@@ -69,20 +70,32 @@ def check_geometry(
 ) -> GeometryReport:
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
-    Points have their class's colour, or their distance's where no labels were read. ``augment`` paints the training
-    view instead of the stored images. Raises ConfigError and DataError.
+    Points have their class's colour, or their distance's where no labels were read. Where there is no LiDAR, the
+    middles of the voxels that dense labels name stand in for points. ``augment`` paints the training view instead of
+    the stored images. Raises ConfigError and DataError.
     """
     if not 0 <= index < len(dataset):
         raise ConfigError(
             f"index is {index}; the infos hold {len(dataset)} samples, so expected 0 to {len(dataset) - 1}"
         )
     frame = dataset.load_frame(index)
+    labels = frame.labels if dataset.has_labels else None
+    if not dataset.has_points and frame.dense is not None:
+        frame.points, labels = voxel_middles(frame.dense.classes, cfg)
     images, lidar2img = list(frame.images.numpy()), frame.lidar2img
     if augment:
         images, lidar2img = network_view(dataset.sample(index, augment=True), cfg)
-    labels = frame.labels if dataset.has_labels else None
-    write_picture(out, paint_points(images, frame.points, labels, lidar2img, frame.camera_names))
+    classes = classes_of(cfg.label_map)
+    write_picture(out, paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes))
     return count_points(frame)
+
+
+def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.ndarray]:
+    """(P, 3) float32 metres and (P,) classes of the voxels (X, Y, Z) of an evaluated class."""
+    grid = OCCUPANCY_GRIDS[cfg.occupancy]
+    cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
+    low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
+    return (low + (cells + 0.5) * (high - low) / grid.voxels).astype(np.float32), classes[tuple(cells.T)]
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
@@ -112,9 +125,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.py_config) if args.py_config else Config(name="check-geometry")
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
-    labelled = Path(data.root, data.version, "lidarseg.json").is_file()
+    kitti = data.format == "semantickitti"
+    labelled = kitti or Path(data.root, data.version, "lidarseg.json").is_file()
     dataset = NuScenesDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))
     print(f"  {args.out}: coloured by {'class' if labelled else 'distance, for want of lidarseg tables'}")
+    if kitti:
+        print("  LiDAR scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0

@@ -110,14 +110,15 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_eval)
 
-    synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
+    synth = commands.add_parser("synth", help="write a synthetic nuScenes or SemanticKITTI data set")
     synth.add_argument("--out", type=Path, required=True, help="folder to create")
     synth.add_argument("--scenes", type=_positive, default=10, help="streets (default: %(default)s)")
-    synth.add_argument("--size", type=_size, default="1600x900", help="image size WxH (default: %(default)s)")
+    synth.add_argument("--size", type=_size, help="image size WxH (default: 1600x900)")
     synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     synth.add_argument("--occupancy", action="store_true", help="also dense labels, as Occ3D and SurroundOcc have them")
+    synth.add_argument("--kitti", action="store_true", help="instead: sequences as SemanticKITTI has them, one a scene")
     synth.set_defaults(run=_synth)
 
     bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
@@ -296,12 +297,21 @@ def _quarters() -> Callable[[int, int], None]:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from tpvformer.data.synthetic import write_dataset
+    from tpvformer.data.synthetic import write_dataset, write_sequences
 
     began = time.perf_counter()
-    size, seed, frames = args.size, args.seed, args.frames
-    fresh = write_dataset(args.out, args.scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
-    what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
+    scenes, seed, frames = args.scenes, args.seed, args.frames
+    if args.kitti:
+        if args.size is not None or args.occupancy:
+            raise ConfigError(
+                "--kitti: SemanticKITTI has images of its own size and always voxels; leave --size and --occupancy away"
+            )
+        fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
+        what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
+    else:
+        width, height = size = args.size or (1600, 900)
+        fresh = write_dataset(args.out, scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
+        what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
     else:

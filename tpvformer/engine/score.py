@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 import torch
 
 from tpvformer.compat import load_weights
-from tpvformer.config import Config
+from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
@@ -45,6 +45,10 @@ def evaluate_checkpoint(
         for remark in remarks:
             log.warn(remark)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+        if controls and not data.has_points:
+            raise ConfigError(
+                "controls compare the classes of LiDAR points, and this data set has none; leave them out"
+            )
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         with (
             contextlib.nullcontext()
@@ -56,7 +60,8 @@ def evaluate_checkpoint(
             result = evaluate(model, loader, config, world, place, log, keep=keep)
             report(result, config, log)
             for title, metric in (("pts", result.pts), ("vox", result.vox)):
-                log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
+                if metric is not None:
+                    log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
             log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
             if writer is not None:
                 writer.finish(log)
