@@ -195,9 +195,7 @@ def test_a_process_that_fails_takes_the_parts_of_all_with_it(mini: Config, tmp_p
     data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
     with Submission(tmp_path / "a.zip", data, mini.data, "val", (), World()):
         assert os.listdir(tmp_path) == [".a.zip.partial"]
-        with (
-            pytest.raises(KeyboardInterrupt),
-            Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1)),
-        ):
+        other = Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1))
+        with pytest.raises(KeyboardInterrupt), other:
             raise KeyboardInterrupt
         assert os.listdir(tmp_path) == []

@@ -89,11 +89,8 @@ def evaluate_checkpoint(
             log.warn(remark)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        with (
-            nullcontext()
-            if submission is None
-            else Submission(submission, data, config.data, "val", uses, world) as writer
-        ):
+        kept = nullcontext() if submission is None else Submission(submission, data, config.data, "val", uses, world)
+        with kept as writer:
             model = _loaded(config, weights, place, log)
             keep = None if writer is None else writer.add
             result = evaluate(model, loader, config, world, place, log, keep=keep)
