@@ -50,11 +50,10 @@ def evaluate_checkpoint(
                 "controls compare the classes of LiDAR points, and this data set has none; leave them out"
             )
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        with (
-            contextlib.nullcontext()
-            if submission is None
-            else Submission(submission, data, config.data, "val", uses, world) as writer
-        ):
+        kept = contextlib.nullcontext()
+        if submission is not None:
+            kept = Submission(submission, data, config.data, "val", uses, world)
+        with kept as writer:
             model = _loaded(config, weights, place, log)
             keep = None if writer is None else writer.add
             result = evaluate(model, loader, config, world, place, log, keep=keep)
