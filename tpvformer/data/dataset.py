@@ -65,6 +65,11 @@ class NuScenesDataset(Dataset[Sample]):
         return [record.scene for record in self._records]
 
     @property
+    def slots_used(self) -> int:
+        """Camera embeddings that the samples ask for: one more than the highest."""
+        return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
+
+    @property
     def has_masks(self) -> bool:
         """Whether dense labels say what the cameras observe."""
         return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS

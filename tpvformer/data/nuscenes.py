@@ -7,6 +7,7 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 
+from tpvformer.data.canvas import read_canvas
 from tpvformer.data.images import read_images
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
@@ -39,31 +40,74 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
 
 def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str], to_class: Sequence[int]) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
-    A record without LiDAR has no points.
+    A record without LiDAR has no points. Cameras of different sizes are brought to one canvas (canvas.py).
 
     ``to_class`` gives the class of each raw label. Raises DataError for a missing, short or unreadable file.
     """
     points = np.empty((0, 3), np.float32)
     if record.scan:
-        scan = resolve(record.scan, root, record.token)
-        points = read_scan(scan, record.token)
+        scan = _file_of(record, record.scan, root)
+        points = read_scan(scan, record.token, record.scan_columns)
     labels = np.zeros(len(points), np.uint8)
     if label_file is not None and record.scan:
         raw = read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
-    images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
-    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels, record.lidar2ego)
+    paths = [_file_of(record, path, root) for path in record.images]
+    lidar2img, inner = record.lidar2img, ()
+    if len(set(record.sizes)) > 1:
+        images, to_canvas, inner = read_canvas(paths, record.token, record.sizes)
+        lidar2img = to_canvas @ lidar2img
+    else:
+        images = read_images(paths, record.token, record.sizes)
+    return Frame(
+        record.token,
+        images,
+        list(record.camera_names),
+        lidar2img,
+        points,
+        labels,
+        record.lidar2ego,
+        camera_slots=record.slots,
+        inner=inner,
+    )
 
 
-def read_scan(path: Path, token: str) -> np.ndarray:
-    """(P, 3) float32, metres, LiDAR frame; raises DataError for a file that is cut short or holds no numbers."""
+def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:
+    """A file of the record; one that a rig file names lies where that says, and nowhere else."""
+    if not record.rig:
+        return resolve(stored, root, record.token)
+    if not Path(stored).is_file():
+        raise DataError(f"sample {record.token}: {stored} is missing; correct its path in {record.rig} or put it there")
+    return Path(stored)
+
+
+def read_scan(path: Path, token: str, columns: int = SCAN_COLUMNS) -> np.ndarray:
+    """(P, 3) float32, metres, LiDAR frame: the first three of ``columns`` float32 a point, or of an array's columns
+    (.npy). Raises DataError for a file that is cut short or holds no numbers."""
+    if path.suffix == ".npy":
+        return _read_array(path, token)
     size = path.stat().st_size
-    if size == 0 or size % (4 * SCAN_COLUMNS):
+    if size == 0 or size % (4 * columns):
+        kind = "x, y, z, intensity, ring" if columns == SCAN_COLUMNS else f"x, y, z and {columns - 3} more"
         raise DataError(
-            f"sample {token}: {path} has {size} bytes; expected a multiple of {4 * SCAN_COLUMNS} (float32 x, y, z, "
-            "intensity, ring), so the file is cut short: copy it again"
+            f"sample {token}: {path} has {size} bytes; expected a multiple of {4 * columns} (float32 {kind}), so the "
+            "file is cut short: copy it again"
         )
-    points = np.fromfile(path, "<f4").reshape(-1, SCAN_COLUMNS)[:, :3]
+    return _finite(np.fromfile(path, "<f4").reshape(-1, columns)[:, :3], path, token)
+
+
+def _read_array(path: Path, token: str) -> np.ndarray:
+    expected = "expected an array of numbers with a point a row: x, y, z and whatever follows"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as err:
+        raise DataError(f"sample {token}: {path} is no array file ({err}); {expected}") from err
+    if array.ndim != 2 or array.shape[1] < 3 or len(array) == 0 or array.dtype.kind not in "iuf":
+        raise DataError(f"sample {token}: {path} holds {array.dtype} of shape {array.shape}; {expected}")
+    return _finite(np.asarray(array[:, :3], np.float32), path, token)
+
+
+def _finite(points: np.ndarray, path: Path, token: str) -> np.ndarray:
     if not np.isfinite(points).all():
         raise DataError(f"sample {token}: {path} holds coordinates that are not finite numbers; copy the file again")
     return np.ascontiguousarray(points, np.float32)
