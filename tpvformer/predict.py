@@ -15,6 +15,7 @@ from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
+from tpvformer.data.types import Sample
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
 from tpvformer.engine.run import build_model
@@ -26,7 +27,8 @@ from tpvformer.viz.picture import frame_picture, write_png
 class FrameClasses:
     """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
 
-    A lidar segmentation model does not learn free space; its ``voxels`` are 0 where there is no point.
+    A lidar segmentation model does not learn free space: ``predict_frame`` leaves its ``voxels`` 0 where there is no
+    point, ``predict_scene`` says for each what would be there.
     """
 
     points: np.ndarray
@@ -38,11 +40,23 @@ def predict_frame(
     model: nn.Module, dataset: NuScenesDataset, index: int, config: Config, device: torch.device
 ) -> FrameClasses:
     """What the model says about one frame of a data set."""
-    batch = collate([dataset[index]], config.data.ignore_label).to(device)
+    return _classes(model, dataset[index], config, device, dense=False)
+
+
+def predict_scene(model: nn.Module, sample: Sample, config: Config, device: torch.device) -> FrameClasses:
+    """What the model says about every voxel of the grid, whether a point lies there or not.
+
+    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    """
+    return _classes(model, sample, config, device, dense=True)
+
+
+def _classes(model: nn.Module, sample: Sample, config: Config, device: torch.device, dense: bool) -> FrameClasses:
+    batch = collate([sample], config.data.ignore_label).to(device)
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = predict(model, batch, config)
+        logits = predict(model, batch, config, dense)
     model.train(training)
     assert logits.point_logits is not None
     points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]

@@ -18,7 +18,7 @@ from tpvformer.data.nuscenes import load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import Frame, Sample
+from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
 
 
@@ -36,7 +36,8 @@ class NuScenesDataset(Dataset[Sample]):
         except ValueError as err:
             raise ConfigError(str(err)) from err
         self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
-        self._records = load_infos(cfg.infos(split))
+        self._infos = cfg.infos(split)
+        self._records = load_infos(self._infos)
         self._label_files: List[str] = []
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
         self._scene_mates: Dict[str, List[int]] = {}
@@ -49,11 +50,20 @@ class NuScenesDataset(Dataset[Sample]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def _find_labels(self) -> List[str]:
-        """The label file of each record: as it says itself, else as nuScenes' tables say."""
-        if all(record.labels for record in self._records):
+        """The label file of each record: as it says itself, else as nuScenes' tables say; none where there is no scan.
+
+        Raises DataError where no record has a scan.
+        """
+        scans = [record for record in self._records if record.scan]
+        if not scans:
+            raise DataError(
+                f"{self._infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
+                "expected scans and their labels, or ask for predictions alone"
+            )
+        if all(record.labels for record in scans):
             return [record.labels for record in self._records]
         tables = LabelFiles(self._cfg.root, self._cfg.version)
-        return [r.labels or tables.find(r.token, Path(r.scan).name) for r in self._records]
+        return [r.labels or (tables.find(r.token, Path(r.scan).name) if r.scan else "") for r in self._records]
 
     @property
     def tokens(self) -> List[str]:

@@ -133,7 +133,7 @@ def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
     valid = labels != ignore  # padded points carry the ignored label
     flat = torch.where(valid, labels, 0) * size + rows
     counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
-    return counts.scatter_add_(1, flat, valid.float()).view(-1, num_classes, size)
+    return counts.scatter_add_(1, flat, valid.float()).unflatten(1, (num_classes, size))
 
 
 def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
