@@ -30,8 +30,8 @@ def read_canvas(
 ) -> Tuple[Tensor, np.ndarray, List[Tuple[int, int]]]:
     """The images of one sample, each in the upper left corner of a canvas as large as the largest.
 
-    Returns them as (N, H, W, 3) uint8 BGR; (N, 4, 4) float64, what their projections are to be multiplied by; and (h, w)
-    that each fills. Raises DataError as ``read_images`` does.
+    Returns them as (N, H, W, 3) uint8 BGR; (N, 4, 4) float64, by which their projections are to be multiplied; and the
+    (h, w) that each fills. Raises DataError as ``read_images`` does.
     """
     # The rest has the mean colour, so that next to nothing is left of it where the mean is subtracted. Pillars that
     # project there count as visible, as they do in the rows that the published models pad images with.

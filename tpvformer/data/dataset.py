@@ -35,9 +35,9 @@ class NuScenesDataset(Dataset[Sample]):
             self._to_class = raw_to_class(cfg.label_map)
         except ValueError as err:
             raise ConfigError(str(err)) from err
-        self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
-        self._infos = cfg.infos(split)
-        self._records = load_infos(self._infos)
+        self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
+        self.infos = cfg.infos(split)
+        self._records = load_infos(self.infos)
         self._label_files: List[str] = []
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
         self._scene_mates: Dict[str, List[int]] = {}
@@ -57,8 +57,14 @@ class NuScenesDataset(Dataset[Sample]):
         scans = [record for record in self._records if record.scan]
         if not scans:
             raise DataError(
-                f"{self._infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
+                f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
                 "expected scans and their labels, or ask for predictions alone"
+            )
+        lost = [record for record in scans if record.rig and not record.labels]
+        if lost:
+            raise DataError(
+                f"{self.infos}: frame {lost[0].token} has lidar but no labels, as {len(lost)} of {len(scans)} have; "
+                "add labels, or ask for predictions alone (tpvformer predict)"
             )
         if all(record.labels for record in scans):
             return [record.labels for record in self._records]
@@ -114,7 +120,7 @@ class NuScenesDataset(Dataset[Sample]):
     def sample(self, index: int, augment: bool) -> Sample:
         """One example, with or without the augmentations of the present epoch, whatever the split."""
         rng = self._random(index) if augment else None
-        return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
+        return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, self._augment)

@@ -116,7 +116,9 @@ def _finite(points: np.ndarray, path: Path, token: str) -> np.ndarray:
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
     """(P,) uint8 raw classes, one for each of the ``points`` of ``scan``; raises DataError where they do not fit."""
     if not path.is_file():
-        raise DataError(f"sample {token}: label file {path} is missing; unpack nuScenes-lidarseg into data.root")
+        raise DataError(
+            f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"
+        )
     raw = np.fromfile(path, np.uint8)
     if len(raw) != points:
         raise DataError(

@@ -19,8 +19,8 @@ def check_cameras(data: NuScenesDataset, config: Config) -> None:
     used, cameras = data.slots_used, config.model.num_cams
     if used > cameras:
         raise ConfigError(
-            f"model.num_cams is {cameras}, but the cameras of {data.infos} need {used} embeddings (each of nuScenes' six "
-            f"names has its own place, docs/rig.md); train with model.num_cams={used}, or leave cameras out"
+            f"model.num_cams is {cameras}, but the cameras of {data.infos} need {used} embeddings (nuScenes' six names "
+            f"have one each, docs/rig.md); train with model.num_cams={used}, or leave cameras out"
         )
 
 

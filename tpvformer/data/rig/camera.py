@@ -41,8 +41,8 @@ def read_camera(node: Node) -> Camera:
     given = [key for key in PLACES if key in fields]
     if len(given) != 1:
         raise DataError(
-            f"{node.where} ({name}) has {' and '.join(given) or 'neither camera2ego nor camera2lidar'}; expected one of "
-            "the two, the camera's pose"
+            f"{node.where} ({name}) has {' and '.join(given) or 'neither camera2ego nor camera2lidar'}; expected one "
+            "of the two, the camera's pose"
         )
     _check_distortion(fields.get("distortion"))
     size = fields["width"].count(LONGEST_SIDE), fields["height"].count(LONGEST_SIDE)
