@@ -159,7 +159,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     predict.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
     source = predict.add_mutually_exclusive_group()
     source.add_argument("--rig", type=Path, help="cameras and frames of one's own, as docs/rig.md says")
-    source.add_argument("--split", choices=("val", "test"), default="val", help="else: frames of the configured set")
+    source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
     predict.add_argument("--index", type=int, help="number of the one frame to look at (default: all)")
     predict.add_argument("--out", type=Path, default=Path("out"), help="folder of <token>.npz (default: %(default)s)")
     predict.set_defaults(run=_predict)
@@ -296,7 +296,7 @@ def _predict(args: argparse.Namespace) -> int:
     from tpvformer.predict_files import predict_files
 
     config = _config(args)
-    for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split, args.index, args.device):
+    for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device):
         print(line, flush=True)
     return 0
 
