@@ -328,8 +328,9 @@ def test_three_cameras_of_different_sizes_train_and_are_evaluated(tmp_path: Path
     config = tiny_config(data, epochs=1)
     summary = run.train(config, tmp_path / "work", "cpu")
     assert summary["steps"] == 2 and np.isfinite(summary["final_loss"])
-    result = run.evaluate_checkpoint(config, tmp_path / "work" / "latest.pth", "cpu")
-    assert (result.samples, result.scenes) == (4, 2)
+    evaluation = summary["evaluation"]
+    assert (evaluation["samples"], evaluation["scenes"]) == (4, 2)
+    assert evaluation["pts"]["miou"] is not None
     few = dataclasses.replace(config, model=dataclasses.replace(MODEL, num_cams=2))
     with pytest.raises(ConfigError, match="num_cams is 2, but the cameras of .*rig.json need 3 embeddings"):
         run.train(few, tmp_path / "two", "cpu")
