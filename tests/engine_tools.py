@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
 ROOT = Path(__file__).parents[1]

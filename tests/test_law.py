@@ -21,7 +21,7 @@ LAW = {
     "labels": ((), ()),
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
-    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch")),
+    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
     "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib")),

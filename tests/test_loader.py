@@ -11,8 +11,10 @@ from tiny_nuscenes import write_tiny
 from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.data.pixels import network_images
+from tpvformer.data.samplers import TrainSampler, epoch_order
 from tpvformer.data.types import Batch
 
 POINTS = (9, 8, 7, 6, 5, 4, 3)
@@ -102,6 +104,22 @@ def test_ranks_share_each_global_batch(cfg):
         sorted(a.tokens + b.tokens) for a, b in zip(parts[0], parts[1])
     ]
     assert len(parts[0]) == len(parts[1]) == 3
+
+
+@pytest.mark.parametrize("ranks_before, ranks_after", [(1, 2), (2, 1), (3, 2), (2, 4)])
+def test_an_epoch_goes_on_where_it_was_left_on_any_number_of_ranks(cfg, ranks_before, ranks_after):
+    def dealt(ranks: int, start: int, count: int) -> List[int]:
+        """What the ranks read next, in turns."""
+        data = NuScenesDataset(cfg, GRID, "train", 0)
+        samplers = [TrainSampler(data, rank, ranks, seed=5) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.set_epoch(3, start)
+        return [index for turn in zip(*samplers) for index in turn][:count]
+
+    done = dealt(ranks_before, 0, ranks_before)
+    rest = dealt(ranks_after, len(done), len(POINTS))
+    assert done + rest == epoch_order(len(POINTS), 5, 3).tolist()[: len(done) + len(rest)]
+    assert len(done) + len(rest) > len(POINTS) - ranks_after  # what is left out does not fill one deal
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

@@ -158,7 +158,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     _add_config(predict)
     predict.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
     source = predict.add_mutually_exclusive_group()
-    source.add_argument("--rig", type=Path, help="cameras and frames of one's own, as docs/rig.md says")
+    source.add_argument("--rig", help="cameras and frames of one's own, as docs/rig.md says")
     source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
     predict.add_argument("--index", type=int, help="number of the one frame to look at (default: all)")
     predict.add_argument("--out", type=Path, default=Path("out"), help="folder of <token>.npz (default: %(default)s)")

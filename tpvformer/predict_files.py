@@ -25,7 +25,7 @@ def predict_files(
     config: Config,
     weights: Path,
     out: Path,
-    rig: Optional[Path] = None,
+    rig: Optional[str] = None,
     split: str = "val",
     index: Optional[int] = None,
     device: str = "auto",
@@ -35,7 +35,7 @@ def predict_files(
     ``index`` chooses one frame. docs/rig.md says what the archives hold. Raises ConfigError, DataError and
     CheckpointError.
     """
-    data = config.data if rig is None else dataclasses.replace(config.data, test_infos=str(rig))
+    data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
     dataset = NuScenesDataset(data, config.model.grid, split if rig is None else "test", 0, require_labels=False)
     check_cameras(dataset, config)
     if index is not None and not 0 <= index < len(dataset):

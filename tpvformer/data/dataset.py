@@ -13,10 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.data.canvas import read_pictures
+from tpvformer.data.image_cache import ImageCache
 from tpvformer.data.lidarseg import LabelFiles
 from tpvformer.data.nuscenes import load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
+from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
@@ -39,11 +42,12 @@ class NuScenesDataset(Dataset[Sample]):
         self.infos = cfg.infos(split)
         self._records = load_infos(self.infos)
         self._label_files: List[str] = []
+        self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or Path(cfg.root, cfg.version, "lidarseg.json").is_file()
+        point_labels = self._occupancy is None or place(cfg.root, cfg.version, "lidarseg.json").is_file()
         if require_labels and point_labels:
             self._label_files = self._find_labels()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
@@ -105,7 +109,7 @@ class NuScenesDataset(Dataset[Sample]):
         """The sample as stored, before any transform."""
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
-        frame = read_frame(record, self._cfg.root, label_file, self._to_class)
+        frame = read_frame(record, self._cfg.root, label_file, self._to_class, self._pictures)
         if self._occupancy is not None:
             path = self._occupancy.find(record.token, Path(record.scan).name)
             frame.dense = self._occupancy.read(path, record.token)

@@ -43,7 +43,7 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
         if sizes:
             _check_size(path, token, shape, sizes[i])
         if i == 0:
-            out = room((len(paths), *shape))
+            out = room_for((len(paths), *shape))
         if out.shape[1:] != shape:
             found = sorted({tuple(out.shape[1:]), shape})
             raise DataError(
@@ -74,7 +74,7 @@ def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> Non
         )
 
 
-def room(shape: Tuple[int, ...]) -> Tensor:
+def room_for(shape: Tuple[int, ...]) -> Tensor:
     """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
     room = torch.empty(shape, dtype=torch.uint8)
     return room if get_worker_info() is None else room.share_memory_()

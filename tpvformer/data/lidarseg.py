@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, Union
 
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 _CHUNK = 16 * 1024 * 1024  # bytes
@@ -22,7 +23,7 @@ class LabelFiles:
 
     def __init__(self, root: Union[str, Path], version: str) -> None:
         """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
-        self._folder = Path(root) / version
+        self._folder = place(root, version)
         tables = [self._folder / "lidarseg.json", self._folder / "sample_data.json"]
         for path in tables:
             if not path.is_file():
@@ -30,7 +31,7 @@ class LabelFiles:
                     f"{path}: no such file, so the point labels cannot be found; unpack the nuScenes metadata and "
                     f"nuScenes-lidarseg into data.root ({root}) and set data.version to the name of the table folder"
                 )
-        stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in tables)
+        stamps = tuple((str(path), getattr(path.stat(), "st_mtime", 0), path.stat().st_size) for path in tables)
         self._by_sample, self._by_scan = _read(*stamps)
 
     def find(self, sample_token: str, scan_name: str) -> str:
@@ -66,7 +67,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
 def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:
     """The records of a table whose text holds ``containing``, one at a time; records of these tables are flat."""
     text, chunk = b"", b" "
-    with open(path, "rb") as file:
+    with place(path).open("rb") as file:
         while chunk:
             chunk = file.read(_CHUNK)
             text += chunk

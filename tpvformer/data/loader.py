@@ -62,7 +62,8 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What a worker process does first."""
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
 
 
@@ -96,5 +97,5 @@ def make_loader(
         pin_memory=pin_memory,
         pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )

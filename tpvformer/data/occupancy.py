@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
 from tpvformer.labels import EMPTY
 
@@ -29,7 +30,7 @@ class OccupancyLabels:
 
     def __init__(self, cfg: DataConfig) -> None:
         """Raises DataError where ``cfg.occupancy_root`` is no folder."""
-        self._kind, self._root = cfg.occupancy, Path(cfg.occupancy_root)
+        self._kind, self._root = cfg.occupancy, place(cfg.occupancy_root)
         if not self._root.is_dir():
             raise DataError(
                 f"data.occupancy_root is {self._root}, which is no folder; unpack the {self._kind} labels there"
@@ -54,7 +55,7 @@ class OccupancyLabels:
         """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
         where = f"sample {token}: {path}"
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 stored: Any = np.load(file, allow_pickle=False)
                 arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
         except (OSError, ValueError, EOFError, BadZipFile, TypeError) as err:
@@ -66,7 +67,7 @@ class OccupancyLabels:
 def _occ3d_files(root: str) -> Dict[str, Path]:
     """Label files by sample token, the name of the folder that each lies in."""
     return {
-        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in Path(root).glob(pattern)
+        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in place(root).glob(pattern)
     }
 
 

@@ -18,19 +18,29 @@ class TrainSampler(Sampler[int]):
     k-th batch of a single rank with the same global batch. The remainder of the deal is left out."""
 
     def __init__(self, dataset: NuScenesDataset, rank: int, world_size: int, seed: int) -> None:
-        self._dataset, self._rank, self._world_size, self._seed, self._epoch = dataset, rank, world_size, seed, 0
+        self._dataset, self._rank, self._world_size, self._seed = dataset, rank, world_size, seed
+        self._epoch, self._start = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and, in the data set, the augmentations of the epoch about to be read."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the order and, in the data set, the augmentations of the epoch about to be read.
+
+        The first ``start`` samples of the order, counted over all ranks, are done already. Whatever the number of ranks
+        that did them, what follows is dealt out anew.
+        """
+        self._epoch, self._start = epoch, start
         self._dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._dataset) // self._world_size
+        return max(0, len(self._dataset) - self._start) // self._world_size
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.RandomState([self._seed % 2**32, self._epoch]).permutation(len(self._dataset))
+        order = epoch_order(len(self._dataset), self._seed, self._epoch)[self._start :]
         return iter(order[self._rank :: self._world_size][: len(self)].tolist())
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of all samples in an epoch, (samples,) int64."""
+    return np.random.RandomState([seed % 2**32, epoch]).permutation(samples)
 
 
 class ValSampler(Sampler[int]):

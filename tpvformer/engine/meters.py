@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,14 @@ class LossWatch:
         return self._sum / self._count
 
 
+class Lap(NamedTuple):
+    """One step, in seconds: since the clock was made, of waiting for its batches, and in all."""
+
+    began: float
+    waited: float
+    spent: float
+
+
 class StepClock:
     """Wall time of training steps, loading included.
 
@@ -75,15 +83,15 @@ class StepClock:
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
-        self._all: List[float] = []
+        self._all: List[Lap] = []
         self._measured: List[float] = []
-        self._recent: List[Tuple[float, float]] = []
-        self._mark, self._data, self._first = time.perf_counter(), 0.0, True
+        self._reported = 0
+        self._made = self._mark = time.perf_counter()
+        self._data, self._first = 0.0, True
 
     def start_epoch(self) -> None:
         """From here on time belongs to training (evaluation and saving lie behind)."""
         self._mark, self._data, self._first = time.perf_counter(), 0.0, True
-        self._recent.clear()
 
     def data_ready(self, asked: float) -> None:
         """A batch has arrived that was asked for at ``asked`` (perf_counter)."""
@@ -95,16 +103,19 @@ class StepClock:
         spent = now - self._mark
         if not self._first and len(self._all) >= self._warmup:
             self._measured.append(spent)
-        self._all.append(spent)
-        self._recent.append((spent, self._data))
+        self._all.append(Lap(self._mark - self._made, self._data, spent))
         self._mark, self._data, self._first = now, 0.0, False
 
-    def recent(self) -> Tuple[float, float]:
-        """Mean seconds of a step, and of its loading, since the last call."""
-        steps = len(self._recent)
-        means = sum(t for t, _ in self._recent) / steps, sum(d for _, d in self._recent) / steps
-        self._recent.clear()
-        return means
+    def recent(self) -> List[Lap]:
+        """The steps since the last call."""
+        laps = self._all[self._reported :]
+        self._reported = len(self._all)
+        return laps
+
+    @property
+    def waiting_share(self) -> Optional[float]:
+        """The part of all steps' time that went by waiting for data, 0..1; None before the first step."""
+        return sum(lap.waited for lap in self._all) / sum(lap.spent for lap in self._all) if self._all else None
 
     @property
     def measuring_starts(self) -> bool:
@@ -113,5 +124,5 @@ class StepClock:
 
     def result(self) -> Tuple[Optional[float], int, int]:
         """(mean seconds a step or None, how many steps that is the mean of, how many there were)."""
-        laps = self._measured or self._all
+        laps = self._measured or [lap.spent for lap in self._all]
         return (math.fsum(laps) / len(laps) if laps else None), len(laps), len(self._all)

@@ -10,7 +10,8 @@ import torch
 
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
 from . import checkpoint, distributed, summary
@@ -53,6 +54,9 @@ def train(
         run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, resume_from)
         result = fit(run)
+        if run.clock.waiting_share is not None:
+            share = 100 * run.clock.waiting_share
+            log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
         outcome = summary.summarise(
             config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
         )

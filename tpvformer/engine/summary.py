@@ -61,6 +61,7 @@ def summarise(
         "steps": steps,
         "measured_steps": measured,
         "step_time_ms": None if step is None else step * 1e3,
+        "waiting_share": clock.waiting_share,  # part of the steps' time that went by waiting for data
         "samples_per_s": None if step is None else batch / step,
         "final_loss": final_loss,
         "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
@@ -28,7 +29,7 @@ from .forward import predict
 from .log import RunLog
 from .losses import total_loss
 from .memory import keep_freed_memory
-from .meters import LossWatch, StepClock
+from .meters import Lap, LossWatch, StepClock
 from .optim import Stepper
 from .prefetch import on_device
 from .schedule import set_learning_rates
@@ -55,8 +56,13 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps; batches that do not fill an accumulation at the end of an epoch are left out."""
-        return len(self.train_loader) // self.config.train.accumulate
+        """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
+        return len(cast(NuScenesDataset, self.train_loader.dataset)) // self.global_batch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimiser step learns from, over all processes."""
+        return self.world.size * self.config.data.batch_size * self.config.train.accumulate
 
     @property
     def schedule_steps(self) -> int:
@@ -106,15 +112,17 @@ def train_epoch(run: Run, epoch: int) -> None:
                 synchronize(run.device)
             run.clock.lap()
             bar.advance()
+            if printing or done:
+                laps = run.clock.recent()
+                run.log.timeline(epoch, run.progress.global_iter, laps)
             if printing:
-                log_step(run, epoch, i, float(grad_norm))
+                log_step(run, epoch, i, float(grad_norm), laps)
             if done:
                 return
 
 
-def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
+def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
-    seconds, data_seconds = run.clock.recent()
     assert run.losses.last is not None
     values = {
         "step": run.progress.global_iter,
@@ -122,8 +130,8 @@ def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.stepper.optimizer.param_groups[0]["lr"],
-        "time": seconds,
-        "data_time": data_seconds,
+        "time": sum(lap.spent for lap in laps) / len(laps),
+        "data_time": sum(lap.waited for lap in laps) / len(laps),
     }
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames
@@ -74,10 +75,10 @@ class Node(NamedTuple):
 def read_json(path: Union[str, Path]) -> Node:
     """The value that a file holds. Raises DataError where it cannot be read, is no JSON, or says a thing twice."""
     try:
-        size = Path(path).stat().st_size
+        size = place(path).stat().st_size
         if size > LARGEST_FILE:
             raise DataError(f"{path}: has {size} bytes, more than {LARGEST_FILE}; split its frames into several files")
-        raw = Path(path).read_bytes()
+        raw = place(path).read_bytes()
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected a rig file, as docs/rig.md shows") from err
     try:

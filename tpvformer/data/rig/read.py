@@ -19,6 +19,7 @@ from tpvformer.data.infos.read import Record
 from tpvformer.data.nuscenes import SCAN_COLUMNS
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import Node, read_json
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 FORMAT = "tpvformer-rig-1"
@@ -43,7 +44,7 @@ def read_rig(path: Union[str, Path]) -> List[Record]:
     columns = fields["lidar_columns"].count(MOST_COLUMNS) if "lidar_columns" in fields else SCAN_COLUMNS
     if columns < 3:
         raise fields["lidar_columns"].refuse("3 or more, of which the first three are x, y and z")
-    folder = Path(path).absolute().parent
+    folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
     frames = _frames(fields.get("frames"), folder, Path(path).stem, [camera.name for camera in cameras])
     _refuse_twice([frame["token"] for frame in frames], f"{path}: two frames have the token")
     lidar2ego = _lidar2ego(path, fields.get("lidar2ego"), cameras, any(frame["scan"] for frame in frames))
