@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 from pathlib import Path
 from typing import Sequence
@@ -11,7 +10,7 @@ from typing import Sequence
 import numpy as np
 import pytest
 import torch
-from engine_tools import CPU, processes, tiny_config, tiny_model, write_config
+from engine_tools import CPU, tiny_config, tiny_model
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config
@@ -111,13 +110,6 @@ def test_a_set_where_some_samples_have_no_scan_trains(config: Config, tmp_path: 
     assert np.isfinite(summary["final_loss"])
     result = run.evaluate_checkpoint(config, tmp_path / "work" / "latest.pth", "cpu")
     assert result.samples == 4
-
-
-def test_two_processes_train_where_one_has_no_points(config: Config, tmp_path: Path) -> None:
-    code = "import sys; from tpvformer.cli import main; sys.exit(main(sys.argv[1:]))"
-    file, work = write_config(tmp_path / "tiny.py", config), tmp_path / "work"
-    processes(2, code, "train", "--py-config", str(file), "--work-dir", str(work), "--device", "cpu")
-    assert np.isfinite(json.loads((work / "summary.json").read_text())["final_loss"])
 
 
 def test_a_set_without_any_scan_is_refused_where_labels_are_needed(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train, argv=argv)
 
-    evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
+    evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set; predict the test set")
     _add_config(evaluate)
     evaluate.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
     evaluate.add_argument(
@@ -93,6 +93,11 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         help="also score with exchanged cameras, a constant answer, and colour without a network",
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
+    evaluate.add_argument("--split", choices=("val", "test"), default="val", help="test has no labels, so no scores")
+    evaluate.add_argument("--submission", type=Path, metavar="ZIP", help="write what nuScenes' lidarseg server takes")
+    evaluate.add_argument(
+        "--also-uses", choices=("lidar", "external"), action="append", default=[], help="say so in the submission"
+    )
     evaluate.set_defaults(run=_eval)
 
     synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
@@ -222,9 +227,28 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    if args.also_uses and args.submission is None:
+        raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
+    if args.split == "test":
+        return _eval_test(args)
     from tpvformer.engine.run import evaluate_checkpoint
 
-    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras, args.json)
+    scores = (args.permute_cameras, args.json)
+    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, *scores, args.submission, args.also_uses)
+    return 0
+
+
+def _eval_test(args: argparse.Namespace) -> int:
+    if args.json is not None or args.permute_cameras:
+        option = "--json" if args.json is not None else "--permute-cameras"
+        raise ConfigError(f"--split test has no published labels and so no scores; leave {option} away")
+    if args.submission is None:
+        raise ConfigError(
+            "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
+        )
+    from tpvformer.engine.run import predict_test_set
+
+    predict_test_set(_config(args), args.ckpt_path, args.submission, args.device, args.also_uses)
     return 0
 
 

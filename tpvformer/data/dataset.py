@@ -80,6 +80,11 @@ class NuScenesDataset(Dataset[Sample]):
         return [record.token for record in self._records]
 
     @property
+    def scans(self) -> List[str]:
+        """The LiDAR file of each sample, as its record names it; empty where there is none."""
+        return [record.scan for record in self._records]
+
+    @property
     def scenes(self) -> List[str]:
         """The scene of each sample."""
         return [record.scene for record in self._records]

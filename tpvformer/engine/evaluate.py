@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from .metrics import Scores, scores, table
 from .metrics.collect import Tally, rows_by_scene
 from .metrics.named import Metric, named_table
 from .prefetch import on_device
+
+if TYPE_CHECKING:
+    from tpvformer.model import Prediction
 
 _UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
 
@@ -72,10 +75,12 @@ def evaluate(
     log: RunLog,
     epoch: Optional[int] = None,
     change: Optional[Callable[[Batch], Batch]] = None,
+    keep: Optional[Callable[[Batch, Prediction], None]] = None,
 ) -> Evaluation:
     """Run the bare model (not its DDP wrapper: processes may hold unequal numbers of samples) over this rank's loader.
 
-    ``change`` alters each batch first (controls). ``epoch`` is only named in the log. All processes return the same.
+    ``change`` alters each batch first (controls); ``keep`` is given each batch with its prediction. ``epoch`` is only
+    named in the log. All processes return the same.
     """
     data = cast(NuScenesDataset, loader.dataset)
     tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device)
@@ -93,6 +98,8 @@ def evaluate(
             units = (torch.where(known, losses, 0) * _UNIT).long()
             sums += torch.stack((units.sum(), known.new_ones(len(losses)).sum(), (~known).sum()))
             tally.add(prediction, batch)
+            if keep is not None:
+                keep(batch, prediction)
             if i % config.train.print_every == 0:
                 where = "" if epoch is None else f"Epoch {epoch} "
                 mean = float(sums[0]) / _UNIT / int(sums[1])

@@ -1,10 +1,12 @@
-"""The two things one can ask of the engine: train a configuration, evaluate a checkpoint."""
+"""What one can ask of the engine: train a configuration, evaluate a checkpoint, predict the test set."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -25,6 +27,7 @@ from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
+from .submission import TEST_VERSION, Submission, predict_all
 from .train import Run, fit
 from .warm import agree_on_threads, warm_up
 
@@ -69,29 +72,42 @@ def train(
 
 
 def evaluate_checkpoint(
-    config: Config, weights: Path, device: str = "auto", controls: bool = False, out: Optional[Path] = None
+    config: Config,
+    weights: Path,
+    device: str = "auto",
+    controls: bool = False,
+    out: Optional[Path] = None,
+    submission: Optional[Path] = None,
+    uses: Sequence[str] = (),
 ) -> Evaluation:
     """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
 
     ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
-    receives all scores as JSON.
+    receives all scores as JSON, ``submission`` the predictions as the challenge takes them (submission.py says what
+    ``uses`` is).
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
     try:
         for remark in remarks:
             log.warn(remark)
-        model = build_model(config, place)
-        for line in str(load_weights(model, weights)).splitlines():
-            log.line(line)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
         check_cameras(data, config)
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        result = evaluate(model, loader, config, world, place, log)
-        report(result, config, log)
-        for title, metric in (("pts", result.pts), ("vox", result.vox)):
-            log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
-        log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
+        with (
+            nullcontext()
+            if submission is None
+            else Submission(submission, data, config.data, "val", uses, world) as writer
+        ):
+            model = _loaded(config, weights, place, log)
+            keep = None if writer is None else writer.add
+            result = evaluate(model, loader, config, world, place, log, keep=keep)
+            report(result, config, log)
+            for title, metric in (("pts", result.pts), ("vox", result.vox)):
+                log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
+            log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
+            if writer is not None:
+                writer.finish(log)
         if out is not None and world.is_main:
             write_scores(out, result, config)
         if controls:
@@ -101,6 +117,37 @@ def evaluate_checkpoint(
         log.close()
     distributed.stop()
     return result
+
+
+def predict_test_set(
+    config: Config, weights: Path, submission: Path, device: str = "auto", uses: Sequence[str] = ()
+) -> None:
+    """Write predictions for the test set, whose labels are not published: nothing is scored.
+
+    Its tables are those of v1.0-test, below the configured root. Raises ConfigError, DataError and CheckpointError.
+    """
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=TEST_VERSION))
+    world, place, remarks = enter(device)
+    log = RunLog(None, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        data = NuScenesDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
+        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        with Submission(submission, data, config.data, "test", uses, world) as writer:
+            predict_all(_loaded(config, weights, place, log), loader, config, place, log, writer)
+            writer.finish(log)
+    finally:
+        log.close()
+    distributed.stop()
+
+
+def _loaded(config: Config, weights: Path, place: torch.device, log: RunLog) -> TPVFormer:
+    """The model with the given weights."""
+    model = build_model(config, place)
+    for line in str(load_weights(model, weights)).splitlines():
+        log.line(line)
+    return model
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:
