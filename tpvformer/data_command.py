@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
     _add_set(check, required=False)
-    check.add_argument("--rig", type=Path, help="instead: look at a rig file of one's own and all that it names")
+    other = check.add_mutually_exclusive_group()
+    other.add_argument("--rig", type=Path, help="instead: look at a rig file of one's own and all that it names")
     check.add_argument("--py-config", "--py_config", help="with --rig: whose grid is looked at (default: the usual)")
     check.add_argument("--split", nargs="+", default=[], help="only the samples of these splits (default: all)")
     check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
     check.add_argument("--limit", type=_count, default=20, help="faults of a kind to list (default: %(default)s)")
-    check.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
+    other.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
     check.add_argument("--out", default="out/points.png", help="the picture (default: %(default)s)")
     check.set_defaults(run=_check)
 

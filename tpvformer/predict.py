@@ -18,6 +18,7 @@ from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
+from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
 from tpvformer.labels import IGNORED
 from tpvformer.viz.picture import frame_picture, write_png
@@ -91,6 +92,7 @@ def draw_frames(
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
     dataset = NuScenesDataset(data, config.model.grid, "val", config.train.seed)
+    check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
