@@ -101,13 +101,15 @@ def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
 
 
 def mosaic(tiles: List[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles of one width in rows of ``columns``, with a gap between them."""
-    height, width = max(tile.shape[0] for tile in tiles), tiles[0].shape[1]
-    rows = -(-len(tiles) // columns)
-    columns = min(columns, len(tiles))
-    canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    """Tiles of one width in rows of ``columns``, each as high as its highest, with a gap between them."""
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights, width = [max(tile.shape[0] for tile in row) for row in rows], tiles[0].shape[1]
+    canvas = np.empty((sum(heights) + GAP * (len(rows) - 1), len(rows[0]) * (width + GAP) - GAP, 3), np.uint8)
     canvas[:] = BACKGROUND
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + tile.shape[0], left : left + width] = tile
+    top = 0
+    for row, height in zip(rows, heights):
+        for i, tile in enumerate(row):
+            left = i * (width + GAP)
+            canvas[top : top + tile.shape[0], left : left + width] = tile
+        top += height + GAP
     return canvas

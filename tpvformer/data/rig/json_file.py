@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -17,7 +18,8 @@ LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames
 _LONGEST_INTEGER = 20  # digits; longer ones are no counts, and Python takes the square of their length to read them
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True)
+class Node:
     """A value of the file, and what it is called in messages."""
 
     value: Any
