@@ -29,6 +29,7 @@ LAW = {
     "__main__": None,
     "cli": None,
     "predict": None,
+    "predict_files": None,
     "check_geometry": None,
     "data_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's

@@ -170,6 +170,16 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
     picture.set_defaults(run=_picture)
 
+    predict = commands.add_parser("predict", help="the class of every voxel of a rig's frames, as npz files")
+    _add_config(predict)
+    predict.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    source = predict.add_mutually_exclusive_group()
+    source.add_argument("--rig", help="cameras and frames of one's own, as docs/rig.md says")
+    source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
+    predict.add_argument("--index", type=int, help="number of the one frame to look at (default: all)")
+    predict.add_argument("--out", type=Path, default=Path("out"), help="folder of <token>.npz (default: %(default)s)")
+    predict.set_defaults(run=_predict)
+
     overlay = commands.add_parser("overlay", help="exchange four files of mmcv 1.x and mmdet 2.x for ours, or back")
     overlay.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
     overlay.add_argument("--mmcv", type=Path, help="its folder, or a checkout (default: both installed packages)")
@@ -323,6 +333,15 @@ def _picture(args: argparse.Namespace) -> int:
     from tpvformer.predict import draw_frame
 
     print(draw_frame(_config(args), args.ckpt_path, args.index, args.out, args.device))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from tpvformer.predict_files import predict_files
+
+    config = _config(args)
+    for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device):
+        print(line, flush=True)
     return 0
 
 

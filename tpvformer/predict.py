@@ -18,6 +18,7 @@ from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
+from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
 from tpvformer.labels import IGNORED, classes_of
 from tpvformer.viz.picture import frame_picture, write_png
@@ -28,12 +29,13 @@ class FrameClasses:
     """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
 
     A lidar segmentation model does not learn free space: ``predict_frame`` leaves its ``voxels`` 0 where there is no
-    point, ``predict_scene`` says for each what would be there.
+    point, ``predict_scene`` says for each what would be there, and how sure the model is of it.
     """
 
     points: np.ndarray
     voxels: np.ndarray
     true_voxels: np.ndarray
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was asked
 
 
 def predict_frame(
@@ -60,12 +62,14 @@ def _classes(model: nn.Module, sample: Sample, config: Config, device: torch.dev
     model.train(training)
     assert logits.point_logits is not None
     points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
-    voxels = logits.voxel_logits.argmax(1)[0]
+    voxels = logits.voxel_logits[0].argmax(0)
+    confidence = logits.voxel_logits[0].softmax(0).amax(0).half()
     if logits.voxel_logits.dim() == 3:
-        occupied = torch.zeros_like(batch.voxel_labels[0])
-        occupied[tuple(batch.voxels[0].T)] = voxels.to(occupied.dtype)
-        voxels = occupied
-    return FrameClasses(points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy())
+        at, shape = tuple(batch.voxels[0].T), batch.voxel_labels.shape[1:]
+        voxels, confidence = (values.new_zeros(shape).index_put_(at, values) for values in (voxels, confidence))
+    return FrameClasses(
+        points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
+    )
 
 
 def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
@@ -88,6 +92,7 @@ def draw_frames(
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
     dataset = NuScenesDataset(data, config.model.grid, "val", config.train.seed)
+    check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
@@ -115,7 +120,7 @@ def _draw(
     title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
     axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # both point forwards and left
     picture = frame_picture(
-        list(frame.images.numpy()),
+        frame.pictures(),
         frame.camera_names,
         frame.lidar2img,
         frame.points,

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
-from tpvformer.data.images import read_images
 from tpvformer.data.lidarseg import LabelFiles
 from tpvformer.data.nuscenes import Record, load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
@@ -45,11 +45,11 @@ class NuScenesDataset(Dataset[Sample]):
             self._to_class = raw_to_class(cfg.label_map)
         except ValueError as err:
             raise ConfigError(str(err)) from err
-        self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
-        self._infos = cfg.infos(split)
+        self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
+        self.infos = cfg.infos(split)
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
-        self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_images
+        self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
@@ -68,8 +68,14 @@ class NuScenesDataset(Dataset[Sample]):
         scans = [record for record in self._records if record.scan]
         if not scans:
             raise DataError(
-                f"{self._infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
+                f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
                 "expected scans and their labels, or ask for predictions alone"
+            )
+        lost = [record for record in scans if record.rig and not record.labels]
+        if lost:
+            raise DataError(
+                f"{self.infos}: frame {lost[0].token} has lidar but no labels, as {len(lost)} of {len(scans)} have; "
+                "add labels, or ask for predictions alone (tpvformer predict)"
             )
         if all(record.labels for record in scans):
             return [record.labels for record in self._records]
@@ -89,6 +95,11 @@ class NuScenesDataset(Dataset[Sample]):
     def scenes(self) -> List[str]:
         """The scene of each sample."""
         return [record.scene for record in self._records]
+
+    @property
+    def slots_used(self) -> int:
+        """Camera embeddings that the samples ask for: one more than the highest."""
+        return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
 
     @property
     def has_masks(self) -> bool:
@@ -134,7 +145,7 @@ class NuScenesDataset(Dataset[Sample]):
     def sample(self, index: int, augment: bool) -> Sample:
         """One example, with or without the augmentations of the present epoch, whatever the split."""
         rng = self._random(index) if augment else None
-        return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
+        return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, self._augment)

@@ -67,6 +67,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         point_voxel=torch.from_numpy(cells.point_row),
         voxel_mask=voxel_mask,
         ray_origins=ray_origins,
+        camera_slots=torch.tensor(frame.camera_slots) if frame.camera_slots else None,
     )
 
 
@@ -86,8 +87,8 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
         return np.eye(4)
     if frame.lidar2ego is None:
         raise DataError(
-            f"sample {frame.token}: its info record has no lidar2ego_translation and lidar2ego_rotation, which "
-            "model.grid.frame=ego needs; make the infos again with them"
+            f"sample {frame.token}: its info record has no lidar2ego_translation and lidar2ego_rotation (its rig file "
+            "no lidar2ego), which model.grid.frame=ego needs; make the infos again with them, or add it"
         )
     return frame.lidar2ego
 

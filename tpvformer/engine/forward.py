@@ -34,5 +34,6 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
         points=None if unread else places,
         lengths=batch.voxel_lengths,
         voxels=None if dense else batch.voxels,
+        camera_slots=batch.camera_slots,
     )
     return prediction

@@ -20,7 +20,7 @@ from .checkpoint import Progress
 from .compile import compile_images
 from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
-from .limits import check_kernels
+from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -128,10 +128,12 @@ def build(
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = NuScenesDataset(config.data, grid, "train", seed)
+    check_cameras(train_set, config)
     train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
         val_set = NuScenesDataset(config.data, grid, "val", seed)
+        check_cameras(val_set, config)
         val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
     if len(train_loader) < config.train.accumulate:
         raise ConfigError(

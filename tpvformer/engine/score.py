@@ -19,6 +19,7 @@ from . import distributed
 from .controls import run_controls
 from .device import pin_options
 from .evaluate import Evaluation, evaluate, report, write_scores
+from .limits import check_cameras
 from .log import RunLog
 from .run import build_model, enter
 from .submission import TEST_VERSION, Submission, predict_all
@@ -45,6 +46,7 @@ def evaluate_checkpoint(
         for remark in remarks:
             log.warn(remark)
         data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+        check_cameras(data, config)
         if controls and not data.has_points:
             raise ConfigError(
                 "controls compare the classes of LiDAR points, and this data set has none; leave them out"
@@ -89,6 +91,7 @@ def predict_test_set(
         for remark in remarks:
             log.warn(remark)
         data = NuScenesDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
+        check_cameras(data, config)
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         with Submission(submission, data, config.data, "test", uses, world) as writer:
             predict_all(_loaded(config, weights, place, log), loader, config, place, log, writer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -48,14 +48,32 @@ def paint_points(
 ) -> np.ndarray:
     """One picture of all cameras, up to three in a row, with the points on them.
 
-    images: N of (H, W, 3) uint8; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None to colour by distance;
-    lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above back row.
+    images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None
+    to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above
+    back row.
     """
     colors = distance_colors(points) if labels is None else class_colors(labels, classes)
+    return in_tiles(
+        images, camera_names, lambda tile, i, scale: _paint(tile, images[i].shape, points, colors, lidar2img[i], scale)
+    )
+
+
+def in_tiles(
+    images: Sequence[np.ndarray], camera_names: Sequence[str], draw: Callable[[np.ndarray, int, float], None]
+) -> np.ndarray:
+    """All images in one picture, with their names, after ``draw(tile, number, scale)`` on each.
+
+    Up to three stand in a row; where there are fewer, they are wider.
+    """
+    tile_width = TILE_WIDTH * COLUMNS // min(len(images), COLUMNS)
     order = sorted(range(len(images)), key=lambda i: _place(camera_names[i]) if i < len(camera_names) else i)
     tiles = []
     for i in order:
-        tile = _tile(images[i], points, colors, lidar2img[i], TILE_WIDTH * COLUMNS // min(len(images), COLUMNS))
+        height, width = images[i].shape[:2]
+        scale = tile_width / width
+        shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        tile = cv2.resize(images[i], (tile_width, round(height * scale)), interpolation=shrink)
+        draw(tile, i, scale)
         if i < len(camera_names):
             caption(tile, camera_names[i].replace("CAM_", "").replace("_", " ").lower())
         tiles.append(tile)
@@ -66,21 +84,22 @@ def _place(name: str) -> int:
     return _PLACES.index(name) if name in _PLACES else len(_PLACES)
 
 
-def _tile(
-    image: np.ndarray, points: np.ndarray, colors: np.ndarray, lidar2img: np.ndarray, tile_width: int
-) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = tile_width / width
-    shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    tile = cv2.resize(image, (tile_width, round(height * scale)), interpolation=shrink)
+def _paint(
+    tile: np.ndarray,
+    shape: Sequence[int],
+    points: np.ndarray,
+    colors: np.ndarray,
+    lidar2img: np.ndarray,
+    scale: float,
+) -> None:
+    """Draws points in place on the tile of an image of that shape."""
     pixels, depth = project(points, lidar2img)
-    seen = np.flatnonzero(inside(pixels, depth, height, width))
+    seen = np.flatnonzero(inside(pixels, depth, shape[0], shape[1]))
     seen = seen[np.argsort(-depth[seen])]  # near points cover far ones
     centres = np.rint(((pixels[seen] + 0.5) * scale - 0.5) * 2**_SUBPIXEL).astype(int).tolist()
     radii = np.rint(np.clip(14 / depth[seen], 1.1, 2.6) * 2**_SUBPIXEL).astype(int).tolist()
     for centre, radius, color in zip(centres, radii, colors[seen].tolist()):
         cv2.circle(tile, centre, radius, color, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL)
-    return tile
 
 
 def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
@@ -92,13 +111,15 @@ def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
 
 
 def mosaic(tiles: List[np.ndarray], columns: int) -> np.ndarray:
-    """Equal tiles in rows of ``columns``, with a gap between them."""
-    height, width = tiles[0].shape[:2]
-    rows = -(-len(tiles) // columns)
-    columns = min(columns, len(tiles))
-    canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    """Tiles of one width in rows of ``columns``, each as high as its highest, with a gap between them."""
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights, width = [max(tile.shape[0] for tile in row) for row in rows], tiles[0].shape[1]
+    canvas = np.empty((sum(heights) + GAP * (len(rows) - 1), len(rows[0]) * (width + GAP) - GAP, 3), np.uint8)
     canvas[:] = BACKGROUND
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = tile
+    top = 0
+    for row, height in zip(rows, heights):
+        for i, tile in enumerate(row):
+            left = i * (width + GAP)
+            canvas[top : top + tile.shape[0], left : left + width] = tile
+        top += height + GAP
     return canvas
