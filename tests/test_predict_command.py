@@ -142,12 +142,12 @@ def test_geometry_draws_the_ground_where_there_is_no_lidar(tmp_path: Path, capsy
     assert main(["check-geometry", "--rig", str(rig), "--out", str(out)]) == 0
     assert "lines on the ground every 10 m" in capsys.readouterr().out
     picture = cv2.imread(str(out)).astype(int)
-    assert picture.shape == (360, 640, 3)
-    blue, green, red = picture[340, 316:325].max(0)
+    assert picture.shape == (1080, 1920, 3)  # a lone camera fills the width, three times its own here
+    blue, green, red = picture[1020, 948:975].reshape(-1, 3).max(0)
     assert green > 200 and green > blue + 80 and green > red + 60
-    row = 180 + round(300 * (1.84023 - 0.3) / 9.8)  # the line 10 m ahead of the LiDAR
-    assert picture[row - 2 : row + 3, 100].max() > 150
-    assert picture[178:183, 40].max() > 150 and picture[100:170, 40:600].max() == 0
+    row = 540 + round(900 * (1.84023 - 0.3) / 9.8)  # the line 10 m ahead of the LiDAR
+    assert picture[row - 4 : row + 5, 300].max() > 150
+    assert picture[536:545, 120].max() > 150 and picture[300:510, 120:1800].max() == 0
 
 
 def test_geometry_paints_the_points_of_a_rig(tmp_path: Path, capsys) -> None:
