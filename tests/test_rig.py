@@ -149,6 +149,7 @@ REFUSED = [
     ("cameras.0.camera2ego", MIRROR, "has camera2ego and camera2lidar; expected one of the two"),
     ("cameras.0.distortion", [0, -0.3], "distortion is not zero, .* undistort the images"),
     ("cameras.0.distortion", "fisheye", "distortion is not zero"),
+    ("cameras.0.distortion", {"k1": 0.1}, "distortion is not zero"),
     ("lidar2ego", MIRROR, "rig.json: lidar2ego: its 3x3 part is a mirror"),
     ("lidar_columns", 2, "lidar_columns is 2; expected 3 or more"),
     ("frames", [], "frames is .*; expected a list of frames"),
