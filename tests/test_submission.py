@@ -1,4 +1,4 @@
-"""The challenge's zip: from one process and from two, with scores and without, and what is refused."""
+"""The challenge's zip: with scores and without, and what is refused. test_distributed.py has it from many processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import List
 
 import pytest
 import torch
-from engine_tools import processes, tiny_model, write_config
+from engine_tools import tiny_model, write_config
 from submission_tools import META, checked, write_set
 
 from tpvformer.cli import main
@@ -27,7 +27,6 @@ from tpvformer.model.tpvformer import Prediction
 pytestmark = pytest.mark.usefixtures("quick")
 POINTS = (40, 90, 60, 75, 50)
 COUNTS = {f"scan{i}": count for i, count in enumerate(POINTS)}
-RUN = "import sys; from tpvformer.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +106,6 @@ def test_a_class_of_empty_space_is_never_submitted(mini: Config, tmp_path: Path)
         writer.finish(log)
     found = checked(tmp_path / "a.zip", "mini_val", {"scan0": 40}, {**META, "use_lidar": True})
     assert found["scan0"].tolist() == [16, 1] * 20
-
-
-def test_two_processes_write_the_zip_of_one(mini: Config, weights: Path, tmp_path: Path) -> None:
-    alone, both = tmp_path / "1.zip", tmp_path / "2.zip"
-    options = command(mini, weights, tmp_path, "--set", "data.batch_size=2")
-    assert main([*options, "--submission", str(alone)]) == 0
-    outputs = processes(2, RUN, *options, "--submission", str(both))
-    assert sum("predictions for 5 scans" in output for output in outputs) == 1
-    assert alone.read_bytes() == both.read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["1.zip", "2.zip", "tiny.py"]
 
 
 def test_a_folder_that_processes_do_not_share_is_refused_at_once(mini: Config, tmp_path: Path) -> None:
@@ -206,9 +195,7 @@ def test_a_process_that_fails_takes_the_parts_of_all_with_it(mini: Config, tmp_p
     data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
     with Submission(tmp_path / "a.zip", data, mini.data, "val", (), World()):
         assert os.listdir(tmp_path) == [".a.zip.partial"]
-        with (
-            pytest.raises(KeyboardInterrupt),
-            Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1)),
-        ):
+        other = Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1))
+        with pytest.raises(KeyboardInterrupt), other:
             raise KeyboardInterrupt
         assert os.listdir(tmp_path) == []

@@ -18,7 +18,7 @@ from tpvformer.data import voxelize as voxelize_module
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import DataError
-from tpvformer.engine import run
+from tpvformer.engine import run, score
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import sample_losses
 from tpvformer.model import TPVFormer
@@ -108,7 +108,7 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
 def test_a_set_where_some_samples_have_no_scan_trains(config: Config, tmp_path: Path) -> None:
     summary = run.train(config, tmp_path / "work", "cpu")
     assert np.isfinite(summary["final_loss"])
-    result = run.evaluate_checkpoint(config, tmp_path / "work" / "latest.pth", "cpu")
+    result = score.evaluate_checkpoint(config, tmp_path / "work" / "latest.pth", "cpu")
     assert result.samples == 4
 
 

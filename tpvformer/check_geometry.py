@@ -14,13 +14,15 @@ from typing import Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
+from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
 from tpvformer.data.rig.read import NUSCENES_LIDAR
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
+from tpvformer.labels import classes_of
 from tpvformer.viz.ground import paint_ground
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
@@ -90,27 +92,38 @@ def check_geometry(
 ) -> GeometryReport:
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
-    Points have their class's colour, or their distance's where no labels were read; without points there are lines on
-    the ground. ``augment`` paints the training
-    view instead of the stored images. Raises ConfigError and DataError.
+    Points have their class's colour, or their distance's where no labels were read. Where there is no LiDAR, the
+    middles of the voxels that dense labels name stand in for points, else there are lines on the ground. ``augment``
+    paints the training view instead of the stored images. Raises ConfigError and DataError.
     """
     if not 0 <= index < len(dataset):
         raise ConfigError(
             f"index is {index}; the infos hold {len(dataset)} samples, so expected 0 to {len(dataset) - 1}"
         )
     frame = dataset.load_frame(index)
+    labels = frame.labels if dataset.has_labels else None
+    if not dataset.has_points and frame.dense is not None:
+        frame.points, labels = voxel_middles(frame.dense.classes, cfg)
     images, lidar2img = frame.pictures(), frame.lidar2img
     if augment:
-        images = network_view(dataset.sample(index, augment=True), cfg)
-        lidar2img = np.diag([cfg.image_scale, cfg.image_scale, 1, 1]) @ frame.lidar2img
+        sample = dataset.sample(index, augment=True)
+        images, lidar2img = network_view(sample, cfg), sample.lidar2img.numpy() @ frame_of_grid(frame, dataset.grid)
     if len(frame.points):
-        labels = frame.labels if dataset.has_labels else None
-        picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names)
+        classes = classes_of(cfg.label_map)
+        picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes)
     else:
         ground2lidar, reach = ground_below(frame, dataset.grid)
         picture = paint_ground(images, lidar2img @ ground2lidar, reach, frame.camera_names)
     write_picture(out, picture)
     return count_points(frame)
+
+
+def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.ndarray]:
+    """(P, 3) float32 metres and (P,) classes of the voxels (X, Y, Z) of an evaluated class."""
+    grid = OCCUPANCY_GRIDS[cfg.occupancy]
+    cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
+    low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
+    return (low + (cells + 0.5) * (high - low) / grid.voxels).astype(np.float32), classes[tuple(cells.T)]
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
@@ -146,12 +159,16 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(report.lines()))
     colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
     print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of LiDAR'}")
+    if data.format == "semantickitti":
+        print("  LiDAR scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0
 
 
 def _is_labelled(data: DataConfig, split: str) -> bool:
     """Whether point labels can be had: a rig file names them, for info files there are tables."""
     path = data.infos(split)
+    if data.format == "semantickitti":
+        return True
     if Path(path).suffix == ".json":
         scans = [record for record in load_infos(path) if record.scan]
         return bool(scans) and all(record.labels for record in scans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -47,6 +48,11 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         where = "" if rank == "0" else f" (process {rank})"
         print(f"{name}{where}: {err}", file=sys.stderr)
         return code
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
@@ -59,10 +65,11 @@ def _user_error(err: Exception) -> Optional[int]:
     from tpvformer.compat.errors import CheckpointError
     from tpvformer.data.types import DataError
     from tpvformer.engine.meters import NonFiniteLoss
+    from tpvformer.engine.saving import SaveError
 
     if isinstance(err, (DataError, CheckpointError)):
         return 2
-    return 1 if isinstance(err, NonFiniteLoss) else None
+    return 1 if isinstance(err, (NonFiniteLoss, SaveError)) else None
 
 
 def _parser(argv: List[str]) -> argparse.ArgumentParser:
@@ -76,6 +83,9 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     train.add_argument("--max-epochs", type=_positive, help="short for --set train.epochs=N")
     train.add_argument(
         "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
+    )
+    train.add_argument(
+        "--deterministic", action="store_true", help="results that do not depend on timing: bit-equal runs on a CPU"
     )
     many = train.add_mutually_exclusive_group()
     many.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
@@ -100,14 +110,15 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_eval)
 
-    synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
+    synth = commands.add_parser("synth", help="write a synthetic nuScenes or SemanticKITTI data set")
     synth.add_argument("--out", type=Path, required=True, help="folder to create")
     synth.add_argument("--scenes", type=_positive, default=10, help="streets (default: %(default)s)")
-    synth.add_argument("--size", type=_size, default="1600x900", help="image size WxH (default: %(default)s)")
+    synth.add_argument("--size", type=_size, help="image size WxH (default: 1600x900)")
     synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     synth.add_argument("--occupancy", action="store_true", help="also dense labels, as Occ3D and SurroundOcc have them")
+    synth.add_argument("--kitti", action="store_true", help="instead: sequences as SemanticKITTI has them, one a scene")
     synth.set_defaults(run=_synth)
 
     bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
@@ -222,7 +233,7 @@ def _train(args: argparse.Namespace) -> int:
     extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
     config = _config(args, extra)
     work_dir = args.work_dir or Path("output") / config.name
-    train(config, work_dir, args.device, args.resume_from, args.max_steps)
+    train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic)
     return 0
 
 
@@ -231,7 +242,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
     if args.split == "test":
         return _eval_test(args)
-    from tpvformer.engine.run import evaluate_checkpoint
+    from tpvformer.engine.score import evaluate_checkpoint
 
     scores = (args.permute_cameras, args.json)
     evaluate_checkpoint(_config(args), args.ckpt_path, args.device, *scores, args.submission, args.also_uses)
@@ -246,7 +257,7 @@ def _eval_test(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
         )
-    from tpvformer.engine.run import predict_test_set
+    from tpvformer.engine.score import predict_test_set
 
     predict_test_set(_config(args), args.ckpt_path, args.submission, args.device, args.also_uses)
     return 0
@@ -296,12 +307,21 @@ def _quarters() -> Callable[[int, int], None]:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from tpvformer.data.synthetic import write_dataset
+    from tpvformer.data.synthetic import write_dataset, write_sequences
 
     began = time.perf_counter()
-    size, seed, frames = args.size, args.seed, args.frames
-    fresh = write_dataset(args.out, args.scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
-    what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
+    scenes, seed, frames = args.scenes, args.seed, args.frames
+    if args.kitti:
+        if args.size is not None or args.occupancy:
+            raise ConfigError(
+                "--kitti: SemanticKITTI has images of its own size and always voxels; leave --size and --occupancy away"
+            )
+        fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
+        what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
+    else:
+        width, height = size = args.size or (1600, 900)
+        fresh = write_dataset(args.out, scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
+        what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
 from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
-from tpvformer.labels import IGNORED
+from tpvformer.labels import IGNORED, classes_of
 from tpvformer.viz.picture import frame_picture, write_png
 
 
@@ -109,18 +109,27 @@ def _draw(
     """Write one picture; its line."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
-    labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
-    right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
-    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} points right"
+    known = classes_of(config.data.label_map)
+    if dataset.has_points:
+        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
+        correct, what = (classes.points == frame.labels)[labelled], "points"
+    else:
+        labelled = np.isin(classes.true_voxels, known.evaluated)
+        correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
+    right = float(correct.mean()) if labelled.any() else 0.0
+    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
+    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # both point forwards and left
     picture = frame_picture(
         frame.pictures(),
         frame.camera_names,
         frame.lidar2img,
         frame.points,
         classes.points,
-        seen_from_above(classes.voxels, config.model.grid.frame),
-        seen_from_above(classes.true_voxels, config.model.grid.frame),
+        seen_from_above(classes.voxels, axes),
+        seen_from_above(classes.true_voxels, axes),
         title,
+        known,
+        vehicle_place(config.model.grid.pc_range, axes),
     )
     try:
         write_png(out, picture)
@@ -133,3 +142,9 @@ def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
     """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the LiDAR frame; in the ego's they point
     forwards and left."""
     return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
+
+
+def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:
+    """Where the frame's origin lies in that view: parts of its width from the left, of its height from above."""
+    x, y = (-pc_range[axis] / (pc_range[axis + 3] - pc_range[axis]) for axis in (0, 1))
+    return (x, 1 - y) if frame == "lidar" else (1 - y, 1 - x)

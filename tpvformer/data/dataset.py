@@ -16,17 +16,24 @@ from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
 from tpvformer.data.lidarseg import LabelFiles
-from tpvformer.data.nuscenes import load_infos, read_frame
-from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
+from tpvformer.data.nuscenes import Record, load_infos, read_frame
+from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
+from tpvformer.data.semantickitti import crop, load_sequences
 from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
 
 
+def open_records(cfg: DataConfig, split: str) -> List[Record]:
+    """The records of a split, as ``cfg.format`` has them. Raises ConfigError and DataError."""
+    infos = cfg.infos(split)
+    return load_sequences(cfg.root, infos) if cfg.format == "semantickitti" else load_infos(infos)
+
+
 class NuScenesDataset(Dataset[Sample]):
-    """The key frames of one split, in the order of its info pickle.
+    """The key frames of one split, in the order of its info pickle, or of SemanticKITTI's sequences.
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
@@ -40,7 +47,7 @@ class NuScenesDataset(Dataset[Sample]):
             raise ConfigError(str(err)) from err
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
-        self._records = load_infos(self.infos)
+        self._records = open_records(cfg, split)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
@@ -100,7 +107,13 @@ class NuScenesDataset(Dataset[Sample]):
         return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
 
     @property
+    def has_points(self) -> bool:
+        """Whether any frame has a LiDAR scan."""
+        return any(record.scan for record in self._records)
+
+    @property
     def has_labels(self) -> bool:
+        """Whether points carry labels."""
         return bool(self._label_files)
 
     def __len__(self) -> int:
@@ -115,11 +128,14 @@ class NuScenesDataset(Dataset[Sample]):
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
         frame = read_frame(record, self._cfg.root, label_file, self._to_class, self._pictures)
+        if self._cfg.format == "semantickitti":
+            frame.images = crop(frame.images, record.token)
         if self._occupancy is not None:
             path = self._occupancy.find(record.token, Path(record.scan).name)
             frame.dense = self._occupancy.read(path, record.token)
-            mates = [self._records[i] for i in self._scene_mates[record.scene]]
-            frame.ray_origins = ray_origins(record, mates)
+            if self._cfg.occupancy in HAS_RAYS:
+                mates = [self._records[i] for i in self._scene_mates[record.scene]]
+                frame.ray_origins = ray_origins(record, mates)
         return frame
 
     def _random(self, index: int) -> np.random.RandomState:

@@ -66,7 +66,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
 
 def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
     """The token of the LiDAR record of each key frame, by sample; raises DataError where there is no such table."""
-    path = Path(root, version, "sample_data.json")
+    path = place(root, version, "sample_data.json")
     if not path.is_file():
         raise DataError(
             f"{path}: no such file, so the tokens of the LiDAR scans cannot be found; unpack the nuScenes metadata "

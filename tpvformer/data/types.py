@@ -1,6 +1,7 @@
 """What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
 
-P points, N cameras, M occupied voxels, (X, Y, Z) voxels along LiDAR x (right), y (forward), z (up).
+P points, N cameras, M occupied voxels, (X, Y, Z) voxels along x, y, z of the grid's frame. LiDAR frames: nuScenes' x is
+right, y forward, SemanticKITTI's x is forward, y left; z is up.
 
 Pictures travel as the bytes that the cameras gave; what the network sees is made of them on the device (pixels.py), by
 the numbers that augment.py drew.
@@ -31,7 +32,7 @@ class DataError(ValueError):
 class DenseLabels:
     """A label for every voxel of the grid, made by others from many sweeps (occupancy.py)."""
 
-    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py
+    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py; 255 where SemanticKITTI has none
     mask: Optional[np.ndarray]  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT; None where no masks are published
 
 

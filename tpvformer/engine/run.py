@@ -1,12 +1,11 @@
-"""What one can ask of the engine: train a configuration, evaluate a checkpoint, predict the test set."""
+"""Training a configuration, and what training and scoring begin with: processes, device, model."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
@@ -16,18 +15,18 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, summary
+from . import checkpoint, distributed, store, summary
 from .checkpoint import Progress
 from .compile import compile_images
-from .controls import run_controls
-from .device import device_name, image_dtype, image_layout, pick_device, pin_options
+from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
-from .evaluate import Evaluation, evaluate, report, write_scores
 from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
-from .submission import TEST_VERSION, Submission, predict_all
+from .resume import MOMENT, Origin, find_origin, keep_global_batch
+from .saving import Saver
+from .signals import Stopped, StopSignals
 from .train import Run, fit
 from .warm import agree_on_threads, warm_up
 
@@ -38,25 +37,34 @@ def train(
     device: str = "auto",
     resume_from: Optional[Path] = None,
     max_steps: Optional[int] = None,
+    deterministic: bool = False,
 ) -> Dict[str, Any]:
     """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
-    Without ``resume_from`` a ``latest.pth`` in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
-    afresh, stops after that many optimiser steps, and neither evaluates nor saves. Raises ConfigError, DataError,
-    CheckpointError and NonFiniteLoss.
+    Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
+    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
+    the summary is then empty and not stored. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
     world, place, remarks = enter(device)
+    if deterministic:
+        remarks = remarks + be_deterministic(place)
     work_dir.mkdir(parents=True, exist_ok=True)
     if world.is_main:
         summary.remove_stale(work_dir)
+        store.remove_partial(work_dir)
     log = RunLog(work_dir, world.is_main)
     try:
         for remark in remarks:
             log.warn(remark)
+        origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
+        if origin is not None:
+            config = keep_global_batch(origin, config, world, log)
         run = build(config, work_dir, world, place, log, max_steps)
-        start_from(run, resume_from)
-        result = fit(run)
+        start_from(run, origin)
+        origin = None  # its tensors are in place, and as large as the model's and the optimiser's
+        with contextlib.closing(run.saver), run.signals if max_steps is None else contextlib.nullcontext():
+            result = fit(run)
         if run.clock.waiting_share is not None:
             share = 100 * run.clock.waiting_share
             log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
@@ -65,89 +73,13 @@ def train(
         )
         if world.is_main:
             summary.write(work_dir, outcome)
+    except Stopped as stopped:
+        log.line(str(stopped))
+        outcome = {}
     finally:
         log.close()
     distributed.stop()
     return outcome
-
-
-def evaluate_checkpoint(
-    config: Config,
-    weights: Path,
-    device: str = "auto",
-    controls: bool = False,
-    out: Optional[Path] = None,
-    submission: Optional[Path] = None,
-    uses: Sequence[str] = (),
-) -> Evaluation:
-    """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
-
-    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
-    receives all scores as JSON, ``submission`` the predictions as the challenge takes them (submission.py says what
-    ``uses`` is).
-    """
-    world, place, remarks = enter(device)
-    log = RunLog(None, world.is_main)
-    try:
-        for remark in remarks:
-            log.warn(remark)
-        data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
-        check_cameras(data, config)
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        with (
-            nullcontext()
-            if submission is None
-            else Submission(submission, data, config.data, "val", uses, world) as writer
-        ):
-            model = _loaded(config, weights, place, log)
-            keep = None if writer is None else writer.add
-            result = evaluate(model, loader, config, world, place, log, keep=keep)
-            report(result, config, log)
-            for title, metric in (("pts", result.pts), ("vox", result.vox)):
-                log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
-            log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
-            if writer is not None:
-                writer.finish(log)
-        if out is not None and world.is_main:
-            write_scores(out, result, config)
-        if controls:
-            train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
-            run_controls(model, loader, train_set, data, config, world, place, log, result)
-    finally:
-        log.close()
-    distributed.stop()
-    return result
-
-
-def predict_test_set(
-    config: Config, weights: Path, submission: Path, device: str = "auto", uses: Sequence[str] = ()
-) -> None:
-    """Write predictions for the test set, whose labels are not published: nothing is scored.
-
-    Its tables are those of v1.0-test, below the configured root. Raises ConfigError, DataError and CheckpointError.
-    """
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=TEST_VERSION))
-    world, place, remarks = enter(device)
-    log = RunLog(None, world.is_main)
-    try:
-        for remark in remarks:
-            log.warn(remark)
-        data = NuScenesDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        with Submission(submission, data, config.data, "test", uses, world) as writer:
-            predict_all(_loaded(config, weights, place, log), loader, config, place, log, writer)
-            writer.finish(log)
-    finally:
-        log.close()
-    distributed.stop()
-
-
-def _loaded(config: Config, weights: Path, place: torch.device, log: RunLog) -> TPVFormer:
-    """The model with the given weights."""
-    model = build_model(config, place)
-    for line in str(load_weights(model, weights)).splitlines():
-        log.line(line)
-    return model
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:
@@ -232,20 +164,21 @@ def build(
         progress=Progress(),
         clock=StepClock(min(20, steps // 5)),
         losses=LossWatch(world, device),
+        saver=Saver(work_dir, config.train, log),
+        signals=StopSignals(),
     )
 
 
-def start_from(run: Run, resume_from: Optional[Path]) -> None:
+def start_from(run: Run, origin: Optional[Origin]) -> None:
     """Continue a checkpoint, else start from the configured weights, else from random ones."""
     config, log = run.config, run.log
-    latest = run.work_dir / checkpoint.LATEST
-    source = resume_from
-    if source is None and run.max_steps is None and (latest.exists() or latest.is_symlink()):
-        source = latest
-    if source is not None:
-        content = checkpoint.read(source)
-        run.progress, changed = checkpoint.resume(content, source, run.model, run.stepper, config)
-        log.line(f"resumed {source} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
+    if origin is not None:
+        path, content = origin
+        run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
+        run.moment = {name: content[name] for name in MOMENT if name in content}
+        if run.world.is_main and path.parent.resolve() == run.work_dir.resolve():
+            log.cut(run.progress.global_iter, run.progress.evaluated)
+        log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
         if run.progress.epoch >= config.train.epochs:

@@ -177,6 +177,8 @@ def official_tokens(cfg: DataConfig, name: str) -> frozenset:
 
 def _evaluation_set(cfg: DataConfig, split: str) -> str:
     """The challenge's name of a split of a version."""
+    if cfg.format != "nuscenes":
+        raise ConfigError(f"data.format is {cfg.format}; a submission is for nuScenes' lidarseg server alone")
     name = _SETS.get((split, cfg.version))
     if name is None:
         known = ", ".join(f"{kind} of {version}" for kind, version in _SETS)

@@ -7,14 +7,14 @@ from typing import Callable, List, Optional, Sequence
 import cv2
 import numpy as np
 
-from tpvformer.labels import COLORS
+from tpvformer.labels import NUSCENES, Classes
 from tpvformer.viz.project import inside, project
 
-PALETTE_BGR = np.array(COLORS, np.uint8)[:, ::-1]
 BACKGROUND = (31, 27, 24)
 INK = (235, 232, 228)
 FONT = cv2.FONT_HERSHEY_DUPLEX
-TILE_WIDTH = 640
+TILE_WIDTH = 640  # of one camera of a full row; fewer share its width
+COLUMNS = 3  # cameras in a row
 GAP = 4
 _PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _SUBPIXEL = 4  # bits of fraction in the circle coordinates
@@ -22,9 +22,14 @@ _FAR = 60.0  # metres: end of the distance colours
 _TURBO = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO))[:, 0]
 
 
-def class_colors(labels: np.ndarray) -> np.ndarray:
+def palette_bgr(classes: Classes) -> np.ndarray:
+    """(K, 3) uint8 BGR by class."""
+    return np.array(classes.colors, np.uint8)[:, ::-1]
+
+
+def class_colors(labels: np.ndarray, classes: Classes = NUSCENES) -> np.ndarray:
     """(P,) classes to (P, 3) uint8 BGR."""
-    return PALETTE_BGR[np.asarray(labels, np.int64)]
+    return palette_bgr(classes)[np.asarray(labels, np.int64)]
 
 
 def distance_colors(points: np.ndarray) -> np.ndarray:
@@ -39,14 +44,15 @@ def paint_points(
     labels: Optional[np.ndarray],
     lidar2img: np.ndarray,
     camera_names: Sequence[str] = (),
+    classes: Classes = NUSCENES,
 ) -> np.ndarray:
-    """One picture of all cameras, three in a row, with the points on them.
+    """One picture of all cameras, up to three in a row, with the points on them.
 
     images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None
     to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above
     back row.
     """
-    colors = distance_colors(points) if labels is None else class_colors(labels)
+    colors = distance_colors(points) if labels is None else class_colors(labels, classes)
     return in_tiles(
         images, camera_names, lambda tile, i, scale: _paint(tile, images[i].shape, points, colors, lidar2img[i], scale)
     )
@@ -55,19 +61,23 @@ def paint_points(
 def in_tiles(
     images: Sequence[np.ndarray], camera_names: Sequence[str], draw: Callable[[np.ndarray, int, float], None]
 ) -> np.ndarray:
-    """All images in one picture, three in a row and with their names, after ``draw(tile, number, scale)`` on each."""
+    """All images in one picture, with their names, after ``draw(tile, number, scale)`` on each.
+
+    Up to three stand in a row; where there are fewer, they are wider.
+    """
+    tile_width = TILE_WIDTH * COLUMNS // min(len(images), COLUMNS)
     order = sorted(range(len(images)), key=lambda i: _place(camera_names[i]) if i < len(camera_names) else i)
     tiles = []
     for i in order:
         height, width = images[i].shape[:2]
-        scale = TILE_WIDTH / width
+        scale = tile_width / width
         shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        tile = cv2.resize(images[i], (TILE_WIDTH, round(height * scale)), interpolation=shrink)
+        tile = cv2.resize(images[i], (tile_width, round(height * scale)), interpolation=shrink)
         draw(tile, i, scale)
         if i < len(camera_names):
             caption(tile, camera_names[i].replace("CAM_", "").replace("_", " ").lower())
         tiles.append(tile)
-    return mosaic(tiles, columns=3)
+    return mosaic(tiles, COLUMNS)
 
 
 def _place(name: str) -> int:
