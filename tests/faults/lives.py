@@ -6,6 +6,7 @@ Run as a program it reads one JSON object a line (see ``Lives.run``) and answers
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import os
 import signal
@@ -124,6 +125,7 @@ def _live(asked: Dict[str, Any], rank: int, port: int) -> None:
         for number in (1, 2):
             os.dup2(text, number)
         os.close(0)
+        faulthandler.enable()
         if asked["size"] > 1:
             env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": asked["size"], "LOCAL_WORLD_SIZE": asked["size"]}
             env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
