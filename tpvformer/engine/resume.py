@@ -110,7 +110,9 @@ def restore_moment(
     """
     losses.restore(content["losses"])
     if content["world_size"] == world.size:
-        restore_random_state({name: states[world.rank] for name, states in content["rng"].items()}, device)
+        # cloned, because torch.set_rng_state crashes on a view that begins inside its storage
+        own = {name: states[world.rank].clone() for name, states in content["rng"].items()}
+        restore_random_state(own, device)
     else:
         seed_all(mixed([*seeds, world.rank]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from typing import Any, Dict
 
@@ -26,7 +25,7 @@ def random_state(device: torch.device) -> Dict[str, Tensor]:
     numpy: Any = np.random.get_state()  # noqa: NPY002
     return {
         "python": torch.tensor([version, *words], dtype=torch.int64),
-        "python_gauss": torch.tensor([math.nan if gauss is None else gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
         "numpy": torch.tensor([*numpy[1].tolist(), numpy[2], numpy[3]], dtype=torch.int64),
         "numpy_gauss": torch.tensor([numpy[4]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
@@ -36,9 +35,9 @@ def random_state(device: torch.device) -> Dict[str, Tensor]:
 
 def restore_random_state(state: Dict[str, Tensor], device: torch.device) -> None:
     """Put the state of ``random_state`` in place. One of another kind of device leaves the device's own alone."""
-    gauss, (*words, position, has_gauss) = float(state["python_gauss"]), state["numpy"].tolist()
+    (has_value, value), (*words, position, has_gauss) = state["python_gauss"].tolist(), state["numpy"].tolist()
     version, *python = state["python"].tolist()
-    random.setstate((version, tuple(python), None if math.isnan(gauss) else gauss))
+    random.setstate((version, tuple(python), value if has_value else None))
     numpy = ("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, float(state["numpy_gauss"]))
     np.random.set_state(numpy)  # noqa: NPY002
     torch.set_rng_state(state["torch"])

@@ -62,6 +62,8 @@ def train(
             config = keep_global_batch(origin, config, world, log)
         run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, origin)
+        if max_steps is None:
+            log.cut(run.progress.global_iter, run.progress.evaluated)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         with contextlib.closing(run.saver), run.signals if max_steps is None else contextlib.nullcontext():
             result = fit(run)
@@ -176,8 +178,6 @@ def start_from(run: Run, origin: Optional[Origin]) -> None:
         path, content = origin
         run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
         run.moment = {name: content[name] for name in MOMENT if name in content}
-        if run.world.is_main and path.parent.resolve() == run.work_dir.resolve():
-            log.cut(run.progress.global_iter, run.progress.evaluated)
         log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
