@@ -32,6 +32,8 @@ LAW = {
     "predict_files": None,
     "check_geometry": None,
     "data_command": None,
+    "view_command": None,
+    "view_files": (("data", "viz"), ("numpy", "cv2")),
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

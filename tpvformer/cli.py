@@ -152,6 +152,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
 
         data_command.add_arguments(data)
 
+    view = commands.add_parser("view", help="show what predict wrote: a page, pictures, a video, PLY files")
+    if argv[:1] == ["view"]:
+        from tpvformer import view_command
+
+        view_command.add_arguments(view)
+
     export = commands.add_parser("export", help="write weights under the reference's names")
     _add_config(export, device=False)
     export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
@@ -177,6 +183,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     source.add_argument("--rig", help="cameras and frames of one's own, as docs/rig.md says")
     source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
     predict.add_argument("--index", type=int, help="number of the one frame to look at (default: all)")
+    predict.add_argument("--truth", action="store_true", help="also store the set's labels, for tpvformer view")
     predict.add_argument("--out", type=Path, default=Path("out"), help="folder of <token>.npz (default: %(default)s)")
     predict.set_defaults(run=_predict)
 
@@ -340,7 +347,8 @@ def _predict(args: argparse.Namespace) -> int:
     from tpvformer.predict_files import predict_files
 
     config = _config(args)
-    for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device):
+    what = (args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device, args.truth)
+    for line in predict_files(config, *what):
         print(line, flush=True)
     return 0
 

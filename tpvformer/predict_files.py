@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Dict, Iterator, Optional
 
+import cv2
 import numpy as np
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.infos.files import whole_file
-from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import DataError, Frame
+from tpvformer.data.transforms import frame_of_grid, make_sample, moved
+from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
 from tpvformer.labels import class_names
 from tpvformer.predict import FrameClasses, predict_scene
+
+STORED_WIDTH, STORED_QUALITY = 800, 80  # of the pictures kept beside a result: pixels, JPEG quality
 
 
 def predict_files(
@@ -29,14 +32,15 @@ def predict_files(
     split: str = "val",
     index: Optional[int] = None,
     device: str = "auto",
+    truth: bool = False,
 ) -> Iterator[str]:
     """Write ``out/<token>.npz`` for the frames of a rig file, else of a split of the configured set; a line for each.
 
-    ``index`` chooses one frame. docs/rig.md says what the archives hold. Raises ConfigError, DataError and
+    ``index`` chooses one frame; ``truth`` adds the labels of the set, which it must have. docs/rig.md says what the archives hold. Raises ConfigError, DataError and
     CheckpointError.
     """
     data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
-    dataset = NuScenesDataset(data, config.model.grid, split if rig is None else "test", 0, require_labels=False)
+    dataset = NuScenesDataset(data, config.model.grid, split if rig is None else "test", 0, truth)
     check_cameras(dataset, config)
     if index is not None and not 0 <= index < len(dataset):
         raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
@@ -46,8 +50,14 @@ def predict_files(
     for i in range(len(dataset)) if index is None else (index,):
         frame = dataset.load_frame(i)
         path = out / f"{_file_name(frame.token)}.npz"
-        classes = predict_scene(model, make_sample(frame, data, config.model.grid, None), config, place)
-        _write(path, frame, classes, config)
+        sample = make_sample(frame, data, config.model.grid, None)
+        classes = predict_scene(model, sample, config, place)
+        arrays = _predicted(frame, classes, config)
+        arrays.update(_around(frame, sample, config), scene=np.array(dataset.scenes[i]), number=np.array(i))
+        if truth:
+            arrays.update(_truth(frame, classes, arrays.get("scanned"), config))
+        with whole_file(path) as file:
+            np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
         yield (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
@@ -60,9 +70,10 @@ def _file_name(token: str) -> str:
     return token
 
 
-def _write(path: Path, frame: Frame, classes: FrameClasses, config: Config) -> None:
+def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str, np.ndarray]:
     grid = config.model.grid
     arrays = {
+        "token": np.array(frame.token),
         "voxels": classes.voxels.astype(np.uint8),
         "confidence": classes.confidence,
         "pc_range": np.array(grid.pc_range),
@@ -71,5 +82,41 @@ def _write(path: Path, frame: Frame, classes: FrameClasses, config: Config) -> N
     }
     if len(frame.points):
         arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
-    with whole_file(path) as file:
-        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
+    return arrays
+
+
+def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
+    """What a viewer shows beside the classes: small pictures, where they were taken, which voxels hold points."""
+    grid, pictures = config.model.grid, frame.pictures()
+    lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
+    points = moved(frame.points, lidar2grid)
+    inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were moved to the border
+    arrays = {
+        "lidar2grid": lidar2grid,
+        "camera_names": np.array(frame.camera_names),
+        "lidar2img": frame.lidar2img,
+        "image_sizes": np.array([(picture.shape[1], picture.shape[0]) for picture in pictures]),
+    }
+    if len(points):
+        arrays["scanned"] = np.unique(sample.grid_index.numpy()[inside], axis=0).astype(np.uint16)
+    for i, picture in enumerate(pictures):
+        height, width = picture.shape[:2]
+        if width > STORED_WIDTH:
+            size = (STORED_WIDTH, max(1, round(height * STORED_WIDTH / width)))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        arrays[f"image_{i}"] = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, STORED_QUALITY))[1].ravel()
+    return arrays
+
+
+def _truth(frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], config: Config) -> Dict[str, np.ndarray]:
+    """The set's labels of voxels and points; those that points voted for, only where there are points."""
+    voxels = classes.true_voxels.astype(np.uint8)
+    if frame.dense is None:
+        voted = np.full_like(voxels, config.data.fill_label)
+        at = tuple(np.zeros((3, 0), np.int64) if scanned is None else scanned.T.astype(np.int64))
+        voted[at] = voxels[at]
+        voxels = voted
+    arrays = {"true_voxels": voxels}
+    if len(frame.points) and config.data.occupancy == "":
+        arrays["true_point_labels"] = frame.labels
+    return arrays

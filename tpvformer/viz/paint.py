@@ -66,9 +66,8 @@ def in_tiles(
     Up to three stand in a row; where there are fewer, they are wider.
     """
     tile_width = TILE_WIDTH * COLUMNS // min(len(images), COLUMNS)
-    order = sorted(range(len(images)), key=lambda i: _place(camera_names[i]) if i < len(camera_names) else i)
     tiles = []
-    for i in order:
+    for i in looking_around(camera_names) if camera_names else range(len(images)):
         height, width = images[i].shape[:2]
         scale = tile_width / width
         shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -80,8 +79,9 @@ def in_tiles(
     return mosaic(tiles, COLUMNS)
 
 
-def _place(name: str) -> int:
-    return _PLACES.index(name) if name in _PLACES else len(_PLACES)
+def looking_around(names: Sequence[str]) -> List[int]:
+    """The order in which cameras are placed: nuScenes' front row, its back row, then any others as they come."""
+    return sorted(range(len(names)), key=lambda i: _PLACES.index(names[i]) if names[i] in _PLACES else len(_PLACES))
 
 
 def _paint(

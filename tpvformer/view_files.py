@@ -1,0 +1,173 @@
+"""Reads the archives of ``tpvformer predict``. They may be a stranger's: what does not fit is refused in a sentence."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from tpvformer.data.types import DataError
+from tpvformer.viz.result import CameraView, Result
+
+MAX_VOXELS = 1 << 24
+MAX_POINTS = 1 << 22
+MAX_CAMERAS = 32
+_MAX_BYTES = 1 << 29  # of one unpacked array: a small file may unpack to a large one
+_KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
+
+
+def read_results(places: Sequence[Path]) -> List[Result]:
+    """The frames of files, in their order, and of folders, by scene and number. Raises DataError."""
+    results: List[Result] = []
+    for place in places:
+        if place.is_dir():
+            found = [read_result(path) for path in sorted(place.glob("*.npz"))]
+            if not found:
+                raise DataError(f"{place}: holds no .npz files; expected a folder that tpvformer predict wrote")
+            results += sorted(found, key=lambda result: (result.scene, result.number))
+        else:
+            results.append(read_result(place))
+    first = results[0]
+    for result in results:
+        if (result.class_names, result.frame) != (first.class_names, first.frame):
+            raise DataError(
+                f"{result.token}: has other classes or another frame than {first.token}; show results of one model"
+            )
+    return results
+
+
+def read_result(path: Path) -> Result:
+    """One frame. Raises DataError."""
+    arrays = _Arrays(path, _load(path))
+    voxels = arrays.take("voxels", "whole numbers", (None, None, None), required=True).astype(np.uint8)
+    if not 0 < voxels.size <= MAX_VOXELS:
+        raise DataError(f"{path}: voxels have shape {voxels.shape}; expected 1 to {MAX_VOXELS} of them")
+    names = arrays.take("class_names", "text", (None,), required=True)
+    pc_range = arrays.take("pc_range", "numbers", (6,), required=True).astype(np.float64)
+    if not (pc_range[:3] < pc_range[3:]).all():
+        raise DataError(f"{path}: pc_range is {pc_range.tolist()}; expected low x, y, z, then higher x, y, z")
+    frame = arrays.text("frame", "lidar")
+    if frame not in ("lidar", "ego"):
+        raise DataError(f"{path}: frame is {frame[:40]!r}; expected 'lidar' or 'ego'")
+    points = arrays.take("points", "numbers", (None, 3), np.empty((0, 3))).astype(np.float32)
+    if len(points) > MAX_POINTS:
+        raise DataError(f"{path}: holds {len(points)} points; expected {MAX_POINTS} at most")
+    labels = arrays.take("point_labels", "whole numbers", (len(points),), np.empty(0), required=bool(len(points)))
+    for kind, values in (("voxels", voxels), ("point_labels", labels)):
+        if values.size and values.max() >= len(names):
+            raise DataError(f"{path}: {kind} hold class {int(values.max())}, but there are {len(names)} class_names")
+    shape = voxels.shape
+    confidence = arrays.maybe("confidence", "numbers", shape)
+    true_voxels = arrays.maybe("true_voxels", "whole numbers", shape)
+    true_labels = arrays.maybe("true_point_labels", "whole numbers", (len(points),))
+    lidar2grid = arrays.take("lidar2grid", "numbers", (4, 4), np.eye(4)).astype(np.float64)
+    if abs(np.linalg.det(lidar2grid)) < 1e-6:
+        raise DataError(f"{path}: lidar2grid has no inverse; expected a rigid transform")
+    return Result(
+        token=arrays.text("token", path.stem),
+        scene=arrays.text("scene", ""),
+        number=int(arrays.take("number", "whole numbers", (), np.array(0))),
+        voxels=voxels,
+        confidence=confidence,
+        pc_range=tuple(pc_range.tolist()),
+        frame=frame,
+        class_names=tuple(str(name) for name in names),
+        points=points,
+        point_labels=labels.astype(np.uint8),
+        lidar2grid=lidar2grid,
+        cameras=_cameras(arrays),
+        scanned=_scanned(arrays, shape),
+        true_voxels=None if true_voxels is None else true_voxels.astype(np.uint8),
+        true_point_labels=None if true_labels is None else true_labels.astype(np.uint8),
+    )
+
+
+def _load(path: Path) -> Dict[str, np.ndarray]:
+    expected = "expected an archive that tpvformer predict wrote"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            large = [one.filename for one in archive.infolist() if one.file_size > _MAX_BYTES]
+        if large:
+            raise DataError(f"{path}: {large[0][:60]} unpacks to more than {_MAX_BYTES >> 20} MB; {expected}")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as err:
+        if isinstance(err, DataError):
+            raise
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+        raise DataError(f"{path}: cannot be read ({reason}); {expected}") from err
+
+
+class _Arrays:
+    """The arrays of one file, taken out by name with a check of their kind and shape."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        self.path, self._arrays = path, arrays
+
+    def maybe(self, name: str, kind: str, shape: Sequence[Optional[int]]) -> Optional[np.ndarray]:
+        """None where the file has no such array."""
+        return self.take(name, kind, shape) if name in self._arrays else None
+
+    def take(
+        self,
+        name: str,
+        kind: str,
+        shape: Sequence[Optional[int]],
+        default: Optional[np.ndarray] = None,
+        required: bool = False,
+    ) -> np.ndarray:
+        """An array; None in ``shape`` allows any length."""
+        if name not in self._arrays:
+            if required or default is None:
+                raise DataError(f"{self.path}: has no array {name!r}; expected an archive that tpvformer predict wrote")
+            return default
+        array = self._arrays[name]
+        fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape))
+        if not fits or array.dtype.kind not in _KINDS[kind]:
+            wanted = tuple("any" if n is None else n for n in shape)
+            raise DataError(
+                f"{self.path}: {name} is {array.dtype} of shape {array.shape}; expected {kind} of shape {wanted}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{self.path}: {name} holds numbers that are not finite; make the file again")
+        if array.dtype.kind in "iu" and kind == "whole numbers" and name != "number" and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high > 65535 or (high > 255 and name != "scanned" and name != "image_sizes"):
+                raise DataError(f"{self.path}: {name} holds {low} to {high}; expected classes, 0 to 255")
+        return array
+
+    def text(self, name: str, default: str) -> str:
+        return str(self.take(name, "text", (), np.array(default)))[:200]
+
+
+def _scanned(arrays: _Arrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
+    rows = arrays.maybe("scanned", "whole numbers", (None, 3))
+    if rows is None:
+        return None
+    if len(rows) and (rows.max(axis=0) >= shape).any():
+        raise DataError(f"{arrays.path}: scanned names voxels outside of {shape}; make the file again")
+    scanned = np.zeros(shape, bool)
+    scanned[tuple(rows.T.astype(np.int64))] = True
+    return scanned
+
+
+def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
+    names = arrays.maybe("camera_names", "text", (None,))
+    if names is None:
+        return ()
+    if len(names) > MAX_CAMERAS:
+        raise DataError(f"{arrays.path}: has {len(names)} cameras; expected {MAX_CAMERAS} at most")
+    matrices = arrays.take("lidar2img", "numbers", (len(names), 4, 4)).astype(np.float64)
+    sizes = arrays.take("image_sizes", "whole numbers", (len(names), 2)).astype(int)
+    views = []
+    for i, name in enumerate(names):
+        jpeg = arrays.take(f"image_{i}", "whole numbers", (None,)).astype(np.uint8)
+        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR) if jpeg.size and jpeg[:2].tolist() == [255, 216] else None
+        if picture is None or sizes[i].min() < 1:
+            raise DataError(f"{arrays.path}: image_{i} is no JPEG; make the file again")
+        views.append(CameraView(str(name)[:80], jpeg.tobytes(), (int(sizes[i][0]), int(sizes[i][1])), matrices[i]))
+    return tuple(views)

@@ -1,0 +1,212 @@
+// Voxels and points in space, by WebGL2, and the eye that looks at them. Metres in the axes of the grid.
+
+const FACE_SHADER = `#version 300 es
+layout(location = 0) in uvec4 place; layout(location = 1) in vec4 colour;
+uniform mat4 eye; uniform vec3 low, size; uniform ivec3 frame[18];
+out vec4 tone; out vec2 spot; out float open;
+const float LIGHT[6] = float[6](0.80, 0.72, 0.88, 0.66, 1.0, 0.5);
+void main() {
+  int side = int(place.w) & 7, corner = gl_VertexID;
+  ivec3 n = frame[3 * side], u = frame[3 * side + 1], v = frame[3 * side + 2];
+  spot = vec2(corner & 1, corner >> 1);
+  vec3 start = vec3(max(n, ivec3(0)));
+  vec3 cell = vec3(place.xyz) + start + vec3(u) * spot.x + vec3(v) * spot.y;
+  open = float((int(place.w) >> (3 + 2 * corner)) & 3) / 3.0;
+  tone = vec4(colour.rgb * LIGHT[side], 1.0);
+  gl_Position = eye * vec4(low + cell * size, 1.0);
+}`;
+const FACE_PAINT = `#version 300 es
+precision highp float; in vec4 tone; in vec2 spot; in float open; out vec4 paint;
+void main() {
+  vec2 wide = fwidth(spot), rim = min(spot, 1.0 - spot) / max(wide, vec2(1e-5));
+  float line = 1.0 - smoothstep(0.0, 1.0, min(rim.x, rim.y)), near = 1.0 - smoothstep(0.06, 0.25, max(wide.x, wide.y));
+  paint = vec4(tone.rgb * mix(0.55, 1.0, open) * (1.0 - 0.35 * line * near), 1.0);
+}`;
+const POINT_SHADER = `#version 300 es
+layout(location = 0) in vec3 place; layout(location = 1) in vec4 colour;
+uniform mat4 eye; uniform float dot_size, lift; out vec4 tone;
+void main() { // a point lies within its voxel: it is lifted towards the eye by a voxel, or nobody would see it
+  gl_Position = eye * vec4(place, 1.0); tone = colour;
+  gl_Position.z -= lift;
+  gl_PointSize = colour.a == 0.0 ? 0.0 : clamp(dot_size * 60.0 / gl_Position.w, dot_size, 4.0 * dot_size);
+}`;
+const POINT_PAINT = `#version 300 es
+precision mediump float; in vec4 tone; out vec4 paint;
+void main() { if (tone.a == 0.0) discard; paint = vec4(tone.rgb, 1.0); }`;
+
+class Scene {
+  // Raises where the browser gives no WebGL2. forward: the axis that points ahead, 0 or 1.
+  constructor(canvas, forward) {
+    const gl = canvas.getContext("webgl2", { antialias: true });
+    if (!gl) throw new Error("no WebGL2");
+    this.gl = gl; this.canvas = canvas; this.layers = [];
+    this.ahead = forward ? [0, 1, 0] : [1, 0, 0];
+    this.faces = this.program(FACE_SHADER, FACE_PAINT, ["eye", "low", "size", "frame"]);
+    this.dots = this.program(POINT_SHADER, POINT_PAINT, ["eye", "dot_size", "lift"]);
+    gl.enable(gl.DEPTH_TEST); gl.enable(gl.CULL_FACE);
+    gl.clearColor(24 / 255, 27 / 255, 31 / 255, 1);
+    this.marks = this.vertices(new Float32Array(0), new Uint8Array(0));
+  }
+
+  program(vertex, fragment, names) {
+    const gl = this.gl, id = gl.createProgram();
+    for (const [kind, text] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+      const shader = gl.createShader(kind);
+      gl.shaderSource(shader, text); gl.compileShader(shader); gl.attachShader(id, shader);
+      if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS)) throw new Error(gl.getShaderInfoLog(shader));
+    }
+    gl.linkProgram(id);
+    if (!gl.getProgramParameter(id, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(id));
+    return { id, at: Object.fromEntries(names.map((name) => [name, gl.getUniformLocation(id, name)])) };
+  }
+
+  // The grid that faces lie in, the height of the ground; first = also put the eye behind the vehicle.
+  setGrid(range, dims, ground, first) {
+    this.range = range; this.dims = dims; this.groundHeight = ground;
+    this.size = [0, 1, 2].map((a) => (range[a + 3] - range[a]) / dims[a]);
+    const lines = [], tones = [], up = this.groundHeight;
+    const line = (a, b, tone) => { lines.push(...a, ...b); tones.push(...tone, 255, ...tone, 255); };
+    const reach = Math.min(Math.max(...range.slice(3, 5), ...range.slice(0, 2).map(Math.abs)), 60);
+    for (let r = 10; r <= reach; r += 10)
+      for (let i = 0; i < 96; i++) {
+        const at = (k) => [r * Math.cos((k * Math.PI) / 48), r * Math.sin((k * Math.PI) / 48), up];
+        line(at(i), at(i + 1), [78, 86, 96]);
+      }
+    this.rings = this.vertices(new Float32Array(lines), new Uint8Array(tones), this.rings);
+    const [fx, fy] = this.ahead, at = (f, r, z) => [f * fx + r * fy, f * fy - r * fx, up + z];
+    const hull = [], paint = [];
+    const tri = (a, b, c, tone) => { hull.push(...a, ...b, ...c); for (let i = 0; i < 3; i++) paint.push(...tone, 255); };
+    const nose = at(2.6, 0, 0.3), left = at(-1.8, -1.1, 0.3), right = at(-1.8, 1.1, 0.3), top = at(-0.9, 0, 1.5);
+    tri(nose, left, top, [245, 245, 245]); tri(nose, top, right, [205, 210, 216]); tri(left, right, top, [150, 156, 164]);
+    this.vehicle = this.vertices(new Float32Array(hull), new Uint8Array(paint), this.vehicle);
+    if (first) this.home();
+  }
+
+  vertices(places, colours, old) {
+    const gl = this.gl, made = old || { array: gl.createVertexArray(), place: gl.createBuffer(), colour: gl.createBuffer() };
+    gl.bindVertexArray(made.array);
+    for (const [index, buffer, data, size, type] of [[0, made.place, places, 3, gl.FLOAT], [1, made.colour, colours, 4, gl.UNSIGNED_BYTE]]) {
+      gl.bindBuffer(gl.ARRAY_BUFFER, buffer); gl.bufferData(gl.ARRAY_BUFFER, data, gl.DYNAMIC_DRAW);
+      gl.enableVertexAttribArray(index); gl.vertexAttribPointer(index, size, type, index === 1, 0, 0);
+    }
+    made.count = places.length / 3;
+    return made;
+  }
+
+  // One view beside another for each layer: { faces: of buildFaces or null, points: Float32Array, colours: Uint8Array }.
+  setLayers(layers) {
+    const gl = this.gl;
+    layers.forEach((layer, i) => {
+      const made = (this.layers[i] = this.layers[i] || { array: gl.createVertexArray(), buffer: gl.createBuffer() });
+      gl.bindVertexArray(made.array); gl.bindBuffer(gl.ARRAY_BUFFER, made.buffer);
+      gl.bufferData(gl.ARRAY_BUFFER, layer.faces ? layer.faces.bytes : new Uint8Array(0), gl.DYNAMIC_DRAW);
+      gl.enableVertexAttribArray(0); gl.vertexAttribIPointer(0, 4, gl.UNSIGNED_SHORT, FACE_BYTES, 0);
+      gl.enableVertexAttribArray(1); gl.vertexAttribPointer(1, 4, gl.UNSIGNED_BYTE, true, FACE_BYTES, 8);
+      gl.vertexAttribDivisor(0, 1); gl.vertexAttribDivisor(1, 1);
+      made.count = layer.faces ? layer.faces.count : 0;
+      made.dots = this.vertices(layer.points, layer.colours, made.dots);
+    });
+    this.shown = layers.length;
+    this.draw();
+  }
+
+  home() {
+    const r = this.range, wide = Math.max(r[3] - r[0], r[4] - r[1]), middle = this.ahead.map((a, i) => (r[i] + r[i + 3]) / 2);
+    // a grid that lies ahead of the vehicle is looked at from there, one around it from behind
+    const lead = this.ahead.map((a, i) => a * (Math.abs(middle[i]) > 5 ? 0 : wide * -0.09));
+    this.target = [middle[0] + lead[0], middle[1] + lead[1], this.groundHeight];
+    this.turn = -0.35; this.tilt = 0.6; this.distance = wide * 0.64;
+    this.draw();
+  }
+
+  above() { this.turn = 0; this.tilt = 1.57; this.distance = Math.max(this.range[3] - this.range[0], this.range[4] - this.range[1]) * 1.28;
+    this.target = [(this.range[0] + this.range[3]) / 2, (this.range[1] + this.range[4]) / 2, this.groundHeight]; this.draw(); }
+
+  orbit(turn, tilt) { this.turn += turn; this.tilt = Math.min(Math.max(this.tilt + tilt, -0.2), 1.57); this.draw(); }
+
+  zoom(factor) { this.distance = Math.min(Math.max(this.distance * factor, 3), 400); this.draw(); }
+
+  // Moves what is looked at, in parts of the picture's height to the right and up.
+  pan(right, up) {
+    const step = this.distance * 0.9, [r, , f] = this.axes(), flat = Math.hypot(f[0], f[1]) || 1;
+    const lift = this.tilt > 1.5 ? this.axes()[1] : [f[0] / flat, f[1] / flat, 0];
+    for (let a = 0; a < 3; a++) this.target[a] += step * (r[a] * right + lift[a] * up);
+    this.draw();
+  }
+
+  // Unit vectors to the right, up and forwards of the eye.
+  axes() {
+    const [ax, ay] = this.ahead, c = Math.cos(this.turn), s = Math.sin(this.turn), t = Math.min(this.tilt, 1.5699);
+    const flat = [ax * c - ay * s, ax * s + ay * c], forward = [flat[0] * Math.cos(t), flat[1] * Math.cos(t), -Math.sin(t)];
+    const right = [flat[1], -flat[0], 0];
+    const up = [right[1] * forward[2], -right[0] * forward[2], right[0] * forward[1] - right[1] * forward[0]];
+    return [right, up, forward];
+  }
+
+  matrix(aspect) {
+    const [right, up, forward] = this.axes(), eye = this.target.map((v, a) => v - forward[a] * this.distance);
+    const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2], near = Math.max(this.distance / 60, 0.3), far = 900;
+    const fit = 1.9 * Math.min(1, Math.max(aspect, 0.45)), fx = fit / aspect, fy = fit;
+    const k = (far + near) / (far - near), m = (2 * far * near) / (far - near);
+    const rows = [right.map((v) => v * fx), up.map((v) => v * fy), forward.map((v) => v * k), forward];
+    const ends = [-dot(right, eye) * fx, -dot(up, eye) * fy, -dot(forward, eye) * k - m, -dot(forward, eye)];
+    const out = new Float32Array(16);
+    for (let row = 0; row < 4; row++) { for (let c = 0; c < 3; c++) out[4 * c + row] = rows[row][c]; out[12 + row] = ends[row]; }
+    return out;
+  }
+
+  draw() {
+    if (!this.waiting && this.shown) this.waiting = requestAnimationFrame(() => { this.waiting = 0; this.paint(); });
+  }
+
+  paint() {
+    const gl = this.gl, ratio = Math.min(window.devicePixelRatio || 1, 2), canvas = this.canvas;
+    const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
+    if (!width || !height) return;
+    if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+    gl.disable(gl.SCISSOR_TEST); gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    const part = Math.floor(width / this.shown), eye = this.matrix(part / height);
+    for (let i = 0; i < this.shown; i++) {
+      gl.viewport(i * part, 0, part, height);
+      gl.useProgram(this.faces.id);
+      gl.uniformMatrix4fv(this.faces.at.eye, false, eye);
+      gl.uniform3fv(this.faces.at.low, this.range.slice(0, 3)); gl.uniform3fv(this.faces.at.size, this.size);
+      gl.uniform3iv(this.faces.at.frame, SIDES.flat(2));
+      gl.bindVertexArray(this.layers[i].array);
+      if (this.layers[i].count) gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.layers[i].count);
+      gl.useProgram(this.dots.id);
+      gl.uniformMatrix4fv(this.dots.at.eye, false, eye); gl.uniform1f(this.dots.at.dot_size, 1.3 * ratio);
+      for (const [kind, what] of [[gl.POINTS, this.layers[i].dots], [gl.LINES, this.rings], [gl.TRIANGLES, this.vehicle]]) {
+        gl.bindVertexArray(what.array);
+        if (kind === gl.TRIANGLES) gl.disable(gl.CULL_FACE);
+        gl.uniform1f(this.dots.at.lift, kind === gl.POINTS ? 1.8 * Math.max(...this.size) : 0);
+        if (what.count) gl.drawArrays(kind, 0, what.count);
+        gl.enable(gl.CULL_FACE);
+      }
+      if (i) { gl.enable(gl.SCISSOR_TEST); gl.scissor(i * part, 0, Math.ceil(ratio), height);
+        gl.clearColor(0.3, 0.33, 0.37, 1); gl.clear(gl.COLOR_BUFFER_BIT); gl.clearColor(24 / 255, 27 / 255, 31 / 255, 1); gl.disable(gl.SCISSOR_TEST); }
+    }
+    if (this.painted) this.painted();
+  }
+}
+
+// Mouse, touch and pen on the canvas: one turns, the right button or two fingers move, a wheel or a pinch zooms.
+function listen(scene) {
+  const canvas = scene.canvas, held = new Map();
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+  canvas.addEventListener("wheel", (event) => { event.preventDefault(); scene.zoom(Math.exp(event.deltaY * 0.0012)); }, { passive: false });
+  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); held.set(event.pointerId, [event.clientX, event.clientY]); });
+  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => held.delete(event.pointerId));
+  canvas.addEventListener("pointermove", (event) => {
+    const before = held.get(event.pointerId);
+    if (!before) return;
+    const now = [event.clientX, event.clientY], dx = now[0] - before[0], dy = now[1] - before[1], high = canvas.clientHeight;
+    if (held.size === 2) {
+      const other = [...held].find(([id]) => id !== event.pointerId)[1];
+      const gap = (a) => Math.hypot(a[0] - other[0], a[1] - other[1]);
+      scene.zoom(gap(before) / Math.max(gap(now), 1)); scene.pan(-dx / high / 2, dy / high / 2);
+    } else if (event.buttons & 2 || event.shiftKey) scene.pan(-dx / high, dy / high);
+    else scene.orbit(-dx * 0.006, dy * 0.006);
+    held.set(event.pointerId, now);
+  });
+}

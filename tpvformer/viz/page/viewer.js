@@ -1,0 +1,299 @@
+// The page: what is chosen, what follows from it, and the keys.
+
+const $ = (id) => document.getElementById(id);
+const about = JSON.parse($("about").textContent);
+const DRAWN = about.classes.map((one) => one.drawn);
+const COLOURS = about.classes.map((one) => one.colour);
+// How prediction and truth differ at a place that has a true label.
+const RIGHT = 0, WRONG = 1, EXTRA = 2, MISSED = 3;
+const KINDS = [["right", [120, 160, 130]], ["wrong class", [235, 60, 50]], ["predicted where free", [255, 165, 0]], ["missed", [70, 150, 255]]];
+const MODES = { prediction: "Prediction", truth: "Truth", both: "Both", difference: "Difference" };
+
+const state = { frame: 0, mode: "prediction", on: DRAWN.slice(), kinds: [true, true, true, true], scanned: false, confidence: 0, data: null };
+const loaded = new Map(); // frame number: promise of its arrays; a few are kept
+let scene = null, cameras = null, flat = null;
+
+function say(text) { $("notice").textContent = text; $("notice").hidden = !text; }
+
+function bytesOf(id) {
+  const text = atob($(id).textContent), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+async function inflated(id) {
+  if (!$(id)) return null;
+  const stream = new Blob([bytesOf(id)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+async function read(number) {
+  const frame = about.frames[number], id = (name) => `f${number}-${name}`;
+  const pictures = Promise.all(frame.cameras.map((_, i) => createImageBitmap(new Blob([bytesOf(id(`image${i}`))], { type: "image/jpeg" }))));
+  const names = ["voxels", "confidence", "scanned", "true-voxels", "places", "labels", "true-labels"];
+  const [voxels, confidence, scanned, trueVoxels, places, labels, trueLabels] = await Promise.all(names.map((name) => inflated(id(name))));
+  const steps = places ? new Int16Array(places.buffer) : new Int16Array(0), points = new Float32Array(steps.length);
+  for (let i = 0; i < steps.length; i++) points[i] = steps[i] * frame.step;
+  return { frame, voxels, confidence, scanned, trueVoxels, points, labels: labels || new Uint8Array(0), trueLabels, pictures: await pictures };
+}
+
+function load(number) {
+  if (!loaded.has(number)) loaded.set(number, read(number));
+  const promise = loaded.get(number);
+  loaded.delete(number); loaded.set(number, promise);
+  if (loaded.size > 4) {
+    const [oldest, gone] = loaded.entries().next().value;
+    loaded.delete(oldest);
+    gone.then((data) => data.pictures.forEach((picture) => picture.close()), () => {});
+  }
+  return promise;
+}
+
+// Whether the model's answer at voxel i counts as something that is there.
+function believed(data, i) {
+  if (!DRAWN[data.voxels[i]]) return false;
+  if (state.scanned && data.scanned && !(data.scanned[i >> 3] & (128 >> (i & 7)))) return false;
+  return !data.confidence || data.confidence[i] >= state.confidence * 2.55;
+}
+
+const real = (label) => label < DRAWN.length && DRAWN[label];
+const known = (label) => real(label) || label === about.free; // truth that can be compared with
+
+// The kind of difference between two labels, HIDDEN where there is nothing to compare; there: something is predicted.
+function kindOf(predicted, there, truth) {
+  if (!known(truth)) return HIDDEN;
+  if (real(truth)) return !there ? (about.free < 0 ? HIDDEN : MISSED) : predicted === truth ? RIGHT : WRONG;
+  return there ? EXTRA : HIDDEN;
+}
+
+// What is drawn and how much of it there is: labels by voxel, colours by point, counts.
+function voxelLabels(data, mode, counts) {
+  const total = data.voxels.length, out = new Uint8Array(total).fill(HIDDEN);
+  for (let i = 0; i < total; i++) {
+    if (mode === "truth") {
+      const label = data.trueVoxels[i];
+      if (real(label)) { counts[label]++; if (state.on[label]) out[i] = label; }
+      continue;
+    }
+    const there = believed(data, i), label = data.voxels[i];
+    if (mode === "prediction") {
+      if (there) { counts[label]++; if (state.on[label]) out[i] = label; }
+      continue;
+    }
+    const kind = kindOf(label, there, data.trueVoxels[i]);
+    if (kind === HIDDEN) continue;
+    counts[kind]++;
+    const filter = kind === EXTRA ? label : data.trueVoxels[i];
+    if (state.kinds[kind] && state.on[filter]) out[i] = kind;
+  }
+  return out;
+}
+
+function pointColours(data, mode, counts) {
+  const total = data.labels.length, out = new Uint8Array(4 * total);
+  for (let i = 0; i < total; i++) {
+    const label = mode === "truth" || mode === "difference" ? data.trueLabels[i] : data.labels[i];
+    let colour = null;
+    if (mode === "difference") {
+      if (!real(label)) continue;
+      const kind = data.labels[i] === label ? RIGHT : WRONG;
+      counts[kind]++;
+      if (state.kinds[kind] && state.on[label]) colour = KINDS[kind][1];
+    } else if (real(label)) {
+      counts[label]++;
+      if (state.on[label]) colour = COLOURS[label];
+    }
+    if (colour) { out.set(colour, 4 * i); out[4 * i + 3] = 255; }
+  }
+  return out;
+}
+
+const zeros = (n) => new Array(n).fill(0);
+
+function show() {
+  const data = state.data, truth = Boolean(data.trueVoxels), pointTruth = Boolean(data.trueLabels);
+  const mode = truth || (pointTruth && state.mode !== "both") ? state.mode : "prediction";
+  const sides = mode === "both" ? ["prediction", "truth"] : [mode];
+  const withVoxels = $("voxels").checked, withPoints = $("points").checked, byPoint = !withVoxels && withPoints;
+  const layers = sides.map((side) => {
+    const differ = side === "difference", counts = zeros(256), many = zeros(256);
+    const labels = side === "prediction" || truth ? voxelLabels(data, side, counts) : null;
+    const hasColour = side === "prediction" || pointTruth;
+    const tones = hasColour ? pointColours(data, side, many) : new Uint8Array(4 * data.labels.length);
+    return { labels, palette: differ ? KINDS.map((kind) => kind[1]) : COLOURS, tones, counts: byPoint ? many : counts };
+  });
+  if (scene) {
+    scene.setLayers(layers.map(({ labels, palette, tones }) => ({
+      faces: withVoxels && labels ? buildFaces(labels, data.frame.grid, palette) : null,
+      points: withPoints ? data.points : new Float32Array(0), colours: withPoints ? tones : new Uint8Array(0),
+    })));
+  } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x");
+  cameras.paint(data.points, layers[0].tones);
+  $("tag-left").textContent = sides.length > 1 || truth ? MODES[sides[0]] : "";
+  $("tag-right").textContent = sides.length > 1 && scene ? MODES[sides[1]] : "";
+  const difference = mode === "difference";
+  $("kinds").hidden = !difference;
+  if (difference) count("kinds", layers[0].counts);
+  let predicted = layers[0].counts, actual = layers[1] && layers[1].counts;
+  if (mode === "truth" || difference || !actual) {
+    predicted = zeros(256); actual = truth || pointTruth ? zeros(256) : null;
+    if (byPoint) { pointColours(data, "prediction", predicted); if (pointTruth) pointColours(data, "truth", actual); }
+    else { voxelLabels(data, "prediction", predicted); if (truth) voxelLabels(data, "truth", actual); }
+  }
+  $("classes").classList.toggle("single", !actual);
+  $("counted").textContent = `${byPoint ? "points" : "voxels"}: predicted${actual ? ", true" : ""}`;
+  count("classes", predicted, actual);
+  for (const button of $("modes").children) {
+    button.setAttribute("aria-checked", String(button.value === mode));
+    button.tabIndex = button.value === mode ? 0 : -1;
+    button.disabled = button.value !== "prediction" && !(truth || (pointTruth && button.value !== "both"));
+  }
+}
+
+function count(list, ...columns) {
+  for (const row of $(list).children) {
+    const numbers = columns.filter(Boolean).map((column) => column[row.dataset.label]);
+    row.querySelectorAll("i").forEach((cell, k) => { cell.textContent = k < numbers.length ? numbers[k].toLocaleString("en") : ""; cell.hidden = k >= numbers.length; });
+    row.classList.toggle("absent", numbers.every((n) => n === 0));
+  }
+}
+
+async function go(number) {
+  state.frame = Math.min(Math.max(number, 0), about.frames.length - 1);
+  const wanted = state.frame, data = await load(wanted);
+  if (wanted !== state.frame) return; // another one was asked for meanwhile
+  const first = !state.data, frame = data.frame;
+  state.data = data;
+  $("token").textContent = [frame.scene && `scene ${frame.scene}`, frame.token].filter(Boolean).join(" · ");
+  $("frame").value = state.frame;
+  $("frame").setAttribute("aria-valuetext", `frame ${state.frame + 1} of ${about.frames.length}`);
+  $("where").textContent = `${state.frame + 1} / ${about.frames.length}`;
+  $("previous").disabled = state.frame === 0; $("next").disabled = state.frame === about.frames.length - 1;
+  if (first) begin(data);
+  $("scanned-row").hidden = !data.scanned;
+  if (scene) scene.setGrid(frame.range, frame.grid, about.ground, first);
+  cameras.show(frame.cameras, data.pictures);
+  show();
+}
+
+// What is shown at first depends on what there is.
+function begin(data) {
+  if (data.trueVoxels && innerWidth > 700) state.mode = "both";
+  $("points").checked = false; $("points").disabled = !data.points.length;
+  let text = "";
+  if (about.free < 0) {
+    text = "This model was never taught free space: it names a class for every voxel, also in the air. ";
+    if (data.scanned) { state.scanned = true; text += "So only voxels that hold lidar points are shown at first."; }
+    else if (data.confidence) {
+      const levels = zeros(256); let i = 255, sum = 0;
+      data.confidence.forEach((value) => levels[value]++);
+      while (i > 0 && (sum += levels[i]) < data.voxels.length / 10) i--;
+      state.confidence = Math.ceil(i / 2.55);
+      text += "There is no lidar here, so the tenth of them is shown that it is surest of.";
+    }
+  } else text = "Free space is one of this model's classes and is not drawn.";
+  if (!data.trueVoxels) text += " No true labels are stored with this result.";
+  $("caption").textContent = text;
+  $("scanned").checked = state.scanned; $("confidence").value = state.confidence; $("percent").textContent = `${state.confidence} %`;
+  $("confidence").disabled = !data.confidence;
+}
+
+function toggles(list, names, on) {
+  names.forEach(([label, name, colour]) => {
+    const row = document.createElement("label"), box = document.createElement("input"), swatch = document.createElement("b"), text = document.createElement("em");
+    box.type = "checkbox"; box.checked = on[label]; row.dataset.label = label; row.dataset.name = name;
+    swatch.style.background = `rgb(${colour})`; text.textContent = name;
+    row.append(box, swatch, text, document.createElement("i"), document.createElement("i"));
+    box.addEventListener("change", () => { on[label] = box.checked; show(); });
+    $(list).append(row);
+  });
+}
+
+function choose(mode) { state.mode = mode; if (state.data) show(); }
+
+function build() {
+  $("title").textContent = about.title;
+  toggles("classes", about.classes.map((one, i) => [i, one.name, one.colour]).filter(([i]) => DRAWN[i]), state.on);
+  toggles("kinds", KINDS.map(([name, colour], i) => [i, name, colour]), state.kinds);
+  $("kinds").classList.add("single");
+  for (const [value, text] of Object.entries(MODES)) {
+    const button = document.createElement("button");
+    button.value = value; button.textContent = text; button.setAttribute("role", "radio");
+    button.addEventListener("click", () => choose(value));
+    $("modes").append(button);
+  }
+  $("modes").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    const usable = [...$("modes").children].filter((button) => !button.disabled);
+    const next = usable[(usable.findIndex((button) => button.tabIndex === 0) + step + usable.length) % usable.length];
+    next.focus(); choose(next.value); event.preventDefault(); event.stopPropagation();
+  });
+  const all = (value) => { state.on = DRAWN.map((drawn) => drawn && value); $("classes").replaceChildren();
+    toggles("classes", about.classes.map((one, i) => [i, one.name, one.colour]).filter(([i]) => DRAWN[i]), state.on); show(); };
+  $("all").onclick = () => all(true); $("none").onclick = () => all(false);
+  $("voxels").onchange = $("points").onchange = show;
+  $("scanned").onchange = () => { state.scanned = $("scanned").checked; show(); };
+  $("confidence").oninput = () => { state.confidence = Number($("confidence").value); $("percent").textContent = `${state.confidence} %`; show(); };
+  $("frame").max = about.frames.length - 1; $("frames").hidden = about.frames.length < 2;
+  $("frame").oninput = () => go(Number($("frame").value));
+  $("previous").onclick = () => go(state.frame - 1); $("next").onclick = () => go(state.frame + 1);
+  $("play").onclick = play;
+  $("home").onclick = () => scene && scene.home(); $("above").onclick = () => scene && scene.above();
+  addEventListener("keydown", keys);
+}
+
+let playing = false;
+async function play() {
+  playing = !playing;
+  $("play").setAttribute("aria-pressed", String(playing));
+  while (playing) {
+    await go((state.frame + 1) % about.frames.length);
+    await new Promise((done) => setTimeout(done, 500));
+  }
+}
+
+function keys(event) {
+  const typing = event.target instanceof HTMLInputElement && event.target.type === "range", key = event.key;
+  if (event.ctrlKey || event.altKey || event.metaKey || !state.data) return;
+  const turns = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[key];
+  let done = true;
+  if (turns) {
+    if (typing || !scene || (event.target !== document.body && event.target !== scene.canvas)) return;
+    if (event.shiftKey) scene.pan(turns[0] * 0.06, turns[1] * 0.06); else scene.orbit(turns[0] * 0.08, turns[1] * 0.06);
+  } else if (key === "[") go(state.frame - 1);
+  else if (key === "]") go(state.frame + 1);
+  else if (key === " " && (event.target === document.body || event.target === $("canvas"))) play();
+  else if (key === "v") {
+    const usable = [...$("modes").children].filter((button) => !button.disabled);
+    choose(usable[(usable.findIndex((button) => button.tabIndex === 0) + 1) % usable.length].value);
+  } else if (scene && (key === "+" || key === "=")) scene.zoom(0.88);
+  else if (scene && key === "-") scene.zoom(1 / 0.88);
+  else if (scene && (key === "0" || key === "Home") && !typing) scene.home();
+  else if (scene && key === "t") scene.above();
+  else done = false;
+  if (done) event.preventDefault();
+}
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") { say("This browser is too old for this page; any of 2023 or later shows it."); return; }
+  build();
+  cameras = new Cameras($("cameras"));
+  try {
+    scene = new Scene($("canvas"), about.forward === "y");
+    listen(scene);
+    new ResizeObserver(() => scene.draw()).observe($("canvas"));
+    scene.painted = () => {
+      scene.gl.finish(); scene.painted = null;
+      document.documentElement.dataset.firstPicture = Math.round(performance.now());
+    };
+  } catch (err) {
+    scene = null;
+    say(`This browser draws nothing in 3-D (${err.message}); here are the voxels from above and the cameras.`);
+    flat = $("canvas").cloneNode(); $("canvas").replaceWith(flat); // a canvas that was asked for WebGL gives no 2-D
+    flat.classList.add("flat"); $("home").hidden = $("above").hidden = true;
+  }
+  await go(0);
+  document.documentElement.dataset.ready = "1";
+}
+start().catch((err) => { say(`This page cannot be shown: ${err.message}`); throw err; });
