@@ -36,7 +36,8 @@ def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], c
         f"{out}/frame1.npz: 6x5x4 voxels, 40 points",
     ]
     assert sorted(path.name for path in out.iterdir()) == ["frame0.npz", "frame1.npz"]
-    common = ["class_names", "confidence", "frame", "pc_range", "voxels"]
+    common = ["camera_names", "class_names", "confidence", "frame", "image_0", "image_1", "image_2", "image_sizes"]
+    common += ["lidar2grid", "lidar2img", "number", "pc_range", "scene", "token", "voxels"]
     with np.load(out / "frame0.npz", allow_pickle=False) as file:
         assert sorted(file.files) == common
         assert file["voxels"].dtype == np.uint8 and file["voxels"].shape == (6, 5, 4)
@@ -45,7 +46,7 @@ def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], c
         assert file["pc_range"].tolist() == [-51.2, -51.2, -5, 51.2, 51.2, 3]
         assert str(file["frame"]) == "lidar" and file["class_names"][4] == "car"
     with np.load(out / "frame1.npz", allow_pickle=False) as file:
-        assert sorted(file.files) == sorted([*common, "points", "point_labels"])
+        assert sorted(file.files) == sorted([*common, "points", "point_labels", "scanned"])
         assert file["points"].shape == (40, 3) and file["point_labels"].shape == (40,)
         assert file["point_labels"].dtype == np.uint8
 

@@ -36,8 +36,8 @@ def predict_files(
 ) -> Iterator[str]:
     """Write ``out/<token>.npz`` for the frames of a rig file, else of a split of the configured set; a line for each.
 
-    ``index`` chooses one frame; ``truth`` adds the labels of the set, which it must have. docs/rig.md says what the archives hold. Raises ConfigError, DataError and
-    CheckpointError.
+    ``index`` chooses one frame; ``truth`` adds the labels of the set, which it must have. docs/rig.md says what the
+    archives hold. Raises ConfigError, DataError and CheckpointError.
     """
     data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
     dataset = NuScenesDataset(data, config.model.grid, split if rig is None else "test", 0, truth)

@@ -1,11 +1,18 @@
-"""``tpvformer view``: what ``tpvformer predict`` wrote, as a page, pictures, a video and PLY files. No display is needed."""
+"""``tpvformer view``: what ``tpvformer predict`` wrote, as a page, pictures, video, PLY files; without a display."""
 
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from tpvformer.config import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tpvformer.viz.result import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,25 +21,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="npz files, or folders of them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with everything, to be opened in a browser")
     parser.add_argument("--title", default="TPVFormer", help="of the page (default: %(default)s)")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second of the video (default: %(default)s)")
+    parser.add_argument("--ply", type=Path, metavar="DIR", help="<token>.points.ply and <token>.voxels.ply a frame")
     parser.set_defaults(run=_run)
 
 
 _VIEW = (
     "RESULTs come from tpvformer predict (with --truth also the labels of the set). The page needs no network and no "
-    "other file; its slider goes over all frames given: files in their order, folders by scene and time."
+    "other file; its slider goes over all frames given: files in their order, folders by scene and time. Pictures, "
+    "video and PLY files show what is predicted; of a model that was not taught free space, where LiDAR points lie."
 )
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tpvformer.data.infos.files import whole_file
     from tpvformer.view_files import read_results
-    from tpvformer.viz.viewer import write_page
 
-    if not args.html:
-        raise ConfigError("nothing to write; give --html FILE")
+    if not (args.html or args.png or args.video or args.ply):
+        raise ConfigError("nothing to write; give --html FILE, --png DIR, --video FILE or --ply DIR")
+    if args.video and args.video.suffix not in (".gif", ".mp4", ".avi"):
+        raise ConfigError(f"--video is {args.video}; expected a name that ends in .gif, .mp4 or .avi")
+    if not 0 < args.fps <= 100:
+        raise ConfigError(f"--fps is {args.fps}; expected a number above 0, 100 at most")
     results = read_results(args.results)
     if args.html:
-        with whole_file(args.html) as file:
-            write_page(file, results, args.title)
-        print(f"{args.html}: {len(results)} frames, {args.html.stat().st_size / 1e6:.1f} MB")
+        _write_page(args.html, results, args.title)
+    if args.ply:
+        for result in results:
+            _write_ply(args.ply, result)
+    if args.png or args.video:
+        _write_pictures(args, results)
     return 0
+
+
+def _write_page(path: Path, results: Sequence[Result], title: str) -> None:
+    from tpvformer.data.infos.files import whole_file
+    from tpvformer.viz.viewer import write_page
+
+    with whole_file(path) as file:
+        write_page(file, results, title)
+    print(f"{path}: {len(results)} frames, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _write_ply(folder: Path, result: Result) -> None:
+    from tpvformer.data.infos.files import whole_file
+    from tpvformer.viz import ply
+    from tpvformer.viz.result import believed, shown
+
+    kinds = shown(result.class_names, result.frame)
+    there = believed(result, kinds)
+    with whole_file(folder / f"{result.token}.voxels.ply") as file:
+        ply.write_voxels(file, result.voxels, there, result.pc_range, kinds.classes)
+    with whole_file(folder / f"{result.token}.points.ply") as file:
+        ply.write_points(file, result.grid_points(), result.point_labels, kinds.classes)
+    print(f"{folder}: {result.token}, {int(there.sum())} voxels, {len(result.points)} points")
+
+
+def _write_pictures(args: argparse.Namespace, results: Sequence[Result]) -> None:
+    from tpvformer.viz.picture import write_png
+    from tpvformer.viz.video import video_frame, write_video
+
+    def frames() -> Iterator[np.ndarray]:
+        for result in results:
+            picture = video_frame(result)
+            if args.png:
+                write_png(args.png / f"{result.token}.png", picture)
+                print(f"{args.png / result.token}.png", flush=True)
+            yield picture
+
+    try:
+        if args.video:
+            write_video(args.video, frames(), args.fps)
+            print(f"{args.video}: {len(results)} frames, {args.video.stat().st_size / 1e6:.1f} MB")
+        else:
+            deque(frames(), maxlen=0)
+    except (OSError, ValueError) as err:
+        raise ConfigError(str(err)) from err

@@ -67,8 +67,11 @@ def read_result(path: Path) -> Result:
     lidar2grid = arrays.take("lidar2grid", "numbers", (4, 4), np.eye(4)).astype(np.float64)
     if abs(np.linalg.det(lidar2grid)) < 1e-6:
         raise DataError(f"{path}: lidar2grid has no inverse; expected a rigid transform")
+    token = arrays.text("token", path.stem)
+    if not token or token.startswith(".") or set(token) & set("/\\\0"):
+        raise DataError(f"{path}: its token cannot be the name of a file; expected letters, digits and the like")
     return Result(
-        token=arrays.text("token", path.stem),
+        token=token,
         scene=arrays.text("scene", ""),
         number=int(arrays.take("number", "whole numbers", (), np.array(0))),
         voxels=voxels,

@@ -54,7 +54,9 @@ def paint_points(
     """
     colors = distance_colors(points) if labels is None else class_colors(labels, classes)
     return in_tiles(
-        images, camera_names, lambda tile, i, scale: _paint(tile, images[i].shape, points, colors, lidar2img[i], scale)
+        images,
+        camera_names,
+        lambda tile, i, scale: paint_tile(tile, images[i].shape, points, colors, lidar2img[i], scale),
     )
 
 
@@ -84,7 +86,7 @@ def looking_around(names: Sequence[str]) -> List[int]:
     return sorted(range(len(names)), key=lambda i: _PLACES.index(names[i]) if names[i] in _PLACES else len(_PLACES))
 
 
-def _paint(
+def paint_tile(
     tile: np.ndarray,
     shape: Sequence[int],
     points: np.ndarray,

@@ -21,7 +21,7 @@ class CameraView(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """P points, (X, Y, Z) voxels. Points are in the LiDAR frame; voxels lie in that of the grid, ``lidar2grid`` leads there.
+    """P points in the LiDAR frame, (X, Y, Z) voxels in that of the grid, where ``lidar2grid`` leads.
 
     Voxel i of an axis of n spans low + i (high - low) / n and the next.
     """
@@ -62,7 +62,7 @@ class Shown(NamedTuple):
 
 
 def shown(class_names: Sequence[str], frame: str) -> Shown:
-    """Of the label map that has these names; other names share the colours of nuScenes, and all but "free" are drawn."""
+    """Of the label map that has these names; others share the colours of nuScenes, and all but "free" are drawn."""
     names = tuple(class_names)
     for label_map, classes in LABEL_MAPS.items():
         if classes.names == names:

@@ -1,0 +1,45 @@
+"""Points and voxels as binary PLY files with colours, which MeshLab, CloudCompare, Blender and Open3D read."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO, Sequence
+
+import numpy as np
+
+from tpvformer.labels import Classes
+
+_VERTEX = np.dtype([("place", "<f4", 3), ("color", "u1", 3), ("label", "u1")])
+_FACE = np.dtype([("count", "u1"), ("corner", "<i4", 4)])
+_CUBE = np.array([[x, y, z] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+# corners of each side, counter-clockwise as seen from outside
+_QUADS = np.array([[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4, 6, 2], [1, 3, 7, 5]])
+
+
+def write_points(file: BinaryIO, points: np.ndarray, labels: np.ndarray, classes: Classes) -> None:
+    """points (P, 3) metres, labels (P,) classes; a vertex each, with its colour and its class as ``label``."""
+    _write(file, points, labels, classes, np.empty((0, 4), np.int64))
+
+
+def write_voxels(
+    file: BinaryIO, voxels: np.ndarray, drawn: np.ndarray, pc_range: Sequence[float], classes: Classes
+) -> None:
+    """A cube for each voxel (X, Y, Z) where ``drawn``, of eight vertices of its own; metres in the grid's frame."""
+    cells = np.argwhere(drawn)
+    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
+    corners = low + (cells[:, None] + _CUBE) * ((high - low) / voxels.shape)
+    quads = (8 * np.arange(len(cells))[:, None, None] + _QUADS).reshape(-1, 4)
+    _write(file, corners.reshape(-1, 3), np.repeat(voxels[drawn], 8), classes, quads)
+
+
+def _write(file: BinaryIO, places: np.ndarray, labels: np.ndarray, classes: Classes, quads: np.ndarray) -> None:
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(places)}"]
+    lines += [f"property float {axis}" for axis in "xyz"]
+    lines += [f"property uchar {name}" for name in ("red", "green", "blue", "label")]
+    if len(quads):
+        lines += [f"element face {len(quads)}", "property list uchar int vertex_indices"]
+    vertices: Any = np.empty(len(places), _VERTEX)
+    vertices["place"], vertices["label"] = places, labels
+    vertices["color"] = np.array(classes.colors, np.uint8)[labels]
+    faces: Any = np.empty(len(quads), _FACE)
+    faces["count"], faces["corner"] = 4, quads
+    file.write(("\n".join([*lines, "end_header"]) + "\n").encode() + vertices.tobytes() + faces.tobytes())

@@ -1,0 +1,82 @@
+"""Voxels drawn as boxes in perspective, far before near, with OpenCV alone: no display and no graphics card."""
+
+from __future__ import annotations
+
+from typing import Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from tpvformer.labels import Classes
+from tpvformer.viz.paint import palette_bgr
+
+SKY = (36, 31, 28)  # BGR
+_NEAR = 0.5  # metres: faces nearer than this are left out
+# Per side the steps along x, y, z of its normal and of two edges, and how light it is.
+_SIDES = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1), 0.80),
+    ((-1, 0, 0), (0, 1, 0), (0, 0, 1), 0.72),
+    ((0, 1, 0), (1, 0, 0), (0, 0, 1), 0.88),
+    ((0, -1, 0), (1, 0, 0), (0, 0, 1), 0.66),
+    ((0, 0, 1), (1, 0, 0), (0, 1, 0), 1.0),
+    ((0, 0, -1), (1, 0, 0), (0, 1, 0), 0.5),
+)
+
+
+def look_at(
+    eye: np.ndarray, target: np.ndarray, size: Tuple[int, int], angle: float, up: Sequence[float] = (0, 0, 1)
+) -> np.ndarray:
+    """(4, 4) from metres to (u * depth, v * depth, depth, 1) for a picture of ``size`` (width, height) pixels.
+
+    ``angle``: degrees that the picture's height spans.
+    """
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, np.asarray(up, np.float64))
+    right /= np.linalg.norm(right)
+    view = np.eye(4)
+    view[:3, :3] = right, np.cross(forward, right), forward
+    view[:3, 3] = -view[:3, :3] @ eye
+    focal = size[1] / 2 / np.tan(np.radians(angle) / 2)
+    lens = np.eye(4)
+    lens[:2, :3] = (focal, 0, size[0] / 2), (0, focal, size[1] / 2)
+    return lens @ view
+
+
+def render_voxels(
+    voxels: np.ndarray,
+    drawn: np.ndarray,
+    pc_range: Sequence[float],
+    to_pixels: np.ndarray,
+    size: Tuple[int, int],
+    classes: Classes,
+) -> np.ndarray:
+    """(height, width, 3) uint8 BGR of the voxels (X, Y, Z) where ``drawn``; ``to_pixels`` as ``look_at`` gives it."""
+    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
+    pitch = (high - low) / voxels.shape
+    padded = np.pad(drawn, 1)
+    eye = -np.linalg.solve(to_pixels[:3, :3], to_pixels[:3, 3])
+    corners, colors, distances = [], [], []
+    for normal, u, v, light in _SIDES:
+        behind = padded[tuple(slice(1 + step, 1 + step + n) for step, n in zip(normal, drawn.shape))]
+        cells = np.argwhere(drawn & ~behind)
+        first = low + (cells + np.maximum(normal, 0)) * pitch
+        edges = np.asarray([u, v], np.float64) * pitch
+        middle = first + edges.sum(0) / 2
+        seen = (eye - middle) @ np.asarray(normal, np.float64) > 0
+        first, cells = first[seen], cells[seen]
+        corners.append(first[:, None] + np.stack([0 * edges[0], edges[0], edges.sum(0), edges[1]]))
+        colors.append(palette_bgr(classes)[voxels[tuple(cells.T)]] * light)
+        distances.append(np.linalg.norm(middle[seen] - eye, axis=1))
+    image = np.empty((size[1], size[0], 3), np.uint8)
+    image[:] = SKY
+    faces, paint = np.concatenate(corners), np.concatenate(colors).astype(int)
+    homogeneous = faces @ to_pixels[:3, :3].T + to_pixels[:3, 3]
+    depth = homogeneous[..., 2]
+    pixels = homogeneous[..., :2] / np.where(depth > _NEAR, depth, 1)[..., None]
+    left, right = pixels.min(1), pixels.max(1)
+    inside = (depth > _NEAR).all(1) & (right > 0).all(1) & (left < size).all(1)
+    order = np.flatnonzero(inside)
+    order = order[np.argsort(-np.concatenate(distances)[order])]
+    for corner, color in zip(np.rint(pixels[order] * 16).astype(np.int32), paint[order].tolist()):
+        cv2.fillConvexPoly(image, corner, color, cv2.LINE_8, 4)
+    return image

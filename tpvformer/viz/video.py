@@ -1,0 +1,130 @@
+"""A frame in the layout of the reference's videos, and videos of such frames.
+
+Two rows, each of three cameras and of the same three views into the predicted voxels; below them the street from behind
+and above the vehicle, and from straight above.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterable, List, Tuple
+
+import cv2
+import numpy as np
+
+from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
+from tpvformer.viz.render import look_at, render_voxels
+from tpvformer.viz.result import CameraView, Result, believed, shown
+
+TILE = (480, 270)
+GAP = 10
+_WIDTH = 6 * TILE[0] + 5 * GAP
+_BEHIND = (1920, 1080)
+_ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
+
+
+def video_frame(result: Result) -> np.ndarray:
+    """(1640 or less, 2930, 3) uint8 BGR; fewer rows of cameras where there are fewer cameras."""
+    kinds = shown(result.class_names, result.frame)
+    there = believed(result, kinds)
+    cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])][:6]
+    rows = [cameras[i : i + 3] for i in range(0, len(cameras), 3)]
+    canvas = np.empty((len(rows) * (TILE[1] + GAP) + _BEHIND[1], _WIDTH, 3), np.uint8)
+    canvas[:] = BACKGROUND
+
+    def voxels(to_pixels: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+        return render_voxels(result.voxels, there, result.pc_range, to_pixels, size, kinds.classes)
+
+    for row, views in enumerate(rows):
+        top = row * (TILE[1] + GAP)
+        for column, camera in enumerate(views):
+            left = column * (TILE[0] + GAP)
+            canvas[top : top + TILE[1], left : left + TILE[0]] = _photo(camera, result)
+            left += 3 * (TILE[0] + GAP)
+            size = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1])
+            canvas[top : top + TILE[1], left : left + TILE[0]] = voxels(size @ result.grid2img(camera), TILE)
+    below = canvas[len(rows) * (TILE[1] + GAP) :]
+    below[:, : _BEHIND[0]] = voxels(_from_behind(result, kinds.forward, kinds.ground), _BEHIND)
+    below[:, _BEHIND[0] + GAP :] = voxels(_from_above(result, kinds.forward), _ABOVE)
+    caption(below, f"{result.token}: predicted voxels", 0.8)
+    return canvas
+
+
+def _photo(camera: CameraView, result: Result) -> np.ndarray:
+    picture = cv2.imdecode(np.frombuffer(camera.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None, "checked when the result was read"
+    tile = cv2.resize(picture, TILE, interpolation=cv2.INTER_AREA)
+    classes = shown(result.class_names, result.frame).classes
+    to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
+    colors = class_colors(result.point_labels, classes)
+    paint_tile(tile, (TILE[1], TILE[0]), result.points, colors, to_tile, 1.0)
+    caption(tile, camera.name.replace("CAM_", "").replace("_", " ").lower())
+    return tile
+
+
+def _from_behind(result: Result, forward: str, ground: float) -> np.ndarray:
+    ahead = np.array([1.0, 0, 0] if forward == "x" else [0, 1.0, 0])
+    base = np.array([0, 0, ground])
+    eye = base - 22 * ahead + np.array([0, 0, 14.0])
+    return look_at(eye, base + 12 * ahead, _BEHIND, 50)
+
+
+def _from_above(result: Result, forward: str) -> np.ndarray:
+    low, high = np.array(result.pc_range[:3]), np.array(result.pc_range[3:])
+    ahead = np.array([1.0, 0, 0] if forward == "x" else [0, 1.0, 0])
+    middle = (low + high) / 2
+    extent = float((high - low)[:2].max())
+    eye = middle + np.array([0, 0, 2 * extent])
+    angle = 2 * np.degrees(np.arctan(0.5 / 2 * max(1.0, _ABOVE[1] / _ABOVE[0]) * 1.04))
+    return look_at(eye, middle, _ABOVE, angle, ahead.tolist())
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float = 2.0, width: int = 1464) -> None:
+    """A .gif, .mp4 or .avi of BGR pictures, ``width`` pixels wide, which appears when it is complete.
+
+    Raises ValueError where it cannot be written, OSError where the folder cannot be made.
+    """
+    small = [_narrowed(frame, width) for frame in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        (_write_gif if path.suffix == ".gif" else _write_coded)(partial, small, fps)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_coded(path: Path, frames: List[np.ndarray], fps: float) -> None:
+    height, width = frames[0].shape[:2]
+    code = "mp4v" if path.suffix == ".mp4" else "MJPG"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), fps, (width, height))
+    if not writer.isOpened():
+        raise ValueError(f"OpenCV cannot write {path.suffix} into {path.parent}; ask for a .gif, or for --png")
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def _narrowed(frame: np.ndarray, width: int) -> np.ndarray:
+    height = 2 * round(frame.shape[0] * width / frame.shape[1] / 2)  # MP4 takes even numbers
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _write_gif(path: Path, frames: List[np.ndarray], fps: float) -> None:
+    """By Pillow where it is installed, else by OpenCV, which has GIF since 4.12."""
+    pause = round(1000 / fps)
+    try:
+        from PIL import Image  # ty: ignore[import-not-found]  # optional
+    except ImportError:
+        done = False
+        if hasattr(cv2, "imwriteanimation"):
+            animation = cv2.Animation()
+            animation.frames, animation.durations = frames, [pause] * len(frames)
+            done = cv2.imwriteanimation(str(path), animation)
+        if not done:
+            raise ValueError(
+                "a GIF needs Pillow (pip install pillow) or OpenCV 4.12 or later; or ask for .mp4"
+            ) from None
+        return
+    pictures = [Image.fromarray(np.ascontiguousarray(frame[..., ::-1])) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=pause, loop=0)
