@@ -77,6 +77,6 @@ def render_voxels(
     inside = (depth > _NEAR).all(1) & (right > 0).all(1) & (left < size).all(1)
     order = np.flatnonzero(inside)
     order = order[np.argsort(-np.concatenate(distances)[order])]
-    for corner, color in zip(np.rint(pixels[order] * 16).astype(np.int32), paint[order].tolist()):
+    for corner, color in zip(np.rint((pixels[order] - 0.5) * 16).astype(np.int32), paint[order].tolist()):
         cv2.fillConvexPoly(image, corner, color, cv2.LINE_8, 4)
     return image

@@ -7,46 +7,60 @@ const SIDES = [
   [[0, 1, 0], [0, 0, 1], [1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
   [[0, 0, 1], [1, 0, 0], [0, 1, 0]], [[0, 0, -1], [0, 1, 0], [1, 0, 0]],
 ];
-const FACE_BYTES = 12; // x, y, z: uint16; side and openness: uint16; colour: 4 uint8
+const LONG_IS_FIRST = [0, 1, 1, 0, 0, 1]; // of each side: whether runs go along the first of its edges, else the second
+const FACE_BYTES = 12; // x, y, z: uint16; side and openness: uint16; colour: 3 uint8; length of the run less 1: uint8
 
 // labels: class of each voxel, (x * Y + y) * Z + z, HIDDEN where nothing is drawn; colours: [r, g, b] by class.
-// A corner between neighbours is darker; its openness (0 to 3) takes two bits above the three of the side.
+// A corner between neighbours is darker; its openness (0 to 3) takes two bits above the three of the side. Open faces of
+// one colour in a row are one: upright ones along z, the others along y. ends: how many faces there are up to each side.
 function buildFaces(labels, [X, Y, Z], colours) {
   const stepY = Z + 2, stepX = stepY * (Y + 2), full = new Uint8Array(stepX * (X + 2));
   for (let x = 0, i = 0; x < X; x++)
     for (let y = 0; y < Y; y++)
       for (let z = 0, at = (x + 1) * stepX + (y + 1) * stepY + 1; z < Z; z++, i++, at++)
         if (labels[i] !== HIDDEN) full[at] = 1;
-  const offset = ([x, y, z]) => x * stepX + y * stepY + z;
-  const sides = SIDES.map((side) => side.map(offset));
-  let room = 1 << 14, bytes = new ArrayBuffer(room * FACE_BYTES), words = new Uint16Array(bytes), count = 0;
-  let tones = new Uint8Array(bytes);
-  for (let x = 0, i = 0; x < X; x++)
-    for (let y = 0; y < Y; y++)
-      for (let z = 0, at = (x + 1) * stepX + (y + 1) * stepY + 1; z < Z; z++, i++, at++) {
-        if (labels[i] === HIDDEN) continue;
-        for (let side = 0; side < 6; side++) {
-          const [n, u, v] = sides[side], before = at + n;
-          if (full[before]) continue;
-          if (count === room) {
-            room *= 2;
-            const larger = new ArrayBuffer(room * FACE_BYTES);
-            new Uint8Array(larger).set(tones);
-            bytes = larger; words = new Uint16Array(bytes); tones = new Uint8Array(bytes);
+  const offset = ([x, y, z]) => x * stepX + y * stepY + z, chunks = [], ends = [];
+  let count = 0, total = 0;
+  for (let side = 0; side < 6; side++) {
+    const [n, u, v] = SIDES[side].map(offset), level = side > 3;
+    const runs = new Int32Array(level ? Z : 1).fill(-1); // the face that may be continued: its number
+    let room = 1 << 12, words = new Uint16Array(room * 6);
+    count = 0;
+    for (let x = 0, i = 0; x < X; x++) {
+      runs.fill(-1);
+      for (let y = 0; y < Y; y++) {
+        if (!level) runs[0] = -1;
+        for (let z = 0, at = (x + 1) * stepX + (y + 1) * stepY + 1; z < Z; z++, i++, at++) {
+          const run = level ? z : 0, before = at + n;
+          if (labels[i] === HIDDEN || full[before]) { runs[run] = -1; continue; }
+          const around = full[before + u] | full[before - u] | full[before + v] | full[before - v] |
+            full[before + u + v] | full[before + u - v] | full[before - u + v] | full[before - u - v];
+          let open = 255;
+          if (around) {
+            open = 0;
+            for (let corner = 0; corner < 4; corner++) {
+              const du = corner & 1 ? u : -u, dv = corner & 2 ? v : -v, a = full[before + du], b = full[before + dv];
+              open |= (a && b ? 0 : 3 - a - b - full[before + du + dv]) << (2 * corner);
+            }
           }
-          let open = 0;
-          for (let corner = 0; corner < 4; corner++) {
-            const du = corner & 1 ? u : -u, dv = corner & 2 ? v : -v;
-            const a = full[before + du], b = full[before + dv];
-            open |= (a && b ? 0 : 3 - a - b - full[before + du + dv]) << (2 * corner);
+          const [r, g, b] = colours[labels[i]], last = runs[run] * 6;
+          if (!around && last >= 0 && words[last + 4] === (r | (g << 8)) && (words[last + 5] & 255) === b && words[last + 5] >> 8 < 255) {
+            words[last + 5] += 256;
+            continue;
           }
-          const colour = colours[labels[i]], word = count * 6, tone = count * FACE_BYTES + 8;
-          words[word] = x; words[word + 1] = y; words[word + 2] = z; words[word + 3] = side | (open << 3);
-          tones[tone] = colour[0]; tones[tone + 1] = colour[1]; tones[tone + 2] = colour[2]; tones[tone + 3] = 255;
+          if (count === room) { const larger = new Uint16Array((room *= 2) * 6); larger.set(words); words = larger; }
+          words.set([x, y, z, side | (open << 3), r | (g << 8), b], count * 6);
+          runs[run] = around ? -1 : count;
           count++;
         }
       }
-  return { bytes: tones.subarray(0, count * FACE_BYTES), count };
+    }
+    chunks.push(words.subarray(0, count * 6));
+    ends.push((total += count));
+  }
+  const faces = new Uint16Array(total * 6);
+  chunks.forEach((chunk, side) => faces.set(chunk, side ? ends[side - 1] * 6 : 0));
+  return { faces, ends };
 }
 
 // The highest drawn voxel of each column, forward up and right right, for where there is no WebGL.

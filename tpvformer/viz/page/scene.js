@@ -2,15 +2,17 @@
 
 const FACE_SHADER = `#version 300 es
 layout(location = 0) in uvec4 place; layout(location = 1) in vec4 colour;
-uniform mat4 eye; uniform vec3 low, size; uniform ivec3 frame[18];
+uniform mat4 eye; uniform vec3 low, size; uniform ivec3 frame[18]; uniform int long_is_first[6];
 out vec4 tone; out vec2 spot; out float open;
 const float LIGHT[6] = float[6](0.80, 0.72, 0.88, 0.66, 1.0, 0.5);
 void main() {
   int side = int(place.w) & 7, corner = gl_VertexID;
   ivec3 n = frame[3 * side], u = frame[3 * side + 1], v = frame[3 * side + 2];
-  spot = vec2(corner & 1, corner >> 1);
+  float run = round(colour.a * 255.0) + 1.0;
+  spot = vec2(corner & 1, corner >> 1) * (long_is_first[side] == 1 ? vec2(run, 1.0) : vec2(1.0, run));
   vec3 start = vec3(max(n, ivec3(0)));
-  vec3 cell = vec3(place.xyz) + start + vec3(u) * spot.x + vec3(v) * spot.y;
+  vec2 wider = spot + 0.02 * vec2(corner & 1, corner >> 1) - 0.01; // or rounding leaves gaps between runs
+  vec3 cell = vec3(place.xyz) + start + vec3(u) * wider.x + vec3(v) * wider.y;
   open = float((int(place.w) >> (3 + 2 * corner)) & 3) / 3.0;
   tone = vec4(colour.rgb * LIGHT[side], 1.0);
   gl_Position = eye * vec4(low + cell * size, 1.0);
@@ -18,7 +20,7 @@ void main() {
 const FACE_PAINT = `#version 300 es
 precision highp float; in vec4 tone; in vec2 spot; in float open; out vec4 paint;
 void main() {
-  vec2 wide = fwidth(spot), rim = min(spot, 1.0 - spot) / max(wide, vec2(1e-5));
+  vec2 wide = fwidth(spot), part = fract(spot), rim = min(part, 1.0 - part) / max(wide, vec2(1e-5));
   float line = 1.0 - smoothstep(0.0, 1.0, min(rim.x, rim.y)), near = 1.0 - smoothstep(0.06, 0.25, max(wide.x, wide.y));
   paint = vec4(tone.rgb * mix(0.55, 1.0, open) * (1.0 - 0.35 * line * near), 1.0);
 }`;
@@ -41,7 +43,7 @@ class Scene {
     if (!gl) throw new Error("no WebGL2");
     this.gl = gl; this.canvas = canvas; this.layers = [];
     this.ahead = forward ? [0, 1, 0] : [1, 0, 0];
-    this.faces = this.program(FACE_SHADER, FACE_PAINT, ["eye", "low", "size", "frame"]);
+    this.faces = this.program(FACE_SHADER, FACE_PAINT, ["eye", "low", "size", "frame", "long_is_first"]);
     this.dots = this.program(POINT_SHADER, POINT_PAINT, ["eye", "dot_size", "lift"]);
     gl.enable(gl.DEPTH_TEST); gl.enable(gl.CULL_FACE);
     gl.clearColor(24 / 255, 27 / 255, 31 / 255, 1);
@@ -99,11 +101,10 @@ class Scene {
     layers.forEach((layer, i) => {
       const made = (this.layers[i] = this.layers[i] || { array: gl.createVertexArray(), buffer: gl.createBuffer() });
       gl.bindVertexArray(made.array); gl.bindBuffer(gl.ARRAY_BUFFER, made.buffer);
-      gl.bufferData(gl.ARRAY_BUFFER, layer.faces ? layer.faces.bytes : new Uint8Array(0), gl.DYNAMIC_DRAW);
-      gl.enableVertexAttribArray(0); gl.vertexAttribIPointer(0, 4, gl.UNSIGNED_SHORT, FACE_BYTES, 0);
-      gl.enableVertexAttribArray(1); gl.vertexAttribPointer(1, 4, gl.UNSIGNED_BYTE, true, FACE_BYTES, 8);
+      gl.bufferData(gl.ARRAY_BUFFER, layer.faces ? layer.faces.faces : new Uint16Array(0), gl.DYNAMIC_DRAW);
+      gl.enableVertexAttribArray(0); gl.enableVertexAttribArray(1);
       gl.vertexAttribDivisor(0, 1); gl.vertexAttribDivisor(1, 1);
-      made.count = layer.faces ? layer.faces.count : 0;
+      made.ends = layer.faces ? layer.faces.ends : [];
       made.dots = this.vertices(layer.points, layer.colours, made.dots);
     });
     this.shown = layers.length;
@@ -155,6 +156,20 @@ class Scene {
     return out;
   }
 
+  // The sides that face the eye; those that look away from it throughout the grid are left out.
+  drawFaces({ array, buffer, ends }) {
+    const gl = this.gl, [, , forward] = this.axes(), eye = this.target.map((v, a) => v - forward[a] * this.distance);
+    gl.bindVertexArray(array); gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+    ends.forEach((end, side) => {
+      const axis = side >> 1, start = side ? ends[side - 1] : 0;
+      const seen = side & 1 ? eye[axis] < this.range[axis + 3] : eye[axis] > this.range[axis];
+      if (!seen || end === start) return;
+      gl.vertexAttribIPointer(0, 4, gl.UNSIGNED_SHORT, FACE_BYTES, start * FACE_BYTES);
+      gl.vertexAttribPointer(1, 4, gl.UNSIGNED_BYTE, true, FACE_BYTES, start * FACE_BYTES + 8);
+      gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, end - start);
+    });
+  }
+
   draw() {
     if (!this.waiting && this.shown) this.waiting = requestAnimationFrame(() => { this.waiting = 0; this.paint(); });
   }
@@ -172,8 +187,8 @@ class Scene {
       gl.uniformMatrix4fv(this.faces.at.eye, false, eye);
       gl.uniform3fv(this.faces.at.low, this.range.slice(0, 3)); gl.uniform3fv(this.faces.at.size, this.size);
       gl.uniform3iv(this.faces.at.frame, SIDES.flat(2));
-      gl.bindVertexArray(this.layers[i].array);
-      if (this.layers[i].count) gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.layers[i].count);
+      gl.uniform1iv(this.faces.at.long_is_first, LONG_IS_FIRST);
+      this.drawFaces(this.layers[i]);
       gl.useProgram(this.dots.id);
       gl.uniformMatrix4fv(this.dots.at.eye, false, eye); gl.uniform1f(this.dots.at.dot_size, 1.3 * ratio);
       for (const [kind, what] of [[gl.POINTS, this.layers[i].dots], [gl.LINES, this.rings], [gl.TRIANGLES, this.vehicle]]) {

@@ -129,6 +129,9 @@ function show() {
     })));
   } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x");
   cameras.paint(data.points, layers[0].tones);
+  const kind = { prediction: "by predicted class", truth: "by true class", difference: "right or wrong" }[sides[0]];
+  $("painted").textContent = !data.points.length ? "" : sides[0] === "prediction" || pointTruth
+    ? `On the pictures: lidar points ${kind}.` : "No points on the pictures: these have no true labels.";
   $("tag-left").textContent = sides.length > 1 || truth ? MODES[sides[0]] : "";
   $("tag-right").textContent = sides.length > 1 && scene ? MODES[sides[1]] : "";
   const difference = mode === "difference";
@@ -284,7 +287,9 @@ async function start() {
     listen(scene);
     new ResizeObserver(() => scene.draw()).observe($("canvas"));
     scene.painted = () => {
-      scene.gl.finish(); scene.painted = null;
+      const gl = scene.gl;
+      gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits until it is drawn
+      scene.painted = null;
       document.documentElement.dataset.firstPicture = Math.round(performance.now());
     };
   } catch (err) {

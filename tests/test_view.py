@@ -1,0 +1,196 @@
+"""tpvformer view: archives are read with care, and what is written shows them. The page is driven in test_view_page.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Dict, List
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from engine_tools import tiny_config, tiny_model, write_config
+from rig_tools import THREE, write_rig
+from tiny_nuscenes import write_tiny
+from view_tools import archive, save
+
+from tpvformer.cli import main
+from tpvformer.config import DataConfig
+from tpvformer.data.types import DataError
+from tpvformer.labels import COLORS, NUSCENES
+from tpvformer.view_files import read_result, read_results
+from tpvformer.viz.render import look_at, render_voxels
+from tpvformer.viz.result import believed, shown
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_predict_then_view(tmp_path: Path, capsys) -> None:
+    """The user's way: predict with the labels of the set, then a page, pictures, a video and PLY files."""
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    file = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set")))
+    words = ["--py-config", str(file), "--ckpt-path", str(tmp_path / "w.pth"), "--device", "cpu"]
+    assert main(["predict", *words, "--truth", "--out", str(tmp_path / "out")]) == 0
+    results = read_results([tmp_path / "out"])
+    assert [(r.token, r.number) for r in results] == [("sample0", 0), ("sample1", 1), ("sample2", 2)]
+    first = results[0]
+    assert [camera.size for camera in first.cameras] == [(77, 45)] * 6
+    assert first.true_point_labels is not None and len(first.true_point_labels) == len(first.points) == 50
+    assert first.true_voxels is not None and first.scanned is not None
+    assert not first.true_voxels[~first.scanned].any() and 0 < first.scanned.sum() < 50
+    out = tmp_path / "shown"
+    more = ["--png", str(out), "--ply", str(out), "--video", str(out / "v.avi")]
+    assert main(["view", str(tmp_path / "out"), "--html", str(out / "page.html"), *more]) == 0
+    assert "3 frames" in capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    tokens = [result.token for result in results]
+    assert names == {
+        "page.html",
+        "v.avi",
+        *(f"{token}.{end}" for token in tokens for end in ("png", "points.ply", "voxels.ply")),
+    }
+    video = cv2.VideoCapture(str(out / "v.avi"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.read()[1].shape[1] == 1464
+    assert cv2.imread(str(out / "sample0.png")).shape == (1640, 2930, 3)
+
+
+def test_truth_needs_labels(tmp_path: Path, capsys) -> None:
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    file = write_config(tmp_path / "tiny.py", tiny_config(DataConfig(workers=0)))
+    rig = write_rig(tmp_path, THREE, (40,), labelled=False)
+    words = ["--py-config", str(file), "--ckpt-path", str(tmp_path / "w.pth"), "--device", "cpu", "--rig", str(rig)]
+    assert main(["predict", *words, "--truth", "--out", str(tmp_path / "out")]) == 2
+    assert "has lidar but no labels" in capsys.readouterr().err
+
+
+def test_a_gif_holds_every_frame(tmp_path: Path, capsys) -> None:
+    for i in range(2):
+        save(tmp_path / f"{i}.npz", archive(token=f"t{i}", number=i))
+    out = tmp_path / "v.gif"
+    status = main(["view", str(tmp_path), "--video", str(out)])
+    if status == 2:
+        assert "a GIF needs Pillow" in capsys.readouterr().err and not out.exists()
+        pytest.skip("neither Pillow nor an OpenCV with GIF is installed")
+    assert out.read_bytes()[:4] == b"GIF8"
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+BAD: List[Any] = [
+    (lambda a: a.pop("voxels"), "has no array 'voxels'"),
+    (lambda a: a.update(voxels=np.zeros((3, 3), np.uint8)), "voxels is uint8 of shape (3, 3)"),
+    (lambda a: a.update(voxels=np.full((20, 20, 4), 99, np.uint8)), "voxels hold class 99, but there are 17"),
+    (lambda a: a.update(voxels=np.full((20, 20, 4), -1)), "voxels holds -1 to -1; expected classes, 0 to 255"),
+    (lambda a: a.update(voxels=np.zeros((0, 20, 4), np.uint8)), "voxels have shape (0, 20, 4)"),
+    (lambda a: a.update(pc_range=np.array([0, 0, 0, -1, 1, 1.0])), "then higher x, y, z"),
+    (lambda a: a.update(pc_range=np.array([0, 0, 0, np.nan, 1, 1])), "not finite"),
+    (lambda a: a.update(frame=np.array("world")), "expected 'lidar' or 'ego'"),
+    (lambda a: a.pop("point_labels"), "has no array 'point_labels'"),
+    (lambda a: a.update(point_labels=np.zeros(1, np.uint8)), "point_labels is uint8 of shape (1,)"),
+    (lambda a: a.update(confidence=np.zeros((1, 1, 1))), "confidence is float64 of shape (1, 1, 1)"),
+    (lambda a: a.update(image_0=np.frombuffer(b"\xff\xd8 no picture", np.uint8)), "image_0 is no JPEG"),
+    (lambda a: a.pop("image_1"), "has no array 'image_1'"),
+    (lambda a: a.update(image_sizes=np.zeros((2, 2), int)), "image_0 is no JPEG"),
+    (lambda a: a.update(lidar2grid=np.zeros((4, 4))), "lidar2grid has no inverse"),
+    (lambda a: a.update(scanned=np.array([[50, 0, 0]], np.uint16)), "scanned names voxels outside"),
+    (lambda a: a.update(token=np.array("../../etc/passwd")), "its token cannot be the name of a file"),
+    (lambda a: a.update(class_names=np.array([1, 2])), "class_names is int64"),
+    (lambda a: a.update(class_names=np.array([{}], dtype=object)), "cannot be read (Object arrays"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), BAD, ids=[text for _, text in BAD])
+def test_a_strangers_file_is_refused_in_one_sentence(tmp_path: Path, capsys, change, text: str) -> None:
+    arrays = archive()
+    change(arrays)
+    path = save(tmp_path / "r.npz", arrays)
+    assert main(["view", str(path), "--html", str(tmp_path / "x.html")]) == 2
+    said = capsys.readouterr().err
+    assert text in said and str(path) in said and said.count("\n") == 1
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_no_archive_and_nothing_to_do(tmp_path: Path, capsys) -> None:
+    (tmp_path / "r.npz").write_bytes(b"not a zip file")
+    whole = save(tmp_path / "whole.npz", archive()).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty").mkdir()
+    good, html = str(tmp_path / "whole.npz"), ["--html", str(tmp_path / "x.html")]
+    for words, text in (
+        ([str(tmp_path / "r.npz"), *html], "cannot be read"),
+        ([str(tmp_path / "cut.npz"), *html], "cannot be read"),
+        ([str(tmp_path / "none.npz"), *html], "No such file"),
+        ([str(tmp_path / "empty"), *html], "holds no .npz files"),
+        ([good], "nothing to write"),
+        ([good, "--video", "x.mkv"], "expected a name that ends in"),
+        ([good, "--video", "x.gif", "--fps", "0"], "--fps is 0.0"),
+    ):
+        assert main(["view", *words]) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1
+
+
+def test_results_of_two_models_are_not_mixed(tmp_path: Path) -> None:
+    save(tmp_path / "a.npz", archive())
+    save(tmp_path / "b.npz", archive(class_names=np.array([f"c{i}" for i in range(17)])))
+    with pytest.raises(DataError, match="show results of one model"):
+        read_results([tmp_path])
+
+
+def test_what_counts_as_there(tmp_path: Path) -> None:
+    result = read_result(save(tmp_path / "a.npz", archive()))
+    kinds = shown(result.class_names, result.frame)
+    assert kinds.free == -1 and kinds.forward == "y"
+    assert result.scanned is not None
+    assert (believed(result, kinds) == result.scanned & (result.voxels > 0)).all()
+    unscanned = archive()
+    del unscanned["scanned"]
+    result = read_result(save(tmp_path / "b.npz", unscanned))
+    assert 0.09 < believed(result, kinds).mean() < 0.2  # the surest tenth; equal ones count too
+    names = np.array([*archive()["class_names"], "empty"])
+    free = read_result(save(tmp_path / "c.npz", archive(class_names=names, voxels=np.full((20, 20, 4), 17, np.uint8))))
+    kinds = shown(free.class_names, free.frame)
+    assert kinds.free == 17 and not believed(free, kinds).any()
+
+
+def test_a_rendered_voxel_has_its_colour_where_it_is_seen() -> None:
+    voxels = np.zeros((3, 3, 3), np.uint8)
+    voxels[1, 1, 1], voxels[1, 1, 0] = 4, 7  # a blue voxel hides a red one below
+    grid, size, middle = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5), (450, 450), np.zeros(3)
+
+    def picture(eye: Any, up: Any) -> np.ndarray:
+        return render_voxels(voxels, voxels > 0, grid, look_at(np.array(eye), middle, size, 20, up), size, NUSCENES)
+
+    image = picture((0, 0, 20.0), (0, 1, 0))
+    blue = (image == COLORS[4][::-1]).all(2)
+    width = 450 * 0.5 / 19.5 / np.tan(np.radians(10))
+    assert blue[225, 225] and blue.sum() == pytest.approx(width**2, rel=0.05)
+    assert not (image == COLORS[7][::-1]).all(2).any()
+    image = picture((0, -20.0, 0), (0, 0, 1))
+    assert image[225, 225].argmax() == 0 and image[285, 225].argmax() == 2  # blue above red; up is up
+
+
+def test_ply_files_hold_every_point_and_cubes_that_face_outwards(tmp_path: Path) -> None:
+    arrays = archive()
+    save(tmp_path / "a.npz", arrays)
+    assert main(["view", str(tmp_path / "a.npz"), "--ply", str(tmp_path / "ply")]) == 0
+    vertices, _ = read_ply(tmp_path / "ply" / "frame.points.ply")
+    assert (vertices["place"] == arrays["points"]).all() and (vertices["label"] == arrays["point_labels"]).all()
+    assert (vertices["color"] == np.array(COLORS)[arrays["point_labels"]]).all()
+    vertices, faces = read_ply(tmp_path / "ply" / "frame.voxels.ply")
+    assert len(faces) == 6 * len(vertices) / 8 > 0
+    corners = vertices["place"][faces["corner"]].astype(float)
+    middles = vertices["place"].reshape(-1, 8, 3).mean(1).repeat(6, axis=0)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert ((corners.mean(1) - middles) * normals).sum(1).min() > 0
+
+
+def read_ply(path: Path) -> Any:
+    head, body = path.read_bytes().split(b"end_header\n", 1)
+    counts: Dict[bytes, int] = {name: int(n) for name, n in re.findall(rb"element (\w+) (\d+)", head)}
+    vertex = np.dtype([("place", "<f4", 3), ("color", "u1", 3), ("label", "u1")])
+    vertices = np.frombuffer(body, vertex, counts[b"vertex"])
+    face = np.dtype([("count", "u1"), ("corner", "<i4", 4)])
+    faces = np.frombuffer(body, face, counts.get(b"face", 0), vertices.nbytes)
+    assert vertices.nbytes + faces.nbytes == len(body)
+    return vertices, faces
