@@ -144,16 +144,19 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def picture(self, selector: str = "") -> np.ndarray:
-        """(H, W, 3) uint8 RGB of what is seen: the window, or the box of an element."""
-        more: Dict[str, Any] = {}
+        """(H, W, 3) uint8 RGB of what is seen: the window, or the part of it that an element fills."""
         if selector:
-            box = self.run(
-                f"(({{x, y, width, height}}) => ({{x: x + scrollX, y: y + scrollY, width, height}}))"
-                f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
-            )
-            more["clip"] = {**box, "scale": 1}
-            more["captureBeyondViewport"] = True
-        data = base64.b64decode(self.send("Page.captureScreenshot", format="png", **more)["data"])
+            self.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'nearest'}})")
+            self.settle()
+        data = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
+        if selector:
+            left, top, right, bottom = self.box(selector)
+            image = image[round(top) : round(bottom), round(left) : round(right)]
         return image[..., ::-1]
+
+    def box(self, selector: str) -> Tuple[float, float, float, float]:
+        """Left, top, right and bottom of an element in the window."""
+        box = self.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        return box["left"], box["top"], box["right"], box["bottom"]

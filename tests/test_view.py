@@ -1,4 +1,4 @@
-"""tpvformer view: archives are read with care, and what is written shows them. The page is driven in test_view_page.py."""
+"""tpvformer view: archives are read with care, what is written shows them. test_view_page.py looks at the page."""
 
 from __future__ import annotations
 

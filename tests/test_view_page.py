@@ -1,4 +1,4 @@
-"""The page of tpvformer view in headless Chromium: opened from the disk, without a network, by mouse, finger and key."""
+"""The page of tpvformer view in headless Chromium: opened from the disk, with no network, by mouse, finger and key."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def browser(shared: Browser, page: Path) -> Iterator[Browser]:
     assert shared.problems == []
 
 
-def share(picture: np.ndarray, color: Tuple[int, int, int]) -> float:
-    """The part of a picture (H, W, 3) that has exactly this colour."""
-    return float((picture == color).all(-1).mean())
+def share(picture: np.ndarray, color: Tuple[int, int, int], off: int = 0) -> float:
+    """The part of a picture (H, W, 3) that has this colour; ``off`` for enlarged pictures, whose colours mix."""
+    return float((np.abs(picture.astype(int) - color) <= off).all(-1).mean())
 
 
 def press(browser: Browser, selector: str) -> None:
@@ -101,7 +101,7 @@ def test_a_class_is_switched_off_and_on(browser: Browser) -> None:
 def test_the_difference_is_red_where_the_class_is_wrong(browser: Browser) -> None:
     press(browser, MODE.format("difference"))
     seen = shot(browser)
-    assert 10 * share(seen, (235, 60, 50)) < share(seen, (120, 160, 130)) and share(seen, (235, 60, 50)) > 0.001
+    assert 5 * share(seen, (235, 60, 50)) < share(seen, (120, 160, 130)) and share(seen, (235, 60, 50)) > 0.001
     kinds = "[...document.querySelectorAll('#kinds label')].map((row) => row.querySelector('i').textContent)"
     assert browser.run(kinds) == ["380", "20", "0", "0"]
     press(browser, '#kinds label[data-label="0"] input')
@@ -119,8 +119,8 @@ def test_lidar_points_and_confidence(browser: Browser) -> None:
     press(browser, "#voxels")
     press(browser, "#points")
     everything = share(shot(browser), COLORS[BARRIER])
-    slide = "(() => { const s = document.querySelector('#confidence'); s.value = 90; s.dispatchEvent(new Event('input')) })()"
-    browser.run(slide)
+    browser.run("document.querySelector('#confidence').value = 90")
+    browser.run("document.querySelector('#confidence').dispatchEvent(new Event('input'))")
     browser.settle()
     assert 0 < share(shot(browser), COLORS[BARRIER]) < everything / 2
     press(browser, "#scanned")  # what stands in the air comes to light
@@ -130,12 +130,10 @@ def test_lidar_points_and_confidence(browser: Browser) -> None:
 def test_points_lie_on_the_pictures_where_they_project(browser: Browser) -> None:
     front = browser.picture(".cameras button")
     scale = front.shape[1] / 64
-    for label in (BARRIER, VEGETATION):
-        assert share(front, COLORS[label]) > 0 if label != BARRIER else share(front, COLORS[label]) == 0  # behind
-    at = np.argwhere((front == COLORS[VEGETATION]).all(-1))[:, 0] / scale
-    assert (at > 18 + 50 * 1.5 / 10 - 2).all() and (
-        at < 18 + 50 * 1.5 / 8.5 + 2
-    ).all()  # 8.5 to 10 m ahead, 1.5 m below
+    assert share(front, COLORS[BARRIER], 20) == 0  # behind the camera
+    seen = (np.abs(front.astype(int) - COLORS[VEGETATION]) <= 20).all(-1)
+    rows = np.argwhere(seen)[:, 0] / scale
+    assert seen.any() and 18 + 50 * 1.5 / 9.5 - 2 < rows.min() < rows.max() < 18 + 50 * 1.5 / 9.5 + 2  # 9.5 m ahead
     press(browser, ".cameras button")
     assert browser.picture(".cameras button").shape[1] > 2.5 * front.shape[1]
     press(browser, ".cameras button")
@@ -193,15 +191,14 @@ def test_everything_is_reached_by_the_tab_key(browser: Browser) -> None:
         browser.key("Tab")
         reached.add(browser.run("document.activeElement.id || document.activeElement.closest('[id]')?.id || ''"))
     assert {"frame", "next", "modes", "voxels", "points", "canvas", "classes", "confidence", "cameras"} <= reached
-    names = "[...document.querySelectorAll('button, input, canvas[tabindex]')].filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).length"
-    assert browser.run(names) == 0
+    elements = "[...document.querySelectorAll('button, input, canvas[tabindex]')]"
+    name = "(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim())"
+    assert browser.run(f"{elements}.filter((e) => !{name}).length") == 0
 
 
 def test_mouse_and_finger(browser: Browser) -> None:
-    box = browser.run(
-        "(({x, y, width, height}) => [x + width / 4, y + height / 2])(document.querySelector('#canvas').getBoundingClientRect())"
-    )
-    x, y = box
+    left, top, right, bottom = browser.box("#canvas")
+    x, y = left + (right - left) / 4, (top + bottom) / 2
     for button, held in (("left", 1), ("right", 2)):
         before = shot(browser)
         browser.mouse("mousePressed", x, y, button=button, buttons=held, clickCount=1)
@@ -226,13 +223,9 @@ def test_a_phones_width_is_enough(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert browser.run("document.documentElement.scrollWidth") == 390
     assert browser.run("document.querySelector('#modes [aria-checked=true]').value") == "prediction"
-    boxes = browser.run(
-        "['.stage', 'aside', '.cameras'].map((s) => document.querySelector(s).getBoundingClientRect().toJSON())"
-    )
-    assert all(350 < box["width"] <= 390 for box in boxes)
-    assert (
-        boxes[0]["bottom"] < 844 and boxes[1]["top"] > boxes[0]["bottom"] and boxes[2]["top"] > boxes[1]["bottom"] - 1
-    )
+    stage, classes, pictures = (browser.box(part) for part in (".stage", "aside", ".cameras"))
+    assert all(350 < right - left <= 390 for left, _, right, _ in (stage, classes, pictures))
+    assert stage[3] < 844 and classes[1] > stage[3] and pictures[1] > classes[3]  # one below the other
     assert share(shot(browser), COLORS[BARRIER]) > 0.001
 
 
@@ -264,11 +257,12 @@ def test_frames_without_cameras_lidar_or_labels(browser: Browser, folder: Path) 
 
 def test_without_webgl_there_is_a_view_from_above(folder: Path, page: Path) -> None:
     with Browser(folder / "flat", flags=("--disable-3d-apis",)) as browser:
+        browser.resize(1400, 900)
         browser.open(page)
         assert "draws nothing in 3-D" in browser.run("document.querySelector('#notice').textContent")
         seen = shot(browser)
         assert all(share(seen, COLORS[label]) > 0.001 for label in (BARRIER, VEGETATION))
-        assert share(browser.picture(".cameras button"), COLORS[VEGETATION]) > 0
+        assert share(browser.picture(".cameras button"), COLORS[VEGETATION], 20) > 0
         browser.key("]")
         browser.wait("document.querySelector('#where').textContent === '2 / 2'")
         assert share(shot(browser), COLORS[CAR]) > 0.01

@@ -18,9 +18,9 @@ def archive(
 ) -> Arrays:
     """A lidar segmentation model's frame: 16 classes in rows, each over the whole width; true labels differ in one row
     of cars, which is predicted as barrier."""
-    rng, (x, y, z) = np.random.RandomState(0), grid
+    rng = np.random.RandomState(0)
     truth = np.zeros(grid, np.uint8)
-    truth[:, :, 0] = 1 + np.arange(y) * 16 // y
+    truth[:, :, 0] = 1 + np.arange(grid[1]) * 16 // grid[1]
     voxels = truth.copy()
     voxels[voxels == 4] = 1
     voxels[:, :, 1:] = 15  # in the air, where nobody asked

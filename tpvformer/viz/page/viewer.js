@@ -112,7 +112,8 @@ const zeros = (n) => new Array(n).fill(0);
 
 function show() {
   const data = state.data, truth = Boolean(data.trueVoxels), pointTruth = Boolean(data.trueLabels);
-  const mode = truth || (pointTruth && state.mode !== "both") ? state.mode : "prediction";
+  const usable = { prediction: true, truth: truth || pointTruth, both: truth && scene, difference: truth || pointTruth };
+  const mode = usable[state.mode] ? state.mode : "prediction";
   const sides = mode === "both" ? ["prediction", "truth"] : [mode];
   const withVoxels = $("voxels").checked, withPoints = $("points").checked, byPoint = !withVoxels && withPoints;
   const layers = sides.map((side) => {
@@ -133,7 +134,7 @@ function show() {
   $("painted").textContent = !data.points.length ? "" : sides[0] === "prediction" || pointTruth
     ? `On the pictures: lidar points ${kind}.` : "No points on the pictures: these have no true labels.";
   $("tag-left").textContent = sides.length > 1 || truth ? MODES[sides[0]] : "";
-  $("tag-right").textContent = sides.length > 1 && scene ? MODES[sides[1]] : "";
+  $("tag-right").textContent = sides.length > 1 ? MODES[sides[1]] : "";
   const difference = mode === "difference";
   $("kinds").hidden = !difference;
   if (difference) count("kinds", layers[0].counts);
@@ -149,7 +150,7 @@ function show() {
   for (const button of $("modes").children) {
     button.setAttribute("aria-checked", String(button.value === mode));
     button.tabIndex = button.value === mode ? 0 : -1;
-    button.disabled = button.value !== "prediction" && !(truth || (pointTruth && button.value !== "both"));
+    button.disabled = !usable[button.value];
   }
 }
 
@@ -181,7 +182,7 @@ async function go(number) {
 
 // What is shown at first depends on what there is.
 function begin(data) {
-  if (data.trueVoxels && innerWidth > 700) state.mode = "both";
+  if (data.trueVoxels && scene && innerWidth > 700) state.mode = "both";
   $("points").checked = false; $("points").disabled = !data.points.length;
   let text = "";
   if (about.free < 0) {
@@ -296,7 +297,7 @@ async function start() {
     scene = null;
     say(`This browser draws nothing in 3-D (${err.message}); here are the voxels from above and the cameras.`);
     flat = $("canvas").cloneNode(); $("canvas").replaceWith(flat); // a canvas that was asked for WebGL gives no 2-D
-    flat.classList.add("flat"); $("home").hidden = $("above").hidden = true;
+    flat.classList.add("flat"); $("home").hidden = $("above").hidden = $("points").parentNode.hidden = true;
   }
   await go(0);
   document.documentElement.dataset.ready = "1";
