@@ -10,15 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from engine_tools import tiny_config, tiny_model, write_config
+from dense_tools import dense_config
+from engine_tools import ROOT, tiny_config, tiny_model, write_config
 from rig_tools import THREE, write_rig
 from tiny_nuscenes import write_tiny
 from view_tools import archive, save
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.synthetic import write_dataset
 from tpvformer.data.types import DataError
 from tpvformer.labels import COLORS, NUSCENES
+from tpvformer.model import TPVFormer
+from tpvformer.predict_files import predict_files
 from tpvformer.view_files import read_result, read_results
 from tpvformer.viz.render import look_at, render_voxels
 from tpvformer.viz.result import believed, shown
@@ -53,6 +58,33 @@ def test_predict_then_view(tmp_path: Path, capsys) -> None:
     video = cv2.VideoCapture(str(out / "v.avi"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.read()[1].shape[1] == 1464
     assert cv2.imread(str(out / "sample0.png")).shape == (1640, 2930, 3)
+
+
+def test_the_commands_of_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = re.findall(r"^tpvformer view ([^#\n]*)", (ROOT / "docs" / "viewer.md").read_text(), re.MULTILINE)
+    (tmp_path / "out" / "demo").mkdir(parents=True)
+    save(tmp_path / "out" / "demo" / "a.npz", archive())
+    monkeypatch.chdir(tmp_path)
+    assert len(commands) == 4
+    for words in commands:
+        assert main(["view", *words.split()]) == 0, words
+
+
+def test_dense_labels_are_kept_whole(tmp_path: Path) -> None:
+    """Of an occupancy set in the ego frame; the way from LiDAR to grid is kept too."""
+    write_dataset(tmp_path / "street", 2, (64, 32), 6, 1, workers=1, occupancy=True)
+    config = dense_config(tmp_path / "street", "occ3d")
+    torch.save(TPVFormer(config.model).state_dict(), tmp_path / "w.pth")
+    (_,) = predict_files(config, tmp_path / "w.pth", tmp_path / "out", index=0, device="cpu", truth=True)
+    (result,) = read_results([tmp_path / "out"])
+    frame = NuScenesDataset(config.data, config.model.grid, "val", 0).load_frame(0)
+    assert frame.dense is not None and (result.true_voxels == frame.dense.classes).all()
+    assert (result.true_point_labels == frame.labels).all() and len(frame.labels)
+    assert result.frame == "ego" and (result.lidar2grid == frame.lidar2ego).all()
+    kinds = shown(result.class_names, result.frame)
+    assert kinds.free == 17 and kinds.forward == "x" and kinds.drawn[0] == 0
+    assert result.scanned is not None and result.true_voxels is not None
+    assert np.isin(result.true_voxels[result.scanned], kinds.drawn).mean() > 0.85  # points lie where something is
 
 
 def test_truth_needs_labels(tmp_path: Path, capsys) -> None:

@@ -8,6 +8,7 @@ from typing import Iterator, Tuple
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from engine_tools import ROOT
 from view_tools import archive, save
 
 from tpvformer.cli import main
@@ -282,3 +283,13 @@ def test_a_full_frame_stays_below_15_mb(folder: Path) -> None:
     full.update(points=points, point_labels=labels, true_point_labels=labels)
     page = write(folder / "full.html", full)
     assert 2e6 < page.stat().st_size < 15e6
+
+
+def test_the_benchmark_measures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench_view
+
+    small = save(folder / "small.npz", bench_view.street((20, 20, 8), 50))
+    (folder / "bench").mkdir()
+    numbers = bench_view.measure([small], 1, folder / "bench")
+    assert numbers["first_picture_s"]["median"] > 0 and numbers["page_mb"] > 0.05

@@ -55,7 +55,9 @@ def predict_files(
         arrays = _predicted(frame, classes, config)
         arrays.update(_around(frame, sample, config), scene=np.array(dataset.scenes[i]), number=np.array(i))
         if truth:
-            arrays.update(_truth(frame, classes, arrays.get("scanned"), config))
+            arrays.update(_truth(frame, classes, arrays.get("scanned"), config.data.fill_label))
+            if dataset.has_labels and len(frame.points):
+                arrays["true_point_labels"] = frame.labels
         with whole_file(path) as file:
             np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
         yield (
@@ -108,15 +110,14 @@ def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarra
     return arrays
 
 
-def _truth(frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], config: Config) -> Dict[str, np.ndarray]:
-    """The set's labels of voxels and points; those that points voted for, only where there are points."""
+def _truth(
+    frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], fill_label: int
+) -> Dict[str, np.ndarray]:
+    """The set's labels of voxels; those that points voted for, only where there are points."""
     voxels = classes.true_voxels.astype(np.uint8)
     if frame.dense is None:
-        voted = np.full_like(voxels, config.data.fill_label)
+        voted = np.full_like(voxels, fill_label)
         at = tuple(np.zeros((3, 0), np.int64) if scanned is None else scanned.T.astype(np.int64))
         voted[at] = voxels[at]
         voxels = voted
-    arrays = {"true_voxels": voxels}
-    if len(frame.points) and config.data.occupancy == "":
-        arrays["true_point_labels"] = frame.labels
-    return arrays
+    return {"true_voxels": voxels}

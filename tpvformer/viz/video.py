@@ -54,10 +54,11 @@ def _photo(camera: CameraView, result: Result) -> np.ndarray:
     picture = cv2.imdecode(np.frombuffer(camera.jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None, "checked when the result was read"
     tile = cv2.resize(picture, TILE, interpolation=cv2.INTER_AREA)
-    classes = shown(result.class_names, result.frame).classes
+    kinds = shown(result.class_names, result.frame)
+    said = np.isin(result.point_labels, kinds.drawn)
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
-    colors = class_colors(result.point_labels, classes)
-    paint_tile(tile, (TILE[1], TILE[0]), result.points, colors, to_tile, 1.0)
+    colors = class_colors(result.point_labels[said], kinds.classes)
+    paint_tile(tile, (TILE[1], TILE[0]), result.points[said], colors, to_tile, 1.0)
     caption(tile, camera.name.replace("CAM_", "").replace("_", " ").lower())
     return tile
 

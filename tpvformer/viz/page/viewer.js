@@ -199,7 +199,7 @@ function begin(data) {
   if (!data.trueVoxels) text += " No true labels are stored with this result.";
   $("caption").textContent = text;
   $("scanned").checked = state.scanned; $("confidence").value = state.confidence; $("percent").textContent = `${state.confidence} %`;
-  $("confidence").disabled = !data.confidence;
+  $("confidence").disabled = !data.confidence; $("which").hidden = !data.confidence && !data.scanned;
 }
 
 function toggles(list, names, on) {
