@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -16,6 +17,7 @@ from rig_tools import THREE, write_rig
 from tiny_nuscenes import write_tiny
 from view_tools import archive, save
 
+from tpvformer import view_files
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import NuScenesDataset
@@ -126,6 +128,7 @@ BAD: List[Any] = [
     (lambda a: a.update(lidar2grid=np.zeros((4, 4))), "lidar2grid has no inverse"),
     (lambda a: a.update(scanned=np.array([[50, 0, 0]], np.uint16)), "scanned names voxels outside"),
     (lambda a: a.update(token=np.array("../../etc/passwd")), "its token cannot be the name of a file"),
+    (lambda a: a.update(class_names=np.array(["x"] * 300)), "has 300 class_names"),
     (lambda a: a.update(class_names=np.array([1, 2])), "class_names is int64"),
     (lambda a: a.update(class_names=np.array([{}], dtype=object)), "cannot be read (Object arrays"),
 ]
@@ -142,16 +145,27 @@ def test_a_strangers_file_is_refused_in_one_sentence(tmp_path: Path, capsys, cha
     assert not (tmp_path / "x.html").exists()
 
 
-def test_no_archive_and_nothing_to_do(tmp_path: Path, capsys) -> None:
+def test_no_archive_and_nothing_to_do(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_files, "MAX_BYTES", 1 << 20)
     (tmp_path / "r.npz").write_bytes(b"not a zip file")
     whole = save(tmp_path / "whole.npz", archive()).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as file:
+        file.writestr("voxels", b"no array")
+    head = b"\x93NUMPY\x01\x00" + b"v\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 9)}"
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
+        file.writestr("voxels.npy", head.ljust(10 + 118, b" "))
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("voxels.npy", bytes((1 << 20) + 1))
     good, html = str(tmp_path / "whole.npz"), ["--html", str(tmp_path / "x.html")]
     for words, text in (
         ([str(tmp_path / "r.npz"), *html], "cannot be read"),
         ([str(tmp_path / "cut.npz"), *html], "cannot be read"),
         ([str(tmp_path / "none.npz"), *html], "No such file"),
+        ([str(tmp_path / "raw.npz"), *html], "has no array 'voxels'"),
+        ([str(tmp_path / "huge.npz"), *html], "cannot be read"),
+        ([str(tmp_path / "bomb.npz"), *html], "unpacks to more than 1 MB"),
         ([str(tmp_path / "empty"), *html], "holds no .npz files"),
         ([good], "nothing to write"),
         ([good, "--video", "x.mkv"], "expected a name that ends in"),

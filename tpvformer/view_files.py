@@ -16,7 +16,18 @@ from tpvformer.viz.result import CameraView, Result
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
-_MAX_BYTES = 1 << 29  # of one unpacked array: a small file may unpack to a large one
+MAX_BYTES = 1 << 29  # of one unpacked array: a small file may unpack to a large one
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
@@ -47,6 +58,8 @@ def read_result(path: Path) -> Result:
     if not 0 < voxels.size <= MAX_VOXELS:
         raise DataError(f"{path}: voxels have shape {voxels.shape}; expected 1 to {MAX_VOXELS} of them")
     names = arrays.take("class_names", "text", (None,), required=True)
+    if len(names) > 256:
+        raise DataError(f"{path}: has {len(names)} class_names; expected 256 at most")
     pc_range = arrays.take("pc_range", "numbers", (6,), required=True).astype(np.float64)
     if not (pc_range[:3] < pc_range[3:]).all():
         raise DataError(f"{path}: pc_range is {pc_range.tolist()}; expected low x, y, z, then higher x, y, z")
@@ -78,7 +91,7 @@ def read_result(path: Path) -> Result:
         confidence=confidence,
         pc_range=tuple(pc_range.tolist()),
         frame=frame,
-        class_names=tuple(str(name) for name in names),
+        class_names=tuple(str(name)[:80] for name in names),
         points=points,
         point_labels=labels.astype(np.uint8),
         lidar2grid=lidar2grid,
@@ -93,16 +106,17 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
     expected = "expected an archive that tpvformer predict wrote"
     try:
         with zipfile.ZipFile(path) as archive:
-            large = [one.filename for one in archive.infolist() if one.file_size > _MAX_BYTES]
+            large = [one.filename for one in archive.infolist() if one.file_size > MAX_BYTES]
         if large:
-            raise DataError(f"{path}: {large[0][:60]} unpacks to more than {_MAX_BYTES >> 20} MB; {expected}")
+            raise DataError(f"{path}: {large[0][:60]} unpacks to more than {MAX_BYTES >> 20} MB; {expected}")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as err:
+            arrays = {name: file[name] for name in file.files}
+    except _UNREADABLE as err:
         if isinstance(err, DataError):
             raise
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         raise DataError(f"{path}: cannot be read ({reason}); {expected}") from err
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # others are bytes
 
 
 class _Arrays:
@@ -169,8 +183,16 @@ def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
     views = []
     for i, name in enumerate(names):
         jpeg = arrays.take(f"image_{i}", "whole numbers", (None,)).astype(np.uint8)
-        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR) if jpeg.size and jpeg[:2].tolist() == [255, 216] else None
-        if picture is None or sizes[i].min() < 1:
+        if not _is_jpeg(jpeg) or sizes[i].min() < 1:
             raise DataError(f"{arrays.path}: image_{i} is no JPEG; make the file again")
         views.append(CameraView(str(name)[:80], jpeg.tobytes(), (int(sizes[i][0]), int(sizes[i][1])), matrices[i]))
     return tuple(views)
+
+
+def _is_jpeg(data: np.ndarray) -> bool:
+    if data[:2].tolist() != [255, 216]:
+        return False
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
+    except cv2.error:  # more pixels than it takes
+        return False
