@@ -25,7 +25,7 @@ LAW = {
     "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
     "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
-    "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib")),
+    "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
     "cli": None,
     "predict": None,

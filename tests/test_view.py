@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import zipfile
 from pathlib import Path
@@ -67,9 +68,10 @@ def test_the_commands_of_the_document_run(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "out" / "demo").mkdir(parents=True)
     save(tmp_path / "out" / "demo" / "a.npz", archive())
     monkeypatch.chdir(tmp_path)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for words in commands:
-        assert main(["view", *words.split()]) == 0, words
+        absent = "--rrd" in words and importlib.util.find_spec("rerun") is None
+        assert main(["view", *words.split()]) == (2 if absent else 0), words
 
 
 def test_dense_labels_are_kept_whole(tmp_path: Path) -> None:
@@ -108,6 +110,17 @@ def test_a_gif_holds_every_frame(tmp_path: Path, capsys) -> None:
         pytest.skip("neither Pillow nor an OpenCV with GIF is installed")
     assert out.read_bytes()[:4] == b"GIF8"
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_rerun_file(tmp_path: Path, capsys) -> None:
+    path = save(tmp_path / "a.npz", archive())
+    status = main(["view", str(path), "--rrd", str(tmp_path / "a.rrd")])
+    if importlib.util.find_spec("rerun") is None:
+        said = capsys.readouterr().err
+        assert status == 2 and "pip install rerun-sdk" in said and said.count("\n") == 1
+        assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+    else:
+        assert status == 0 and (tmp_path / "a.rrd").read_bytes()[:3] == b"RRF"
 
 
 BAD: List[Any] = [

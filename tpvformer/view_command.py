@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second of the video (default: %(default)s)")
     parser.add_argument("--ply", type=Path, metavar="DIR", help="<token>.points.ply and <token>.voxels.ply a frame")
+    parser.add_argument("--rrd", type=Path, metavar="FILE", help="for the Rerun viewer; needs pip install rerun-sdk")
     parser.set_defaults(run=_run)
 
 
@@ -38,8 +39,8 @@ _VIEW = (
 def _run(args: argparse.Namespace) -> int:
     from tpvformer.view_files import read_results
 
-    if not (args.html or args.png or args.video or args.ply):
-        raise ConfigError("nothing to write; give --html FILE, --png DIR, --video FILE or --ply DIR")
+    if not (args.html or args.png or args.video or args.ply or args.rrd):
+        raise ConfigError("nothing to write; give --html FILE, --png DIR, --video FILE, --ply DIR or --rrd FILE")
     if args.video and args.video.suffix not in (".gif", ".mp4", ".avi"):
         raise ConfigError(f"--video is {args.video}; expected a name that ends in .gif, .mp4 or .avi")
     if not 0 < args.fps <= 100:
@@ -52,6 +53,8 @@ def _run(args: argparse.Namespace) -> int:
             _write_ply(args.ply, result)
     if args.png or args.video:
         _write_pictures(args, results)
+    if args.rrd:
+        _write_rerun(args.rrd, results)
     return 0
 
 
@@ -76,6 +79,16 @@ def _write_ply(folder: Path, result: Result) -> None:
     with whole_file(folder / f"{result.token}.points.ply") as file:
         ply.write_points(file, result.grid_points(), result.point_labels, kinds.classes)
     print(f"{folder}: {result.token}, {int(there.sum())} voxels, {len(result.points)} points")
+
+
+def _write_rerun(path: Path, results: Sequence[Result]) -> None:
+    from tpvformer.viz.rerun_file import write_rerun
+
+    try:
+        write_rerun(path, results)
+    except (OSError, ValueError) as err:
+        raise ConfigError(str(err)) from err
+    print(f"{path}: {len(results)} frames, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _write_pictures(args: argparse.Namespace, results: Sequence[Result]) -> None:

@@ -183,16 +183,21 @@ def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
     views = []
     for i, name in enumerate(names):
         jpeg = arrays.take(f"image_{i}", "whole numbers", (None,)).astype(np.uint8)
-        if not _is_jpeg(jpeg) or sizes[i].min() < 1:
+        stored = _jpeg_width(jpeg)
+        if stored == 0 or sizes[i].min() < 1:
             raise DataError(f"{arrays.path}: image_{i} is no JPEG; make the file again")
-        views.append(CameraView(str(name)[:80], jpeg.tobytes(), (int(sizes[i][0]), int(sizes[i][1])), matrices[i]))
+        views.append(
+            CameraView(str(name)[:80], jpeg.tobytes(), (int(sizes[i][0]), int(sizes[i][1])), matrices[i], stored)
+        )
     return tuple(views)
 
 
-def _is_jpeg(data: np.ndarray) -> bool:
+def _jpeg_width(data: np.ndarray) -> int:
+    """In pixels; 0 where the bytes are no JPEG that can be decoded."""
     if data[:2].tolist() != [255, 216]:
-        return False
+        return 0
     try:
-        return cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:  # more pixels than it takes
-        return False
+        return 0
+    return 0 if picture is None else picture.shape[1]

@@ -17,6 +17,7 @@ class CameraView(NamedTuple):
     jpeg: bytes
     size: Tuple[int, int]  # (width, height) in pixels of ``lidar2img``; the JPEG may be smaller, in the same shape
     lidar2img: np.ndarray  # (4, 4) float64: LiDAR metres -> (u * depth, v * depth, depth, 1)
+    stored_width: int  # pixels of the JPEG
 
 
 @dataclass(frozen=True)
