@@ -16,7 +16,7 @@ from tpvformer.viz.result import CameraView, Result
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
-MAX_BYTES = 1 << 29  # of one unpacked array: a small file may unpack to a large one
+MAX_BYTES = 1 << 29  # of all arrays: a small file may unpack to large ones
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -106,9 +106,9 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
     expected = "expected an archive that tpvformer predict wrote"
     try:
         with zipfile.ZipFile(path) as archive:
-            large = [one.filename for one in archive.infolist() if one.file_size > MAX_BYTES]
-        if large:
-            raise DataError(f"{path}: {large[0][:60]} unpacks to more than {MAX_BYTES >> 20} MB; {expected}")
+            size = sum(one.file_size for one in archive.infolist())
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MB; {expected}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except _UNREADABLE as err:

@@ -120,7 +120,7 @@ class Scene {
     this.draw();
   }
 
-  above() { this.turn = 0; this.tilt = 1.57; this.distance = Math.max(this.range[3] - this.range[0], this.range[4] - this.range[1]) * 1.28;
+  above() { this.turn = 0; this.tilt = 1.57; this.distance = Math.max(this.range[3] - this.range[0], this.range[4] - this.range[1]) * 1.02;
     this.target = [(this.range[0] + this.range[3]) / 2, (this.range[1] + this.range[4]) / 2, this.groundHeight]; this.draw(); }
 
   orbit(turn, tilt) { this.turn += turn; this.tilt = Math.min(Math.max(this.tilt + tilt, -0.2), 1.57); this.draw(); }
