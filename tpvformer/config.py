@@ -33,7 +33,8 @@ __all__ = [
 def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
     for name, (value, known) in fields.items():
         if value not in known:
-            raise ConfigError(f"{section}.{name} is {value!r}; expected {' or '.join(map(repr, known))}")
+            words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+            raise ConfigError(f"{section}.{name} is {value!r}; expected {words}")
 
 
 def _at_least(section: str, **fields: Tuple[int, int]) -> None:
@@ -312,7 +313,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as err:
             raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
-        _assign(tree, Config, path.strip(), value)
+        _assign(tree, Config, " ".join(path.split()), value)
     return from_dict(tree)
 
 
@@ -361,9 +362,14 @@ def from_dict(tree: Dict[str, Any]) -> Config:
 
     def build(kind: Any, node: Dict[str, Any], where: str) -> Any:
         hints = get_type_hints(kind)
+        if not isinstance(node, dict):
+            what = type(node).__name__
+            raise ConfigError(f"stored configuration: {where or 'Config'} is {what}; expected a dict of its fields")
         unknown = set(node) - set(hints)
         if unknown:
-            raise ConfigError(f"stored configuration: {where or 'Config'} has unknown fields {sorted(unknown)}")
+            raise ConfigError(
+                f"stored configuration: {where or 'Config'} has unknown fields {sorted(map(str, unknown))}"
+            )
         values = {}
         for name, value in node.items():
             here = f"{where}.{name}" if where else name

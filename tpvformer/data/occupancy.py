@@ -15,11 +15,11 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Tuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.semantickitti import read_voxels
 from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
@@ -67,8 +67,9 @@ class OccupancyLabels:
             with path.open("rb") as file:
                 stored: Any = np.load(file, allow_pickle=False)
                 arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
-        except (OSError, ValueError, EOFError, BadZipFile, TypeError) as err:
-            raise DataError(f"{where} is not a {self._kind} label file ({err}); copy it again") from err
+        except DAMAGED as err:
+            why = " ".join(str(err).split())
+            raise DataError(f"{where} is not a {self._kind} label file ({why}); copy it again") from err
         return _occ3d(arrays, where) if self._kind == "occ3d" else _surroundocc(arrays["rows"], where)
 
 
