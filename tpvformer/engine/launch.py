@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import uuid
+from datetime import timedelta
 from typing import List
 
+from .agent import run_agent
 from .device import visible_cards
+from .distributed import listen_at
+
+LOCAL = "127.0.0.1"
 
 
 def launch(processes: int, argv: List[str]) -> int:
     """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
 
-    The same as ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>``. A process that fails has
-    said why itself; the others are stopped. Without OMP_NUM_THREADS the cores are shared out among the processes.
+    As ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>`` does, but nothing listens where other
+    machines could connect.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads(processes)))
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    try:
-        run(parse_args(["--standalone", f"--nproc_per_node={processes}", "-m", "tpvformer", *argv]))
-    except ChildFailedError as err:
-        _, failure = err.get_first_failure()
-        code = int(failure.exitcode)
-        return code if code > 0 else 128 - code  # ended by a signal: the shell's way of saying so
-    except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
-        return 128 + int(err.sigval)
-    return 0
+    store = listen_at(LOCAL, 0, timedelta(seconds=60))  # kept until all is done
+    place = f"{LOCAL}:{0 if store is None else store.port}"
+    meeting = ["--nnodes=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={place}", f"--rdzv_id={uuid.uuid4()}"]
+    return run_agent([*meeting, f"--local_addr={LOCAL}", f"--nproc_per_node={processes}", "-m", "tpvformer", *argv])
 
 
 def one_a_card(most: int, device: str) -> int:
@@ -44,9 +44,3 @@ def one_a_card(most: int, device: str) -> int:
     batches = "1 batch" if cards == 1 else f"{cards} batches"
     print(f"{seen} started instead of {most}, and a step takes {batches} instead of {most}", flush=True)
     return cards
-
-
-def threads(processes: int) -> int:
-    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)

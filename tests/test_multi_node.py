@@ -1,0 +1,166 @@
+"""Several machines, played by agents on loopback: one is lost and comes back, and the result is as if nothing was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Dict, List, Set
+
+import pytest
+import torch
+from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
+from test_launchers import BLOCK, block
+from tiny_nuscenes import write_tiny
+
+from tpvformer.engine import checkpoint
+
+SCRIPT = ROOT / "test" / "train_multi_node.sh"
+LIMIT = 300  # seconds, on the busiest of machines
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Job:
+    """The agents of one training, and their output in files."""
+
+    def __init__(self, folder: Path, config: Path, *flags: str) -> None:
+        self.folder, self.work_dir = folder, folder / "work"
+        common = [f"--py_config={config}", f"--work_dir={self.work_dir}", "--nproc_per_node=2"]
+        self.command = ["bash", str(SCRIPT), *common, *flags]
+        self.started: Dict[str, subprocess.Popen] = {}
+        folder.mkdir()
+
+    def start(self, name: str, *flags: str) -> subprocess.Popen:
+        with (self.folder / name).open("w") as out:
+            agent = subprocess.Popen([*self.command, *flags], env=environment(), stdout=out, stderr=subprocess.STDOUT)
+        self.started[name] = agent
+        return agent
+
+    def output(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+    def wait_for(self, file: str, agent: subprocess.Popen) -> None:
+        until = time.monotonic() + LIMIT
+        while not (self.work_dir / file).exists():
+            assert agent.poll() is None and time.monotonic() < until, self.outputs()
+            time.sleep(0.02)
+
+    def finish(self, *agents: subprocess.Popen) -> None:
+        for agent in agents:
+            assert agent.wait(LIMIT) == 0, self.outputs()
+
+    def outputs(self) -> str:
+        return "\n".join(f"--- {name}\n{self.output(name)[-3000:]}" for name in self.started)
+
+    def end(self) -> None:
+        for agent in self.started.values():
+            if agent.poll() is None:
+                kill(agent)
+
+
+def family(pid: int) -> List[int]:
+    """A process and all that it started, however removed."""
+    children: Dict[int, List[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = file.read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(text.split()[0]))
+    found = [pid]
+    for member in found:
+        found.extend(children.get(member, []))
+    return found
+
+
+def kill(agent: subprocess.Popen) -> None:
+    """As a machine without power: the agent and its processes, at once."""
+    for pid in family(agent.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    agent.wait(LIMIT)
+
+
+def listening(pids: List[int]) -> Set[str]:
+    """The addresses at which these processes accept connections, in the kernel's hexadecimal form."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                sockets[fields[9]] = fields[1].partition(":")[0]
+    found = set()
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(handle)
+            except OSError:
+                continue
+            found.add(sockets.get(target[len("socket:[") : -1]) if target.startswith("socket:") else None)
+    return {address for address in found if address}
+
+
+LOOPBACK = "0100007F"  # 127.0.0.1
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("machines")
+    return write_config(folder / "tiny.py", tiny_config(write_tiny(folder / "set", POINTS), epochs=6))
+
+
+@pytest.fixture
+def job(tmp_path: Path, config: Path):
+    """Makes jobs; none of their processes outlives the test."""
+    jobs: List[Job] = []
+
+    def make(name: str, *flags: str) -> Job:
+        jobs.append(Job(tmp_path / name, config, *flags))
+        return jobs[-1]
+
+    yield make
+    for made in jobs:
+        made.end()
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_a_machine_is_lost_and_comes_back(job) -> None:
+    """Four processes on two agents each time; once with fixed numbers and undisturbed, once with one agent killed."""
+    undisturbed = job("undisturbed", "--nnodes=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    agents = [undisturbed.start(f"agent {rank}", f"--node_rank={rank}") for rank in (0, 1)]
+    undisturbed.wait_for("epoch_1.pth", agents[0])
+    assert listening([pid for agent in agents for pid in family(agent.pid)]) == {LOOPBACK}
+    undisturbed.finish(*agents)
+    assert list(block(undisturbed.output("agent 0"))) == BLOCK
+    assert not block(undisturbed.output("agent 1"))
+
+    elastic = ("--nnodes=2", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1")
+    disturbed = job("disturbed", *elastic)
+    host = disturbed.start("host")
+    while LOOPBACK not in listening(family(host.pid)):  # the one that keeps the rendezvous
+        assert host.poll() is None
+        time.sleep(0.05)
+    other = disturbed.start("other")
+    disturbed.wait_for("epoch_2.pth", host)
+    assert listening(family(host.pid) + family(other.pid)) == {LOOPBACK}
+    kill(other)
+    assert not (disturbed.work_dir / "epoch_6.pth").exists(), "killed too late to show anything"
+    disturbed.finish(disturbed.start("other again"), host)
+    log = "\n".join(disturbed.output(name) for name in disturbed.started)
+    assert "resumed " in log and "tiny on 4 x cpu" in log
+    assert list(block(disturbed.output("host"))) == BLOCK
+
+    contents = [checkpoint.read(job.work_dir / "latest.pth") for job in (undisturbed, disturbed)]
+    assert [content["epoch"] for content in contents] == [6, 6]
+    for name, value in contents[0]["state_dict"].items():
+        torch.testing.assert_close(contents[1]["state_dict"][name], value, rtol=0, atol=1e-6, msg=name)
