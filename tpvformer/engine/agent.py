@@ -2,11 +2,11 @@
 
     python -m tpvformer.engine.agent TORCHRUN'S FLAGS -m tpvformer train ...
 
-Takes torchrun's flags and environment (PET_*), and differs from it in five points: the rendezvous listens at the
-address it was given instead of all the machine has; the cores are shared out among the processes unless
-OMP_NUM_THREADS is set; a machine that was lost can come back (torchrun's shared store
-refuses an agent that joins after a restart, https://github.com/pytorch/pytorch/issues/135712); the exit status is that
-of the process that failed; what went wrong with the rendezvous is one line.
+Takes torchrun's flags and environment (PET_*), and differs from it in five points. The rendezvous listens at the
+address it was given instead of all the machine has. A machine that was lost can come back: the store that torchrun
+shares with its processes keeps out an agent that joins after a restart (https://github.com/pytorch/pytorch/issues/135712).
+Without OMP_NUM_THREADS the cores are shared out among the processes. The exit status is that of the process that
+failed. What goes wrong with the rendezvous is one line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, List, Optional, Tuple
 
 from tpvformer.config import ConfigError
 
-from .distributed import address_to_listen_at, listen_at
+from .rendezvous import address_to_listen_at, listen_at
 
 PORT = 29400  # torch's own for rendezvous whose endpoint names none
 

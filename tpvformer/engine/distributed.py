@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import inspect
-import ipaddress
 import os
-import socket
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 import torch
 import torch.distributed as dist
@@ -19,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tpvformer.config import ConfigError
 
 from .device import collective_backend
+from .rendezvous import listening_at_master_address
 
 
 @dataclass(frozen=True)
@@ -50,47 +49,11 @@ def read_world() -> World:
 
 
 def start(world: World, device: torch.device) -> None:
-    """Join the process group; with one process there is none. The device must be current already.
-
-    Where process 0 keeps the store in which all find each other, it listens at MASTER_ADDR alone.
-    """
+    """Join the process group; with one process there is none. The device must be current already."""
     if world.size > 1:
-        timeout, store = datetime.timedelta(minutes=30), None
-        host, port = address_to_listen_at(os.environ.get("MASTER_ADDR", "")), os.environ.get("MASTER_PORT", "")
-        agent_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        if world.is_main and host is not None and port.isdigit() and not agent_keeps_it:
-            store = listen_at(host, int(port), timeout)  # the process group's own, asking for this port, takes it over
-        dist.init_process_group(collective_backend(device), timeout=timeout)
-        del store
-
-
-def address_to_listen_at(host: str) -> Optional[str]:
-    """``host`` as an address if it is one, or "localhost"; None for other names, which each machine reads its way."""
-    try:
-        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
-    except ValueError:
-        return None
-
-
-def listen_at(address: str, port: int, timeout: datetime.timedelta) -> Optional[dist.TCPStore]:
-    """A store whose server listens at this address of the machine; torch's servers listen at all of them. Port 0: any.
-
-    While it lives, stores of this process that would serve the same port use its server (``multi_tenant``). None where
-    the address is another machine's or the port is taken: then torch finds out who serves it, or says what is wrong.
-    """
-    if "master_listen_fd" not in str(dist.TCPStore.__init__.__doc__):
-        return None
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((address, port))
-            server.listen(1024)
-        except OSError:
-            return None
-        options: Dict[str, Any] = {"is_master": True, "multi_tenant": True, "wait_for_workers": False}
-        port = server.getsockname()[1]
-        return dist.TCPStore(address, port, timeout=timeout, master_listen_fd=server.detach(), **options)
+        timeout = datetime.timedelta(minutes=30)
+        with listening_at_master_address(world.is_main, timeout):
+            dist.init_process_group(collective_backend(device), timeout=timeout)
 
 
 def stop() -> None:

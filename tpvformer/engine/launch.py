@@ -11,7 +11,7 @@ from typing import List
 
 from .agent import run_agent
 from .device import visible_cards
-from .distributed import listen_at
+from .rendezvous import listen_at
 
 LOCAL = "127.0.0.1"
 
