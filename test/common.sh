@@ -20,6 +20,7 @@ usage_of_flags() {
                       follows the whole training's schedule (default 0: train to the end and evaluate)
   --work_dir=DIR      where everything is written (default: output/$1/<config> in the repository);
                       an unfinished training found there is continued
+SIGTERM and SIGUSR1 (Slurm: --signal=B:USR1@90) save, and end with exit code 0; the same command goes on from there.
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
   On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does it too.
 EOF
@@ -30,6 +31,25 @@ PERFORMANCE_STEPS=100
 refuse() {
     echo "$(basename "$0"): $1 (-h shows the flags)" >&2
     exit 2
+}
+
+# Run a command that hears of SIGTERM, SIGUSR1 and Ctrl-C what this shell does, and in its own time: training saves.
+pass_signals() {
+    local child status heard=1
+    set -m # in a group of its own, or it would be deaf to Ctrl-C
+    "$@" <&0 &
+    child=$!
+    set +m
+    trap 'heard=1; kill -TERM "$child"' TERM
+    trap 'heard=1; kill -USR1 "$child"' USR1
+    trap 'heard=1; kill -INT "$child"' INT
+    while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child
+        heard=0
+        wait "$child"
+        status=$?
+    done
+    trap - TERM USR1 INT
+    return "$status"
 }
 
 # launch CARDS FLAG...
@@ -87,8 +107,12 @@ prepare() {
 # run_to_end ARGUMENT...: python with them; a failure ends the launcher with its exit code. Sets duration.
 run_to_end() {
     local started=$SECONDS status
-    "$python" "$@"
+    pass_signals "$python" "$@"
     status=$?
+    if [ "$status" -eq 0 ] && [ ! -f "$work_dir/summary.json" ]; then
+        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
+        exit 0
+    fi
     if [ "$status" -ne 0 ]; then
         echo "$(basename "$0"): training ended with exit code $status; there are no results" >&2
         exit "$status"

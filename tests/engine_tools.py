@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
+from tpvformer.engine import checkpoint, store
+from tpvformer.engine.checkpoint import Progress
+from tpvformer.engine.optim import Stepper
 from tpvformer.model import TPVFormer
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +65,11 @@ def write_config(path: Path, config: Config) -> Path:
 def tiny_model(seed: int = 0) -> TPVFormer:
     torch.manual_seed(seed)
     return TPVFormer(MODEL)
+
+
+def save_epoch(folder: Path, model: TPVFormer, stepper: Stepper, config: Config, progress: Progress) -> Path:
+    """The file that a run writes after an epoch."""
+    return store.write(folder, f"epoch_{progress.epoch}.pth", checkpoint.capture(model, stepper, config, progress))
 
 
 def val_loader(config: Config, rank: int = 0, size: int = 1) -> DataLoader:

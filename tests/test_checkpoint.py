@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_tools import CPU, tiny_config, tiny_model
+from engine_tools import CPU, save_epoch, tiny_config, tiny_model
 
 from tpvformer.compat import CheckpointError, load_weights
 from tpvformer.config import Config, DataConfig
-from tpvformer.engine import checkpoint
+from tpvformer.engine import checkpoint, store
 from tpvformer.engine.checkpoint import Progress
 from tpvformer.engine.optim import Stepper
 
@@ -34,7 +34,7 @@ def trained(config: Config = CONFIG):
 def saved(tmp_path: Path):
     model, stepper = trained()
     progress = Progress(epoch=3, global_iter=21, evaluated=True, best_val_miou_pts=41.5, best_val_miou_vox=None)
-    path = checkpoint.save(tmp_path, model, stepper, CONFIG, progress)
+    path = save_epoch(tmp_path, model, stepper, CONFIG, progress)
     return path, model, stepper, progress
 
 
@@ -42,7 +42,7 @@ def test_round_trip_restores_everything(saved) -> None:
     path, model, stepper, progress = saved
     other = tiny_model(seed=9)
     fresh = Stepper(other, CONFIG.optim, CPU)
-    back, changed = checkpoint.resume(checkpoint.read(path), path, other, fresh, CONFIG)
+    back, changed = checkpoint.resume(store.read(path), path, other, fresh, CONFIG)
     assert back == progress
     assert changed == ""
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):
@@ -76,7 +76,7 @@ def test_latest_is_a_relative_link_that_survives_a_move(saved, tmp_path: Path) -
     assert os.readlink(tmp_path / "latest.pth") == "epoch_3.pth"
     moved = tmp_path.parent / "moved"
     tmp_path.rename(moved)
-    assert checkpoint.read(moved / "latest.pth")["epoch"] == 3
+    assert store.read(moved / "latest.pth")["epoch"] == 3
     moved.rename(tmp_path)
 
 
@@ -87,30 +87,30 @@ def test_latest_is_a_copy_where_links_are_impossible(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "symlink_to", refuse)
     model, stepper = trained()
     for epoch in (1, 2):
-        checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=epoch))
+        save_epoch(tmp_path, model, stepper, CONFIG, Progress(epoch=epoch))
     assert not (tmp_path / "latest.pth").is_symlink()
-    assert checkpoint.read(tmp_path / "latest.pth")["epoch"] == 2
+    assert store.read(tmp_path / "latest.pth")["epoch"] == 2
 
 
 def test_best_does_not_change_with_what_comes_after(saved, tmp_path: Path) -> None:
     path, model, stepper, _ = saved
-    checkpoint.keep_best(path)
-    checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=3, global_iter=99))
-    assert checkpoint.read(tmp_path / "best.pth")["global_iter"] == 21
+    store.write(tmp_path, path.name, store.read(path), best=True)
+    save_epoch(tmp_path, model, stepper, CONFIG, Progress(epoch=3, global_iter=99))
+    assert store.read(tmp_path / "best.pth")["global_iter"] == 21
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, tmp_path: Path, monkeypatch) -> None:
     path, model, stepper, _ = saved
 
     def fail(content, target):
-        Path(target).write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(tmp_path, model, stepper, CONFIG, Progress(epoch=3))
+        save_epoch(tmp_path, model, stepper, CONFIG, Progress(epoch=3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_3.pth", "latest.pth"]
-    assert checkpoint.read(path)["global_iter"] == 21
+    assert store.read(path)["global_iter"] == 21
 
 
 def test_settings_come_from_the_configuration_moments_from_the_file(saved) -> None:
@@ -118,7 +118,7 @@ def test_settings_come_from_the_configuration_moments_from_the_file(saved) -> No
     config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, weight_decay=0.5))
     model = tiny_model()
     stepper = Stepper(model, config.optim, CPU)
-    _, changed = checkpoint.resume(checkpoint.read(path), path, model, stepper, config)
+    _, changed = checkpoint.resume(store.read(path), path, model, stepper, config)
     assert changed == "optim: weight_decay is 0.01 there and 0.5 here"
     assert {group["weight_decay"] for group in stepper.optimizer.param_groups} == {0.5}
 
@@ -127,21 +127,21 @@ def test_another_model_is_refused_by_name(saved) -> None:
     path, model, stepper, _ = saved
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_classes=18))
     with pytest.raises(CheckpointError, match="num_classes is 17 there and 18 here"):
-        checkpoint.resume(checkpoint.read(path), path, model, stepper, config)
+        checkpoint.resume(store.read(path), path, model, stepper, config)
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no\.pth"):
-        checkpoint.read(tmp_path / "no.pth")
+        store.read(tmp_path / "no.pth")
     (tmp_path / "latest.pth").symlink_to("epoch_9.pth")
     with pytest.raises(CheckpointError, match=r"points at epoch_9\.pth, which is gone"):
-        checkpoint.read(tmp_path / "latest.pth")
+        store.read(tmp_path / "latest.pth")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(CheckpointError, match=r"cut\.pth"):
-        checkpoint.read(tmp_path / "cut.pth")
+        store.read(tmp_path / "cut.pth")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"train\.load_from"):
-        checkpoint.read(tmp_path / "weights.pth")
+        store.read(tmp_path / "weights.pth")
 
 
 def test_best_scores_ignore_what_is_not_there() -> None:

@@ -16,7 +16,7 @@ from engine_tools import POINTS, environment, processes, tiny_config, write_conf
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine import checkpoint, run
+from tpvformer.engine import run, store
 from tpvformer.engine.device import pick_device, visible_cards
 from tpvformer.engine.distributed import World, all_sum, read_world
 
@@ -70,7 +70,7 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     for a, b in zip(ours, theirs):
         for key, tolerance in (("loss", 1e-5), ("mean_loss", 1e-5), ("grad_norm", 1e-3), ("lr", 0)):
             assert a[key] == pytest.approx(b[key], rel=tolerance), (a, b)
-    states = [checkpoint.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
+    states = [store.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
 

@@ -15,8 +15,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError
 from tpvformer.engine import launch as many
-from tpvformer.engine.agent import threads
-from tpvformer.engine.launch import one_a_card
+from tpvformer.engine.launch import one_a_card, threads
 from tpvformer.engine.results import publish
 
 ONE, EIGHT, MANY = (ROOT / "test" / f"train_{name}.sh" for name in ("1p", "8p", "multi_node"))

@@ -17,7 +17,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import CheckpointError
 from tpvformer.config import Config, ConfigError, DataConfig
-from tpvformer.engine import checkpoint, run, train
+from tpvformer.engine import run, store, train
 from tpvformer.engine.distributed import World
 from tpvformer.engine.evaluate import evaluate, permute_cameras
 from tpvformer.engine.log import RunLog
@@ -57,7 +57,7 @@ def log_lines(work_dir: Path) -> List[str]:
 
 
 def weights(path: Path) -> Dict[str, torch.Tensor]:
-    return checkpoint.read(path)["state_dict"]
+    return store.read(path)["state_dict"]
 
 
 def test_a_run_leaves_its_files(finished: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     assert 0 < summary["measured_steps"] < 14
     assert summary["samples_per_s"] == pytest.approx(1e3 / summary["step_time_ms"])
     best = max(r["pts"]["miou"] for r in metrics(finished, "eval"))
-    assert summary["best_val_miou_pts"] == checkpoint.read(finished / "best.pth")["best_val_miou_pts"] == best
+    assert summary["best_val_miou_pts"] == store.read(finished / "best.pth")["best_val_miou_pts"] == best
     assert summary["final_loss"] == metrics(finished, "train")[-1]["loss"]
     assert summary["seed"] == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -47,6 +48,11 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         where = "" if rank == "0" else f" (process {rank})"
         print(f"{name}{where}: {err}", file=sys.stderr)
         return code
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
@@ -59,10 +65,11 @@ def _user_error(err: Exception) -> Optional[int]:
     from tpvformer.compat.errors import CheckpointError
     from tpvformer.data.types import DataError
     from tpvformer.engine.meters import NonFiniteLoss
+    from tpvformer.engine.saving import SaveError
 
     if isinstance(err, (DataError, CheckpointError)):
         return 2
-    return 1 if isinstance(err, NonFiniteLoss) else None
+    return 1 if isinstance(err, (NonFiniteLoss, SaveError)) else None
 
 
 def _parser(argv: List[str]) -> argparse.ArgumentParser:
@@ -76,6 +83,9 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     train.add_argument("--max-epochs", type=_positive, help="short for --set train.epochs=N")
     train.add_argument(
         "--max-steps", type=_positive, help="measure speed: stop after N steps, neither evaluate nor save"
+    )
+    train.add_argument(
+        "--deterministic", action="store_true", help="results that do not depend on timing: bit-equal runs on a CPU"
     )
     many = train.add_mutually_exclusive_group()
     many.add_argument("--processes", type=_positive, default=1, help="start N processes here (default: %(default)s)")
@@ -207,7 +217,7 @@ def _train(args: argparse.Namespace) -> int:
     extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
     config = _config(args, extra)
     work_dir = args.work_dir or Path("output") / config.name
-    train(config, work_dir, args.device, args.resume_from, args.max_steps)
+    train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic)
     return 0
 
 

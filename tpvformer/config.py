@@ -239,9 +239,16 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
     seed: int = 0
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
+    # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never
+    save_every_steps: int = 0
+    save_every_minutes: float = 10.0
+    keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
 
     def __post_init__(self) -> None:
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
+        _at_least("train", save_every_steps=(self.save_every_steps, 0), keep_checkpoints=(self.keep_checkpoints, 1))
+        if not self.save_every_minutes >= 0:
+            raise ConfigError(f"train.save_every_minutes is {self.save_every_minutes}; expected at least 0")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32', 'bf16' or 'fp16'")
         if self.recompute not in (None, "none", "cheap", "blocks"):

@@ -119,7 +119,7 @@ def _train(args: argparse.Namespace, more: List[str]) -> int:
     if args.max_epochs:
         command += ["--max-epochs", args.max_epochs]
     status = _start(args, [*command, *more])
-    if status == 0 and _speaks():
+    if status == 0 and _speaks() and Path(work_dir, "summary.json").is_file():  # not if a signal stopped it
         return cli.main(["results", "--work-dir", work_dir, "--duration", f"{time.perf_counter() - began:.1f}"])
     return status
 

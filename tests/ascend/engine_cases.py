@@ -13,7 +13,7 @@ from small import CPU, PUBLISHED, shrunk, trained
 from tpvformer import ops
 from tpvformer.config import ConfigError, OptimConfig
 from tpvformer.data.dataset import NuScenesDataset
-from tpvformer.engine import checkpoint, limits, run
+from tpvformer.engine import checkpoint, limits, run, store
 from tpvformer.engine.bench import step as bench
 from tpvformer.engine.checkpoint import Progress
 from tpvformer.engine.device import pick_device, profiler
@@ -78,14 +78,14 @@ def test_a_checkpoint_of_another_device_goes_on_here_and_back(tmp_path: Path) ->
         model = TPVFormer(config.model).to(device)
         stepper = Stepper(model, config.optim, device)
         if source is not None:
-            checkpoint.resume(checkpoint.read(source), source, model, stepper, config)
+            checkpoint.resume(store.read(source), source, model, stepper, config)
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.01) if parameter.requires_grad else None
         stepper.update()
         folder = tmp_path / f"{len(states)}"
         folder.mkdir()
-        source = checkpoint.save(folder, model, stepper, config, Progress(epoch=1))
-        states.append(checkpoint.read(source))
+        source = store.write(folder, "epoch_1.pth", checkpoint.capture(model, stepper, config, Progress(epoch=1)))
+        states.append(store.read(source))
     steps = [{float(state["step"]) for state in content["optimizer"]["state"].values()} for content in states]
     assert steps == [{1.0}, {2.0}, {3.0}]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.seal import check_seal
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -23,7 +24,8 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
     """The dictionary a weights file holds, tensors on the CPU.
 
     A safetensors file (by its ending) is flat: name -> tensor. Raises CheckpointError where the file is missing, is no
-    dictionary, or holds anything but tensors and plain Python values; such a pickle is not executed.
+    dictionary, does not match its seal, or holds anything but tensors and plain Python values; such a pickle is not
+    executed.
     """
     file = Path(path)
     if not file.is_file():
@@ -59,6 +61,7 @@ def _read_safetensors(file: Path) -> Dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> Any:
+    check_seal(file)
     try:
         with _numpy_scalars_as_nothing():
             return torch.load(str(file), map_location="cpu", weights_only=True)

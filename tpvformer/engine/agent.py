@@ -1,23 +1,27 @@
-"""torchrun, one agent a machine, with what a training of days needs of it; also ``tpvformer train --processes N``.
+"""torchrun, one agent a machine, with what a training of days on several machines needs of it.
 
     python -m tpvformer.engine.agent TORCHRUN'S FLAGS -m tpvformer train ...
 
-Takes torchrun's flags and environment (PET_*), and differs from it in five points. The rendezvous listens at the
+Takes torchrun's flags and environment (PET_*), and differs from it in six points. The rendezvous listens at the
 address it was given instead of all the machine has. A machine that was lost can come back: the store that torchrun
 shares with its processes keeps out an agent that joins after a restart (https://github.com/pytorch/pytorch/issues/135712).
 Without OMP_NUM_THREADS the cores are shared out among the processes. The exit status is that of the process that
-failed. What goes wrong with the rendezvous is one line.
+failed. What goes wrong with the rendezvous is one line. SIGUSR1 is passed on to the processes, which save and end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 from tpvformer.config import ConfigError
 
+from .launch import threads
 from .rendezvous import address_to_listen_at, listen_at
 
 PORT = 29400  # torch's own for rendezvous whose endpoint names none
@@ -41,6 +45,7 @@ def run_agent(flags: List[str]) -> int:
     host, port = endpoint(args)
     # torch's stores of this process that ask for the same port use this one; it lives as long as the variable
     store = None if host is None else listen_at(host, port, timeout=timedelta(seconds=60))
+    before = signal.signal(signal.SIGUSR1, lambda number, _: _pass_on(number))
     try:
         run(args)
     except ChildFailedError as err:
@@ -53,6 +58,7 @@ def run_agent(flags: List[str]) -> int:
         print(f"agent: the machines did not find each other, or lost each other: {_reason(err)}", file=sys.stderr)
         return 1
     finally:
+        signal.signal(signal.SIGUSR1, before)
         del store
     return 0
 
@@ -71,10 +77,13 @@ def endpoint(args: Any) -> Tuple[Optional[str], int]:
     return (address_to_listen_at(host.strip("[]")), int(port)) if hosts else (None, 0)
 
 
-def threads(processes: int) -> int:
-    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+def _pass_on(number: int) -> None:
+    """Send a signal to the processes that this one has started; they are looked up, for torch's agent keeps them."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = file.read_text().partition(" ")
+            if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
+                os.kill(int(pid), number)
 
 
 def _reason(err: BaseException) -> str:

@@ -1,39 +1,31 @@
-"""Checkpoints of a run: tensors and plain values only, so that reading one can never execute anything.
-
-``epoch_<n>.pth`` after every epoch, ``latest.pth`` pointing at the newest, ``best.pth`` a copy of the one with the
-highest leading metric: point mIoU, or that of dense labels where they are configured. Every file appears whole or not
-at all.
-"""
+"""What a checkpoint of a run holds: tensors and plain values only, so that reading one can never execute anything."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from tpvformer.compat.checkpoints import FORMAT
 from tpvformer.compat.errors import CheckpointError
-from tpvformer.compat.tensors import read_archive
 from tpvformer.config import Config, ConfigError, from_dict
 
 from .optim import Stepper, load_portable_state, portable_state
 
-LATEST = "latest.pth"
-BEST = "best.pth"
-
 
 @dataclass
 class Progress:
-    """How far a run has come. ``epoch`` is the next one to train, ``evaluated`` whether the last one was scored."""
+    """How far a run has come. ``epoch`` is the one to train now, ``evaluated`` whether the one before was scored.
+
+    ``samples`` are those of ``epoch``'s order that are done, over all processes.
+    """
 
     epoch: int = 0
+    samples: int = 0
     global_iter: int = 0
     evaluated: bool = False
     best_val_miou_pts: Optional[float] = None
@@ -56,9 +48,13 @@ def _exceeds(value: Optional[float], best: Optional[float]) -> bool:
     return value is not None and (best is None or value > best)
 
 
-def save(work_dir: Path, model: nn.Module, stepper: Stepper, config: Config, progress: Progress) -> Path:
-    """Write ``epoch_<n>.pth`` and point ``latest.pth`` at it (relative, so that the folder can be moved)."""
-    path = work_dir / f"epoch_{progress.epoch}.pth"
+def capture(
+    model: nn.Module, stepper: Stepper, config: Config, progress: Progress, moment: Optional[Dict[str, Any]] = None
+) -> Dict[str, Any]:
+    """Everything a checkpoint holds, copied to the CPU, so that training may go on while it is written.
+
+    Takes as much memory as weights and optimiser state. ``moment`` is what the middle of an epoch needs besides.
+    """
     content = {
         "format": FORMAT,
         "state_dict": model.state_dict(),
@@ -66,29 +62,10 @@ def save(work_dir: Path, model: nn.Module, stepper: Stepper, config: Config, pro
         "scaler": None if stepper.scaler is None else stepper.scaler.state_dict(),
         "config": _plain(dataclasses.asdict(config)),
         **dataclasses.asdict(progress),
+        **(moment or {}),
     }
-    content = tree_map_only(Tensor, Tensor.cpu, content)  # to be read where there is no such device
-    _replace(path, lambda temporary: torch.save(content, temporary))
-    _point(work_dir / LATEST, path)
-    return path
-
-
-def keep_best(path: Path) -> None:
-    """Copy the checkpoint at ``path`` to ``best.pth`` beside it."""
-    _replace(path.with_name(BEST), lambda temporary: shutil.copyfile(path, temporary))
-
-
-def read(path: Path) -> Dict[str, Any]:
-    """The content of a checkpoint written by ``save``, on the CPU. Raises CheckpointError."""
-    if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"checkpoint {path} points at {os.readlink(path)}, which is gone; name another file")
-    content = read_archive(path)
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} was not written by this trainer, so it has no run to resume; "
-            "to start from its weights set train.load_from"
-        )
-    return content
+    copied: Dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
+    return copied
 
 
 def difference(stored: Any, wanted: Any) -> str:
@@ -140,27 +117,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Fill a temporary file, force it to the disk, and only then let it take the place of ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _point(link: Path, target: Path) -> None:
-    """Make ``link`` a relative symbolic link to its neighbour ``target``; a copy where the file system has no links."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.symlink_to(target.name)
-    except OSError:
-        _replace(link, lambda copy: shutil.copyfile(target, copy))
-        return
-    os.replace(temporary, link)

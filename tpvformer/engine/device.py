@@ -273,6 +273,34 @@ def synchronize(device: torch.device) -> None:
         _runtime(device.type).synchronize(device)
 
 
+def device_random_state(device: torch.device) -> torch.Tensor:
+    """The state of the card's random numbers (n) uint8 on the CPU; empty for a CPU, whose state is PyTorch's own."""
+    if device.type == "cpu":
+        return torch.empty(0, dtype=torch.uint8)
+    state: torch.Tensor = _runtime(device.type).get_rng_state(device)
+    return state
+
+
+def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Put a state of ``device_random_state`` in place, unless it is that of another kind of device."""
+    if device.type != "cpu" and len(state) == len(device_random_state(device)):
+        _runtime(device.type).set_rng_state(state, device)
+
+
+def be_deterministic(device: torch.device) -> List[str]:
+    """Ask PyTorch for algorithms whose result does not depend on timing, before the device computes anything.
+
+    Returns remarks on what that leaves.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    if device.type == "cpu":
+        return []
+    return ["deterministic: what kernels add up in any order, as PyTorch's warnings say, still varies in its last bits"]
+
+
 def device_name(device: torch.device) -> str:
     """A name for people: the card's own, or "cpu"."""
     return "cpu" if device.type == "cpu" else str(_runtime(device.type).get_device_name(device))

@@ -7,7 +7,7 @@ import inspect
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -48,12 +48,18 @@ def read_world() -> World:
     return World(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], values["LOCAL_WORLD_SIZE"])
 
 
+_TIMEOUT = datetime.timedelta(minutes=30)
+_hosts: Optional[Any] = None  # the group in which processors talk; None where that is the only group there is
+
+
 def start(world: World, device: torch.device) -> None:
     """Join the process group; with one process there is none. The device must be current already."""
+    global _hosts
     if world.size > 1:
-        timeout = datetime.timedelta(minutes=30)
-        with listening_at_master_address(world.is_main, timeout):
-            dist.init_process_group(collective_backend(device), timeout=timeout)
+        backend = collective_backend(device)
+        with listening_at_master_address(world.is_main, _TIMEOUT):
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        _hosts = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def stop() -> None:
@@ -82,6 +88,36 @@ def all_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def agree(values: Sequence[int]) -> List[int]:
+    """Sums of small numbers over the processes. The accelerators are not waited for."""
+    if not dist.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, group=_hosts)
+    return [int(value) for value in tensor.tolist()]
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The same tensor (n) on the CPU of every process, as (processes, n); likewise without accelerators."""
+    if not dist.is_initialized():
+        return tensor[None]
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, tensor, group=_hosts)
+    return torch.stack(everyone)
+
+
+def from_main(text: str) -> str:
+    """The text that process 0 gave."""
+    if not dist.is_initialized():
+        return text
+    mine = torch.tensor(list(text.encode()), dtype=torch.int64)
+    length = torch.tensor([len(mine)])
+    dist.broadcast(length, 0, group=_hosts)
+    mine = mine if dist.get_rank() == 0 else torch.empty(int(length), dtype=torch.int64)
+    dist.broadcast(mine, 0, group=_hosts)
+    return bytes(mine.tolist()).decode()
 
 
 def share_buffers(model: nn.Module) -> None:

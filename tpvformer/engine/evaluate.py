@@ -71,20 +71,24 @@ def evaluate(
     device: torch.device,
     log: RunLog,
     epoch: Optional[int] = None,
+    between: Callable[[], None] = lambda: None,
     change: Optional[Callable[[Batch], Batch]] = None,
 ) -> Evaluation:
     """Run the bare model (not its DDP wrapper: processes may hold unequal numbers of samples) over this rank's loader.
 
-    ``change`` alters each batch first (controls). ``epoch`` is only named in the log. All processes return the same.
+    ``change`` alters each batch first (controls). ``epoch`` is only named in the log. ``between`` is called in all
+    processes alike between batches, and may end it all by raising. All processes return the same.
     """
     data = cast(NuScenesDataset, loader.dataset)
     tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
-    training = model.training
+    training, together = model.training, config.data.batch_size * world.size
     model.eval()
     with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
         for i, batch in enumerate(on_device(loader, device)):
+            if (i + 1) * together <= len(data):  # every process has such a batch
+                between()
             if change is not None:
                 batch = change(batch)
             prediction = predict(model, batch, config)

@@ -1,35 +1,85 @@
-"""One command in many processes on this machine: torchrun with the command's exit status and without a traceback."""
+"""One command in many processes on this machine: each gets what torchrun would give it, and signals reach them all."""
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
 import socket
-import uuid
-from datetime import timedelta
-from typing import List
+import subprocess
+import sys
+import time
+from typing import Dict, List
 
-from .agent import run_agent
 from .device import visible_cards
-from .rendezvous import listen_at
+from .signals import SIGNALS
 
-LOCAL = "127.0.0.1"
+_GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come
 
 
 def launch(processes: int, argv: List[str]) -> int:
     """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
 
-    As ``torchrun --standalone --nproc_per_node=<processes> -m tpvformer <argv>`` does, but nothing listens where other
-    machines could connect.
+    They find each other as those of ``torchrun --standalone --nproc_per_node=<processes>`` do. A process that fails has
+    said why itself; the others are stopped. SIGTERM and SIGUSR1 are passed on, and it is theirs to end, for which
+    training first saves; torchrun would kill them after 30 s. Without OMP_NUM_THREADS the cores are shared out among
+    the processes.
     """
-    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    if loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    store = listen_at(LOCAL, 0, timedelta(seconds=60))  # kept until all is done
-    place = f"{LOCAL}:{0 if store is None else store.port}"
-    meeting = ["--nnodes=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={place}", f"--rdzv_id={uuid.uuid4()}"]
-    return run_agent([*meeting, f"--local_addr={LOCAL}", f"--nproc_per_node={processes}", "-m", "tpvformer", *argv])
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads(processes)))
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):  # nothing listens where other machines could connect
+            common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))
+    children: List[subprocess.Popen] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        for rank in range(processes):
+            env: Dict[str, str] = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            children.append(subprocess.Popen([sys.executable, "-m", "tpvformer", *argv], env=env))
+        return _wait(children)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        _stop(children)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: List[subprocess.Popen]) -> int:
+    """Until all have ended well, or one has not: the exit status as a shell has it."""
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 128 - failed[0]  # ended by a signal: the shell's way of saying so
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.1)
+
+
+def _stop(children: List[subprocess.Popen]) -> None:
+    running = [child for child in children if child.poll() is None]
+    for child in running:
+        child.terminate()
+    deadline = time.monotonic() + _GRACE
+    for child in running:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def one_a_card(most: int, device: str) -> int:
@@ -44,3 +94,9 @@ def one_a_card(most: int, device: str) -> int:
     batches = "1 batch" if cards == 1 else f"{cards} batches"
     print(f"{seen} started instead of {most}, and a step takes {batches} instead of {most}", flush=True)
     return cards
+
+
+def threads(processes: int) -> int:
+    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)

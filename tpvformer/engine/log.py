@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ class RunLog:
         self._handlers.append(logging.StreamHandler(sys.stdout))
         if work_dir is not None:
             self.path = _new_file(work_dir)
-            self._handlers.append(logging.FileHandler(self.path))
+            self._handlers.append(_LogFile(self.path))
             self._metrics = (work_dir / "metrics.jsonl").open("a")
             self._timeline = (work_dir / TIMELINE).open("a")
             if self._timeline.tell() == 0:
@@ -68,7 +70,25 @@ class RunLog:
         if self._metrics is not None and self.path is not None:
             entry = {"kind": kind, "run": self.path.stem, **values}
             self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
-            self._metrics.flush()
+            with contextlib.suppress(OSError):  # as in _LogFile
+                self._metrics.flush()
+
+    def cut(self, step: int, evaluated: bool) -> None:
+        """Take back the records after ``step`` and, unless ``evaluated``, its evaluation: they will come again.
+
+        So the file of a run that was interrupted and resumed reads like that of one that was not.
+        """
+        if self._metrics is None:
+            return
+        path = Path(self._metrics.name)
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _stands(line, step, evaluated)]
+        if len(kept) < len(lines):
+            self._metrics.close()
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+            self._metrics = path.open("a")
 
     def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
         """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.
@@ -80,7 +100,8 @@ class RunLog:
         for step, lap in enumerate(laps, start=last_step - len(laps) + 1):
             times = f"{lap.began:.4f},{lap.waited:.4f},{lap.spent - lap.waited:.4f}"
             self._timeline.write(f"{self.path.stem},{epoch},{step},{times}\n")
-        self._timeline.flush()
+        with contextlib.suppress(OSError):  # as in _LogFile
+            self._timeline.flush()
 
     def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
         """A printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; seconds as ``time``, ``data_time``."""
@@ -95,10 +116,12 @@ class RunLog:
         """Give the files back."""
         for handler in self._handlers:
             self._logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
         for file in (self._metrics, self._timeline):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):
+                    file.close()
 
     @contextmanager
     def progress(self, title: str, total: int) -> Generator[Progress, None, None]:
@@ -121,6 +144,13 @@ class RunLog:
                 self._bar_is_up = False
 
 
+class _LogFile(logging.FileHandler):
+    """On a full disk lines wait in memory for the next one; training does not end for them. Checkpoints say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave it to the other handlers."""
+
+
 class Progress:
     """Handle on a bar that may not be there."""
 
@@ -140,6 +170,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _stands(line: str, step: int, evaluated: bool) -> bool:
+    """Whether a record is of a step that is done; half a line, left by a process that was killed, is not."""
+    try:
+        record = json.loads(line)
+        return bool(record["step"] < step or (record["step"] == step and (record["kind"] != "eval" or evaluated)))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _new_file(work_dir: Path) -> Path:

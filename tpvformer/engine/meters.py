@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class LossWatch:
 
     def read(self) -> None:
         """Bring everything since the last call to the host, averaged over processes. All processes must call it."""
+        if not self._pending:
+            return
         mine = torch.stack([loss for _, _, loss in self._pending])
         everyone = all_sum(mine.clone()) / self._world.size
         self._check(mine.tolist())
@@ -45,7 +47,9 @@ class LossWatch:
         if not all(math.isfinite(v) for v in values):
             raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
         self._pending.clear()
-        self._sum, self._count = self._sum + math.fsum(values), self._count + len(values)
+        for value in values:  # one by one, so that the mean does not depend on when losses are read
+            self._sum += value
+        self._count += len(values)
         self.last = values[-1]
 
     def _check(self, values: List[float]) -> None:
@@ -59,6 +63,14 @@ class LossWatch:
     def start_epoch(self) -> None:
         """Begin a new mean."""
         self._sum, self._count = 0.0, 0
+
+    def state(self) -> Dict[str, Any]:
+        """What ``restore`` needs to go on in the middle of an epoch; after ``read``."""
+        return {"sum": self._sum, "count": self._count, "last": self.last}
+
+    def restore(self, state: Dict[str, Any]) -> None:
+        """Go on from a ``state``."""
+        self._sum, self._count, self.last = state["sum"], state["count"], state["last"]
 
     @property
     def mean(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -14,17 +15,20 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, summary
+from . import checkpoint, distributed, store, summary
 from .checkpoint import Progress
 from .compile import compile_images
 from .controls import run_controls
-from .device import device_name, image_dtype, image_layout, pick_device, pin_options
+from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
 from .evaluate import Evaluation, evaluate, report, write_scores
 from .limits import check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
+from .resume import MOMENT, Origin, find_origin, keep_global_batch
+from .saving import Saver
+from .signals import Stopped, StopSignals
 from .train import Run, fit
 from .warm import agree_on_threads, warm_up
 
@@ -35,25 +39,36 @@ def train(
     device: str = "auto",
     resume_from: Optional[Path] = None,
     max_steps: Optional[int] = None,
+    deterministic: bool = False,
 ) -> Dict[str, Any]:
     """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
-    Without ``resume_from`` a ``latest.pth`` in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
-    afresh, stops after that many optimiser steps, and neither evaluates nor saves. Raises ConfigError, DataError,
-    CheckpointError and NonFiniteLoss.
+    Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
+    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
+    the summary is then empty and not stored. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
     world, place, remarks = enter(device)
+    if deterministic:
+        remarks = remarks + be_deterministic(place)
     work_dir.mkdir(parents=True, exist_ok=True)
     if world.is_main:
         summary.remove_stale(work_dir)
+        store.remove_partial(work_dir)
     log = RunLog(work_dir, world.is_main)
     try:
         for remark in remarks:
             log.warn(remark)
+        origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
+        if origin is not None:
+            config = keep_global_batch(origin, config, world, log)
         run = build(config, work_dir, world, place, log, max_steps)
-        start_from(run, resume_from)
-        result = fit(run)
+        start_from(run, origin)
+        if max_steps is None:
+            log.cut(run.progress.global_iter, run.progress.evaluated)
+        origin = None  # its tensors are in place, and as large as the model's and the optimiser's
+        with contextlib.closing(run.saver), run.signals if max_steps is None else contextlib.nullcontext():
+            result = fit(run)
         if run.clock.waiting_share is not None:
             share = 100 * run.clock.waiting_share
             log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
@@ -62,6 +77,9 @@ def train(
         )
         if world.is_main:
             summary.write(work_dir, outcome)
+    except Stopped as stopped:
+        log.line(str(stopped))
+        outcome = {}
     finally:
         log.close()
     distributed.stop()
@@ -182,20 +200,19 @@ def build(
         progress=Progress(),
         clock=StepClock(min(20, steps // 5)),
         losses=LossWatch(world, device),
+        saver=Saver(work_dir, config.train, log),
+        signals=StopSignals(),
     )
 
 
-def start_from(run: Run, resume_from: Optional[Path]) -> None:
+def start_from(run: Run, origin: Optional[Origin]) -> None:
     """Continue a checkpoint, else start from the configured weights, else from random ones."""
     config, log = run.config, run.log
-    latest = run.work_dir / checkpoint.LATEST
-    source = resume_from
-    if source is None and run.max_steps is None and (latest.exists() or latest.is_symlink()):
-        source = latest
-    if source is not None:
-        content = checkpoint.read(source)
-        run.progress, changed = checkpoint.resume(content, source, run.model, run.stepper, config)
-        log.line(f"resumed {source} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
+    if origin is not None:
+        path, content = origin
+        run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
+        run.moment = {name: content[name] for name in MOMENT if name in content}
+        log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
         if run.progress.epoch >= config.train.epochs:

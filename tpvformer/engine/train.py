@@ -6,7 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ContextManager, Iterator, List, Optional, cast
+from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed
+from . import checkpoint, distributed, store
 from .checkpoint import Progress
 from .device import synchronize
 from .distributed import World
@@ -32,7 +32,11 @@ from .memory import keep_freed_memory
 from .meters import Lap, LossWatch, StepClock
 from .optim import Stepper
 from .prefetch import on_device
+from .resume import moment, restore_moment
+from .rng import seed_all
+from .saving import SaveError, Saver
 from .schedule import set_learning_rates
+from .signals import Stopped, StopSignals
 
 
 @dataclass
@@ -53,6 +57,9 @@ class Run:
     progress: Progress
     clock: StepClock
     losses: LossWatch
+    saver: Saver
+    signals: StopSignals
+    moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,16 +78,14 @@ class Run:
 
 
 def train_epoch(run: Run, epoch: int) -> None:
-    """One pass over the training set, or less where ``max_steps`` ends it."""
+    """One pass over the training set from where ``run.progress`` stands, or less where ``max_steps`` ends it.
+
+    Raises Stopped where a signal does.
+    """
     config, stepper, n = run.config, run.stepper, run.steps_per_epoch
-    seed_epoch(config.train.seed, epoch, run.world.rank)
-    cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch)
-    run.model.train()
-    run.losses.start_epoch()
-    run.clock.start_epoch()
-    batches = on_device(timed(run.train_loader, run.clock), run.device)
-    with run.log.progress(f"epoch {epoch}", n) as bar:
-        for i in range(n):
+    first, batches = begin_epoch(run, epoch)
+    with run.log.progress(f"epoch {epoch}", n - first) as bar:
+        for i in range(first, n):
             # learning rate of this step
             set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
             stepper.clear()
@@ -103,6 +108,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             grad_norm = stepper.update()
             keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
+            run.progress.samples += run.global_batch
             # report
             done = i == n - 1 or run.progress.global_iter == run.max_steps
             printing = i % config.train.print_every == 0
@@ -119,6 +125,23 @@ def train_epoch(run: Run, epoch: int) -> None:
                 log_step(run, epoch, i, float(grad_norm), laps)
             if done:
                 return
+            # save and stop
+            save_if_due(run)
+
+
+def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
+    """The first step to train in ``epoch`` and its batches; seeds, order and instruments are those of that step."""
+    start, seed = run.progress.samples, run.config.train.seed
+    seed_epoch(seed, epoch, run.world.rank)
+    cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
+    run.model.train()
+    run.losses.start_epoch()
+    run.clock.start_epoch()
+    batches = on_device(timed(iter(run.train_loader), run.clock), run.device)
+    if start and run.moment is not None:
+        restore_moment(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
+    run.moment = None
+    return start // run.global_batch, batches
 
 
 def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
@@ -144,6 +167,7 @@ def fit(run: Run) -> Optional[Evaluation]:
         result = evaluate_epoch(run)  # asked again for what is finished, or interrupted before its evaluation
     for epoch in range(progress.epoch, config.train.epochs):
         train_epoch(run, epoch)
+        progress.samples = 0
         if run.val_loader is None:
             if run.progress.global_iter == run.max_steps:
                 break
@@ -151,6 +175,8 @@ def fit(run: Run) -> Optional[Evaluation]:
         progress.epoch, progress.evaluated = epoch + 1, False
         save(run)
         result = evaluate_epoch(run)
+    if run.val_loader is not None and run.world.is_main:
+        store.prune(run.work_dir, keep=0)  # only epochs are worth keeping of what is finished
     return result
 
 
@@ -158,7 +184,17 @@ def evaluate_epoch(run: Run) -> Evaluation:
     """Score the model as it stands, say so, and write its checkpoint again with the scores in it."""
     progress = run.progress
     assert run.val_loader is not None
-    result = evaluate(run.model, run.val_loader, run.config, run.world, run.device, run.log, progress.epoch)
+    stop_if_asked(run)
+    result = evaluate(
+        run.model,
+        run.val_loader,
+        run.config,
+        run.world,
+        run.device,
+        run.log,
+        progress.epoch,
+        lambda: stop_if_asked(run),
+    )
     report(result, run.config, run.log)
     leader, leading = result.leading
     better = progress.improve(result.pts.miou, result.vox.miou, leading)
@@ -174,23 +210,64 @@ def evaluate_epoch(run: Run) -> Evaluation:
     run.log.line(f"Current val loss is {result.loss:.3f}")
     values = result.as_dict(class_names(run.config.data.label_map))
     run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
-    missing = not (run.work_dir / checkpoint.BEST).exists() and leading == progress.best_val_leading
+    missing = not (run.work_dir / store.BEST).exists() and leading == progress.best_val_leading
     save(run, best=better or missing)
     return result
 
 
 def save(run: Run, best: bool = False) -> None:
-    """Write the checkpoint of the epoch that is done; the other processes wait."""
+    """Write the checkpoint of the epoch that is done; all wait. Raises SaveError in every process."""
+    failure = write(run, store.epoch_name(run.progress.epoch), required=True, best=best)
+    if failure:
+        raise SaveError(failure)
+
+
+def save_if_due(run: Run) -> None:
+    """Begin to write a checkpoint where it is time for one; where a signal came, wait for it and raise Stopped."""
+    if run.val_loader is None:
+        return
+    asked, due = distributed.agree(
+        [run.signals.received is not None, run.world.is_main and run.saver.due(run.progress.global_iter)]
+    )
+    if asked or due:
+        failure = write(run, store.step_name(run.progress.global_iter), required=bool(asked))
+        if failure:
+            raise SaveError(failure)
+    if asked:
+        raise Stopped(stopped_at(run))
+
+
+def write(run: Run, name: str, required: bool, best: bool = False) -> str:
+    """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
+    failure = ""
+    now = moment(run.global_batch, run.losses, run.world, run.device)
     if run.world.is_main:
-        path = checkpoint.save(run.work_dir, run.model, run.stepper, run.config, run.progress)
-        if best:
-            checkpoint.keep_best(path)
-    distributed.barrier()
+        content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, now)
+        try:
+            run.saver.submit(name, content, required, best)
+            if required:
+                run.saver.wait()
+        except SaveError as err:
+            failure = str(err)
+    return distributed.from_main(failure) if required else failure
 
 
-def timed(loader: DataLoader, clock: StepClock) -> Iterator[Batch]:
-    """The loader's batches; the clock learns how long each was waited for."""
-    batches = iter(loader)
+def stop_if_asked(run: Run) -> None:
+    """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
+    if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
+        raise Stopped(stopped_at(run))
+
+
+def stopped_at(run: Run) -> str:
+    progress = run.progress
+    return (
+        f"stopped by {run.signals.received or 'a signal to another process'} at epoch {progress.epoch}, iteration "
+        f"{progress.global_iter}; {run.work_dir / store.LATEST} holds everything, and the same command resumes there"
+    )
+
+
+def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
+    """The same batches; the clock learns how long each was waited for."""
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)
@@ -207,4 +284,4 @@ def exchange(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
     """Dropout of an epoch depends on these three alone, so a resumed run repeats an uninterrupted one."""
-    torch.manual_seed((seed * 100_003 + epoch) * 100_003 + rank)
+    seed_all((seed * 100_003 + epoch) * 100_003 + rank)

@@ -25,7 +25,9 @@ def agree_on_threads() -> None:
     """Let Numba's kernels run on as many threads as PyTorch does, instead of on all cores in every process."""
     runtime = _runtime()
     if runtime is not None:
-        runtime.use_threads(torch.get_num_threads())
+        threads = torch.get_num_threads()
+        runtime.use_threads(threads)
+        torch.set_num_threads(threads)  # where both share an OpenMP library, Numba has just taken all cores for both
 
 
 def _runtime() -> Optional[ModuleType]:

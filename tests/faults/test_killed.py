@@ -1,0 +1,106 @@
+"""Runs that are killed and resumed until they end, against one that nothing happened to: equal to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import MODEL, tiny_config
+from lives import Lives, output, records, samples
+from torch.utils._pytree import tree_leaves
+
+from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.engine import store
+
+KILLS = 20 if os.environ.get("TPVFORMER_SLOW") == "1" else 4
+
+
+def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
+    backbone = dataclasses.replace(MODEL.backbone, base_width=4)
+    model = dataclasses.replace(MODEL, num_cams=1, dropout=dropout, grid=GridConfig(w=4, h=3, z=2), backbone=backbone)
+    return dataclasses.replace(tiny_config(dataclasses.replace(data, image_scale=0.5), **train), model=model)
+
+
+def assert_same(work_dir: Path, straight: Path) -> None:
+    """The same losses and scores, weights, optimiser state and random numbers."""
+    assert records(work_dir) == records(straight)
+    for name in ("latest.pth", "best.pth"):
+        ours, theirs = store.read(work_dir / name), store.read(straight / name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            for a, b in zip(tree_leaves(ours[key]), tree_leaves(theirs[key])):
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key
+    assert sorted(p.name for p in work_dir.glob("*.pth")) == sorted(p.name for p in straight.glob("*.pth"))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_at_random_moments(size: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
+    job = config(data, save_every_steps=2)
+    straight, work_dir = tmp_path / "straight", tmp_path / "killed"
+    assert lives.run(job, straight, size) == [0] * size, output(straight)
+    draw, partial = random.Random(7 * size), 0
+    for kill in range(KILLS):
+        kind = ("save", "step")[kill % 2]
+        rank = 0 if kind == "save" else draw.randrange(size)
+        moment = (rank, "SIGKILL", kind, draw.randint(1, 14))
+        codes = lives.run(job, work_dir, size, moment)
+        assert codes == [-signal.SIGKILL] * size, (moment, output(work_dir))
+        partial += bool(list(work_dir.glob(".*.tmp")))
+    assert partial, "no kill fell into the writing of a checkpoint"
+    assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
+    assert_same(work_dir, straight)
+    assert not list(work_dir.glob(".*"))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_asked_to_stop_it_saves_and_ends_well(
+    size: int, name: str, lives: Lives, data: DataConfig, tmp_path: Path
+) -> None:
+    """One process alone is asked, in the middle of a step; all end after it, with everything."""
+    job = config(data, epochs=1)
+    straight, work_dir = tmp_path / "straight", tmp_path / "asked"
+    lives.run(job, straight, size)
+    assert lives.run(job, work_dir, size, (size - 1, name, "step", 7)) == [0] * size, output(work_dir)
+    who = name if size == 1 else "a signal to another process"
+    assert f"stopped by {who} at epoch 0, iteration 2; {work_dir / 'latest.pth'} holds everything" in output(work_dir)
+    assert not (work_dir / "summary.json").exists()
+    assert os.readlink(work_dir / "latest.pth") == "step_2.pth"
+    assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
+    assert f"resumed {work_dir / 'latest.pth'} at epoch 0, iteration 2" in output(work_dir)
+    assert_same(work_dir, straight)
+
+
+def test_another_number_of_processes_goes_on(lives: Lives, data: DataConfig, tmp_path: Path) -> None:
+    """Two processes become one and four: global batch, samples of each step, schedule and losses stay."""
+    job = config(data, dropout=0.0, accumulate=2)
+    straight = tmp_path / "straight"
+    assert lives.run(job, straight, 2) == [0, 0], output(straight)
+    expected = [r for r in records(straight) if r["kind"] == "train"]
+    for size in (1, 4):
+        work_dir = tmp_path / f"{size}"
+        assert lives.run(job, work_dir, 2, (0, "SIGTERM", "step", 2)) == [0, 0], output(work_dir)
+        before = samples(work_dir, 2)
+        for rank in range(2):
+            (work_dir / f"samples.{rank}.jsonl").unlink()
+        assert list(before) == ["0.0"]
+        assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
+        assert f"train.accumulate is {4 // size} instead of 2" in output(work_dir)
+        assert {**before, **samples(work_dir, size)} == samples(straight, 2)
+        found = [r for r in records(work_dir) if r["kind"] == "train"]
+        assert [(r["step"], r["lr"]) for r in found] == [(r["step"], r["lr"]) for r in expected]
+        for a, b in zip(found, expected):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    refused = tmp_path / "three"
+    lives.run(job, refused, 2, (0, "SIGTERM", "step", 2))
+    assert set(lives.run(job, refused, 3)) <= {2, -9}
+    assert (
+        "trained with 4 samples a step, which 3 processes with data.batch_size=1 cannot make; 1, 2, 4 processes can"
+        in (output(refused))
+    )
