@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
     "__init__": ((), ()),
-    "config": ((), ("yaml",)),
+    "config": (("grids",), ("yaml",)),
+    "grids": ((), ()),
     "labels": ((), ()),
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
@@ -28,6 +29,7 @@ LAW = {
     "__main__": None,
     "cli": None,
     "predict": None,
+    "predict_files": None,
     "check_geometry": None,
     "data_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's

@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from rig_tools import write_rig
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
@@ -44,6 +45,22 @@ def remote(cfg):
         **dict.fromkeys(("train_infos", "val_infos"), "memory://bucket/nuscenes/infos.pkl"),
     )
     memory.rm("/bucket", recursive=True)
+
+
+def test_a_rig_file_and_all_that_it_names_may_lie_elsewhere(tmp_path):
+    """Cameras of different sizes, a scan and its labels; the cache keeps what was made of the images."""
+    local = write_rig(tmp_path / "rig", points=(30, 20))
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{local.parent}/", "/rigs/", recursive=True)
+    near, far = (DataConfig(train_infos=path, val_infos=path) for path in (str(local), "memory://rigs/rig.json"))
+    near, far = (replace(cfg, workers=0) for cfg in (near, far))
+    expected = batches(near)
+    assert_same(batches(far), expected)
+    cached = replace(near, image_cache=str(tmp_path / "cache"))
+    assert_same(batches(cached), expected)
+    assert_same(batches(cached), expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    memory.rm("/rigs", recursive=True)
 
 
 def batches(cfg: DataConfig, train: bool = False) -> List[Batch]:
@@ -115,7 +132,7 @@ def test_cached_images_change_nothing(cfg, tmp_path, workers):
 def test_a_cached_sample_is_not_decoded_again(cfg, tmp_path, monkeypatch):
     cached = replace(cfg, image_cache=str(tmp_path / "cache"))
     expected = batches(cached)
-    monkeypatch.setattr(image_cache, "read_images", None)
+    monkeypatch.setattr(image_cache, "read_pictures", None)
     assert_same(batches(cached), expected)
 
 

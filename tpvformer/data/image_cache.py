@@ -18,13 +18,14 @@ import numpy as np
 from torch import Tensor
 
 from tpvformer.config import ConfigError
-from tpvformer.data.images import read_images, room_for
+from tpvformer.data.canvas import read_pictures
+from tpvformer.data.images import Size, room_for
 
 SPARE = 0.05  # of the file system stays free
 
 
 class ImageCache:
-    """``read`` stands in for ``read_images``; safe for any number of processes."""
+    """``read`` stands in for ``read_pictures``; safe for any number of processes."""
 
     def __init__(self, folder: str) -> None:
         """Makes the folder; raises ConfigError where that cannot be done."""
@@ -36,17 +37,17 @@ class ImageCache:
                 f"data.image_cache is {folder}, which cannot be made ({err.strerror}); name a folder of yours"
             ) from err
 
-    def read(self, paths: Sequence[Path], token: str) -> Tensor:
-        """The images of one sample, (N, H, W, 3) uint8 BGR. Raises DataError, as ``read_images`` does."""
-        file = self._folder / self._name(paths)
+    def read(self, paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
+        """The images of one sample, (N, H, W, 3) uint8 BGR. Raises DataError, as ``read_pictures`` does."""
+        file = self._folder / self._name(paths, sizes)
         images = _load(file)
         if images is None:
-            images = read_images(paths, token)
+            images = read_pictures(paths, token, sizes)
             self._store(file, images.numpy())
         return images
 
-    def _name(self, paths: Sequence[Path]) -> str:
-        digest = hashlib.sha256()
+    def _name(self, paths: Sequence[Path], sizes: Sequence[Size]) -> str:
+        digest = hashlib.sha256(repr(tuple(sizes)).encode() if sizes else b"")
         for path in paths:
             found = path.stat()
             digest.update(f"{path}\0{found.st_size}\0{getattr(found, 'st_mtime', 0)}\0".encode())

@@ -1,4 +1,4 @@
-"""Which label file belongs to which key frame, found in nuScenes' own tables.
+"""Which LiDAR record and which label file belong to which key frame, found in nuScenes' own tables.
 
 ``lidarseg.json`` names a file for each LiDAR record; ``sample_data.json`` says which record is the key frame of which
 sample. The latter holds 2.6 million records (about 1 GB) in the full set, so it is read piece by piece and only the
@@ -62,6 +62,18 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
             by_sample[record["sample_token"]] = name
             by_scan[record["filename"].rsplit("/", 1)[-1]] = name
     return by_sample, by_scan
+
+
+def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
+    """The token of the LiDAR record of each key frame, by sample; raises DataError where there is no such table."""
+    path = place(root, version, "sample_data.json")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, so the tokens of the LiDAR scans cannot be found; unpack the nuScenes metadata "
+            f"({version}) into data.root ({root})"
+        )
+    wanted = ("token", "sample_token", "is_key_frame", "filename")
+    return {r["sample_token"]: r["token"] for r in _records(str(path), b"LIDAR_TOP", *wanted) if r["is_key_frame"]}
 
 
 def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:

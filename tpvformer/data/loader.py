@@ -57,6 +57,7 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         point_voxel=_pad([s.point_voxel for s in samples], 0),
         voxel_mask=_stack_drawn([s.voxel_mask for s in samples]),
         ray_origins=_pad(origins, 0) if origins else None,
+        camera_slots=_stack_drawn([s.camera_slots for s in samples]),
         ray_lengths=[len(o) for o in origins],
         pin_device=pin_device,
     )

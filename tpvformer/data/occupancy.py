@@ -6,6 +6,8 @@ observed are stored as free; the masks tell.
 
 surroundocc (arXiv:2303.09551): ``samples/<LiDAR file>.npy``, rows (x, y, z, class) of the occupied voxels of a
 (200,200,16) grid; LiDAR frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
+
+semantickitti: see semantickitti.py.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.semantickitti import read_voxels
 from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
 from tpvformer.labels import EMPTY
 
 HAS_MASKS = ("occ3d",)
+HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
 
 
 class OccupancyLabels:
@@ -42,6 +46,9 @@ class OccupancyLabels:
         if self._kind == "occ3d":
             expected = self._root / "<scene name>" / token / "labels.npz"
             path = self._files.get(token, expected)
+        elif self._kind == "semantickitti":
+            sequence, frame = token.split("/")
+            expected = path = self._root / "sequences" / sequence / "voxels" / f"{frame}.label"
         else:
             expected = path = self._root / "samples" / f"{scan_name}.npy"
         if not path.is_file():
@@ -53,6 +60,8 @@ class OccupancyLabels:
 
     def read(self, path: Path, token: str) -> DenseLabels:
         """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
+        if self._kind == "semantickitti":
+            return read_voxels(path, token)
         where = f"sample {token}: {path}"
         try:
             with path.open("rb") as file:

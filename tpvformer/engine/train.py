@@ -24,7 +24,7 @@ from . import checkpoint, distributed, store
 from .checkpoint import Progress
 from .device import synchronize
 from .distributed import World
-from .evaluate import Evaluation, evaluate, report
+from .evaluate import Evaluation, evaluate, miou, report
 from .forward import predict
 from .log import RunLog
 from .losses import total_loss
@@ -197,11 +197,11 @@ def evaluate_epoch(run: Run) -> Evaluation:
     )
     report(result, run.config, run.log)
     leader, leading = result.leading
-    better = progress.improve(result.pts.miou, result.vox.miou, leading)
-    shown = [
-        ("miou pts", result.pts.miou, progress.best_val_miou_pts),
-        ("miou vox", result.vox.miou, progress.best_val_miou_vox),
-    ]
+    pts, vox = miou(result.pts), miou(result.vox)
+    better = progress.improve(pts, vox, leading)
+    shown = []
+    if result.pts is not None:
+        shown = [("miou pts", pts, progress.best_val_miou_pts), ("miou vox", vox, progress.best_val_miou_vox)]
     if leader != "miou_points":
         shown.append((leader, leading, progress.best_val_leading))
     for title, score, best in shown:
