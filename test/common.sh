@@ -109,10 +109,6 @@ run_to_end() {
     local started=$SECONDS status
     pass_signals "$python" "$@"
     status=$?
-    if [ "$status" -eq 0 ] && [ ! -f "$work_dir/summary.json" ]; then
-        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
-        exit 0
-    fi
     if [ "$status" -ne 0 ]; then
         echo "$(basename "$0"): training ended with exit code $status; there are no results" >&2
         exit "$status"
@@ -122,6 +118,10 @@ run_to_end() {
 
 # Prints the summary block; its exit code is the launcher's.
 publish() {
+    if [ ! -f "$work_dir/summary.json" ]; then
+        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
+        exit 0
+    fi
     "$python" -m tpvformer results --work-dir "$work_dir" --duration "$duration"
     exit $?
 }

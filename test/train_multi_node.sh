@@ -89,7 +89,7 @@ prepare train_multi_node ${others[@]+"${others[@]}"}
 [ "$node_rank" = 0 ] && rm -f "$work_dir/summary.json" # what is found there afterwards was written by this run
 run_to_end -m tpvformer.engine.agent "--nnodes=$nnodes" "--nproc_per_node=$processes" "${meeting[@]}" "${training[@]}"
 [ "$node_rank" = 0 ] || exit 0
-for _ in $(seq 60); do # another machine may have written it, and a shared file system may take its time to show it
+for _ in $(seq 10); do # another machine may have written it, and a shared file system may take its time to show it
     [ -f "$work_dir/summary.json" ] && break
     sleep 1
 done
