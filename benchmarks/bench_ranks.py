@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,6 +40,7 @@ from tpvformer.engine.losses import total_loss  # noqa: E402
 from tpvformer.engine.optim import Stepper  # noqa: E402
 from tpvformer.engine.run import build_model  # noqa: E402
 from tpvformer.engine.train import exchange  # noqa: E402
+from tpvformer.engine.warm import agree_on_threads  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -91,6 +92,7 @@ def worker(args: argparse.Namespace) -> None:
     """One of the processes; process 0 writes what was measured to ``args.out``."""
     world = distributed.read_world()
     torch.set_num_threads(1)
+    agree_on_threads()
     distributed.start(world, CPU)
     config = load_config(args.py_config)
     batch = random_batch(config, args.size, args.points).to(CPU)
@@ -156,15 +158,15 @@ def table(result: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bytes_table() -> str:
-    """For each configuration: trainable parameters, AdamW's two moments, and what a process sends at each step."""
+def bytes_table(names: Sequence[str]) -> str:
+    """For each configuration of config/: trainable parameters, AdamW's two moments, and what a process sends at each step."""
     lines = ["| | trained parameters | AdamW state, MB | sent a step, MB: 2 ranks | 8 | 64 | 512 |", "| --- " * 7 + "|"]
-    for file in sorted((ROOT / "config").glob("*.py")):
+    for name in names:
         with torch.device("meta"):
-            count = trainable(TPVFormer(load_config(str(file)).model))
+            count = trainable(TPVFormer(load_config(str(ROOT / "config" / f"{name}.py")).model))
         sent = [4e-6 * count * 2 * (n - 1) / n for n in (2, 8, 64, 512)]
         numbers = " | ".join(f"{value:.1f}" for value in (8e-6 * count, *sent))
-        lines.append(f"| `{file.stem}` | {count:,} | {numbers} |")
+        lines.append(f"| `{name}` | {count:,} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -182,7 +184,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--said", default=" ".join(["python benchmarks/bench_ranks.py", *argv]), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.bytes:
-        print(bytes_table())
+        print(bytes_table(sorted(file.stem for file in (ROOT / "config").glob("*.py"))))
         return 0
     if "RANK" in os.environ:
         width, height = args.size.split("x")

@@ -49,7 +49,7 @@ def keys(file: Path) -> Dict[str, str]:
 
 
 def test_help_is_no_error() -> None:
-    for script in (ONE, EIGHT):
+    for script in (ONE, EIGHT, MANY):
         for flag in ("-h", "--help"):
             done = launch(script, flag)
             assert done.returncode == 0
@@ -71,6 +71,33 @@ def test_mistakes_are_refused_before_anything_starts(flags: List[str], reason: s
     done = launch(ONE, *flags)
     assert done.returncode == 2
     assert reason in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("", "--nnodes is missing"),
+        ("--nnodes=two", "--nnodes is 'two'; expected a whole number"),
+        ("--nnodes=0", "--nnodes is '0'; expected 1 or more"),
+        ("--nnodes=3:2 --rdzv_endpoint=h:1", "--nnodes is '2'; expected 3 or more"),
+        ("--nnodes=1:2 --node_rank=0 --master_addr=h", "--nnodes=1:2 needs --rdzv_endpoint"),
+        ("--nnodes=2", "--node_rank is missing"),
+        ("--nnodes=2 --node_rank=0", "--master_addr is missing"),
+        ("--nnodes=2 --node_rank=2 --master_addr=h", "--node_rank is '2'; expected less than --nnodes=2"),
+        ("--nnodes=2 --node_rank=0 --master_addr=h --master_port=70000", "'70000'; expected 65535 or less"),
+        ("--nnodes=2 --node_rank=0 --master_addr=h --max_restarts=1", "--max_restarts and --rdzv_id need"),
+        ("--nnodes=2 --rdzv_endpoint=host", "--rdzv_endpoint is 'host'; expected HOST:PORT"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --node_rank=0", "with --rdzv_endpoint machines find their numbers"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --nproc_per_node=", "--nproc_per_node is ''; expected a whole number"),
+        ("--nnodes=2 --rdzv_endpoint=h:1", "--py_config is missing"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --batch=1", "unknown or empty flag '--batch=1'"),
+    ],
+)
+def test_mistakes_about_machines(flags: str, reason: str) -> None:
+    done = launch(MANY, *flags.split())
+    assert done.returncode == 2
+    assert reason in done.stderr and done.stderr.count("\n") == 1
     assert not done.stdout
 
 
