@@ -159,7 +159,7 @@ def table(result: Dict[str, Any]) -> str:
 
 
 def bytes_table(names: Sequence[str]) -> str:
-    """For each configuration of config/: trainable parameters, AdamW's two moments, and what a process sends at each step."""
+    """For each configuration of config/: trainable parameters, AdamW's moments, what a process sends at each step."""
     lines = ["| | trained parameters | AdamW state, MB | sent a step, MB: 2 ranks | 8 | 64 | 512 |", "| --- " * 7 + "|"]
     for name in names:
         with torch.device("meta"):

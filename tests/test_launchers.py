@@ -156,6 +156,7 @@ def recorder(tmp_path: Path) -> Path:
         f'[ "$1" = -m ] || exit 0\n'
         f'printf "%s\\n" "$PWD" "${{OMP_NUM_THREADS:-unset}}" "${{RANK:-unset}}" "${{WORLD_SIZE:-unset}}" "$@" '
         f">> {shlex.quote(str(tmp_path / 'calls'))}\n"
+        f'[ "$3" = train ] && touch {shlex.quote(str(tmp_path / "w" / "summary.json"))}\n'  # as a run that has finished
         "exit ${FAKE_STATUS:-0}\n"
     )
     script.chmod(0o755)
