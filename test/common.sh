@@ -40,7 +40,7 @@ pass_signals() {
     "$@" <&0 &
     child=$!
     set +m
-    trap 'heard=1; kill -TERM "$child"' TERM
+    trap 'heard=1; kill -"${on_term:-TERM}" "$child"' TERM
     trap 'heard=1; kill -USR1 "$child"' USR1
     trap 'heard=1; kill -INT "$child"' INT
     while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child

@@ -187,6 +187,19 @@ def test_one_machine_goes_on_where_two_began(job) -> None:
     assert_same_result(undisturbed, disturbed, 2e-4)
 
 
+@pytest.mark.skipif("TPVFORMER_SLOW" not in os.environ, reason="set TPVFORMER_SLOW=1 for it")
+def test_a_warning_to_one_machine_saves_and_ends_all(job) -> None:
+    elastic = ("--nnodes=2", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1")
+    warned = job("warned", *elastic)
+    agents = [warned.start(name) for name in ("host", "other")]
+    warned.wait_for("epoch_1.pth", agents[0])
+    agents[1].terminate()
+    warned.finish(*agents)
+    assert "stopped by " in warned.output("host") + warned.output("other")
+    assert "the same command goes on from there" in warned.output("host")
+    assert not (warned.work_dir / "summary.json").exists()
+
+
 def assert_same_result(one: Job, other: Job, tolerance: float) -> None:
     contents = [store.read(job.work_dir / "latest.pth") for job in (one, other)]
     assert [content["epoch"] for content in contents] == [6, 6]
