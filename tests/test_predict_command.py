@@ -135,14 +135,14 @@ def test_check_remarks_on_what_is_likely_wrong(tmp_path: Path, capsys) -> None:
 
 def test_geometry_draws_the_ground_where_there_is_no_lidar(tmp_path: Path, capsys) -> None:
     """The line straight ahead is green, in the middle of a camera that looks that way; the horizon is at its height."""
-    one = camera("front", size=(640, 360), focal=300.0)
-    one["camera2lidar"][0][3] = 0.0
-    out, rig = tmp_path / "g.png", write_rig(tmp_path, [one])
+    row = [camera(name, turn, (640, 360), 300.0) for name, turn in (("front", 0), ("left", -90), ("right", 90))]
+    row[0]["camera2lidar"][0][3] = 0.0
+    out, rig = tmp_path / "g.png", write_rig(tmp_path, row)
     cv2.imwrite(str(tmp_path / "images" / "front.jpg"), np.zeros((360, 640, 3), np.uint8))
     assert main(["check-geometry", "--rig", str(rig), "--out", str(out)]) == 0
     assert "lines on the ground every 10 m" in capsys.readouterr().out
     picture = cv2.imread(str(out)).astype(int)
-    assert picture.shape == (360, 640, 3)
+    assert picture.shape == (360, 1928, 3)
     blue, green, red = picture[340, 316:325].max(0)
     assert green > 200 and green > blue + 80 and green > red + 60
     row = 180 + round(300 * (1.84023 - 0.3) / 9.8)  # the line 10 m ahead of the LiDAR

@@ -69,9 +69,14 @@ def _check_distortion(node: Optional[Node]) -> None:
 
 def _any_number(value: Any) -> bool:
     """Whether anything but zeros and nothing stands in a value."""
-    if isinstance(value, list):
-        return any(map(_any_number, value))
-    return value is not None and (isinstance(value, bool) or value != 0)
+    left = [value]
+    while left:  # not by recursion, because lists may be nested deeper than Python calls
+        found = left.pop()
+        if isinstance(found, list):
+            left.extend(found)
+        elif found is not None and (isinstance(found, bool) or found != 0):
+            return True
+    return False
 
 
 def read_pose(node: Node) -> np.ndarray:
