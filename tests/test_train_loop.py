@@ -125,10 +125,9 @@ def test_two_deterministic_runs_are_equal(data: DataConfig, tmp_path: Path, monk
         torch.set_num_threads(1)
     a, b = ([(r["loss"], r["grad_norm"]) for r in metrics(tmp_path / name, "train")] for name in "ab")
     assert a == b and len(a) == 7
-    for (name, x), y in zip(
-        weights(tmp_path / "a" / "latest.pth").items(), weights(tmp_path / "b" / "latest.pth").values()
-    ):
-        assert torch.equal(x, y), name
+    first, second = (weights(tmp_path / name / "latest.pth") for name in "ab")
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
     assert any("deterministic algorithms" in line for line in log_lines(tmp_path / "a"))
 
 
