@@ -93,15 +93,11 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     kind = "CPU" if device.type == "cpu" else "wall"
     print(f"{config.name}, {device}, images {args.size}, {args.threads} thread(s), checkpoint {size:.1f} MiB")
     print(f"{kind} ms a step, medians of {args.blocks} blocks of {args.steps} steps, one save a block")
-    print(
-        report.table(
-            [["without", "with", "slower"], [f"{1e3 * step:.1f}", f"{1e3 * saving:.1f}", f"{saving / step - 1:.2%}"]]
-        )
-    )
-    print(
-        f"a save costs {1e3 * cost:.0f} ms in all, {1e3 * statistics.median(still):.0f} ms of which training stands still; "
-        f"every ten minutes that is {cost / 600:.3%}"
-    )
+    row = [f"{1e3 * step:.1f}", f"{1e3 * saving:.1f}", f"{saving / step - 1:.2%}"]
+    print(report.table([["without", "with", "slower"], row]))
+    standstill = 1e3 * statistics.median(still)
+    print(f"a save costs {1e3 * cost:.0f} ms in all, training stands still for {standstill:.0f} ms of wall time;")
+    print(f"once in ten minutes that is {cost / 600:.3%}")
     return {
         **report.surroundings(device, "python benchmarks/bench_saving.py"),
         "config": config.name,
