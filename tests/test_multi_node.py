@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Dict, List, Set
@@ -17,7 +18,6 @@ from test_launchers import BLOCK, block
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine import store
-from tpvformer.engine.agent import _pass_on
 
 SCRIPT = ROOT / "test" / "train_multi_node.sh"
 LIMIT = 300  # seconds, on the busiest of machines
@@ -209,9 +209,14 @@ def assert_same_result(one: Job, other: Job, tolerance: float) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_a_warning_reaches_the_processes_of_an_agent() -> None:
-    child = subprocess.Popen(["bash", "-c", "trap 'exit 7' USR1; echo; while :; do sleep 0.01; done"], stdout=-1)
-    assert child.stdout is not None
-    with child.stdout:
-        child.stdout.readline()  # it listens from here on
-    _pass_on(signal.SIGUSR1)
-    assert child.wait(60) == 7
+    """In a process of its own, for it reaches whatever that process has started."""
+    code = """
+import signal, subprocess
+from tpvformer.engine.agent import _pass_on
+child = subprocess.Popen(["bash", "-c", "trap 'exit 7' USR1; echo; while :; do sleep 0.01; done"], stdout=-1)
+child.stdout.readline()  # it listens from here on
+_pass_on(signal.SIGUSR1)
+print(child.wait(60))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout == "7\n", done.stderr
