@@ -1,16 +1,18 @@
-"""CPU time of one training sample from the disk to a batch, against that of decoding its six JPEGs alone.
+"""CPU time of one training sample from the disk to a batch, against that of decoding its six JPEGs alone; samples a
+second that reach the training process from one and from two workers.
 
     python benchmarks/bench_loader.py [--infos FILE --root FOLDER --version NAME] [--repeats 15] [--out FILE]
 
 Without a data set it writes one sample: six images 900x1600 of natural spectrum (quality 92) and a lidar turn. Variants
-take turns in one process on one thread; medians of the process's CPU time are printed, then the same as one line of
-JSON. Checked beforehand: pixels and labels equal, bit by bit, those of the specified pipeline (tests/specified.py).
+take turns in one process on one thread; medians of the process's CPU time are printed. Workers are measured by the
+clock, in turns too, so other work on the machine shows in their numbers, less in their ratios. Then all comes again as
+one line of JSON. Checked beforehand: pixels and labels equal, bit by bit, those of the specified pipeline
+(tests/specified.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -18,6 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List
 
@@ -29,11 +33,12 @@ import numpy as np  # noqa: E402
 import specified  # noqa: E402
 import torch  # noqa: E402
 from tiny_nuscenes import CAMERAS, VERSION, write_tiny  # noqa: E402
+from torch.utils.data import DataLoader, Subset  # noqa: E402
 
 from tpvformer.config import DataConfig, GridConfig  # noqa: E402
 from tpvformer.data import images  # noqa: E402
 from tpvformer.data.dataset import NuScenesDataset  # noqa: E402
-from tpvformer.data.loader import collate  # noqa: E402
+from tpvformer.data.loader import collate, start_worker  # noqa: E402
 from tpvformer.data.nuscenes import load_infos, resolve  # noqa: E402
 from tpvformer.data.pixels import network_images  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
@@ -42,6 +47,8 @@ from tpvformer.engine.bench.inputs import POINTS, lidar_turn  # noqa: E402
 
 DECODE, DECODE_CV2 = "decode, fastest decoder", "decode, OpenCV"
 LOADER, SHARED = "sample and batch", "the same into memory that processes share"
+CACHED, CACHED_SHARED = "sample and batch, images from the cache", "cached, into memory that processes share"
+SAMPLES = 24  # an epoch of the measured loaders
 CHECKED = 5  # epochs whose draws are compared
 SPECIFIED = "specified pipeline, NumPy and OpenCV, float32"
 
@@ -107,10 +114,35 @@ def interleaved(variants: Dict[str, Callable[[], object]], prepare: Callable[[in
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(cfg: DataConfig, labelled: bool, repeats: int) -> Dict:
+def worker_loader(dataset: NuScenesDataset, workers: int) -> DataLoader:
+    """Training's loader over the first sample, again and again."""
+    return DataLoader(
+        Subset(dataset, [0] * SAMPLES),
+        num_workers=workers,
+        collate_fn=partial(collate, ignore_label=0),
+        persistent_workers=True,
+        worker_init_fn=start_worker,
+    )
+
+
+def rates(loaders: Dict[str, DataLoader], repeats: int) -> Dict[str, float]:
+    """Median samples a second of each, which take turns; the first epoch, which starts the workers, does not count."""
+    found: Dict[str, List[float]] = {name: [] for name in loaders}
+    for repeat in range(repeats + 1):
+        for name, loader in loaders.items():
+            began = time.perf_counter()
+            for _ in loader:
+                pass
+            if repeat:
+                found[name].append(SAMPLES / (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def measure(cfg: DataConfig, labelled: bool, repeats: int, cache: str) -> Dict:
     """Check that both pipelines agree, then time them. The data set's first sample is read again and again."""
     grid = GridConfig()
     dataset = NuScenesDataset(cfg, grid, "train", seed=0, require_labels=labelled)
+    with_cache = NuScenesDataset(replace(cfg, image_cache=cache), grid, "train", seed=0, require_labels=labelled)
     record = load_infos(cfg.train_infos)[0]
     files = [resolve(path, cfg.root, record.token).read_bytes() for path in record.images]
     frame, epoch = dataset.load_frame(0), 0
@@ -142,10 +174,21 @@ def measure(cfg: DataConfig, labelled: bool, repeats: int) -> Dict:
         DECODE_CV2: lambda: decode_cv2(files),
         LOADER: lambda: collate([dataset[0]], 0),
         SHARED: lambda: shared(dataset),
+        CACHED: lambda: collate([with_cache[0]], 0),
+        CACHED_SHARED: lambda: shared(with_cache),
         SPECIFIED: as_specified,
     }
     milliseconds = interleaved(variants, prepare, repeats)
+    loaders = {
+        f"{name}, {workers} worker{'s' * (workers > 1)}": worker_loader(data, workers)
+        for name, data in (("decoded", dataset), ("from the cache", with_cache))
+        for workers in (1, 2)
+    }
     return {
+        "samples_per_s": {
+            "one process, no workers, by its CPU time": round(1e3 / milliseconds[LOADER], 2),
+            **{name: round(value, 2) for name, value in rates(loaders, max(3, repeats // 3)).items()},
+        },
         "milliseconds": {name: round(value, 2) for name, value in milliseconds.items()},
         "ratio": round(milliseconds[LOADER] / milliseconds[DECODE], 3),
         "images": list(frame.images.shape),
@@ -163,6 +206,9 @@ def table(result: Dict) -> str:
     base = result["milliseconds"][DECODE]
     rows = [f"{'CPU time of one sample, one thread':<44} {'ms':>8} {'ratio':>7}"]
     rows += [f"{name:<44} {value:>8.1f} {value / base:>7.2f}" for name, value in result["milliseconds"].items()]
+    rows += [f"{'samples a second by the clock':<44} {'':>8} {'ratio':>7}"]
+    first = next(iter(result["samples_per_s"].values()))
+    rows += [f"{name:<44} {value:>8.1f} {value / first:>7.2f}" for name, value in result["samples_per_s"].items()]
     return "\n".join(rows)
 
 
@@ -180,9 +226,9 @@ def main() -> None:
         if args.infos:
             cfg = DataConfig(root=args.root, version=args.version, train_infos=args.infos)
         else:
-            cfg = dataclasses.replace(write_sample(Path(folder)), photometric=True, grid_mask=True)
+            cfg = replace(write_sample(Path(folder)), photometric=True, grid_mask=True)
         labelled = Path(cfg.root, cfg.version, "lidarseg.json").is_file()
-        result = measure(cfg, labelled, args.repeats)
+        result = measure(cfg, labelled, args.repeats, str(Path(folder, "cache")))
     text = json.dumps(result)
     print(table(result))
     print(text)

@@ -75,7 +75,7 @@ def test_a_defect_of_ours_keeps_its_traceback(place: Path, monkeypatch) -> None:
     def broken(*_):
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("tpvformer.engine.run.evaluate_checkpoint", broken)
+    monkeypatch.setattr("tpvformer.engine.score.evaluate_checkpoint", broken)
     with pytest.raises(ValueError, match="unforeseen"):
         main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth")))
 

@@ -1,10 +1,11 @@
-"""Several gloo processes against one: the same training, the same scores."""
+"""Several gloo processes against one: the same training, the same scores, the same submission."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from typing import List
 
 import pytest
 import torch
-from engine_tools import POINTS, environment, processes, tiny_config, write_config
-from tiny_nuscenes import write_tiny
+from engine_tools import POINTS, environment, processes, write_config
+from submission_tools import META, checked, write_set
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine import run, store
+from tpvformer.engine import run, score, store
 from tpvformer.engine.device import pick_device, visible_cards
 from tpvformer.engine.distributed import World, all_sum, read_world
 
@@ -26,16 +27,16 @@ EVALUATE = """
 import json, sys
 from pathlib import Path
 from tpvformer.compat import load_config
-from tpvformer.engine.run import evaluate_checkpoint
+from tpvformer.engine.score import evaluate_checkpoint
 from tpvformer.labels import class_names
-result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu")
+result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu", submission=Path(sys.argv[3]))
 print("RESULT", json.dumps(result.as_dict(class_names("nuscenes"))), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
-    return tiny_config(write_tiny(tmp_path_factory.mktemp("set"), POINTS))
+    return write_set(tmp_path_factory.mktemp("set"), POINTS)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,9 @@ def test_scores_do_not_depend_on_the_number_of_processes(
 ) -> None:
     best = single / "best.pth"
     file = write_config(tmp_path / "tiny.py", config)
-    expected = run.evaluate_checkpoint(config, best, "cpu")
-    outputs = processes(size, EVALUATE, str(file), str(best))
+    alone, together = tmp_path / "alone.zip", tmp_path / "together.zip"
+    expected = score.evaluate_checkpoint(config, best, "cpu", submission=alone)
+    outputs = processes(size, EVALUATE, str(file), str(best), str(together))
     results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
     assert len(results) == size
     for result in results:
@@ -95,6 +97,9 @@ def test_scores_do_not_depend_on_the_number_of_processes(
         assert result["metrics"] == {name: metric.as_dict() for name, metric in expected.metrics.items()}
     tables = [out for out in outputs if "miou_reference (absent" in out]
     assert len(tables) == 1, "one process writes, the others are silent"
+    checked(alone, "mini_val", {f"scan{i}": count for i, count in enumerate(POINTS)}, META)
+    assert alone.read_bytes() == together.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["alone.zip", "tiny.py", "together.zip"]
 
 
 def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tmp_path: Path) -> None:

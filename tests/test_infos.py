@@ -14,12 +14,13 @@ import pytest
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.infos import read_tables, splits
 from tpvformer.data.infos.build import build
 from tpvformer.data.infos.geometry import relative, rotations, unusable
 from tpvformer.data.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.loader import make_loader
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.street import rig

@@ -17,17 +17,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
     "__init__": ((), ()),
-    "config": ((), ("yaml",)),
+    "config": (("grids",), ("yaml",)),
+    "grids": ((), ()),
     "labels": ((), ()),
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
-    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch")),
+    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
     "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib")),
     "__main__": None,
     "cli": None,
     "predict": None,
+    "predict_files": None,
     "check_geometry": None,
     "data_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's

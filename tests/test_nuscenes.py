@@ -17,7 +17,8 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import lidarseg
-from tpvformer.data.loader import NuScenesDataset, collate, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import collate, make_loader
 from tpvformer.data.nuscenes import load_infos, resolve
 from tpvformer.data.types import DataError
 from tpvformer.labels import RAW_TO_CLASS

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 import pytest
 import torch
 from engine_tools import CPU, POINTS, tiny_config, val_loader
@@ -31,6 +33,9 @@ TRAIN_LINE = re.compile(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:
     return write_tiny(tmp_path_factory.mktemp("set"), POINTS)
+
+
+COLUMNS = ("began_s", "waited_s", "computed_s")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,16 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     assert summary["best_val_miou_pts"] == store.read(finished / "best.pth")["best_val_miou_pts"] == best
     assert summary["final_loss"] == metrics(finished, "train")[-1]["loss"]
     assert summary["seed"] == 0
+
+
+def test_the_timeline_tells_waiting_from_computing(finished: Path) -> None:
+    rows = list(csv.DictReader((finished / "timeline.csv").open()))
+    assert [(int(r["epoch"]), int(r["step"])) for r in rows] == [(i // 7, i + 1) for i in range(14)]
+    began, waited, computed = (np.array([float(r[name]) for r in rows]) for name in COLUMNS)
+    assert (np.diff(began) >= (waited + computed)[:-1] - 1e-3).all() and (waited >= 0).all() and (computed > 0).all()
+    share = json.loads((finished / "summary.json").read_text())["waiting_share"]
+    assert share == pytest.approx(waited.sum() / (waited + computed).sum(), abs=0.01)
+    assert f"{100 - 100 * share:.1f} % of the steps' time went by computing" in "".join(log_lines(finished))
 
 
 def test_log_lines_keep_the_known_form(finished: Path) -> None:
@@ -178,7 +193,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: DataConfig, tmp_path: Path
         return real(prediction, batch, *args) * (float("nan") if len(seen) == 3 else 1)
 
     monkeypatch.setattr(train, "total_loss", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"nan at epoch 0 iteration 2, samples sample\d;") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"nan.* at epoch 0 iteration 2, samples sample\d:") as caught:
         run.train(tiny_config(data), tmp_path, "cpu")
     assert seen[2][0] in str(caught.value)
     assert len(seen) == 3
@@ -186,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: DataConfig, tmp_path: Path
 
 
 def test_losses_read_in_bulk_find_the_first_bad_one() -> None:
-    watch = LossWatch(World(), torch.device("meta"))
+    watch = LossWatch(World())
     for i, value in enumerate((1.0, float("inf"), float("nan"))):
         watch.add(f"iteration {i}", [f"token{i}"], torch.tensor(value))
     with pytest.raises(NonFiniteLoss, match="inf at iteration 1, samples token1;"):
@@ -261,6 +276,10 @@ def test_clock_leaves_out_warm_up_and_first_steps_of_epochs(monkeypatch) -> None
             now[0] += seconds / 2
             clock.lap()
         now[0] += 1000  # evaluation
-    assert clock.recent() == (18, 9)
+    laps = clock.recent()
+    assert [(lap.waited, lap.spent) for lap in laps] == [(s / 2, s) for s in (9, 9, 1, 1, 50, 2, 2)]
+    assert [lap.began for lap in laps] == [0, 9, 18, 19, 1020, 1070, 1072]
+    assert clock.recent() == [] and clock.waiting_share == 0.5
     assert clock.result() == (1.5, 4, 7)
     assert StepClock(warmup=3).result() == (None, 0, 0)
+    assert StepClock(warmup=3).waiting_share is None

@@ -49,7 +49,7 @@ def test_cameras_are_placed_as_one_looks_around():
     assert middle.tolist() == [[20, 0, 10], [40, 30, 50]]
 
 
-@pytest.mark.parametrize(("count", "shape"), [(1, (360, 640)), (4, (724, 1928)), (8, (1088, 1928))])
+@pytest.mark.parametrize(("count", "shape"), [(1, (1080, 1920)), (2, (540, 1924)), (4, (724, 1928)), (8, (1088, 1928))])
 def test_other_rigs(count, shape):
     images = [np.zeros((45, 80, 3), np.uint8)] * count
     assert paint_points(images, np.zeros((0, 3)), None, np.stack([CAMERA] * count)).shape[:2] == shape

@@ -1,6 +1,7 @@
 """``tpvformer check-geometry``: LiDAR painted on the images of one sample. To be looked at before training on any data.
 
-Where calibration, images and scans belong together, painted points follow the edges of what they lie on.
+Where calibration, images and scans belong together, painted points follow the edges of what they lie on. Where there is
+no LiDAR, lines are painted on the ground instead.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from typing import Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
+from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
+from tpvformer.data.rig.read import NUSCENES_LIDAR
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
+from tpvformer.labels import classes_of
+from tpvformer.viz.ground import paint_ground
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
 from tpvformer.viz.project import inside, project
@@ -44,7 +50,7 @@ class GeometryReport:
 def count_points(frame: Frame) -> GeometryReport:
     """Which cameras see how many of the frame's points."""
     seen = []
-    for image, matrix in zip(frame.images, frame.lidar2img):
+    for image, matrix in zip(frame.pictures(), frame.lidar2img):
         pixels, depth = project(frame.points, matrix)
         seen.append(inside(pixels, depth, image.shape[0], image.shape[1]))
     cameras = np.sum(seen, axis=0)
@@ -57,11 +63,28 @@ def count_points(frame: Frame) -> GeometryReport:
     )
 
 
-def network_view(sample: Sample, cfg: DataConfig) -> Tuple[List[np.ndarray], np.ndarray]:
-    """The images as the network is shown them, as uint8 BGR, and the lidar2img that belongs to them."""
+def network_view(sample: Sample, cfg: DataConfig) -> List[np.ndarray]:
+    """The images as the network is shown them, as uint8 BGR."""
     images = network_images(collate([sample], cfg.ignore_label), cfg)[0].permute(0, 2, 3, 1).numpy()
     shown = np.clip(images + np.asarray(MEAN_BGR, np.float32), 0, 255)
-    return list(np.rint(shown).astype(np.uint8)), sample.lidar2img.numpy()
+    return list(np.rint(shown).astype(np.uint8))
+
+
+def ground_below(frame: Frame, grid: GridConfig) -> Tuple[np.ndarray, Tuple[float, ...]]:
+    """(4, 4) from metres right, forward and up of the place on the ground below the grid's origin to LiDAR metres, and
+    how far the grid goes from there: left, behind, right, front.
+
+    Without lidar2ego the LiDAR is taken to be as high as nuScenes'.
+    """
+    x0, y0, _, x1, y1, _ = grid.pc_range
+    reach = (-y1, x0, -y0, x1) if grid.frame == "ego" else (x0, y0, x1, y1)
+    if frame.lidar2ego is None:
+        below = np.eye(4)
+        below[2, 3] = -NUSCENES_LIDAR[2, 3]
+        return below, reach
+    ground2ego = NUSCENES_LIDAR.copy()
+    ground2ego[:3, 3] = (0, 0, 0) if grid.frame == "ego" else (*frame.lidar2ego[:2, 3], 0)
+    return np.linalg.inv(frame.lidar2ego) @ ground2ego, reach
 
 
 def check_geometry(
@@ -69,20 +92,38 @@ def check_geometry(
 ) -> GeometryReport:
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
-    Points have their class's colour, or their distance's where no labels were read. ``augment`` paints the training
-    view instead of the stored images. Raises ConfigError and DataError.
+    Points have their class's colour, or their distance's where no labels were read. Where there is no LiDAR, the
+    middles of the voxels that dense labels name stand in for points, else there are lines on the ground. ``augment``
+    paints the training view instead of the stored images. Raises ConfigError and DataError.
     """
     if not 0 <= index < len(dataset):
         raise ConfigError(
             f"index is {index}; the infos hold {len(dataset)} samples, so expected 0 to {len(dataset) - 1}"
         )
     frame = dataset.load_frame(index)
-    images, lidar2img = list(frame.images.numpy()), frame.lidar2img
-    if augment:
-        images, lidar2img = network_view(dataset.sample(index, augment=True), cfg)
     labels = frame.labels if dataset.has_labels else None
-    write_picture(out, paint_points(images, frame.points, labels, lidar2img, frame.camera_names))
+    if not dataset.has_points and frame.dense is not None:
+        frame.points, labels = voxel_middles(frame.dense.classes, cfg)
+    images, lidar2img = frame.pictures(), frame.lidar2img
+    if augment:
+        sample = dataset.sample(index, augment=True)
+        images, lidar2img = network_view(sample, cfg), sample.lidar2img.numpy() @ frame_of_grid(frame, dataset.grid)
+    if len(frame.points):
+        classes = classes_of(cfg.label_map)
+        picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes)
+    else:
+        ground2lidar, reach = ground_below(frame, dataset.grid)
+        picture = paint_ground(images, lidar2img @ ground2lidar, reach, frame.camera_names)
+    write_picture(out, picture)
     return count_points(frame)
+
+
+def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.ndarray]:
+    """(P, 3) float32 metres and (P,) classes of the voxels (X, Y, Z) of an evaluated class."""
+    grid = OCCUPANCY_GRIDS[cfg.occupancy]
+    cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
+    low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
+    return (low + (cells + 0.5) * (high - low) / grid.voxels).astype(np.float32), classes[tuple(cells.T)]
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
@@ -98,7 +139,7 @@ def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--py-config", "--py_config", help="configuration file whose data section is used")
-    parser.add_argument("--infos", help="info pickle (instead of the configuration's)")
+    parser.add_argument("--infos", "--rig", help="info file or rig file (instead of the configuration's)")
     parser.add_argument("--root", help="folder that holds samples/, or the files themselves")
     parser.add_argument("--version", help="name of the table folder below the root")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="which of the two info pickles")
@@ -112,9 +153,23 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.py_config) if args.py_config else Config(name="check-geometry")
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
-    labelled = Path(data.root, data.version, "lidarseg.json").is_file()
+    labelled = _is_labelled(data, args.split)
     dataset = NuScenesDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))
-    print(f"  {args.out}: coloured by {'class' if labelled else 'distance, for want of lidarseg tables'}")
+    colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
+    print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of LiDAR'}")
+    if data.format == "semantickitti":
+        print("  LiDAR scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0
+
+
+def _is_labelled(data: DataConfig, split: str) -> bool:
+    """Whether point labels can be had: a rig file names them, for info files there are tables."""
+    path = data.infos(split)
+    if data.format == "semantickitti":
+        return True
+    if Path(path).suffix == ".json":
+        scans = [record for record in load_infos(path) if record.scan]
+        return bool(scans) and all(record.labels for record in scans)
+    return Path(data.root, data.version, "lidarseg.json").is_file()

@@ -64,12 +64,13 @@ def _user_error(err: Exception) -> Optional[int]:
         return 2
     from tpvformer.compat.errors import CheckpointError
     from tpvformer.data.types import DataError
+    from tpvformer.engine.faults.in_words import RunEnded
     from tpvformer.engine.meters import NonFiniteLoss
     from tpvformer.engine.saving import SaveError
 
     if isinstance(err, (DataError, CheckpointError)):
         return 2
-    return 1 if isinstance(err, (NonFiniteLoss, SaveError)) else None
+    return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
 def _parser(argv: List[str]) -> argparse.ArgumentParser:
@@ -94,7 +95,7 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train, argv=argv)
 
-    evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set")
+    evaluate = commands.add_parser("eval", help="score a checkpoint on the validation set; predict the test set")
     _add_config(evaluate)
     evaluate.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
     evaluate.add_argument(
@@ -103,16 +104,22 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         help="also score with exchanged cameras, a constant answer, and colour without a network",
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
+    evaluate.add_argument("--split", choices=("val", "test"), default="val", help="test has no labels, so no scores")
+    evaluate.add_argument("--submission", type=Path, metavar="ZIP", help="write what nuScenes' lidarseg server takes")
+    evaluate.add_argument(
+        "--also-uses", choices=("lidar", "external"), action="append", default=[], help="say so in the submission"
+    )
     evaluate.set_defaults(run=_eval)
 
-    synth = commands.add_parser("synth", help="write a synthetic nuScenes data set")
+    synth = commands.add_parser("synth", help="write a synthetic nuScenes or SemanticKITTI data set")
     synth.add_argument("--out", type=Path, required=True, help="folder to create")
     synth.add_argument("--scenes", type=_positive, default=10, help="streets (default: %(default)s)")
-    synth.add_argument("--size", type=_size, default="1600x900", help="image size WxH (default: %(default)s)")
+    synth.add_argument("--size", type=_size, help="image size WxH (default: 1600x900)")
     synth.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     synth.add_argument("--frames", type=_positive, default=8, help="key frames a scene (default: %(default)s)")
     synth.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     synth.add_argument("--occupancy", action="store_true", help="also dense labels, as Occ3D and SurroundOcc have them")
+    synth.add_argument("--kitti", action="store_true", help="instead: sequences as SemanticKITTI has them, one a scene")
     synth.set_defaults(run=_synth)
 
     bench = commands.add_parser("bench", help="measure a training step: where its time goes", description=_BENCH)
@@ -163,6 +170,16 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     picture.add_argument("--index", type=int, default=0, help="number of the validation frame (default: %(default)s)")
     picture.add_argument("--out", type=Path, default=Path("out/frame.png"), help="the picture (default: %(default)s)")
     picture.set_defaults(run=_picture)
+
+    predict = commands.add_parser("predict", help="the class of every voxel of a rig's frames, as npz files")
+    _add_config(predict)
+    predict.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    source = predict.add_mutually_exclusive_group()
+    source.add_argument("--rig", help="cameras and frames of one's own, as docs/rig.md says")
+    source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
+    predict.add_argument("--index", type=int, help="number of the one frame to look at (default: all)")
+    predict.add_argument("--out", type=Path, default=Path("out"), help="folder of <token>.npz (default: %(default)s)")
+    predict.set_defaults(run=_predict)
 
     overlay = commands.add_parser("overlay", help="exchange four files of mmcv 1.x and mmdet 2.x for ours, or back")
     overlay.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
@@ -222,9 +239,28 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from tpvformer.engine.run import evaluate_checkpoint
+    if args.also_uses and args.submission is None:
+        raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
+    if args.split == "test":
+        return _eval_test(args)
+    from tpvformer.engine.score import evaluate_checkpoint
 
-    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, args.permute_cameras, args.json)
+    scores = (args.permute_cameras, args.json)
+    evaluate_checkpoint(_config(args), args.ckpt_path, args.device, *scores, args.submission, args.also_uses)
+    return 0
+
+
+def _eval_test(args: argparse.Namespace) -> int:
+    if args.json is not None or args.permute_cameras:
+        option = "--json" if args.json is not None else "--permute-cameras"
+        raise ConfigError(f"--split test has no published labels and so no scores; leave {option} away")
+    if args.submission is None:
+        raise ConfigError(
+            "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
+        )
+    from tpvformer.engine.score import predict_test_set
+
+    predict_test_set(_config(args), args.ckpt_path, args.submission, args.device, args.also_uses)
     return 0
 
 
@@ -272,12 +308,21 @@ def _quarters() -> Callable[[int, int], None]:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from tpvformer.data.synthetic import write_dataset
+    from tpvformer.data.synthetic import write_dataset, write_sequences
 
     began = time.perf_counter()
-    size, seed, frames = args.size, args.seed, args.frames
-    fresh = write_dataset(args.out, args.scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
-    what = f"{args.scenes} scenes of {args.frames} frames, images {args.size[0]}x{args.size[1]}, seed {args.seed}"
+    scenes, seed, frames = args.scenes, args.seed, args.frames
+    if args.kitti:
+        if args.size is not None or args.occupancy:
+            raise ConfigError(
+                "--kitti: SemanticKITTI has images of its own size and always voxels; leave --size and --occupancy away"
+            )
+        fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
+        what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
+    else:
+        width, height = size = args.size or (1600, 900)
+        fresh = write_dataset(args.out, scenes, size, seed, frames, args.workers, _quarters(), args.occupancy)
+        what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
     else:
@@ -289,6 +334,15 @@ def _picture(args: argparse.Namespace) -> int:
     from tpvformer.predict import draw_frame
 
     print(draw_frame(_config(args), args.ckpt_path, args.index, args.out, args.device))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from tpvformer.predict_files import predict_files
+
+    config = _config(args)
+    for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device):
+        print(line, flush=True)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 A config file under ``config/`` is Python that binds one ``Config`` to the name ``config``; variants are made with
 ``dataclasses.replace``; ``override`` changes single fields by dotted name, checked for spelling and type.
-Lengths are metres in the LiDAR frame (x right, y forward, z up) unless a field says otherwise.
 """
 
 from __future__ import annotations
@@ -10,74 +9,37 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Iterable, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+
+from tpvformer.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
+
+__all__ = [
+    "OCCUPANCY_GRIDS",
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "GridConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OccupancyGrid",
+    "OptimConfig",
+    "TrainConfig",
+    "from_dict",
+    "override",
+]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what, where, and what was expected."""
+def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
+    for name, (value, known) in fields.items():
+        if value not in known:
+            raise ConfigError(f"{section}.{name} is {value!r}; expected {' or '.join(map(repr, known))}")
 
 
 def _at_least(section: str, **fields: Tuple[int, int]) -> None:
     for name, (value, least) in fields.items():
         if value < least:
             raise ConfigError(f"{section}.{name} is {value}; expected {least} or more")
-
-
-@dataclass(frozen=True)
-class GridConfig:
-    """The three planes. ``w``, ``h``, ``z`` count cells along LiDAR x, y and z."""
-
-    w: int = 200
-    h: int = 200
-    z: int = 16
-    scale_w: int = 1  # bilinear up-sampling of the planes before they are read (test time)
-    scale_h: int = 1
-    scale_z: int = 1
-    pc_range: Tuple[float, ...] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # x0, y0, z0, x1, y1, z1
-    frame: str = "lidar"  # whose axes: "lidar", or "ego" (x forward, y left, z up, on the ground under the rear axle)
-
-    def __post_init__(self) -> None:
-        if self.frame not in ("lidar", "ego"):
-            raise ConfigError(f"model.grid.frame is {self.frame!r}; expected 'lidar' or 'ego'")
-
-    @property
-    def plane_shapes(self) -> Tuple[Tuple[int, int], ...]:
-        """(rows, columns) of the planes hw, zh, wz."""
-        return ((self.h, self.w), (self.z, self.h), (self.w, self.z))
-
-    @property
-    def plane_sizes(self) -> Tuple[int, int, int]:
-        """Cells of the planes hw, zh, wz."""
-        return (self.h * self.w, self.z * self.h, self.w * self.z)
-
-    @property
-    def num_queries(self) -> int:
-        return sum(self.plane_sizes)
-
-    @property
-    def voxels(self) -> Tuple[int, int, int]:
-        """Voxels along x, y, z of the output and of the label grid."""
-        return (self.w * self.scale_w, self.h * self.scale_h, self.z * self.scale_z)
-
-    @property
-    def extent(self) -> Tuple[float, float, float]:
-        """Metres covered along x, y, z."""
-        r = self.pc_range
-        return (r[3] - r[0], r[4] - r[1], r[5] - r[2])
-
-
-class OccupancyGrid(NamedTuple):
-    """The grid of published dense labels: voxels (X, Y, Z) over ``pc_range`` in the axes of ``frame``."""
-
-    voxels: Tuple[int, int, int]
-    pc_range: Tuple[float, ...]
-    frame: str
-
-
-OCCUPANCY_GRIDS: Dict[str, OccupancyGrid] = {
-    "occ3d": OccupancyGrid((200, 200, 16), (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4), "ego"),  # voxels of 0.4 m
-    "surroundocc": OccupancyGrid((200, 200, 16), (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0), "lidar"),  # of 0.5 m
-}
 
 
 @dataclass(frozen=True)
@@ -160,30 +122,45 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data lies and how a sample becomes tensors. Paths are relative to the working directory."""
+    """Where the data lies and how a sample becomes tensors. Paths are relative to the working directory, or URLs."""
 
-    root: str = "data/nuscenes"
-    version: str = "v1.0-trainval"
+    format: str = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
+    version: str = "v1.0-trainval"  # folder of nuScenes' tables
     train_infos: str = "data/nuscenes_infos_train.pkl"
     val_infos: str = "data/nuscenes_infos_val.pkl"
     test_infos: str = "data/nuscenes_infos_test.pkl"  # no labels are published for these
-    label_map: str = "nuscenes"  # "nuscenes": classes 0..16; "nuscenes-noIgnore": 17 is empty space
+    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "semantickitti": 0 is, of 0..19
+    label_map: str = "nuscenes"
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
-    occupancy: str = ""  # dense voxel labels: "occ3d" or "surroundocc"; empty: the majority of a voxel's points
+    # dense voxel labels: "occ3d", "surroundocc", "semantickitti"; empty: the majority of a voxel's points
+    occupancy: str = ""
     occupancy_root: str = "data/occ3d/gts"  # folder of their files
     occupancy_mask: str = ""  # voxels that training looks at: "camera", "lidar" (occ3d has these masks), empty: all
     image_scale: float = 1.0
+    image_cache: str = ""  # folder for decoded images, 26 MB a sample of nuScenes; empty: decoded each time
     photometric: bool = True
     grid_mask: bool = True
+    mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
+    on_bad_sample: str = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
     workers: int = 1
 
     def __post_init__(self) -> None:
+        _one_of("data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")))
         _at_least("data", batch_size=(self.batch_size, 1), workers=(self.workers, 0))
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
                 f"data.occupancy is {self.occupancy!r}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
+            )
+        if self.format not in ("nuscenes", "semantickitti"):
+            raise ConfigError(f"data.format is {self.format!r}; expected 'nuscenes' or 'semantickitti'")
+        kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
+        if any(kitti) and not all(kitti):
+            raise ConfigError(
+                f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy {self.occupancy!r}; "
+                "expected semantickitti in all three or in none"
             )
         if self.occupancy_mask not in ("", "camera", "lidar"):
             raise ConfigError(f"data.occupancy_mask is {self.occupancy_mask!r}; expected 'camera', 'lidar' or nothing")
@@ -191,7 +168,7 @@ class DataConfig:
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
 
     def infos(self, split: str) -> str:
-        """The info file of "train", "val" or "test"."""
+        """The info file (or sequences) of "train", "val" or "test"."""
         files = {"train": self.train_infos, "val": self.val_infos, "test": self.test_infos}
         if split not in files:
             raise ConfigError(f"split is {split!r}; expected one of {', '.join(files)}")
@@ -200,15 +177,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Lovász-softmax plus cross-entropy, weight 1 each. Inputs are "points" or "voxel"."""
+    """The losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves Lovász-softmax out."""
 
     lovasz_input: str = "points"
     ce_input: str = "voxel"
+    class_weights: Tuple[float, ...] = ()  # of cross-entropy on voxels, one a class; empty: all the same
+    affinity: bool = False  # the two scene-class affinity losses on voxels; see engine/affinity.py
 
     def __post_init__(self) -> None:
-        for name in ("lovasz_input", "ce_input"):
-            if getattr(self, name) not in ("points", "voxel"):
-                raise ConfigError(f"loss.{name} is {getattr(self, name)!r}; expected 'points' or 'voxel'")
+        for name, known in (("lovasz_input", ("points", "voxel", "none")), ("ce_input", ("points", "voxel"))):
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(repr, known))
+                raise ConfigError(f"loss.{name} is {getattr(self, name)!r}; expected {expected}")
+        if (self.class_weights or self.affinity) and self.ce_input != "voxel":
+            raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
 
 
 @dataclass(frozen=True)
@@ -242,14 +224,20 @@ class TrainConfig:
     save_every_steps: int = 0
     save_every_minutes: float = 10.0
     keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
+    # when something goes wrong (docs/faults.md)
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
+    max_skipped: int = 10  # steps, and bad samples, that a run may leave out
+    hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
 
     def __post_init__(self) -> None:
+        _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
+        _at_least("train", max_skipped=(self.max_skipped, 0))
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
         _at_least("train", save_every_steps=(self.save_every_steps, 0), keep_checkpoints=(self.keep_checkpoints, 1))
-        if not self.save_every_minutes >= 0:
-            raise ConfigError(f"train.save_every_minutes is {self.save_every_minutes}; expected at least 0")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32', 'bf16' or 'fp16'")
+        for name in ("save_every_minutes", "hang_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; expected at least 0")
+        _one_of("train", precision=(self.precision, ("fp32", "bf16", "fp16")))
         if self.recompute not in (None, "none", "cheap", "blocks"):
             raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")
 
@@ -266,22 +254,31 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        kind, grid = self.data.occupancy, self.model.grid
+        kind, grid, classes = self.data.occupancy, self.model.grid, self.model.num_classes
+        if self.loss.class_weights and len(self.loss.class_weights) != classes:
+            raise ConfigError(
+                f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
+            )
+        if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
+            raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
         if not kind:
             return
-        wanted, given = OCCUPANCY_GRIDS[kind], OccupancyGrid(grid.voxels, grid.pc_range, grid.frame)
-        if given != wanted:
+        wanted, given = OCCUPANCY_GRIDS[kind], (grid.voxels, grid.pc_range, grid.frame)
+        if given != wanted[:3]:
             raise ConfigError(
                 f"data.occupancy={kind} has labels for {wanted.voxels} voxels over {wanted.pc_range} m in the "
-                f"{wanted.frame} frame, but model.grid makes {given.voxels} over {given.pc_range} in the {given.frame} "
+                f"{wanted.frame} frame, but model.grid makes {grid.voxels} over {grid.pc_range} in the {grid.frame} "
                 "frame; set model.grid to the labels' grid"
             )
-        if (self.loss.lovasz_input, self.loss.ce_input) != ("voxel", "voxel"):
+        if "points" in (self.loss.lovasz_input, self.loss.ce_input):
             raise ConfigError(f"data.occupancy={kind} labels voxels; set loss.lovasz_input and loss.ce_input to voxel")
-        if self.model.num_classes != 18 or self.data.fill_label != 17:
+        if classes != wanted.classes or self.data.fill_label != wanted.empty:
             raise ConfigError(
-                f"data.occupancy={kind} needs free space as a class; set model.num_classes=18 and data.fill_label=17"
+                f"data.occupancy={kind} needs free space as a class; set model.num_classes={wanted.classes} and "
+                f"data.fill_label={wanted.empty}"
             )
+        if kind == "semantickitti" and self.data.ignore_label < classes:
+            raise ConfigError(f"data.ignore_label is {self.data.ignore_label}; semantickitti's unknown voxels are 255")
 
     def dump(self) -> str:
         """The whole configuration as YAML, as it is written into the work dir."""

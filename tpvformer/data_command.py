@@ -6,7 +6,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Callable, List, Tuple
+
+from tpvformer.config import ConfigError
+
+if TYPE_CHECKING:
+    from tpvformer.config import GridConfig
+    from tpvformer.data.infos.read import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     infos.set_defaults(run=_infos)
 
     check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
-    _add_set(check)
+    _add_set(check, required=False)
+    other = check.add_mutually_exclusive_group()
+    other.add_argument("--rig", type=Path, help="instead: look at a rig file of one's own and all that it names")
+    check.add_argument("--py-config", "--py_config", help="with --rig: whose grid is looked at (default: the usual)")
     check.add_argument("--split", nargs="+", default=[], help="only the samples of these splits (default: all)")
     check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
     check.add_argument("--limit", type=_count, default=20, help="faults of a kind to list (default: %(default)s)")
-    check.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
+    other.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
     check.add_argument("--out", default="out/points.png", help="the picture (default: %(default)s)")
     check.set_defaults(run=_check)
 
@@ -47,11 +56,13 @@ _CHECK = (
 )
 
 
-def _add_set(parser: argparse.ArgumentParser) -> None:
+def _add_set(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--root", type=Path, default=Path("data/nuscenes"), help="holds samples/ (default: %(default)s)"
     )
-    parser.add_argument("--version", required=True, help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test")
+    parser.add_argument(
+        "--version", required=required, help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test"
+    )
 
 
 def _count(text: str) -> int:
@@ -77,7 +88,6 @@ def _every(seconds: float) -> Callable[[str, int, int], None]:
 
 
 def _infos(args: argparse.Namespace) -> int:
-    from tpvformer.config import ConfigError
     from tpvformer.data.infos.build import build
     from tpvformer.data.infos.pickle_file import write_pickle
     from tpvformer.data.infos.splits import default_splits, scenes_of
@@ -105,6 +115,10 @@ def _infos(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.rig is not None:
+        return _check_rig(args)
+    if args.version is None:
+        raise ConfigError("version is not given; expected --version v1.0-mini or another table folder, or --rig FILE")
     if args.paint is not None:
         return _paint(args)
     from tpvformer.data.doctor.examine import examine
@@ -112,6 +126,47 @@ def _check(args: argparse.Namespace) -> int:
     report = examine(args.root, args.version, args.split, args.whole, _every(5))
     print("\n".join(report.lines(args.limit)))
     return 1 if report.count else 0
+
+
+def _check_rig(args: argparse.Namespace) -> int:
+    from tpvformer.compat import load_config
+    from tpvformer.config import Config
+    from tpvformer.data.doctor.rig import examine_rig, views
+
+    config = load_config(args.py_config) if args.py_config else Config(name="usual")
+    grid = config.model.grid
+    report, records = examine_rig(args.rig, args.whole)
+    if records:
+        record = records[0]
+        origin = "LiDAR" if grid.frame == "lidar" else "ego"
+        print(f"{args.rig}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
+        if grid.frame != "lidar" and record.lidar2ego is None:
+            report.fault("rig", f"{args.rig}: has no lidar2ego, which model.grid.frame=ego needs; add it")
+        else:
+            shares, any_camera = _seen(record, grid)
+            print("\n".join(view.line(share) for view, share in zip(views(record), shares)))
+            print(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
+    print("\n".join(report.lines(args.limit)))
+    return 1 if report.count else 0
+
+
+def _seen(record: Record, grid: GridConfig) -> Tuple[List[float], float]:
+    """The share of the grid's pillars' anchors that each camera sees, and that any does."""
+    import numpy as np
+    import torch
+
+    from tpvformer.model.grid import pillar_points
+    from tpvformer.model.projection import project
+
+    grid2img = record.lidar2img
+    if grid.frame != "lidar" and record.lidar2ego is not None:
+        grid2img = grid2img @ np.linalg.inv(record.lidar2ego)
+    points, pc_range = pillar_points(grid, 0, grid.z), torch.tensor(grid.pc_range)
+    seen = [
+        project(points, pc_range, torch.from_numpy(matrix)[None, None], (height, width)).visible[0, 0]
+        for matrix, (width, height) in zip(grid2img, record.sizes)
+    ]
+    return [float(v.float().mean()) for v in seen], float(torch.stack(seen).any(0).float().mean())
 
 
 def _paint(args: argparse.Namespace) -> int:

@@ -1,13 +1,16 @@
-"""Names, numbers and colours of the classes, and the table from nuScenes-lidarseg's 32 raw classes to them.
+"""Names, numbers and colours of the classes, and the tables from raw labels to them: the 32 of nuScenes-lidarseg, and
+those of SemanticKITTI.
 
-Class 0 ("noise") is the ignore label of both tasks; 1 to 16 are evaluated; 17 ("empty") exists only under the label map
-"nuscenes-noIgnore", where free space is a class of its own. Under "occ3d" class 0 is called "others" and some metrics
-evaluate it, and 17 is called "free".
+nuScenes: class 0 ("noise") is the ignore label of both tasks; 1 to 16 are evaluated; 17 ("empty") exists only under the
+label map "nuscenes-noIgnore", where free space is a class of its own. Under "occ3d" class 0 is called "others" and some
+metrics evaluate it, and 17 is called "free".
+
+SemanticKITTI, scene completion: class 0 is free space, 1 to 19 are evaluated.
 """
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Dict, NamedTuple, Tuple
 
 CLASS_NAMES: Tuple[str, ...] = (
     "noise",
@@ -73,8 +76,6 @@ _RAW = (
 RAW_NAMES: Tuple[str, ...] = tuple(name for name, _ in _RAW)
 RAW_TO_CLASS: Tuple[int, ...] = tuple(number for _, number in _RAW) + (EMPTY,)  # raw 32, "empty", only in noIgnore
 
-LABEL_MAPS: Tuple[str, ...] = ("nuscenes", "nuscenes-noIgnore", "occ3d")
-
 # RGB. 1 to 16 are the colours of the published pictures; grey and white stand for what is not evaluated.
 COLORS: Tuple[Tuple[int, int, int], ...] = (
     (110, 110, 110),
@@ -98,15 +99,66 @@ COLORS: Tuple[Tuple[int, int, int], ...] = (
 )
 
 
-def class_names(label_map: str) -> Tuple[str, ...]:
-    """Names by class number: 17 for "nuscenes", 18 (the last is free space) for the other two maps."""
+# SemanticKITTI: name, colour (RGB, as published), and the raw labels of a class; those above 250 are moving things.
+_KITTI: Tuple[Tuple[str, Tuple[int, int, int], Tuple[int, ...]], ...] = (
+    ("empty", (255, 255, 255), (0,)),
+    ("car", (100, 150, 245), (10, 252)),
+    ("bicycle", (100, 230, 245), (11,)),
+    ("motorcycle", (30, 60, 150), (15,)),
+    ("truck", (80, 30, 180), (18, 258)),
+    ("other-vehicle", (0, 0, 255), (13, 16, 20, 256, 257, 259)),
+    ("person", (255, 30, 30), (30, 254)),
+    ("bicyclist", (255, 40, 200), (31, 253)),
+    ("motorcyclist", (150, 30, 90), (32, 255)),
+    ("road", (255, 0, 255), (40, 60)),
+    ("parking", (255, 150, 255), (44,)),
+    ("sidewalk", (75, 0, 75), (48,)),
+    ("other-ground", (175, 0, 75), (49,)),
+    ("building", (255, 200, 0), (50,)),
+    ("fence", (255, 120, 50), (51,)),
+    ("vegetation", (0, 175, 0), (70,)),
+    ("trunk", (135, 60, 0), (71,)),
+    ("terrain", (150, 240, 80), (72,)),
+    ("pole", (255, 240, 150), (80,)),
+    ("traffic-sign", (255, 0, 0), (81,)),
+)
+KITTI_UNKNOWN = 255  # occupied, by nothing that has a class: outlier, other-structure, other-object
+KITTI_RAW: Dict[int, int] = {raw: number for number, (_, _, raws) in enumerate(_KITTI) for raw in raws}
+KITTI_RAW.update({1: KITTI_UNKNOWN, 52: KITTI_UNKNOWN, 99: KITTI_UNKNOWN})
+
+
+class Classes(NamedTuple):
+    """The classes of one label map."""
+
+    names: Tuple[str, ...]  # by number
+    evaluated: Tuple[int, ...]
+    empty: int  # free space; beyond ``names`` where no label says so
+    colors: Tuple[Tuple[int, int, int], ...]  # RGB by number, of ``empty`` too
+
+
+NUSCENES = Classes(CLASS_NAMES, EVALUATED, EMPTY, COLORS)
+
+LABEL_MAPS: Dict[str, Classes] = {
+    "nuscenes": NUSCENES,
+    "nuscenes-noIgnore": NUSCENES._replace(names=(*CLASS_NAMES, "empty")),
+    "occ3d": NUSCENES._replace(names=("others", *CLASS_NAMES[1:], "free")),
+    "semantickitti": Classes(tuple(k[0] for k in _KITTI), tuple(range(1, 20)), 0, tuple(k[1] for k in _KITTI)),
+}
+
+
+def classes_of(label_map: str) -> Classes:
+    """What there is to know of a map's classes. Raises ValueError for an unknown map."""
     if label_map not in LABEL_MAPS:
         raise ValueError(f"data.label_map is {label_map!r}; expected one of {', '.join(LABEL_MAPS)}")
-    if label_map == "occ3d":
-        return ("others", *CLASS_NAMES[1:], "free")
-    return CLASS_NAMES + ("empty",) if label_map == "nuscenes-noIgnore" else CLASS_NAMES
+    return LABEL_MAPS[label_map]
+
+
+def class_names(label_map: str) -> Tuple[str, ...]:
+    """Names by class number: 17 for "nuscenes", 18 (the last is free space) for its other two maps, 20 for
+    "semantickitti" (the first is free space)."""
+    return classes_of(label_map).names
 
 
 def raw_to_class(label_map: str) -> Tuple[int, ...]:
-    """Class by raw label: 32 entries for "nuscenes", 33 for "nuscenes-noIgnore" (raw 32 is empty space)."""
-    return RAW_TO_CLASS[: 32 + len(class_names(label_map)) - len(CLASS_NAMES)]
+    """Class by raw lidarseg label: 33 entries for "nuscenes-noIgnore" and "occ3d" (raw 32 is empty space), else 32."""
+    return RAW_TO_CLASS if len(class_names(label_map)) == len(CLASS_NAMES) + 1 else RAW_TO_CLASS[:32]

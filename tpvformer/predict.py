@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
+from tpvformer.data.types import Sample
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import predict
+from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
-from tpvformer.labels import IGNORED
+from tpvformer.labels import IGNORED, classes_of
 from tpvformer.viz.picture import frame_picture, write_png
 
 
@@ -26,32 +28,48 @@ from tpvformer.viz.picture import frame_picture, write_png
 class FrameClasses:
     """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
 
-    A lidar segmentation model does not learn free space; its ``voxels`` are 0 where there is no point.
+    A lidar segmentation model does not learn free space: ``predict_frame`` leaves its ``voxels`` 0 where there is no
+    point, ``predict_scene`` says for each what would be there, and how sure the model is of it.
     """
 
     points: np.ndarray
     voxels: np.ndarray
     true_voxels: np.ndarray
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was asked
 
 
 def predict_frame(
     model: nn.Module, dataset: NuScenesDataset, index: int, config: Config, device: torch.device
 ) -> FrameClasses:
     """What the model says about one frame of a data set."""
-    batch = collate([dataset[index]], config.data.ignore_label).to(device)
+    return _classes(model, dataset[index], config, device, dense=False)
+
+
+def predict_scene(model: nn.Module, sample: Sample, config: Config, device: torch.device) -> FrameClasses:
+    """What the model says about every voxel of the grid, whether a point lies there or not.
+
+    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    """
+    return _classes(model, sample, config, device, dense=True)
+
+
+def _classes(model: nn.Module, sample: Sample, config: Config, device: torch.device, dense: bool) -> FrameClasses:
+    batch = collate([sample], config.data.ignore_label).to(device)
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = predict(model, batch, config)
+        logits = predict(model, batch, config, dense)
     model.train(training)
     assert logits.point_logits is not None
     points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
-    voxels = logits.voxel_logits.argmax(1)[0]
+    voxels = logits.voxel_logits[0].argmax(0)
+    confidence = logits.voxel_logits[0].softmax(0).amax(0).half()
     if logits.voxel_logits.dim() == 3:
-        occupied = torch.zeros_like(batch.voxel_labels[0])
-        occupied[tuple(batch.voxels[0].T)] = voxels.to(occupied.dtype)
-        voxels = occupied
-    return FrameClasses(points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy())
+        at, shape = tuple(batch.voxels[0].T), batch.voxel_labels.shape[1:]
+        voxels, confidence = (values.new_zeros(shape).index_put_(at, values) for values in (voxels, confidence))
+    return FrameClasses(
+        points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
+    )
 
 
 def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
@@ -74,6 +92,7 @@ def draw_frames(
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
     dataset = NuScenesDataset(data, config.model.grid, "val", config.train.seed)
+    check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
@@ -90,18 +109,27 @@ def _draw(
     """Write one picture; its line."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
-    labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
-    right = float((classes.points == frame.labels)[labelled].mean()) if labelled.any() else 0.0
-    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} points right"
+    known = classes_of(config.data.label_map)
+    if dataset.has_points:
+        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
+        correct, what = (classes.points == frame.labels)[labelled], "points"
+    else:
+        labelled = np.isin(classes.true_voxels, known.evaluated)
+        correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
+    right = float(correct.mean()) if labelled.any() else 0.0
+    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
+    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # both point forwards and left
     picture = frame_picture(
-        list(frame.images.numpy()),
+        frame.pictures(),
         frame.camera_names,
         frame.lidar2img,
         frame.points,
         classes.points,
-        seen_from_above(classes.voxels, config.model.grid.frame),
-        seen_from_above(classes.true_voxels, config.model.grid.frame),
+        seen_from_above(classes.voxels, axes),
+        seen_from_above(classes.true_voxels, axes),
         title,
+        known,
+        vehicle_place(config.model.grid.pc_range, axes),
     )
     try:
         write_png(out, picture)
@@ -114,3 +142,9 @@ def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
     """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the LiDAR frame; in the ego's they point
     forwards and left."""
     return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
+
+
+def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:
+    """Where the frame's origin lies in that view: parts of its width from the left, of its height from above."""
+    x, y = (-pc_range[axis] / (pc_range[axis + 3] - pc_range[axis]) for axis in (0, 1))
+    return (x, 1 - y) if frame == "lidar" else (1 - y, 1 - x)

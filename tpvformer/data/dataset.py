@@ -5,6 +5,7 @@ The same (seed, epoch, index) gives the same sample, whatever the number of work
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Dict, List
 
@@ -13,17 +14,30 @@ import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.data.canvas import read_pictures
+from tpvformer.data.image_cache import ImageCache
 from tpvformer.data.lidarseg import LabelFiles
-from tpvformer.data.nuscenes import load_infos, read_frame
-from tpvformer.data.occupancy import HAS_MASKS, OccupancyLabels
+from tpvformer.data.nuscenes import Record, load_infos, read_frame
+from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
+from tpvformer.data.semantickitti import crop, load_sequences
+from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import Frame, Sample
+from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
 
 
+def open_records(cfg: DataConfig, split: str) -> List[Record]:
+    """The records of a split, as ``cfg.format`` has them. Raises ConfigError and DataError."""
+    infos = cfg.infos(split)
+    return load_sequences(cfg.root, infos) if cfg.format == "semantickitti" else load_infos(infos)
+
+
+_NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
+
+
 class NuScenesDataset(Dataset[Sample]):
-    """The key frames of one split, in the order of its info pickle.
+    """The key frames of one split, in the order of its info pickle, or of SemanticKITTI's sequences.
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
@@ -35,29 +49,51 @@ class NuScenesDataset(Dataset[Sample]):
             self._to_class = raw_to_class(cfg.label_map)
         except ValueError as err:
             raise ConfigError(str(err)) from err
-        self._cfg, self._grid, self._augment, self._seed = cfg, grid, split == "train", seed
-        self._records = load_infos(cfg.infos(split))
+        self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
+        self.infos = cfg.infos(split)
+        self._records = open_records(cfg, split)
         self._label_files: List[str] = []
+        self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or Path(cfg.root, cfg.version, "lidarseg.json").is_file()
+        point_labels = self._occupancy is None or place(cfg.root, cfg.version, "lidarseg.json").is_file()
         if require_labels and point_labels:
             self._label_files = self._find_labels()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def _find_labels(self) -> List[str]:
-        """The label file of each record: as it says itself, else as nuScenes' tables say."""
-        if all(record.labels for record in self._records):
+        """The label file of each record: as it says itself, else as nuScenes' tables say; none where there is no scan.
+
+        Raises DataError where no record has a scan.
+        """
+        scans = [record for record in self._records if record.scan]
+        if not scans:
+            raise DataError(
+                f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
+                "expected scans and their labels, or ask for predictions alone"
+            )
+        lost = [record for record in scans if record.rig and not record.labels]
+        if lost:
+            raise DataError(
+                f"{self.infos}: frame {lost[0].token} has lidar but no labels, as {len(lost)} of {len(scans)} have; "
+                "add labels, or ask for predictions alone (tpvformer predict)"
+            )
+        if all(record.labels for record in scans):
             return [record.labels for record in self._records]
         tables = LabelFiles(self._cfg.root, self._cfg.version)
-        return [r.labels or tables.find(r.token, Path(r.scan).name) for r in self._records]
+        return [r.labels or (tables.find(r.token, Path(r.scan).name) if r.scan else "") for r in self._records]
 
     @property
     def tokens(self) -> List[str]:
         return [record.token for record in self._records]
+
+    @property
+    def scans(self) -> List[str]:
+        """The LiDAR file of each sample, as its record names it; empty where there is none."""
+        return [record.scan for record in self._records]
 
     @property
     def scenes(self) -> List[str]:
@@ -65,12 +101,23 @@ class NuScenesDataset(Dataset[Sample]):
         return [record.scene for record in self._records]
 
     @property
+    def slots_used(self) -> int:
+        """Camera embeddings that the samples ask for: one more than the highest."""
+        return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
+
+    @property
     def has_masks(self) -> bool:
         """Whether dense labels say what the cameras observe."""
         return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
 
     @property
+    def has_points(self) -> bool:
+        """Whether any frame has a LiDAR scan."""
+        return any(record.scan for record in self._records)
+
+    @property
     def has_labels(self) -> bool:
+        """Whether points carry labels."""
         return bool(self._label_files)
 
     def __len__(self) -> int:
@@ -84,12 +131,15 @@ class NuScenesDataset(Dataset[Sample]):
         """The sample as stored, before any transform."""
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
-        frame = read_frame(record, self._cfg.root, label_file, self._to_class)
+        frame = read_frame(record, self._cfg.root, label_file, self._to_class, self._pictures)
+        if self._cfg.format == "semantickitti":
+            frame.images = crop(frame.images, record.token)
         if self._occupancy is not None:
             path = self._occupancy.find(record.token, Path(record.scan).name)
             frame.dense = self._occupancy.read(path, record.token)
-            mates = [self._records[i] for i in self._scene_mates[record.scene]]
-            frame.ray_origins = ray_origins(record, mates)
+            if self._cfg.occupancy in HAS_RAYS:
+                mates = [self._records[i] for i in self._scene_mates[record.scene]]
+                frame.ray_origins = ray_origins(record, mates)
         return frame
 
     def _random(self, index: int) -> np.random.RandomState:
@@ -99,7 +149,22 @@ class NuScenesDataset(Dataset[Sample]):
     def sample(self, index: int, augment: bool) -> Sample:
         """One example, with or without the augmentations of the present epoch, whatever the split."""
         rng = self._random(index) if augment else None
-        return make_sample(self.load_frame(index), self._cfg, self._grid, rng)
+        return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, self._augment)
+        try:
+            return self.sample(index, self._augment)
+        except (DataError, OSError) as err:
+            # in an evaluation a stand-in would count twice: its scores would be of another set
+            if not self._augment or self._cfg.on_bad_sample == "stop":
+                raise
+            return self._stand_in(index, str(err))
+
+    def _stand_in(self, index: int, problem: str) -> Sample:
+        """The next sample that can be read, of the few that follow."""
+        for other in range(index + 1, index + 1 + _NEIGHBOURS):
+            with contextlib.suppress(DataError, OSError):
+                sample = self.sample(other % len(self), self._augment)
+                sample.replaced = " ".join(problem.split())
+                return sample
+        raise DataError(f"{problem}; nor can the {_NEIGHBOURS} samples after it be read")

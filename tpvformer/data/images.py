@@ -25,10 +25,13 @@ except ImportError:
     FAST = False  # OpenCV decodes everything
 
 
-def read_images(paths: Sequence[Path], token: str) -> Tensor:
-    """The images of one sample, (N, H, W, 3) uint8 BGR.
+Size = Tuple[int, int]  # width, height
 
-    Raises DataError for a file that is no whole 8-bit colour image, and for images of different sizes.
+
+def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
+    """The images of one sample, (N, H, W, 3) uint8 BGR. ``sizes`` are those that they ought to have.
+
+    Raises DataError for a file that is no whole 8-bit colour image, and for images of different or unexpected sizes.
     """
     out = torch.empty(0)
     for i, path in enumerate(paths):
@@ -37,13 +40,15 @@ def read_images(paths: Sequence[Path], token: str) -> Tensor:
         if shape is None:
             image = _opencv(data, path, token)
             shape = image.shape
+        if sizes:
+            _check_size(path, token, shape, sizes[i])
         if i == 0:
-            out = _room((len(paths), *shape))
+            out = room_for((len(paths), *shape))
         if out.shape[1:] != shape:
-            sizes = sorted({tuple(out.shape[1:]), shape})
+            found = sorted({tuple(out.shape[1:]), shape})
             raise DataError(
-                f"sample {token}: the cameras' images have different sizes {sizes}; one size is expected, so rescale "
-                "the images and their intrinsics to it"
+                f"sample {token}: the cameras' images have different sizes {found}; one size is expected, so rescale "
+                "the images and their intrinsics to it, or describe the cameras in a rig file (docs/rig.md)"
             )
         if image is None and not _simplejpeg(data, out[i].numpy()):
             image = _opencv(data, path, token)
@@ -52,7 +57,24 @@ def read_images(paths: Sequence[Path], token: str) -> Tensor:
     return out
 
 
-def _room(shape: Tuple[int, ...]) -> Tensor:
+def read_image(path: Path, token: str, size: Size) -> np.ndarray:
+    """One image of the expected ``size``, (H, W, 3) uint8 BGR; raises DataError as ``read_images`` does."""
+    data = path.read_bytes()
+    shape = _jpeg_shape(data)
+    image = _opencv(data, path, token) if shape is None else np.empty(shape, np.uint8)
+    _check_size(path, token, image.shape, size)
+    return image if shape is None or _simplejpeg(data, image) else _opencv(data, path, token)
+
+
+def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
+    if (shape[1], shape[0]) != size:
+        raise DataError(
+            f"sample {token}: {path} is {shape[1]}x{shape[0]} pixels, but its camera is said to have "
+            f"{size[0]}x{size[1]}, to which the intrinsics belong; restore the image, or correct size and intrinsics"
+        )
+
+
+def room_for(shape: Tuple[int, ...]) -> Tensor:
     """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
     room = torch.empty(shape, dtype=torch.uint8)
     return room if get_worker_info() is None else room.share_memory_()

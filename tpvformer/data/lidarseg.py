@@ -1,4 +1,4 @@
-"""Which label file belongs to which key frame, found in nuScenes' own tables.
+"""Which LiDAR record and which label file belong to which key frame, found in nuScenes' own tables.
 
 ``lidarseg.json`` names a file for each LiDAR record; ``sample_data.json`` says which record is the key frame of which
 sample. The latter holds 2.6 million records (about 1 GB) in the full set, so it is read piece by piece and only the
@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, Union
 
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 _CHUNK = 16 * 1024 * 1024  # bytes
@@ -22,7 +23,7 @@ class LabelFiles:
 
     def __init__(self, root: Union[str, Path], version: str) -> None:
         """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
-        self._folder = Path(root) / version
+        self._folder = place(root, version)
         tables = [self._folder / "lidarseg.json", self._folder / "sample_data.json"]
         for path in tables:
             if not path.is_file():
@@ -30,7 +31,7 @@ class LabelFiles:
                     f"{path}: no such file, so the point labels cannot be found; unpack the nuScenes metadata and "
                     f"nuScenes-lidarseg into data.root ({root}) and set data.version to the name of the table folder"
                 )
-        stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in tables)
+        stamps = tuple((str(path), getattr(path.stat(), "st_mtime", 0), path.stat().st_size) for path in tables)
         self._by_sample, self._by_scan = _read(*stamps)
 
     def find(self, sample_token: str, scan_name: str) -> str:
@@ -63,10 +64,22 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
     return by_sample, by_scan
 
 
+def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
+    """The token of the LiDAR record of each key frame, by sample; raises DataError where there is no such table."""
+    path = place(root, version, "sample_data.json")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, so the tokens of the LiDAR scans cannot be found; unpack the nuScenes metadata "
+            f"({version}) into data.root ({root})"
+        )
+    wanted = ("token", "sample_token", "is_key_frame", "filename")
+    return {r["sample_token"]: r["token"] for r in _records(str(path), b"LIDAR_TOP", *wanted) if r["is_key_frame"]}
+
+
 def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:
     """The records of a table whose text holds ``containing``, one at a time; records of these tables are flat."""
     text, chunk = b"", b" "
-    with open(path, "rb") as file:
+    with place(path).open("rb") as file:
         while chunk:
             chunk = file.read(_CHUNK)
             text += chunk

@@ -57,12 +57,15 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         point_voxel=_pad([s.point_voxel for s in samples], 0),
         voxel_mask=_stack_drawn([s.voxel_mask for s in samples]),
         ray_origins=_pad(origins, 0) if origins else None,
+        camera_slots=_stack_drawn([s.camera_slots for s in samples]),
         ray_lengths=[len(o) for o in origins],
+        replaced=[s.replaced for s in samples if s.replaced],
         pin_device=pin_device,
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What a worker process does first."""
     for number in (signal.SIGTERM, signal.SIGUSR1):  # some schedulers send them to everybody: the trainer decides
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
@@ -98,5 +101,5 @@ def make_loader(
         pin_memory=pin_memory,
         pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 import numpy as np
+from torch import Tensor
 
-from tpvformer.data.images import read_images
+from tpvformer.data.canvas import placements, read_pictures
+from tpvformer.data.images import Size
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError, Frame
 
 __all__ = ["Record", "lidar_to_image", "load_infos", "read_frame", "read_labels", "read_scan", "resolve"]
@@ -23,11 +27,11 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
     Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then the bare file name. Raises DataError.
     """
     parts = Path(stored).parts
-    tried = [Path(stored)]
+    tried = [place(stored)]
     starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
     if starts:
-        tried.append(Path(root, *parts[starts[-1] :]))
-    tried.append(Path(root, parts[-1] if parts else ""))
+        tried.append(place(root, *parts[starts[-1] :]))
+    tried.append(place(root, parts[-1] if parts else ""))
     for path in tried:
         if path.is_file():
             return path
@@ -37,33 +41,84 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
     )
 
 
-def read_frame(record: Record, root: Union[str, Path], label_file: Optional[str], to_class: Sequence[int]) -> Frame:
+def read_frame(
+    record: Record,
+    root: Union[str, Path],
+    label_file: Optional[str],
+    to_class: Sequence[int],
+    pictures: Callable[[Sequence[Path], str, Sequence[Size]], Tensor] = read_pictures,
+) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
-    A record without LiDAR has no points.
+    A record without LiDAR has no points. Cameras of different sizes are brought to one canvas (canvas.py).
 
-    ``to_class`` gives the class of each raw label. Raises DataError for a missing, short or unreadable file.
+    ``to_class`` gives the class of each raw label; ``pictures`` reads images as ``read_pictures`` does. Raises
+    DataError for a missing, short or unreadable file.
     """
     points = np.empty((0, 3), np.float32)
     if record.scan:
-        scan = resolve(record.scan, root, record.token)
-        points = read_scan(scan, record.token)
+        scan = _file_of(record, record.scan, root)
+        points = read_scan(scan, record.token, record.scan_columns)
     labels = np.zeros(len(points), np.uint8)
     if label_file is not None and record.scan:
-        raw = read_labels(Path(root, label_file), scan, record.token, len(points), len(to_class))
+        file = place(label_file) if record.rig else place(root, label_file)
+        raw = read_labels(file, scan, record.token, len(points), len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw]
-    images = read_images([resolve(path, root, record.token) for path in record.images], record.token)
-    return Frame(record.token, images, list(record.camera_names), record.lidar2img, points, labels, record.lidar2ego)
+    paths = [_file_of(record, path, root) for path in record.images]
+    images = pictures(paths, record.token, record.sizes)
+    lidar2img, inner = record.lidar2img, []
+    if len(set(record.sizes)) > 1:
+        to_canvas, inner = placements(record.sizes)
+        lidar2img = to_canvas @ lidar2img
+    return Frame(
+        record.token,
+        images,
+        list(record.camera_names),
+        lidar2img,
+        points,
+        labels,
+        record.lidar2ego,
+        camera_slots=record.slots,
+        inner=inner,
+    )
 
 
-def read_scan(path: Path, token: str) -> np.ndarray:
-    """(P, 3) float32, metres, LiDAR frame; raises DataError for a file that is cut short or holds no numbers."""
+def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:
+    """A file of the record; one that a rig file names lies where that says, and nowhere else."""
+    if not record.rig:
+        return resolve(stored, root, record.token)
+    path = place(stored)
+    if not path.is_file():
+        raise DataError(f"sample {record.token}: {stored} is missing; correct its path in {record.rig} or put it there")
+    return path
+
+
+def read_scan(path: Path, token: str, columns: int = SCAN_COLUMNS) -> np.ndarray:
+    """(P, 3) float32, metres, LiDAR frame: the first three of ``columns`` float32 a point, or of an array's columns
+    (.npy). Raises DataError for a file that is cut short or holds no numbers."""
+    if path.suffix == ".npy":
+        return _read_array(path, token)
     size = path.stat().st_size
-    if size == 0 or size % (4 * SCAN_COLUMNS):
+    if size == 0 or size % (4 * columns):
+        kind = "x, y, z, intensity, ring" if columns == SCAN_COLUMNS else f"x, y, z and {columns - 3} more"
         raise DataError(
-            f"sample {token}: {path} has {size} bytes; expected a multiple of {4 * SCAN_COLUMNS} (float32 x, y, z, "
-            "intensity, ring), so the file is cut short: copy it again"
+            f"sample {token}: {path} has {size} bytes; expected a multiple of {4 * columns} (float32 {kind}), so the "
+            "file is cut short: copy it again"
         )
-    points = np.fromfile(path, "<f4").reshape(-1, SCAN_COLUMNS)[:, :3]
+    return _finite(np.frombuffer(path.read_bytes(), "<f4").reshape(-1, columns)[:, :3], path, token)
+
+
+def _read_array(path: Path, token: str) -> np.ndarray:
+    expected = "expected an array of numbers with a point a row: x, y, z and whatever follows"
+    try:
+        array = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as err:
+        raise DataError(f"sample {token}: {path} is no array file ({err}); {expected}") from err
+    if array.ndim != 2 or array.shape[1] < 3 or len(array) == 0 or array.dtype.kind not in "iuf":
+        raise DataError(f"sample {token}: {path} holds {array.dtype} of shape {array.shape}; {expected}")
+    return _finite(np.asarray(array[:, :3], np.float32), path, token)
+
+
+def _finite(points: np.ndarray, path: Path, token: str) -> np.ndarray:
     if not np.isfinite(points).all():
         raise DataError(f"sample {token}: {path} holds coordinates that are not finite numbers; copy the file again")
     return np.ascontiguousarray(points, np.float32)
@@ -72,8 +127,10 @@ def read_scan(path: Path, token: str) -> np.ndarray:
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
     """(P,) uint8 raw classes, one for each of the ``points`` of ``scan``; raises DataError where they do not fit."""
     if not path.is_file():
-        raise DataError(f"sample {token}: label file {path} is missing; unpack nuScenes-lidarseg into data.root")
-    raw = np.fromfile(path, np.uint8)
+        raise DataError(
+            f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"
+        )
+    raw = np.frombuffer(path.read_bytes(), np.uint8)
     if len(raw) != points:
         raise DataError(
             f"sample {token}: {path} holds {len(raw)} labels for the {points} points of {scan}; expected one byte a "

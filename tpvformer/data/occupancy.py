@@ -6,6 +6,8 @@ observed are stored as free; the masks tell.
 
 surroundocc (arXiv:2303.09551): ``samples/<LiDAR file>.npy``, rows (x, y, z, class) of the occupied voxels of a
 (200,200,16) grid; LiDAR frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
+
+semantickitti: see semantickitti.py.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.semantickitti import read_voxels
+from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
 from tpvformer.labels import EMPTY
 
 HAS_MASKS = ("occ3d",)
+HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
 
 
 class OccupancyLabels:
@@ -29,7 +34,7 @@ class OccupancyLabels:
 
     def __init__(self, cfg: DataConfig) -> None:
         """Raises DataError where ``cfg.occupancy_root`` is no folder."""
-        self._kind, self._root = cfg.occupancy, Path(cfg.occupancy_root)
+        self._kind, self._root = cfg.occupancy, place(cfg.occupancy_root)
         if not self._root.is_dir():
             raise DataError(
                 f"data.occupancy_root is {self._root}, which is no folder; unpack the {self._kind} labels there"
@@ -41,6 +46,9 @@ class OccupancyLabels:
         if self._kind == "occ3d":
             expected = self._root / "<scene name>" / token / "labels.npz"
             path = self._files.get(token, expected)
+        elif self._kind == "semantickitti":
+            sequence, frame = token.split("/")
+            expected = path = self._root / "sequences" / sequence / "voxels" / f"{frame}.label"
         else:
             expected = path = self._root / "samples" / f"{scan_name}.npy"
         if not path.is_file():
@@ -52,9 +60,11 @@ class OccupancyLabels:
 
     def read(self, path: Path, token: str) -> DenseLabels:
         """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
+        if self._kind == "semantickitti":
+            return read_voxels(path, token)
         where = f"sample {token}: {path}"
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 stored: Any = np.load(file, allow_pickle=False)
                 arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
         except (OSError, ValueError, EOFError, BadZipFile, TypeError) as err:
@@ -66,7 +76,7 @@ class OccupancyLabels:
 def _occ3d_files(root: str) -> Dict[str, Path]:
     """Label files by sample token, the name of the folder that each lies in."""
     return {
-        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in Path(root).glob(pattern)
+        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in place(root).glob(pattern)
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 _BROKEN = (
@@ -72,7 +73,7 @@ def load_pickle(path: Union[str, Path]) -> Any:
     Raises DataError where the file is missing, is no pickle, or names anything else (nothing of it is then executed).
     """
     try:
-        with open(path, "rb") as file:
+        with place(path).open("rb") as file:
             return _Restricted(file).load()
     except _Refused as refusal:
         raise DataError(

@@ -1,5 +1,5 @@
 """Writes a synthetic drive to disk as a nuScenes v1.0-mini data set: lidarseg labels, info files, and dense occupancy
-labels if asked for.
+labels if asked for; or as sequences of SemanticKITTI.
 
 The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles. It appears
 under its name only when it is complete; asking for the same set again changes nothing.
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from tpvformer.config import ConfigError
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info
+from tpvformer.data.street.kitti import SIZES, SequenceTask, record_sequence
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 
 GENERATOR = 3  # raised whenever the same parameters give other files
@@ -32,6 +33,8 @@ MINI_VAL = ("scene-0103", "scene-0916")
 MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
 FIRST_EXTRA = 2000  # scenes beyond the ten official names are called scene-2000, scene-2001, ...
 EXTRA_VAL_EVERY = 10  # every tenth of them is for validation
+KITTI_VAL, KITTI_TRAIN = "08", ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10")
+VOXEL_BYTES = 256 * 256 * 32 * (2 + 3 / 8)  # a label and three bits
 SWEEP_BYTES = rig.BEAMS * rig.FIRINGS * 21  # five floats and a label a point
 MAP_SIZE = 64
 
@@ -68,6 +71,39 @@ def write_dataset(
     wanted = _parameters(scenes, size, seed, frames_per_scene)
     if occupancy:
         wanted["occupancy"] = True
+    return _write(out, wanted, scenes * frames_per_scene * _frame_bytes(size), _fill, workers, progress)
+
+
+def write_sequences(
+    out: Path,
+    sequences: int,
+    seed: int,
+    frames: int = 8,
+    workers: Optional[int] = None,
+    progress: Optional[Progress] = None,
+) -> bool:
+    """Generate ``sequences`` streets in the form of SemanticKITTI, each with ``frames`` frames that have voxels.
+
+    The first is sequence 08, of validation, the others those of training. Otherwise as ``write_dataset``.
+    """
+    most = 1 + len(KITTI_TRAIN)
+    wanted = _parameters(sequences, SIZES[0], seed, frames)
+    if sequences > most:
+        raise ConfigError(f"synthetic data: {sequences} sequences; expected at most {most}, as many as have labels")
+    wanted = {**{k: v for k, v in wanted.items() if k not in ("width", "height")}, "format": "semantickitti"}
+    need = int(sequences * frames * (VOXEL_BYTES + SIZES[0][0] * SIZES[0][1] * 3))
+    return _write(Path(out), wanted, need, _fill_sequences, workers, progress)
+
+
+def _write(
+    out: Path,
+    wanted: Dict[str, Any],
+    need: int,
+    fill: Callable[[Path, Dict[str, Any], int, Optional[Progress]], None],
+    workers: Optional[int],
+    progress: Optional[Progress],
+) -> bool:
+    """Let ``fill`` write the set, of about ``need`` bytes, into a folder that gets its name at the end."""
     if workers is not None and workers < 1:
         raise ConfigError(f"synthetic data: workers is {workers}; expected 1 or more")
     if _holds(out, wanted):
@@ -77,10 +113,10 @@ def write_dataset(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        _check_space(target.parent, scenes * frames_per_scene, size)
-        _folders(partial)
+        _check_space(target.parent, need)
+        partial.mkdir()
         try:
-            _fill(partial, wanted, workers or _cores(), progress)
+            fill(partial, wanted, workers or _cores(), progress)
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -143,13 +179,16 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_space(folder: Path, frames: int, size: Tuple[int, int]) -> None:
-    need = frames * (SWEEP_BYTES + len(rig.CAMERAS) * size[0] * size[1] // 2)
+def _frame_bytes(size: Tuple[int, int]) -> int:
+    return SWEEP_BYTES + len(rig.CAMERAS) * size[0] * size[1] // 2
+
+
+def _check_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ConfigError(
-            f"synthetic data: {frames} frames need about {need / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB "
-            "free; ask for fewer scenes or choose another --out"
+            f"synthetic data: it needs about {need / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; ask for "
+            "fewer scenes or choose another --out"
         )
 
 
@@ -162,6 +201,7 @@ def _folders(root: Path) -> None:
 
 
 def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[Progress]) -> None:
+    _folders(root)
     token = Tokens(wanted["seed"])
     size = (wanted["width"], wanted["height"])
     frames = wanted["frames_per_scene"]
@@ -179,7 +219,7 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
         )
         for i, (name, _) in enumerate(names)
     ]
-    records = _record(tasks, workers, progress)
+    records = _record(record_scene, tasks, workers, progress)
     _write_tables(root, token, records, names, size)
     for split in ("train", "val"):
         infos = [
@@ -194,12 +234,24 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
     (root / PARAMETERS).write_text(json.dumps(wanted) + "\n")
 
 
-def _record(tasks: List[Task], workers: int, progress: Optional[Progress]) -> List[SceneRecord]:
+def _fill_sequences(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[Progress]) -> None:
+    names = (KITTI_VAL, *KITTI_TRAIN)[: wanted["scenes"]]
+    tasks = [
+        SequenceTask(str(root / "sequences" / name), name, i, wanted["frames_per_scene"], wanted["seed"])
+        for i, name in enumerate(names)
+    ]
+    _record(record_sequence, tasks, workers, progress)
+    (root / PARAMETERS).write_text(json.dumps(wanted) + "\n")
+
+
+def _record(
+    record_one: Callable[[Any], Any], tasks: Sequence[Any], workers: int, progress: Optional[Progress]
+) -> List[Any]:
     """All scenes, in order. The first is rendered here, so that workers find compiled code in Numba's cache."""
     done = 0
-    records: Dict[int, SceneRecord] = {}
+    records: Dict[int, Any] = {}
 
-    def store(record: SceneRecord, index: int) -> None:
+    def store(record: Any, index: int) -> None:
         nonlocal done
         records[index] = record
         done += len(record.frames)
@@ -208,10 +260,10 @@ def _record(tasks: List[Task], workers: int, progress: Optional[Progress]) -> Li
 
     alone = len(tasks) if workers == 1 else 1
     for task in tasks[:alone]:
-        store(record_scene(task), task.index)
+        store(record_one(task), task.index)
     if tasks[alone:]:
         with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
-            futures = {pool.submit(record_scene, task): task.index for task in tasks[alone:]}
+            futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
             try:
                 for future in as_completed(futures):
                     store(future.result(), futures[future])

@@ -7,10 +7,11 @@ the device (pixels.py).
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.augment import draw_photometric
@@ -23,10 +24,13 @@ from tpvformer.data.voxelize import voxelize
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
     """The tensors of one frame. The points themselves are never augmented.
 
-    ``rng`` draws the training augmentations that ``cfg`` asks for, in the reference's order: camera by camera the
-    distortion, then one GridMask for all; None (validation) leaves the images alone.
+    ``rng`` draws the training augmentations that ``cfg`` asks for: mirroring, then in the reference's order camera by
+    camera the distortion and one GridMask for all; None (validation) leaves the images alone.
     """
     cameras, height, width, _ = frame.images.shape
+    images, lidar2img = frame.images, frame.lidar2img
+    if rng is not None and cfg.mirror and rng.randint(2):
+        images, lidar2img = mirrored(images, lidar2img)
     shape = padded_shape(*scaled_shape(height, width, cfg.image_scale))
     photometric = keep_rows = keep_columns = None
     if rng is not None and cfg.photometric:
@@ -46,15 +50,15 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         labels = np.where(inside, labels, cfg.ignore_label)  # the border cells that they were moved to are not theirs
         voxel_labels = frame.dense.classes
         voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
-        assert frame.ray_origins is not None
-        ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
+        if frame.ray_origins is not None:
+            ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
         token=frame.token,
-        images=frame.images,
+        images=images,
         photometric=photometric,
         keep_rows=keep_rows,
         keep_columns=keep_columns,
-        lidar2img=torch.from_numpy((to_pixels @ frame.lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
+        lidar2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
         image_shape=shape,
         grid_index=torch.from_numpy(cells.grid_index),
         point_labels=torch.from_numpy(labels.astype(np.int64)),
@@ -63,7 +67,18 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         point_voxel=torch.from_numpy(cells.point_row),
         voxel_mask=voxel_mask,
         ray_origins=ray_origins,
+        camera_slots=torch.tensor(frame.camera_slots) if frame.camera_slots else None,
     )
+
+
+def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]:
+    """Images (N, H, W, 3) with left and right exchanged, and the lidar2img (N, 4, 4) of them: u becomes W - u.
+
+    The scene is not mirrored, so labels stay.
+    """
+    flip = np.eye(4)
+    flip[0, 0], flip[0, 2] = -1, images.shape[2]
+    return images.flip(2), flip @ lidar2img
 
 
 def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
@@ -72,8 +87,8 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
         return np.eye(4)
     if frame.lidar2ego is None:
         raise DataError(
-            f"sample {frame.token}: its info record has no lidar2ego_translation and lidar2ego_rotation, which "
-            "model.grid.frame=ego needs; make the infos again with them"
+            f"sample {frame.token}: its info record has no lidar2ego_translation and lidar2ego_rotation (its rig file "
+            "no lidar2ego), which model.grid.frame=ego needs; make the infos again with them, or add it"
         )
     return frame.lidar2ego
 

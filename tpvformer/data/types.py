@@ -1,6 +1,7 @@
 """What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
 
-P points, N cameras, M occupied voxels, (X, Y, Z) voxels along LiDAR x (right), y (forward), z (up).
+P points, N cameras, M occupied voxels, (X, Y, Z) voxels along x, y, z of the grid's frame. LiDAR frames: nuScenes' x is
+right, y forward, SemanticKITTI's x is forward, y left; z is up.
 
 Pictures travel as the bytes that the cameras gave; what the network sees is made of them on the device (pixels.py), by
 the numbers that augment.py drew.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class DataError(ValueError):
 class DenseLabels:
     """A label for every voxel of the grid, made by others from many sweeps (occupancy.py)."""
 
-    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py
+    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py; 255 where SemanticKITTI has none
     mask: Optional[np.ndarray]  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT; None where no masks are published
 
 
@@ -48,6 +49,13 @@ class Frame:
     lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64, metres; None where the info record lacks it
     dense: Optional[DenseLabels] = None
     ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, LiDAR frame: where RayIoU's rays start
+    camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
+    inner: Sequence[Tuple[int, int]] = ()  # (h, w) that each camera fills of its image; empty: all of it
+
+    def pictures(self) -> List[np.ndarray]:
+        """What the cameras saw, without what was added to make the images equal: N of (h, w, 3)."""
+        images = list(self.images.numpy())
+        return [image[:h, :w] for image, (h, w) in zip(images, self.inner)] if self.inner else images
 
 
 @dataclass
@@ -68,6 +76,8 @@ class Sample:
     point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
     voxel_mask: Optional[Tensor] = None  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT
     ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
+    replaced: str = ""  # why another sample could not be read, for which this one stands in
+    camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
 
 
 @dataclass
@@ -89,7 +99,9 @@ class Batch:
     point_voxel: Tensor  # (B, P) int64, padded with 0
     voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
+    camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order
     ray_lengths: List[int] = field(default_factory=list)  # on the host, because it shapes what is counted
+    replaced: List[str] = field(default_factory=list)  # of its samples, what stood for others says why
     pin_device: str = ""  # the kind of device that page-locked memory is for; empty: PyTorch knows
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:

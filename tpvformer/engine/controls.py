@@ -19,7 +19,7 @@ from tpvformer.data.types import Frame
 from tpvformer.labels import EVALUATED, class_names
 
 from .distributed import World, all_sum
-from .evaluate import Evaluation, evaluate, permute_cameras
+from .evaluate import Evaluation, evaluate, miou, permute_cameras
 from .log import RunLog
 from .metrics import Scores, percent, scores
 
@@ -45,8 +45,8 @@ def run_controls(
     blind = evaluate(model, loader, config, world, device, log, change=permute_cameras)
     constant, constant_scores, colour_scores = baselines(train_set, val_set, config, world, device)
     outcome = {
-        "model": real.pts.miou,
-        "cameras_exchanged": blind.pts.miou,
+        "model": miou(real.pts),
+        "cameras_exchanged": miou(blind.pts),
         "constant": constant_scores.miou,
         "colour_only": colour_scores.miou,
     }

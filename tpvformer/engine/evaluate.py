@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from .metrics.collect import Tally, rows_by_scene
 from .metrics.named import Metric, named_table
 from .prefetch import on_device
 
+if TYPE_CHECKING:
+    from tpvformer.model import Prediction
+
 _UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
 
 
@@ -33,11 +36,12 @@ _UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and i
 class Evaluation:
     """Classes of points (``pts``), classes of the voxels that points lie in (``vox``), mean loss over samples.
 
+    The first two are None where the data set has no points.
     ``metrics`` holds these two and all others under their full names (metrics/named.py says what each one is).
     """
 
-    pts: Scores
-    vox: Scores
+    pts: Optional[Scores]
+    vox: Optional[Scores]
     loss: float
     samples: int
     scenes: int = 0
@@ -49,18 +53,23 @@ class Evaluation:
         for name in ("occ3d_miou", "ssc_miou"):
             if name in self.metrics:
                 return name, self.metrics[name].value
-        return "miou_points", self.pts.miou
+        return "miou_points", miou(self.pts)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
         """Plain values, ready for JSON."""
         return {
             "loss": self.loss,
             "samples": self.samples,
-            "pts": self.pts.as_dict(names),
-            "vox": self.vox.as_dict(names),
+            "pts": None if self.pts is None else self.pts.as_dict(names),
+            "vox": None if self.vox is None else self.vox.as_dict(names),
             "scenes": self.scenes,
             "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
         }
+
+
+def miou(scores: Optional[Scores]) -> Optional[float]:
+    """The mean over the classes present; None without scores too."""
+    return None if scores is None else scores.miou
 
 
 def evaluate(
@@ -73,14 +82,16 @@ def evaluate(
     epoch: Optional[int] = None,
     between: Callable[[], None] = lambda: None,
     change: Optional[Callable[[Batch], Batch]] = None,
+    keep: Optional[Callable[[Batch, Prediction], None]] = None,
 ) -> Evaluation:
     """Run the bare model (not its DDP wrapper: processes may hold unequal numbers of samples) over this rank's loader.
 
-    ``change`` alters each batch first (controls). ``epoch`` is only named in the log. ``between`` is called in all
-    processes alike between batches, and may end it all by raising. All processes return the same.
+    ``change`` alters each batch first (controls); ``keep`` is given each batch with its prediction. ``epoch`` is only
+    named in the log. ``between`` is called in all processes alike between batches, and may end it all by raising. All
+    processes return the same.
     """
     data = cast(NuScenesDataset, loader.dataset)
-    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device)
+    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
     training, together = model.training, config.data.batch_size * world.size
@@ -97,6 +108,8 @@ def evaluate(
             units = (torch.where(known, losses, 0) * _UNIT).long()
             sums += torch.stack((units.sum(), known.new_ones(len(losses)).sum(), (~known).sum()))
             tally.add(prediction, batch)
+            if keep is not None:
+                keep(batch, prediction)
             if i % config.train.print_every == 0:
                 where = "" if epoch is None else f"Epoch {epoch} "
                 mean = float(sums[0]) / _UNIT / int(sums[1])
@@ -108,7 +121,9 @@ def evaluate(
     if samples != len(data):
         raise RuntimeError(f"{samples} samples were evaluated, the data set has {len(data)}")
     loss = float("nan") if unknown else total / _UNIT / samples
-    pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
+    pts = vox = None
+    if data.has_points:
+        pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
     return Evaluation(pts, vox, loss, samples, tally.scenes, tally.metrics())
 
 
@@ -119,8 +134,9 @@ def permute_cameras(batch: Batch) -> Batch:
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
     """The tables of all metrics, line by line, into the log."""
-    for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
-        log.line(line)
+    if result.pts is not None and result.vox is not None:
+        for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
+            log.line(line)
     for line in named_table(result.metrics, result.scenes):
         log.line(line)
 

@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from tpvformer.model import Prediction
 
 
-def predict(model: nn.Module, batch: Batch, config: Config) -> Prediction:
+def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
     """Logits for every occupied voxel, as a voxel and as the place of its points.
 
     ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
-    ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too.
+    ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too, or where
+    ``dense`` asks for them. Samples without points are welcome; M is then 0.
     With published dense labels a place is the middle of its voxel, else its lower corner, as in the published models.
     In training the point logits are left out where the losses do not read them.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = batch.voxels.float() + (0.5 if config.data.occupancy else 0.0)
-    dense = needs_dense_voxels(config.loss, config.data)
+    dense = dense or needs_dense_voxels(config.loss, config.data)
     prediction: Prediction = model(
         network_images(batch, config.data),
         batch.lidar2img,
         points=None if unread else places,
         lengths=batch.voxel_lengths,
         voxels=None if dense else batch.voxels,
+        camera_slots=batch.camera_slots,
     )
     return prediction

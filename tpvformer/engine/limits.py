@@ -1,4 +1,4 @@
-"""What a model asks of its device's kernels, held against their limits when it is built, not at its first step."""
+"""What data and model ask of each other and of the device's kernels, held against the limits before the first step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from typing import List
 import torch
 
 from tpvformer import ops
-from tpvformer.config import ConfigError
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.model import TPVFormer
 from tpvformer.model.backbone import ModulatedDeformConv3x3
+
+
+def check_cameras(data: NuScenesDataset, config: Config) -> None:
+    """Raises ConfigError where the samples have more cameras than the model has embeddings for."""
+    used, cameras = data.slots_used, config.model.num_cams
+    if used > cameras:
+        raise ConfigError(
+            f"model.num_cams is {cameras}, but the cameras of {data.infos} need {used} embeddings (nuScenes' six names "
+            f"have one each, docs/rig.md); train with model.num_cams={used}, or leave cameras out"
+        )
 
 
 def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:

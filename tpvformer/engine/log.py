@@ -11,8 +11,11 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Generator, List, Optional, TextIO
+from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
 
+from .meters import Lap
+
+TIMELINE = "timeline.csv"
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
@@ -20,13 +23,15 @@ class RunLog:
     """The log of one process. Only the main process writes; the others are silent.
 
     ``path`` is ``<work_dir>/<YYYYmmdd_HHMMSS>.log``, always a new file; ``metrics.jsonl`` beside it is appended to, and
-    each of its lines names the run it belongs to. A run that only looks (``work_dir`` None) writes to stdout alone.
+    each of its lines names the run it belongs to, and so is ``timeline.csv``, which tells for every step how long it
+    waited for data and how long it computed. A run that only looks (``work_dir`` None) writes to stdout alone.
     """
 
     def __init__(self, work_dir: Optional[Path], is_main: bool) -> None:
         self.is_main = is_main
         self.path: Optional[Path] = None
         self._metrics: Optional[TextIO] = None
+        self._timeline: Optional[TextIO] = None
         self._logger = logging.getLogger("tpvformer")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
@@ -39,6 +44,9 @@ class RunLog:
             self.path = _new_file(work_dir)
             self._handlers.append(_LogFile(self.path))
             self._metrics = (work_dir / "metrics.jsonl").open("a")
+            self._timeline = (work_dir / TIMELINE).open("a")
+            if self._timeline.tell() == 0:
+                self._timeline.write("run,epoch,step,began_s,waited_s,computed_s\n")
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter(FORMAT))
             self._logger.addHandler(handler)
@@ -82,6 +90,19 @@ class RunLog:
             os.replace(temporary, path)
             self._metrics = path.open("a")
 
+    def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
+        """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.
+
+        On an accelerator the host is ahead of the device: a step's computing is seen where the host has to wait for it.
+        """
+        if self._timeline is None or self.path is None:
+            return
+        for step, lap in enumerate(laps, start=last_step - len(laps) + 1):
+            times = f"{lap.began:.4f},{lap.waited:.4f},{lap.spent - lap.waited:.4f}"
+            self._timeline.write(f"{self.path.stem},{epoch},{step},{times}\n")
+        with contextlib.suppress(OSError):  # as in _LogFile
+            self._timeline.flush()
+
     def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
         """A printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; seconds as ``time``, ``data_time``."""
         self.line(
@@ -97,9 +118,10 @@ class RunLog:
             self._logger.removeHandler(handler)
             with contextlib.suppress(OSError):
                 handler.close()
-        if self._metrics is not None:
-            with contextlib.suppress(OSError):
-                self._metrics.close()
+        for file in (self._metrics, self._timeline):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
 
     @contextmanager
     def progress(self, title: str, total: int) -> Generator[Progress, None, None]:

@@ -1,4 +1,5 @@
-"""Lovász-softmax and cross-entropy (Berman et al., CVPR 2018, arXiv:1705.08790), one value a sample.
+"""Lovász-softmax and cross-entropy (Berman et al., CVPR 2018, arXiv:1705.08790), one value a sample, and what a
+configuration adds to them.
 
 Shapes: B samples, K classes, P points, M occupied voxels (padded rows at the end), X, Y, Z the label grid.
 
@@ -12,7 +13,8 @@ the Jaccard step over the whole run, whatever their order: sorting voxels instea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -21,13 +23,15 @@ from torch.nn import functional as F
 from tpvformer.config import DataConfig, LossConfig
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 
+from .affinity import affinity
+
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
     from tpvformer.model import Prediction
 
 
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Mean over the samples of Lovász-softmax plus cross-entropy; a scalar.
+    """Mean over the samples of the configured losses' sum; a scalar.
 
     ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
     when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
@@ -47,15 +51,23 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
         voxel_logits = prediction.voxel_logits.float().flatten(2)
         dense = prediction.voxel_logits.dim() == 5
         labels = taught_labels(batch, data_cfg).flatten(1) if dense else labels_at_voxels(batch, ignore)
-    if loss_cfg.lovasz_input == "points":
-        lovasz = lovasz_counts(point_logits, counts)
-    else:
-        lovasz = lovasz_labels(voxel_logits, labels, ignore)
     if loss_cfg.ce_input == "points":
-        entropy = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)
+        loss = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)
     else:
-        entropy = cross_entropy(voxel_logits, labels, ignore)
-    return lovasz + entropy
+        weights = _on_device(loss_cfg.class_weights, voxel_logits.device) if loss_cfg.class_weights else None
+        loss = cross_entropy(voxel_logits, labels, ignore, weights)
+    if loss_cfg.lovasz_input == "points":
+        loss = lovasz_counts(point_logits, counts) + loss
+    elif loss_cfg.lovasz_input == "voxel":
+        loss = lovasz_labels(voxel_logits, labels, ignore) + loss
+    if loss_cfg.affinity:
+        loss = affinity(voxel_logits, labels, ignore, data_cfg.fill_label) + loss
+    return loss
+
+
+@lru_cache(maxsize=4)  # copied once, as a copy from the host can make it wait
+def _on_device(numbers: Tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)
 
 
 def needs_dense_voxels(loss_cfg: LossConfig, data_cfg: DataConfig) -> bool:
@@ -73,13 +85,17 @@ def taught_labels(batch: Batch, data_cfg: DataConfig) -> Tensor:
     return torch.where((batch.voxel_mask & bit) > 0, labels, data_cfg.ignore_label)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Optional[Tensor] = None) -> Tensor:
     """Mean over the rows of each sample that do not carry ``ignore``; zero where there is none.
 
-    logits (B,K,N), labels (B,N) int64; returns (B,).
+    logits (B,K,N), labels (B,N) int64; returns (B,). With ``weights`` (K,) the mean is that by the labels' weights.
     """
-    each = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
-    return each.sum(1) / (labels != ignore).sum(1).clamp(min=1)
+    each = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="none")
+    valid = labels != ignore
+    if weights is None:
+        return each.sum(1) / valid.sum(1).clamp(min=1)
+    total = (weights[torch.where(valid, labels, 0)] * valid).sum(1)
+    return each.sum(1) / torch.where(total > 0, total, 1.0)
 
 
 def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
@@ -133,7 +149,7 @@ def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
     valid = labels != ignore  # padded points carry the ignored label
     flat = torch.where(valid, labels, 0) * size + rows
     counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
-    return counts.scatter_add_(1, flat, valid.float()).view(-1, num_classes, size)
+    return counts.scatter_add_(1, flat, valid.float()).unflatten(1, (num_classes, size))
 
 
 def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:

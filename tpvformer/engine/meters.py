@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,11 @@ class NonFiniteLoss(RuntimeError):
 class LossWatch:
     """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
 
-    A lone process on a CPU, where reading costs nothing, checks each loss before it does damage; otherwise the check
-    comes with ``read``, which finds the first bad one all the same.
+    Whoever does not look at each step before it does damage (faults/guard.py) hears of the first bad one from ``read``.
     """
 
-    def __init__(self, world: World, device: torch.device) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._eager = world.size == 1 and device.type == "cpu"
         self._pending: List[Tuple[str, Sequence[str], Tensor]] = []
         self._sum, self._count = 0.0, 0
         self.last: Optional[float] = None
@@ -33,8 +31,6 @@ class LossWatch:
     def add(self, where: str, tokens: Sequence[str], loss: Tensor) -> None:
         """Take note of one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
         self._pending.append((where, tokens, loss.detach()))
-        if self._eager:
-            self._check(loss.reshape(1).tolist())
 
     def read(self) -> None:
         """Bring everything since the last call to the host, averaged over processes. All processes must call it."""
@@ -42,7 +38,13 @@ class LossWatch:
             return
         mine = torch.stack([loss for _, _, loss in self._pending])
         everyone = all_sum(mine.clone()) / self._world.size
-        self._check(mine.tolist())
+        for (where, tokens, _), value in zip(self._pending, mine.tolist()):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"the loss is {value} at {where}, samples {', '.join(tokens)}; look at these samples, or lower "
+                    "optim.lr or optim.clip_norm; with train.on_nonfinite=skip each step is looked at before it "
+                    "changes a weight, and the module that fails is named"
+                )
         values = everyone.tolist()
         if not all(math.isfinite(v) for v in values):
             raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
@@ -51,14 +53,6 @@ class LossWatch:
             self._sum += value
         self._count += len(values)
         self.last = values[-1]
-
-    def _check(self, values: List[float]) -> None:
-        for (where, tokens, _), value in zip(self._pending[-len(values) :], values):
-            if not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"the loss is {value} at {where}, samples {', '.join(tokens)}; "
-                    "look at these samples, or lower optim.lr or optim.clip_norm"
-                )
 
     def start_epoch(self) -> None:
         """Begin a new mean."""
@@ -74,8 +68,16 @@ class LossWatch:
 
     @property
     def mean(self) -> float:
-        """Mean of what was read since ``start_epoch``."""
-        return self._sum / self._count
+        """Mean of what was read since ``start_epoch``; not a number where nothing was."""
+        return self._sum / self._count if self._count else math.nan
+
+
+class Lap(NamedTuple):
+    """One step, in seconds: since the clock was made, of waiting for its batches, and in all."""
+
+    began: float
+    waited: float
+    spent: float
 
 
 class StepClock:
@@ -87,15 +89,15 @@ class StepClock:
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
-        self._all: List[float] = []
+        self._all: List[Lap] = []
         self._measured: List[float] = []
-        self._recent: List[Tuple[float, float]] = []
-        self._mark, self._data, self._first = time.perf_counter(), 0.0, True
+        self._reported = 0
+        self._made = self._mark = time.perf_counter()
+        self._data, self._first = 0.0, True
 
     def start_epoch(self) -> None:
         """From here on time belongs to training (evaluation and saving lie behind)."""
         self._mark, self._data, self._first = time.perf_counter(), 0.0, True
-        self._recent.clear()
 
     def data_ready(self, asked: float) -> None:
         """A batch has arrived that was asked for at ``asked`` (perf_counter)."""
@@ -107,16 +109,19 @@ class StepClock:
         spent = now - self._mark
         if not self._first and len(self._all) >= self._warmup:
             self._measured.append(spent)
-        self._all.append(spent)
-        self._recent.append((spent, self._data))
+        self._all.append(Lap(self._mark - self._made, self._data, spent))
         self._mark, self._data, self._first = now, 0.0, False
 
-    def recent(self) -> Tuple[float, float]:
-        """Mean seconds of a step, and of its loading, since the last call."""
-        steps = len(self._recent)
-        means = sum(t for t, _ in self._recent) / steps, sum(d for _, d in self._recent) / steps
-        self._recent.clear()
-        return means
+    def recent(self) -> List[Lap]:
+        """The steps since the last call."""
+        laps = self._all[self._reported :]
+        self._reported = len(self._all)
+        return laps
+
+    @property
+    def waiting_share(self) -> Optional[float]:
+        """The part of all steps' time that went by waiting for data, 0..1; None before the first step."""
+        return sum(lap.waited for lap in self._all) / sum(lap.spent for lap in self._all) if self._all else None
 
     @property
     def measuring_starts(self) -> bool:
@@ -125,5 +130,5 @@ class StepClock:
 
     def result(self) -> Tuple[Optional[float], int, int]:
         """(mean seconds a step or None, how many steps that is the mean of, how many there were)."""
-        laps = self._measured or self._all
+        laps = self._measured or [lap.spent for lap in self._all]
         return (math.fsum(laps) / len(laps) if laps else None), len(laps), len(self._all)

@@ -23,7 +23,7 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
         raise ConfigError(f"{source} does not exist: no run has finished in {work_dir}")
     summary: Dict[str, Any] = json.loads(source.read_text())
     seconds = summary["duration_s"] if duration is None else duration
-    accuracy = summary["best_val_miou_pts"]
+    accuracy = summary["best_val_miou_pts" if _has_points(summary) else "best_val_leading"]
     kind = "perf" if summary["evaluation"] is None else "miou"
     case = f"{summary['config']}_bs{summary['batch_size']}_{summary['world_size']}p_{kind}"
     fps, step = _number(summary["samples_per_s"], 3), _number(summary["step_time_ms"], 3)
@@ -63,7 +63,13 @@ def _explanation(summary: Dict[str, Any]) -> str:
         speed = f"speed: {batch} samples a step over the mean of {measured} of {steps} steps, on {cards}"
     if summary["evaluation"] is None:
         return f"({speed}; nothing was evaluated)"
-    return f"({speed}; accuracy: best point mIoU in percent, classes without ground truth left out)"
+    what = "point mIoU" if _has_points(summary) else summary["leading_metric"]
+    return f"({speed}; accuracy: best {what} in percent, classes without ground truth left out)"
+
+
+def _has_points(summary: Dict[str, Any]) -> bool:
+    """Whether point mIoU is there to be quoted; without points it is the leading metric."""
+    return summary["evaluation"] is None or summary["evaluation"].get("pts", {}) is not None
 
 
 def _losses(work_dir: Path, run: str) -> List[float]:

@@ -1,4 +1,4 @@
-"""The two things one can ask of the engine: train a configuration, evaluate a checkpoint."""
+"""Training a configuration, and what training and scoring begin with: processes, device, model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch
 
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
-from tpvformer.data.loader import NuScenesDataset, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
 from . import checkpoint, distributed, store, summary
 from .checkpoint import Progress
 from .compile import compile_images
-from .controls import run_controls
 from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
-from .evaluate import Evaluation, evaluate, report, write_scores
-from .limits import check_kernels
+from .faults.bad_samples import BadSamples
+from .faults.guard import Guard
+from .faults.in_words import in_words
+from .faults.watchdog import Watchdog
+from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -68,8 +71,12 @@ def train(
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
-        with contextlib.closing(run.saver), run.signals if max_steps is None else contextlib.nullcontext():
+        signals = run.signals if max_steps is None else contextlib.nullcontext()
+        with contextlib.closing(run.saver), signals, run.watchdog, in_words(config, place, lambda: run.watchdog.doing):
             result = fit(run)
+        if run.clock.waiting_share is not None:
+            share = 100 * run.clock.waiting_share
+            log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
         outcome = summary.summarise(
             config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
         )
@@ -82,40 +89,6 @@ def train(
         log.close()
     distributed.stop()
     return outcome
-
-
-def evaluate_checkpoint(
-    config: Config, weights: Path, device: str = "auto", controls: bool = False, out: Optional[Path] = None
-) -> Evaluation:
-    """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
-
-    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
-    receives all scores as JSON.
-    """
-    world, place, remarks = enter(device)
-    log = RunLog(None, world.is_main)
-    try:
-        for remark in remarks:
-            log.warn(remark)
-        model = build_model(config, place)
-        for line in str(load_weights(model, weights)).splitlines():
-            log.line(line)
-        data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        result = evaluate(model, loader, config, world, place, log)
-        report(result, config, log)
-        for title, metric in (("pts", result.pts), ("vox", result.vox)):
-            log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
-        log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
-        if out is not None and world.is_main:
-            write_scores(out, result, config)
-        if controls:
-            train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
-            run_controls(model, loader, train_set, data, config, world, place, log, result)
-    finally:
-        log.close()
-    distributed.stop()
-    return result
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:
@@ -164,10 +137,12 @@ def build(
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = NuScenesDataset(config.data, grid, "train", seed)
+    check_cameras(train_set, config)
     train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
         val_set = NuScenesDataset(config.data, grid, "val", seed)
+        check_cameras(val_set, config)
         val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
     if len(train_loader) < config.train.accumulate:
         raise ConfigError(
@@ -197,7 +172,10 @@ def build(
         max_steps=max_steps,
         progress=Progress(),
         clock=StepClock(min(20, steps // 5)),
-        losses=LossWatch(world, device),
+        losses=LossWatch(world),
+        guard=Guard(config, model, train_set, world, device, log),
+        bad_samples=BadSamples(config.train.max_skipped),
+        watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
         saver=Saver(work_dir, config.train, log),
         signals=StopSignals(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ from . import checkpoint, distributed, store
 from .checkpoint import Progress
 from .device import synchronize
 from .distributed import World
-from .evaluate import Evaluation, evaluate, report
+from .evaluate import Evaluation, evaluate, miou, report
+from .faults.bad_samples import BadSamples
+from .faults.guard import Guard
+from .faults.watchdog import Watchdog
 from .forward import predict
 from .log import RunLog
 from .losses import total_loss
 from .memory import keep_freed_memory
-from .meters import LossWatch, StepClock
+from .meters import Lap, LossWatch, StepClock
 from .optim import Stepper
 from .prefetch import on_device
 from .resume import moment, restore_moment
@@ -57,6 +61,9 @@ class Run:
     progress: Progress
     clock: StepClock
     losses: LossWatch
+    guard: Guard
+    bad_samples: BadSamples
+    watchdog: Watchdog
     saver: Saver
     signals: StopSignals
     moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
@@ -91,6 +98,8 @@ def train_epoch(run: Run, epoch: int) -> None:
             stepper.clear()
             step_loss = torch.zeros((), device=run.device)
             tokens: List[str] = []
+            where = f"epoch {epoch} iteration {i}"
+            run.watchdog.beat(where)
             for part in range(config.train.accumulate):
                 batch = next(batches)
                 last_part = part == config.train.accumulate - 1
@@ -103,9 +112,15 @@ def train_epoch(run: Run, epoch: int) -> None:
                     stepper.backward(loss)
                 step_loss += loss.detach()
                 tokens += batch.tokens
-            run.losses.add(f"epoch {epoch} iteration {i}", tokens, step_loss)
-            # clip and step
-            grad_norm = stepper.update()
+                run.bad_samples.note(batch.replaced)
+            # clip, look, step
+            grad_norm = stepper.clip()
+            if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
+                run.losses.add(where, tokens, step_loss)
+                stepper.step()
+            else:
+                stepper.leave_out()
+                run.progress.skipped_steps += 1
             keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
             run.progress.samples += run.global_batch
@@ -114,12 +129,16 @@ def train_epoch(run: Run, epoch: int) -> None:
             printing = i % config.train.print_every == 0
             if printing or done:
                 run.losses.read()
+                run.progress.bad_samples = run.bad_samples.settle(run.progress.bad_samples, run.log)
             if run.clock.measuring_starts:
                 synchronize(run.device)
             run.clock.lap()
             bar.advance()
+            if printing or done:
+                laps = run.clock.recent()
+                run.log.timeline(epoch, run.progress.global_iter, laps)
             if printing:
-                log_step(run, epoch, i, float(grad_norm))
+                log_step(run, epoch, i, float(grad_norm), laps)
             if done:
                 return
             # save and stop
@@ -141,18 +160,16 @@ def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
     return start // run.global_batch, batches
 
 
-def log_step(run: Run, epoch: int, i: int, grad_norm: float) -> None:
+def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
-    seconds, data_seconds = run.clock.recent()
-    assert run.losses.last is not None
     values = {
         "step": run.progress.global_iter,
-        "loss": run.losses.last,
+        "loss": math.nan if run.losses.last is None else run.losses.last,  # the first steps of all were left out
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.stepper.optimizer.param_groups[0]["lr"],
-        "time": seconds,
-        "data_time": data_seconds,
+        "time": sum(lap.spent for lap in laps) / len(laps),
+        "data_time": sum(lap.waited for lap in laps) / len(laps),
     }
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
@@ -191,15 +208,15 @@ def evaluate_epoch(run: Run) -> Evaluation:
         run.device,
         run.log,
         progress.epoch,
-        lambda: stop_if_asked(run),
+        lambda: between_batches(run),
     )
     report(result, run.config, run.log)
     leader, leading = result.leading
-    better = progress.improve(result.pts.miou, result.vox.miou, leading)
-    shown = [
-        ("miou pts", result.pts.miou, progress.best_val_miou_pts),
-        ("miou vox", result.vox.miou, progress.best_val_miou_vox),
-    ]
+    pts, vox = miou(result.pts), miou(result.vox)
+    better = progress.improve(pts, vox, leading)
+    shown = []
+    if result.pts is not None:
+        shown = [("miou pts", pts, progress.best_val_miou_pts), ("miou vox", vox, progress.best_val_miou_vox)]
     if leader != "miou_points":
         shown.append((leader, leading, progress.best_val_leading))
     for title, score, best in shown:
@@ -238,6 +255,7 @@ def save_if_due(run: Run) -> None:
 def write(run: Run, name: str, required: bool, best: bool = False) -> str:
     """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
     failure = ""
+    run.watchdog.beat(f"saving {name}")
     now = moment(run.global_batch, run.losses, run.world, run.device)
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, now)
@@ -254,6 +272,12 @@ def stop_if_asked(run: Run) -> None:
     """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
     if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
         raise Stopped(stopped_at(run))
+
+
+def between_batches(run: Run) -> None:
+    """During an evaluation."""
+    run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
+    stop_if_asked(run)
 
 
 def stopped_at(run: Run) -> str:

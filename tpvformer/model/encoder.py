@@ -5,7 +5,7 @@ Legend: B batch, N cameras, Q = HW + ZH + WZ queries in the order hw, zh, wz, C 
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -138,12 +138,16 @@ class TPVEncoder(nn.Module):
             points = pillar_points(grid, plane, cfg.pillar_anchors[plane])
             self.register_buffer(f"pillar_{name}", points, persistent=False)
 
-    def tokens(self, features: Sequence[Tensor]) -> Tuple[Tensor, LevelShapes]:
-        """Feature maps (B,N,C,h_l,w_l) -> tokens (B,N,S,C) with camera and level embeddings, and the level shapes."""
+    def tokens(self, features: Sequence[Tensor], camera_slots: Optional[Tensor] = None) -> Tuple[Tensor, LevelShapes]:
+        """Feature maps (B,N,C,h_l,w_l) -> tokens (B,N,S,C) with camera and level embeddings, and the level shapes.
+
+        camera_slots (B,N): the embedding of each camera; None: the first N in order.
+        """
         shapes = tuple((int(f.shape[3]), int(f.shape[4])) for f in features)
         levels: List[Tensor] = []
+        embed = self.camera_embed
+        camera = (embed[: features[0].shape[1]] if camera_slots is None else embed[camera_slots]).unsqueeze(-2)
         for feature, level in zip(features, self.level_embed):
-            camera = self.camera_embed[: feature.shape[1], None]
             levels.append(feature.flatten(3).transpose(2, 3) + camera + level)
         return torch.cat(levels, 2), shapes
 
@@ -151,8 +155,14 @@ class TPVEncoder(nn.Module):
         """Projection of the pillars of the three planes; calibration (B,N,4,4), image (H,W) in pixels."""
         return [project(getattr(self, f"pillar_{name}"), self.pc_range, lidar2img, image_size) for name in PLANES]
 
-    def forward(self, features: Sequence[Tensor], lidar2img: Tensor, image_size: Tuple[int, int]) -> Tensor:
-        tokens, level_shapes = self.tokens(features)
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        lidar2img: Tensor,
+        image_size: Tuple[int, int],
+        camera_slots: Optional[Tensor] = None,
+    ) -> Tensor:
+        tokens, level_shapes = self.tokens(features, camera_slots)
         projections = self.project(lidar2img, image_size)
         position = self.position()
         x = torch.cat([self.plane_queries[name] for name in PLANES]).expand(tokens.shape[0], -1, -1)

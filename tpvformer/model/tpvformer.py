@@ -78,16 +78,18 @@ class TPVFormer(nn.Module):
         points: Optional[Tensor] = None,
         lengths: Optional[Tensor] = None,
         voxels: Optional[Tensor] = None,
+        camera_slots: Optional[Tensor] = None,
     ) -> Prediction:
         """Predict a batch.
 
         images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): LiDAR metres ->
         pixels of those images. points (B,P,3): positions in voxels, x, y, z (indices as the data set makes them).
         lengths (B,): how many points of each sample are real; logits behind them are zero. voxels (B,M,3): integer
-        voxels to decode instead of the whole grid. The arguments are not modified.
+        voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera, where these are
+        not the first N in order. The arguments are not modified.
         """
         self._check(images, lidar2img, points)
-        planes = self.encoder(self.image_features(images), lidar2img, (images.shape[3], images.shape[4]))
+        planes = self.encoder(self.image_features(images), lidar2img, (images.shape[3], images.shape[4]), camera_slots)
         voxel_logits, point_logits = self.aggregator(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import cv2
 import numpy as np
 
-from tpvformer.labels import COLORS
+from tpvformer.labels import NUSCENES, Classes
 from tpvformer.viz.project import inside, project
 
-PALETTE_BGR = np.array(COLORS, np.uint8)[:, ::-1]
 BACKGROUND = (31, 27, 24)
 INK = (235, 232, 228)
 FONT = cv2.FONT_HERSHEY_DUPLEX
-TILE_WIDTH = 640
+TILE_WIDTH = 640  # of one camera of a full row; fewer share its width
+COLUMNS = 3  # cameras in a row
 GAP = 4
 _PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _SUBPIXEL = 4  # bits of fraction in the circle coordinates
@@ -22,9 +22,14 @@ _FAR = 60.0  # metres: end of the distance colours
 _TURBO = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO))[:, 0]
 
 
-def class_colors(labels: np.ndarray) -> np.ndarray:
+def palette_bgr(classes: Classes) -> np.ndarray:
+    """(K, 3) uint8 BGR by class."""
+    return np.array(classes.colors, np.uint8)[:, ::-1]
+
+
+def class_colors(labels: np.ndarray, classes: Classes = NUSCENES) -> np.ndarray:
     """(P,) classes to (P, 3) uint8 BGR."""
-    return PALETTE_BGR[np.asarray(labels, np.int64)]
+    return palette_bgr(classes)[np.asarray(labels, np.int64)]
 
 
 def distance_colors(points: np.ndarray) -> np.ndarray:
@@ -39,40 +44,62 @@ def paint_points(
     labels: Optional[np.ndarray],
     lidar2img: np.ndarray,
     camera_names: Sequence[str] = (),
+    classes: Classes = NUSCENES,
 ) -> np.ndarray:
-    """One picture of all cameras, three in a row, with the points on them.
+    """One picture of all cameras, up to three in a row, with the points on them.
 
-    images: N of (H, W, 3) uint8; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None to colour by distance;
-    lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above back row.
+    images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None
+    to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above
+    back row.
     """
-    colors = distance_colors(points) if labels is None else class_colors(labels)
+    colors = distance_colors(points) if labels is None else class_colors(labels, classes)
+    return in_tiles(
+        images, camera_names, lambda tile, i, scale: _paint(tile, images[i].shape, points, colors, lidar2img[i], scale)
+    )
+
+
+def in_tiles(
+    images: Sequence[np.ndarray], camera_names: Sequence[str], draw: Callable[[np.ndarray, int, float], None]
+) -> np.ndarray:
+    """All images in one picture, with their names, after ``draw(tile, number, scale)`` on each.
+
+    Up to three stand in a row; where there are fewer, they are wider.
+    """
+    tile_width = TILE_WIDTH * COLUMNS // min(len(images), COLUMNS)
     order = sorted(range(len(images)), key=lambda i: _place(camera_names[i]) if i < len(camera_names) else i)
     tiles = []
     for i in order:
-        tile = _tile(images[i], points, colors, lidar2img[i])
+        height, width = images[i].shape[:2]
+        scale = tile_width / width
+        shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        tile = cv2.resize(images[i], (tile_width, round(height * scale)), interpolation=shrink)
+        draw(tile, i, scale)
         if i < len(camera_names):
             caption(tile, camera_names[i].replace("CAM_", "").replace("_", " ").lower())
         tiles.append(tile)
-    return mosaic(tiles, columns=3)
+    return mosaic(tiles, COLUMNS)
 
 
 def _place(name: str) -> int:
     return _PLACES.index(name) if name in _PLACES else len(_PLACES)
 
 
-def _tile(image: np.ndarray, points: np.ndarray, colors: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = TILE_WIDTH / width
-    shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    tile = cv2.resize(image, (TILE_WIDTH, round(height * scale)), interpolation=shrink)
+def _paint(
+    tile: np.ndarray,
+    shape: Sequence[int],
+    points: np.ndarray,
+    colors: np.ndarray,
+    lidar2img: np.ndarray,
+    scale: float,
+) -> None:
+    """Draws points in place on the tile of an image of that shape."""
     pixels, depth = project(points, lidar2img)
-    seen = np.flatnonzero(inside(pixels, depth, height, width))
+    seen = np.flatnonzero(inside(pixels, depth, shape[0], shape[1]))
     seen = seen[np.argsort(-depth[seen])]  # near points cover far ones
     centres = np.rint(((pixels[seen] + 0.5) * scale - 0.5) * 2**_SUBPIXEL).astype(int).tolist()
     radii = np.rint(np.clip(14 / depth[seen], 1.1, 2.6) * 2**_SUBPIXEL).astype(int).tolist()
     for centre, radius, color in zip(centres, radii, colors[seen].tolist()):
         cv2.circle(tile, centre, radius, color, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL)
-    return tile
 
 
 def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
@@ -84,13 +111,15 @@ def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
 
 
 def mosaic(tiles: List[np.ndarray], columns: int) -> np.ndarray:
-    """Equal tiles in rows of ``columns``, with a gap between them."""
-    height, width = tiles[0].shape[:2]
-    rows = -(-len(tiles) // columns)
-    columns = min(columns, len(tiles))
-    canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    """Tiles of one width in rows of ``columns``, each as high as its highest, with a gap between them."""
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights, width = [max(tile.shape[0] for tile in row) for row in rows], tiles[0].shape[1]
+    canvas = np.empty((sum(heights) + GAP * (len(rows) - 1), len(rows[0]) * (width + GAP) - GAP, 3), np.uint8)
     canvas[:] = BACKGROUND
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = tile
+    top = 0
+    for row, height in zip(rows, heights):
+        for i, tile in enumerate(row):
+            left = i * (width + GAP)
+            canvas[top : top + tile.shape[0], left : left + width] = tile
+        top += height + GAP
     return canvas

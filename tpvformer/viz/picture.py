@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Collection, Sequence, Union
+from typing import Collection, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
-from tpvformer.labels import CLASS_NAMES, EVALUATED
-from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, PALETTE_BGR, caption, paint_points
+from tpvformer.labels import NUSCENES, Classes
+from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points, palette_bgr
 from tpvformer.viz.top_view import voxel_top_view
 
 _HEADER = 44
@@ -25,20 +25,23 @@ def frame_picture(
     predicted_voxels: np.ndarray,
     true_voxels: np.ndarray,
     title: str,
+    classes: Classes = NUSCENES,
+    vehicle: Tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
     """The cameras with the predicted points painted on, then predicted voxels, true voxels and the class legend.
 
     images: N of (H, W, 3) uint8 BGR; lidar2img (N, 4, 4); points (P, 3) metres, LiDAR frame; predicted (P,) classes;
-    predicted_voxels and true_voxels (X, Y, Z) classes, 0 and 17 are not drawn. Where a model predicts a class for every
-    voxel (lidar segmentation does not learn free space) the caller sets those without points to 0.
+    predicted_voxels and true_voxels (X, Y, Z) classes; what is not evaluated is not drawn. Where a model predicts a
+    class for every voxel (lidar segmentation does not learn free space) the caller sets those without points to 0.
+    ``vehicle`` as in ``voxel_top_view``.
     Returns (H', W', 3) uint8 BGR.
     """
-    cameras = paint_points(images, points, predicted, lidar2img, camera_names)
+    cameras = paint_points(images, points, predicted, lidar2img, camera_names, classes)
     width = cameras.shape[1]
     size = (width - _LEGEND - 2 * GAP) // 2
     views = []
     for voxels, text in ((predicted_voxels, "predicted voxels, from above"), (true_voxels, "true voxels, from above")):
-        view = voxel_top_view(voxels, size)
+        view = voxel_top_view(voxels, size, classes, vehicle)
         caption(view, text)
         views.append(view)
     present = set(np.unique(predicted).tolist()) | set(np.unique(true_voxels).tolist())
@@ -49,7 +52,7 @@ def frame_picture(
     below = canvas[_HEADER + cameras.shape[0] + GAP :]
     below[:, :size] = views[0]
     below[:, size + GAP : 2 * size + GAP] = views[1]
-    _legend(below[:, 2 * (size + GAP) :], present)
+    _legend(below[:, 2 * (size + GAP) :], present, classes)
     return canvas
 
 
@@ -60,15 +63,16 @@ def write_png(path: Union[str, Path], image: np.ndarray) -> None:
     target.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
-def _legend(panel: np.ndarray, present: Collection[int]) -> None:
+def _legend(panel: np.ndarray, present: Collection[int], classes: Classes) -> None:
     """Writes the names of the evaluated classes beside their colours; those absent from the frame are dimmed."""
-    step = (panel.shape[0] - 90) // len(EVALUATED)
+    step = (panel.shape[0] - 90) // len(classes.evaluated)
+    palette = palette_bgr(classes)
     cv2.putText(panel, "classes", (28, 40), FONT, 0.75, INK, 1, cv2.LINE_AA)
-    for row, number in enumerate(EVALUATED):
+    for row, number in enumerate(classes.evaluated):
         weight = 1.0 if number in present else 0.4
         top = 66 + row * step
-        swatch = tuple(int(v) for v in PALETTE_BGR[number] * weight + np.array(BACKGROUND) * (1 - weight))
+        swatch = tuple(int(v) for v in palette[number] * weight + np.array(BACKGROUND) * (1 - weight))
         ink = tuple(int(v * weight + b * (1 - weight)) for v, b in zip(INK, BACKGROUND))
         cv2.rectangle(panel, (28, top), (28 + 34, top + step - 12), swatch, cv2.FILLED)
-        text = CLASS_NAMES[number].replace("_", " ")
+        text = classes.names[number].replace("_", " ")
         cv2.putText(panel, text, (78, top + (step - 12) // 2 + 7), FONT, 0.62, ink, 1, cv2.LINE_AA)

@@ -18,7 +18,7 @@ def project(points: np.ndarray, lidar2img: np.ndarray) -> Tuple[np.ndarray, np.n
         return np.stack([a / safe, b / safe], axis=1), depth
 
 
-def inside(pixels: np.ndarray, depth: np.ndarray, height: int, width: int) -> np.ndarray:
+def inside(pixels: np.ndarray, depth: np.ndarray, height: float, width: float) -> np.ndarray:
     """(P,) bool: further than 1 m in front of the camera, and 0 <= u < width, 0 <= v < height."""
     u, v = pixels.T
     return (depth > NEAREST) & (u >= 0) & (u < width) & (v >= 0) & (v < height)

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import cv2
 import numpy as np
 
-from tpvformer.labels import EVALUATED
+from tpvformer.labels import NUSCENES, Classes
 from tpvformer.viz.paint import INK, class_colors
 
 FLOOR = (66, 60, 56)  # lighter than the frame around it: sidewalk is nearly black, manmade nearly white
 
 
-def voxel_top_view(voxel_labels: np.ndarray, size: int = 640) -> np.ndarray:
-    """(X, Y, Z) labels to a (size, size, 3) BGR picture: forward (y) is up, right (x) right, the vehicle in the middle.
+def voxel_top_view(
+    voxel_labels: np.ndarray,
+    size: int = 640,
+    classes: Classes = NUSCENES,
+    vehicle: Tuple[float, float] = (0.5, 0.5),
+) -> np.ndarray:
+    """(X, Y, Z) labels to a (size, size, 3) BGR picture: forward (y) is up, right (x) right; the vehicle stands at
+    ``vehicle``, (right, down) in parts of the picture.
 
-    Of each column the highest voxel of an evaluated class is shown, brighter the higher it lies; classes 0 (ignored)
-    and 17 (empty) are not drawn.
+    Of each column the highest voxel of an evaluated class is shown, brighter the higher it lies; what is ignored or
+    empty is not drawn.
     """
-    drawn = np.isin(voxel_labels, EVALUATED)
+    drawn = np.isin(voxel_labels, classes.evaluated)
     levels = drawn.shape[2]
     top = levels - 1 - np.argmax(drawn[..., ::-1], axis=2)  # (X, Y)
     label = np.take_along_axis(np.asarray(voxel_labels), top[..., None], axis=2)[..., 0]
     light = 0.75 + 0.25 * top / max(levels - 1, 1)
-    color = class_colors(np.where(drawn.any(axis=2), label, 0)) * light[..., None]
+    color = class_colors(np.where(drawn.any(axis=2), label, 0), classes) * light[..., None]
     color[~drawn.any(axis=2)] = FLOOR
     image = np.ascontiguousarray(color.astype(np.uint8).transpose(1, 0, 2)[::-1])  # rows from far ahead to far behind
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST)
-    _draw_vehicle(image)
+    _draw_vehicle(image, vehicle)
     return image
 
 
-def _draw_vehicle(image: np.ndarray) -> None:
-    centre, half = image.shape[0] // 2, max(image.shape[0] // 60, 3)
+def _draw_vehicle(image: np.ndarray, place: Tuple[float, float]) -> None:
+    half = max(image.shape[0] // 60, 3)
+    centre = np.clip([int(part * image.shape[0]) for part in place], half, image.shape[0] - half)
     arrow = np.array([[0, -half], [0.7 * half, half], [0, 0.5 * half], [-0.7 * half, half]])
     outline = np.rint(arrow + centre).astype(np.int32)
     cv2.fillPoly(image, [outline], INK, cv2.LINE_AA)

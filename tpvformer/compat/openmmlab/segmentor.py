@@ -151,6 +151,8 @@ def _read_losses(train_cfg: Optional[Mapping[str, Any]]) -> Optional[Tuple[LossC
         return None
     if set(train_cfg) != set(_LOSS_KEYS):
         raise ConfigError(f"model.train_cfg has {', '.join(sorted(train_cfg))}; expected {', '.join(_LOSS_KEYS)}")
+    if train_cfg["lovasz_input"] == "none":
+        raise ConfigError("model.train_cfg.lovasz_input is 'none'; expected 'points' or 'voxel'")
     losses = LossConfig(lovasz_input=train_cfg["lovasz_input"], ce_input=train_cfg["ce_input"])
     return losses, int(train_cfg["ignore_label"])
 

@@ -15,9 +15,11 @@ POINT_BYTES = 4 * SCAN_COLUMNS
 RAW_CLASSES = 32
 
 
-def image_fault(path: Path, token: str, size: Tuple[int, int], whole: bool) -> Optional[str]:
-    """What is wrong with a camera image, None where nothing is. ``size`` is (width, height) of the tables, (0, 0)
-    where they give none. ``whole`` decodes it; else a JPEG's head and end are looked at."""
+def image_fault(
+    path: Path, token: str, size: Tuple[int, int], whole: bool, source: str = "its row in sample_data"
+) -> Optional[str]:
+    """What is wrong with a camera image, None where nothing is. ``size`` is (width, height) by ``source``, (0, 0) where
+    that gives none. ``whole`` decodes it; else a JPEG's head and end are looked at."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -37,7 +39,7 @@ def image_fault(path: Path, token: str, size: Tuple[int, int], whole: bool) -> O
         found = (width, height)
     if any(size) and found != size:
         return (
-            f"sample {token}: {path} is {found[0]}x{found[1]} pixels, its row in sample_data says {size[0]}x{size[1]}; "
+            f"sample {token}: {path} is {found[0]}x{found[1]} pixels, {source} says {size[0]}x{size[1]}; "
             "the intrinsics belong to the latter, so restore the original image"
         )
     return None

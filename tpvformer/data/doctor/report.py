@@ -47,7 +47,8 @@ class Report:
 
     def lines(self, limit: int) -> List[str]:
         """The report as text, at most ``limit`` faults of a kind."""
-        rows = [f"{self.root:<34} {'expected':>9} {'found':>9}", *(folder.line() for folder in self.folders)]
+        rows = [f"{self.root:<34} {'expected':>9} {'found':>9}"] if self.folders else []
+        rows += [folder.line() for folder in self.folders]
         rows += [f"note: {note}" for note in self.notes]
         for kind, texts in self.faults.items():
             rows += [f"{kind}: {text}" for text in texts[:limit]]

@@ -36,10 +36,19 @@ class Record:
     lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
     ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
     labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
+    rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
+    sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
+    slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
+    scan_columns: int = 5  # float32 numbers a point, x, y, z first
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
-    """The records of an info file; raises DataError where it is of another kind or a record is incomplete."""
+    """The records of an info file or of a rig file (.json); raises DataError where it is of another kind or a record is
+    incomplete."""
+    if Path(path).suffix == ".json":
+        from tpvformer.data.rig.read import read_rig  # here, because it makes records itself
+
+        return read_rig(path)
     if Path(path).suffix == SUFFIX:
         return _from_tensors(path)
     with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end

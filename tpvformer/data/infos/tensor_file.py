@@ -15,6 +15,7 @@ import numpy as np
 
 from tpvformer.data.infos.columns import Infos, Shots
 from tpvformer.data.infos.files import whole_file
+from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
 LAYOUT = "tpvformer infos 1"
@@ -70,9 +71,12 @@ class TensorFile:
     """An info file of ours, mapped into memory. Raises DataError where it is of another kind, or damaged."""
 
     def __init__(self, path: Union[str, Path]) -> None:
-        self._path = Path(path)
+        self._path = place(path)
         try:
-            self._data = np.asarray(np.memmap(self._path, np.uint8, "r"))
+            if isinstance(self._path, Path):
+                self._data = np.asarray(np.memmap(self._path, np.uint8, "r"))
+            else:  # elsewhere there is nothing to map
+                self._data = np.frombuffer(self._path.read_bytes(), np.uint8)
         except FileNotFoundError:
             raise DataError(
                 f"{path}: no such file; data.train_infos and data.val_infos name the info files, which tpvformer data "

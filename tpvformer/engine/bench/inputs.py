@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tpvformer.config import Config
+from tpvformer.config import OCCUPANCY_GRIDS, Config
 from tpvformer.data.loader import collate
+from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS
 from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, Batch, DenseLabels, Frame
-from tpvformer.labels import EMPTY
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 SIZE = (1600, 900)  # width, height of nuScenes images
@@ -72,9 +72,14 @@ def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.rando
     return Frame("random", images, [c.channel for c in CAMERAS], nuscenes_rig(size, cameras), cloud, labels)
 
 
-def random_labels(voxels: Tuple[int, int, int], rng: np.random.RandomState) -> DenseLabels:
-    """Dense labels of which a tenth is occupied; both masks observe every second voxel."""
-    classes = np.where(rng.rand(*voxels) < 0.1, rng.randint(0, EMPTY, voxels), EMPTY).astype(np.uint8)
+def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
+    """Dense labels of which a tenth is occupied; where the kind has masks, both observe every second voxel."""
+    grid = OCCUPANCY_GRIDS[kind]
+    voxels, empty = grid.voxels, grid.empty
+    occupied = (0, empty) if empty else (1, grid.classes)  # free space is the last class or the first
+    classes = np.where(rng.rand(*voxels) < 0.1, rng.randint(*occupied, voxels), empty).astype(np.uint8)
+    if kind not in HAS_MASKS:
+        return DenseLabels(classes, None)
     return DenseLabels(classes, rng.randint(0, 2, voxels).astype(np.uint8) * np.uint8(LIDAR_BIT | CAMERA_BIT))
 
 
@@ -86,7 +91,8 @@ def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
         frame = random_frame(size, points, config.model.num_cams, rng)
         frame.lidar2ego = sensor_poses()[LIDAR_CHANNEL]
         if config.data.occupancy:
-            frame.dense, frame.ray_origins = random_labels(config.model.grid.voxels, rng), np.zeros((1, 3))
+            frame.dense = random_labels(config.data.occupancy, rng)
+            frame.ray_origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
         samples.append(make_sample(frame, config.data, config.model.grid, rng))
     return collate(samples, config.data.ignore_label)
 

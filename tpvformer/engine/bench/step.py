@@ -16,7 +16,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tpvformer import ops
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.loader import NuScenesDataset, TrainSampler, make_loader
+from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.loader import make_loader
+from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.engine.compile import compile_images
 from tpvformer.engine.device import PROFILED, peak_memory_mib, pick_device, pin_options, profiler, reset_peak_memory

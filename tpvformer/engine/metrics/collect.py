@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from tpvformer.config import Config, GridConfig
+from tpvformer.data.occupancy import HAS_RAYS
 from tpvformer.data.types import CAMERA_BIT
-from tpvformer.labels import EMPTY, IGNORED, class_names
+from tpvformer.labels import IGNORED, classes_of
 
 from ..distributed import all_sum
 from ..losses import flat_index
 from .iou import grouped_confusion
-from .named import RINGS, Metric, definitions, measure
+from .named import RINGS, Metric, definitions, kitti_definitions, measure
 from .rays import THRESHOLDS, Area, lidar_directions, ray_counts, ring_of
 
 if TYPE_CHECKING:
@@ -23,23 +24,28 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Confusion matrices (scenes, rings, K, K) of ``points`` and ``voxels`` (the classes at labelled lidar points);
-    with dense labels also of ``grid`` (all voxels) and, where masks are stored, ``camera``; and counts of ``rays``
-    (scenes, rings, thresholds + 2, K).
+    """Confusion matrices (scenes, rings, K, K) of ``points`` and ``voxels`` (the classes at labelled lidar points)
+    where the data set has points; with dense labels also of ``grid`` (all voxels) and, where masks are stored,
+    ``camera``; and with those of nuScenes counts of ``rays`` (scenes, rings, thresholds + 2, K).
 
     ``scene_of`` gives the row of each sample token. A ring is that of the voxel's middle, by its horizontal distance
     from the origin of the grid's frame; for rays, that of the true distance along the ray.
     """
 
-    def __init__(self, config: Config, scene_of: Mapping[str, int], masks: bool, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, scene_of: Mapping[str, int], masks: bool, device: torch.device, points: bool = True
+    ) -> None:
         self._config, self._scene_of = config, scene_of
-        self._names = class_names(config.data.label_map)
+        self._classes = classes_of(config.data.label_map)
+        self._names = self._classes.names
         self.scenes = len(set(scene_of.values()))
         size, rings = len(self._names), len(RINGS) + 1
         dense = bool(config.data.occupancy)
-        shapes = {"points": (size, size), "voxels": (size, size)}
+        self._points, self._rays = points, config.data.occupancy in HAS_RAYS
+        shapes = {"points": (size, size), "voxels": (size, size)} if points else {}
         if dense:
             shapes["grid"] = (size, size)
+        if self._rays:
             shapes["rays"] = (len(THRESHOLDS) + 2, size)
             grid = config.model.grid
             self._directions, self._area = lidar_directions().to(device), Area.of(grid.voxels, grid.pc_range, device)
@@ -54,11 +60,8 @@ class Tally:
     def add(self, prediction: Prediction, batch: Batch) -> None:
         """Count one batch. Nothing waits for the device."""
         ignore = self._config.data.ignore_label
-        valid = (batch.point_labels != ignore) & (batch.point_labels != IGNORED)
-        x, y, _ = batch.grid_index.unbind(-1)
-        ring = self._rings[x, y]
-        for source, at_voxels in classes_at_voxels(prediction, batch).items():
-            self._confuse(source, batch, at_voxels.gather(1, batch.point_voxel), batch.point_labels, ring, valid)
+        if self._points:
+            self._add_points(prediction, batch)
         if not self._config.data.occupancy:
             return
         target, guess = batch.voxel_labels.long(), prediction.voxel_logits.argmax(1)
@@ -67,12 +70,23 @@ class Tally:
         if batch.voxel_mask is not None:
             seen = (batch.voxel_mask & CAMERA_BIT) > 0
             self._confuse("camera", batch, guess, target, ring, seen & (target != ignore))
+        if not self._rays:
+            return
         assert batch.ray_origins is not None
         for i, token in enumerate(batch.tokens):
             origins = batch.ray_origins[i, : batch.ray_lengths[i]]
+            empty, area, size = self._classes.empty, self._area, len(self._names)
             self._counts["rays"][self._scene_of[token]] += ray_counts(
-                guess[i], target[i], EMPTY, ignore, origins, self._directions, self._area, len(self._names), RINGS
+                guess[i], target[i], empty, ignore, origins, self._directions, area, size, RINGS
             )
+
+    def _add_points(self, prediction: Prediction, batch: Batch) -> None:
+        """The classes at labelled points."""
+        valid = (batch.point_labels != self._config.data.ignore_label) & (batch.point_labels != IGNORED)
+        x, y, _ = batch.grid_index.unbind(-1)
+        ring = self._rings[x, y]
+        for source, at_voxels in classes_at_voxels(prediction, batch).items():
+            self._confuse(source, batch, at_voxels.gather(1, batch.point_voxel), batch.point_labels, ring, valid)
 
     def _confuse(
         self, source: str, batch: Batch, predicted: Tensor, target: Tensor, ring: Tensor, valid: Tensor
@@ -96,7 +110,10 @@ class Tally:
 
     def metrics(self) -> Dict[str, Metric]:
         """Every metric that the counts allow, by name; after ``sum_over_processes``."""
-        known = definitions(self._names, tuple(self._counts), self._config.data.ignore_label)
+        if self._config.data.format == "semantickitti":
+            known = kitti_definitions(self._classes)
+        else:
+            known = definitions(self._names, tuple(self._counts), self._config.data.ignore_label)
         return {name: measure(definition, self._counts[definition.source]) for name, definition in known.items()}
 
 

@@ -12,6 +12,8 @@
 | ray_iou@1, @2, @4 | lidar-like rays, right within 1, 2, 4 m | as taught | left out |
 | ray_iou | mean of the three | as taught | left out |
 
+SemanticKITTI has sc_iou, ssc_miou over its classes 1..19, and sc_precision and sc_recall of "occupied".
+
 Voxels whose label is ``data.ignore_label`` count nowhere. The classes of RayIoU are 0..16 for Occ3D labels and 1..16
 where 0 is ignored (SurroundOcc labels). Sources: SurroundOcc (arXiv:2303.09551) for sc_iou and ssc_miou, Occ3D
 (arXiv:2304.14365), SparseOcc (arXiv:2312.17118) for RayIoU.
@@ -26,11 +28,11 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tpvformer.labels import EMPTY, EVALUATED, IGNORED
+from tpvformer.labels import EMPTY, EVALUATED, IGNORED, Classes
 
 from .bootstrap import interval
 from .iou import percent
-from .occupancy import class_iou, mean_of_present, mean_reference, ratio, sc_iou
+from .occupancy import class_iou, mean_of_present, mean_reference, ratio, sc_iou, sc_precision, sc_recall
 from .rays import THRESHOLDS
 
 RINGS = (10.0, 20.0, 30.0, 40.0)  # metres; borders of the distance rings
@@ -86,6 +88,21 @@ def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Di
     everywhere = tuple(range(len(THRESHOLDS)))
     found["ray_iou"] = Definition("rays", partial(_ray_iou, classes=taught, thresholds=everywhere), labels)
     return {name: definition for name, definition in found.items() if definition.source in sources}
+
+
+def kitti_definitions(classes: Classes) -> Dict[str, Definition]:
+    """The metrics of SemanticKITTI's scene completion, all of them over the dense grid."""
+
+    def completion(score: Callable[[Tensor, int], Tensor]) -> Definition:
+        return Definition("grid", lambda counts: score(counts, classes.empty)[..., None], ("occupied",))
+
+    names = tuple(classes.names[c] for c in classes.evaluated)
+    return {
+        "sc_iou": completion(sc_iou),
+        "sc_precision": completion(sc_precision),
+        "sc_recall": completion(sc_recall),
+        "ssc_miou": Definition("grid", partial(class_iou, classes=classes.evaluated), names),
+    }
 
 
 def _ray_iou(counts: Tensor, classes: Sequence[int], thresholds: Sequence[int]) -> Tensor:

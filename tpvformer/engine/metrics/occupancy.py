@@ -6,7 +6,7 @@ float64, in percent; NaN where there is nothing to score.
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -42,9 +42,26 @@ def sc_iou(confusion: Tensor, empty: int) -> Tensor:
 
     A class that is predicted but never taught (the ignored one) counts as occupied.
     """
+    return ratio(*_occupied(confusion, empty))
+
+
+def sc_precision(confusion: Tensor, empty: int) -> Tensor:
+    """Percent of what is predicted as occupied that is so, (...); NaN where nothing is predicted."""
+    both, _, guessed = _occupied(confusion, empty)
+    return 100.0 * both / guessed
+
+
+def sc_recall(confusion: Tensor, empty: int) -> Tensor:
+    """Percent of what is occupied that is predicted so, (...); NaN where nothing is."""
+    both, seen, _ = _occupied(confusion, empty)
+    return 100.0 * both / seen
+
+
+def _occupied(confusion: Tensor, empty: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """Voxels that are occupied and predicted so, that are occupied, that are predicted so."""
     matrix = confusion.double()
     both = matrix.sum((-2, -1)) - matrix[..., empty, :].sum(-1) - matrix[..., :, empty].sum(-1)
     both = both + matrix[..., empty, empty]
     seen = matrix.sum((-2, -1)) - matrix[..., empty, :].sum(-1)
     guessed = matrix.sum((-2, -1)) - matrix[..., :, empty].sum(-1)
-    return ratio(both, seen, guessed)
+    return both, seen, guessed

@@ -32,7 +32,8 @@ def shrunk(config: Config) -> Config:
     """The same run on few cells, blocks and layers, all cameras there, its images as they are."""
     model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
     # published dense labels have a grid of one size
-    data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, occupancy="", occupancy_mask="")
+    plain = {"format": "nuscenes", "label_map": "nuscenes", "occupancy": "", "occupancy_mask": ""}
+    data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, **plain)
     return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data)
 
 

@@ -1,0 +1,102 @@
+"""One camera of a rig: its size, its intrinsics, and where it sits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from tpvformer.data.infos.geometry import lidar_to_image, matrices, unusable
+from tpvformer.data.rig.json_file import Node
+from tpvformer.data.types import DataError
+
+KEYS = ("name", "width", "height", "intrinsics", "camera2ego", "camera2lidar", "distortion")
+PLACES = ("camera2ego", "camera2lidar")
+LONGEST_SIDE = 16384  # pixels
+TOLERANCE = 0.01  # of a rotation's entries, so that three digits are enough
+
+
+class Camera(NamedTuple):
+    """A camera as the file describes it."""
+
+    name: str
+    size: Tuple[int, int]  # width, height in pixels
+    intrinsics: np.ndarray  # (3, 3) float64, pixels
+    place: str  # "camera2ego" or "camera2lidar"
+    pose: np.ndarray  # (4, 4) float64, metres; camera axes: x right, y down, z forward
+
+    def camera2lidar(self, lidar2ego: Optional[np.ndarray]) -> np.ndarray:
+        """(4, 4); ``lidar2ego`` is needed where the file gives the camera's place on the vehicle."""
+        if self.place == "camera2lidar":
+            return self.pose
+        assert lidar2ego is not None
+        return np.linalg.inv(lidar2ego) @ self.pose
+
+
+def read_camera(node: Node) -> Camera:
+    """Raises DataError for whatever cannot be a pinhole camera."""
+    fields = node.fields(KEYS, needed=("name", "width", "height", "intrinsics"))
+    name = fields["name"].text()
+    fields = {key: Node(field.value, f"{node.where} ({name}): {key}") for key, field in fields.items()}
+    given = [key for key in PLACES if key in fields]
+    if len(given) != 1:
+        raise DataError(
+            f"{node.where} ({name}) has {' and '.join(given) or 'neither camera2ego nor camera2lidar'}; expected one "
+            "of the two, the camera's pose"
+        )
+    _check_distortion(fields.get("distortion"))
+    size = fields["width"].count(LONGEST_SIDE), fields["height"].count(LONGEST_SIDE)
+    camera = Camera(name, size, _intrinsics(fields["intrinsics"]), given[0], read_pose(fields[given[0]]))
+    if unusable(lidar_to_image(camera.pose[:3, :3], camera.pose[:3, 3], camera.intrinsics)):
+        raise DataError(f"{node.where} ({name}): its numbers make no projection that can be inverted; correct them")
+    return camera
+
+
+def _intrinsics(node: Node) -> np.ndarray:
+    matrix = node.numbers(3, 3)
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
+        raise node.refuse("[[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels, with fx and fy above 0")
+    return matrix
+
+
+def _check_distortion(node: Optional[Node]) -> None:
+    if node is not None and _any_number(node.value):
+        raise DataError(
+            f"{node.where} is not zero, but the model knows pinhole cameras only; undistort the images (cv2.undistort, "
+            "cv2.fisheye.undistortImage), give the intrinsics of the result, and leave the key out"
+        )
+
+
+def _any_number(value: Any) -> bool:
+    """Whether anything but zeros and nothing stands in a value."""
+    left = [value]
+    while left:  # not by recursion, because lists may be nested deeper than Python calls
+        found = left.pop()
+        if isinstance(found, list):
+            left.extend(found)
+        elif found is not None and (isinstance(found, bool) or found != 0):
+            return True
+    return False
+
+
+def read_pose(node: Node) -> np.ndarray:
+    """(4, 4) float64 of a 4x4 matrix or of {translation, rotation}; raises DataError where it is no rigid motion."""
+    if isinstance(node.value, dict):
+        parts = node.fields(("translation", "rotation"), needed=("translation", "rotation"))
+        translation, quaternion = parts["translation"].numbers(3), parts["rotation"].numbers(4)
+        if abs(np.linalg.norm(quaternion) - 1) > TOLERANCE:
+            raise parts["rotation"].refuse("a unit quaternion, in the order w, x, y, z")
+        return matrices(np.concatenate([translation, quaternion]))
+    if not isinstance(node.value, list):
+        raise node.refuse("a 4x4 matrix, or an object with translation and rotation")
+    pose = node.numbers(4, 4)
+    if pose[3].tolist() != [0, 0, 0, 1]:
+        raise DataError(f"{node.where} has the last row {pose[3].tolist()}; expected [0, 0, 0, 1]")
+    turn = pose[:3, :3]
+    with np.errstate(all="ignore"):
+        error = float(np.abs(turn @ turn.T - np.eye(3)).max())
+        if not error <= TOLERANCE:
+            raise DataError(f"{node.where}: its 3x3 part is no rotation (R R^T misses 1 by {error:.3g}); correct it")
+        if np.linalg.det(turn) < 0:
+            raise DataError(f"{node.where}: its 3x3 part is a mirror, not a rotation (determinant -1); correct an axis")
+    return pose

@@ -1,0 +1,135 @@
+"""A rig file becomes the records that a data set is read by.
+
+The grid lies in the frame of the LiDAR or of the vehicle (model.grid.frame). Where the cameras' places are given on the
+vehicle, ``lidar2ego`` says where the LiDAR is; a rig without any is given the place of nuScenes' LiDAR, level, because
+published models expect their grid there.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
+
+import numpy as np
+
+from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.geometry import lidar_to_image, unusable
+from tpvformer.data.infos.read import Record
+from tpvformer.data.nuscenes import SCAN_COLUMNS
+from tpvformer.data.rig.camera import Camera, read_camera, read_pose
+from tpvformer.data.rig.json_file import Node, read_json
+from tpvformer.data.storage import place
+from tpvformer.data.types import DataError
+
+FORMAT = "tpvformer-rig-1"
+KEYS = ("format", "cameras", "lidar2ego", "lidar_columns", "frames")
+FRAME_KEYS = ("token", "images", "lidar", "labels", "scene", "ego2global")
+IMAGE_KINDS = (".jpg", ".jpeg", ".png")
+MOST_COLUMNS = 64
+# lidar2ego of nuScenes' vehicles, level: x right, y forward, z up, 1.84 m above the ground
+NUSCENES_LIDAR = np.array([[0, 1, 0, 0.943713], [-1, 0, 0, 0], [0, 0, 1, 1.84023], [0, 0, 0, 1.0]])
+
+
+def read_rig(path: Union[str, Path]) -> List[Record]:
+    """The frames of a rig file; raises DataError that names the file, the place in it, and what was expected."""
+    fields = read_json(path).fields(KEYS, needed=("format", "cameras"))
+    if fields["format"].value != FORMAT:
+        raise fields["format"].refuse(f'"{FORMAT}"')
+    cameras = [read_camera(node) for node in fields["cameras"].items("cameras")]
+    names = [camera.name for camera in cameras]
+    _refuse_twice(names, f"{path}: two cameras have the name")
+    places = camera_slots(names)
+    slots, cameras = zip(*sorted(zip(places, cameras), key=lambda pair: pair[0]))
+    columns = fields["lidar_columns"].count(MOST_COLUMNS) if "lidar_columns" in fields else SCAN_COLUMNS
+    if columns < 3:
+        raise fields["lidar_columns"].refuse("3 or more, of which the first three are x, y and z")
+    folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
+    frames = _frames(fields.get("frames"), folder, Path(path).stem, [camera.name for camera in cameras])
+    _refuse_twice([frame["token"] for frame in frames], f"{path}: two frames have the token")
+    lidar2ego = _lidar2ego(path, fields.get("lidar2ego"), cameras, any(frame["scan"] for frame in frames))
+    calibration = {
+        "camera_names": tuple(camera.name for camera in cameras),
+        "lidar2img": _lidar2img(path, cameras, lidar2ego),
+        "lidar2ego": lidar2ego,
+        "rig": str(path),
+        "sizes": tuple(camera.size for camera in cameras),
+        "slots": () if slots == tuple(range(len(slots))) else slots,
+        "scan_columns": columns,
+    }
+    return [Record(**frame, **calibration) for frame in frames]
+
+
+def camera_slots(names: Sequence[str]) -> List[int]:
+    """The camera embedding of each name: nuScenes' six have their own, others take those left in alphabetical order."""
+    slots = {name: CAMERA_ORDER.index(name) for name in names if name in CAMERA_ORDER}
+    free = (slot for slot in count() if slot not in slots.values())
+    others = {name: next(free) for name in sorted(set(names).difference(slots))}
+    return [{**slots, **others}[name] for name in names]
+
+
+def _refuse_twice(names: Iterable[str], text: str) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{text} {name}; expected one each")
+        seen.add(name)
+
+
+def _lidar2ego(
+    path: Union[str, Path], node: Optional[Node], cameras: Sequence[Camera], lidar: bool
+) -> Optional[np.ndarray]:
+    if node is not None:
+        return read_pose(node)
+    on_vehicle = [camera.name for camera in cameras if camera.place == "camera2ego"]
+    if on_vehicle and (lidar or len(on_vehicle) < len(cameras)):
+        reason = "the frames have LiDAR" if lidar else "other cameras have camera2lidar"
+        raise DataError(
+            f"{path}: {on_vehicle[0]} has camera2ego and {reason}, so lidar2ego is needed to bring them together; add "
+            "the LiDAR's place on the vehicle"
+        )
+    return NUSCENES_LIDAR if on_vehicle else None
+
+
+def _lidar2img(path: Union[str, Path], cameras: Sequence[Camera], lidar2ego: Optional[np.ndarray]) -> np.ndarray:
+    poses = np.stack([camera.camera2lidar(lidar2ego) for camera in cameras])
+    intrinsics = np.stack([camera.intrinsics for camera in cameras])
+    made = lidar_to_image(poses[:, :3, :3], poses[:, :3, 3], intrinsics)
+    for camera, bad in zip(cameras, unusable(made)):
+        if bad:
+            raise DataError(f"{path}: {camera.name} has a projection that cannot be inverted; correct its numbers")
+    return made
+
+
+def _frames(node: Optional[Node], folder: Path, stem: str, names: Sequence[str]) -> List[Dict[str, Any]]:
+    """The fields of a Record that differ from frame to frame. Without a list of them there is one frame, its images
+    named as the cameras are."""
+    if node is None:
+        return [{"token": stem, "scan": "", "images": tuple(_image_of(folder, name) for name in names)}]
+    return [_frame(frame, folder, names) for frame in node.items("frames")]
+
+
+def _image_of(folder: Path, name: str) -> str:
+    files = [folder / "images" / f"{name}{kind}" for kind in IMAGE_KINDS]
+    return str(next((file for file in files if file.is_file()), files[0]))
+
+
+def _frame(node: Node, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
+    fields = node.fields(FRAME_KEYS, needed=("token", "images"))
+    token = fields["token"].text()
+    if token.startswith(".") or "/" in token or "\\" in token or len(token) > 200:
+        raise fields["token"].refuse("a text that can be a file's name: no slash, no dot in front, 200 letters at most")
+    images = fields["images"].fields(names)
+    lost = [name for name in names if name not in images]
+    if lost:
+        raise DataError(f"{node.where} (token {token}): images has no {lost[0]!r}; expected one image of each camera")
+    if "labels" in fields and "lidar" not in fields:
+        raise DataError(f"{node.where} (token {token}): has labels but no lidar; labels are those of its points")
+    scan, labels = (str(folder / fields[key].text()) if key in fields else "" for key in ("lidar", "labels"))
+    paths = tuple(str(folder / images[name].text()) for name in names)
+    made: Dict[str, Any] = {"token": token, "images": paths, "scan": scan, "labels": labels}
+    if "scene" in fields:
+        made["scene"] = fields["scene"].text()
+    if "ego2global" in fields:
+        made["ego2global"] = read_pose(fields["ego2global"])
+    return made

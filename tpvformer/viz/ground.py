@@ -1,0 +1,81 @@
+"""The ground drawn on camera images, to judge a calibration by eye where there is no LiDAR: a right one lies on the
+road, and its horizon where the road ends."""
+
+from __future__ import annotations
+
+from typing import List, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from tpvformer.viz.paint import INK, in_tiles
+from tpvformer.viz.project import inside, project
+
+STEP = 10.0  # metres between the lines
+_PIECE = 0.25  # metres: lines are drawn in pieces, each wholly in front of the camera
+_HORIZON = (80, 200, 255)
+_FORWARD, _RIGHT, _OTHER = (90, 220, 120), (90, 120, 255), (235, 200, 120)  # BGR
+_FAR = 1e6  # metres
+_SUBPIXEL = 4  # bits of fraction in coordinates
+_LETTERS = 12  # pixels that a number needs
+
+
+def paint_ground(
+    images: Sequence[np.ndarray],
+    ground2img: np.ndarray,
+    reach: Sequence[float],
+    camera_names: Sequence[str] = (),
+) -> np.ndarray:
+    """One picture of all cameras, with lines on the ground every 10 m and the horizon.
+
+    images: N of (h, w, 3) uint8 BGR; ground2img (N, 4, 4) from metres right, forward and up of a place on the ground;
+    reach: left, behind, right and front end of the lines, in metres from there. The line straight ahead of the place is
+    green, that to its right red.
+    """
+    lines = _lines(reach)
+    return in_tiles(images, camera_names, lambda image, i, scale: _draw(image, ground2img[i], lines, scale))
+
+
+def _lines(reach: Sequence[float]) -> List[Tuple[np.ndarray, Tuple[int, int, int], int]]:
+    """Points along each line (P, 3), its colour and its width."""
+    left, behind, right, front = reach
+    made: List[Tuple[np.ndarray, Tuple[int, int, int], int]] = []
+    for axis, (low, high), (start, stop) in (
+        (0, (left, right), (behind, front)),
+        (1, (behind, front), (left, right)),
+    ):
+        for place in np.arange(np.ceil(low / STEP), np.floor(high / STEP) + 1) * STEP:
+            along = np.arange(start, stop + _PIECE, _PIECE)
+            points = np.zeros((len(along), 3))
+            points[:, axis], points[:, 1 - axis] = place, along
+            made.append((points, _OTHER, 1))
+            if place == 0:
+                ahead = points[along >= 0]
+                made.append((ahead, _FORWARD if axis == 0 else _RIGHT, 2))
+    turn = np.radians(np.arange(0, 360.25, 0.25))
+    made.append((_FAR * np.stack([np.sin(turn), np.cos(turn), np.zeros(len(turn))], 1), _HORIZON, 1))
+    return made
+
+
+def _draw(
+    image: np.ndarray,
+    ground2img: np.ndarray,
+    lines: List[Tuple[np.ndarray, Tuple[int, int, int], int]],
+    scale: float,
+) -> None:
+    """Draws in place on an image that is ``scale`` times as large as the projection's."""
+    height, width = image.shape[0] / scale, image.shape[1] / scale
+    for points, color, thickness in lines:
+        pixels, depth = project(points, ground2img)
+        seen = inside(pixels, depth, height, width)
+        for run in np.split(np.arange(len(points)), np.flatnonzero(seen[1:] != seen[:-1]) + 1):
+            if seen[run[0]]:
+                where = np.rint(pixels[run] * scale * 2**_SUBPIXEL).astype(np.int32)
+                cv2.polylines(image, [where], False, color, thickness, cv2.LINE_AA, _SUBPIXEL)
+    lowest = float(image.shape[0])
+    for ahead in np.arange(STEP, 60, STEP):
+        pixels, depth = project(np.array([[0, ahead, 0]]), ground2img)
+        u, v = pixels[0] * scale
+        if inside(pixels, depth, height, width)[0] and v < lowest - _LETTERS:
+            lowest, place = v, (round(u) + 4, round(v) - 3)
+            cv2.putText(image, f"{ahead:.0f} m", place, cv2.FONT_HERSHEY_DUPLEX, 0.35, INK, 1, cv2.LINE_AA)
