@@ -4,8 +4,8 @@
                                       [--blocks 5] [--threads 1] [--device cpu] [--out FILE]
 
 Blocks of ``--steps`` steps take turns: one begins a save and waits at its end until the file is on the disk, the next
-saves nothing. Prints the median CPU time of a step of both kinds (on an accelerator: wall time), what a save costs in
-all and how long training stands still for it, and from that the share at one save in ten minutes.
+saves nothing. Prints the median CPU time of a step of both kinds (on an accelerator: wall time), that of saves with
+nothing beside them, which other work on the machine disturbs less, and how long training stands still for one.
 """
 
 from __future__ import annotations
@@ -68,35 +68,41 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         work_dir, losses = Path(folder), LossWatch(World(), device)
         saver = Saver(work_dir, config.train, RunLog(None, False))
+
+        def begin_save(step: int) -> None:
+            now, progress = time.perf_counter(), Progress(global_iter=step)
+            extra = moment(1, losses, World(), device)
+            content = checkpoint.capture(bench.model, bench.stepper, config, progress, extra)
+            saver.submit(f"step_{step}.pth", content, required=True)
+            still.append(time.perf_counter() - now)
+
         for block in range(2 * args.blocks + 1):
             kind = ("without", "with")[block % 2]
             synchronize(device)
             began = clock()
             if kind == "with":
-                now = time.perf_counter()
-                progress = Progress(global_iter=block)
-                content = checkpoint.capture(
-                    bench.model, bench.stepper, config, progress, moment(1, losses, World(), device)
-                )
-                saver.submit(f"step_{block}.pth", content, required=True)
-                del content
-                still.append(time.perf_counter() - now)
+                begin_save(block)
             for _ in range(args.steps):
                 bench.step(by_part=False)
             synchronize(device)
             saver.wait()
             if block:  # the first compiles
                 times[kind].append((clock() - began) / args.steps)
+        alone = []
+        for block in range(args.blocks):
+            began = clock()
+            begin_save(10**6 + block)
+            saver.wait()
+            alone.append(clock() - began)
         size = max(path.stat().st_size for path in work_dir.glob("*.pth")) / 2**20
-    step, saving = (statistics.median(times[kind]) for kind in ("without", "with"))
-    cost = (saving - step) * args.steps
+    step, saving, cost = (statistics.median(values) for values in (times["without"], times["with"], alone))
     kind = "CPU" if device.type == "cpu" else "wall"
     print(f"{config.name}, {device}, images {args.size}, {args.threads} thread(s), checkpoint {size:.1f} MiB")
     print(f"{kind} ms a step, medians of {args.blocks} blocks of {args.steps} steps, one save a block")
-    row = [f"{1e3 * step:.1f}", f"{1e3 * saving:.1f}", f"{saving / step - 1:.2%}"]
-    print(report.table([["without", "with", "slower"], row]))
+    row = [f"{1e3 * step:.1f}", f"{1e3 * saving:.1f}", f"{saving / step - 1:.2%}", f"{cost / (step * args.steps):.2%}"]
+    print(report.table([["without", "with", "slower", "as a save alone takes"], row]))
     standstill = 1e3 * statistics.median(still)
-    print(f"a save costs {1e3 * cost:.0f} ms in all, training stands still for {standstill:.0f} ms of wall time;")
+    print(f"a save alone: {1e3 * cost:.0f} ms; training stands still for {standstill:.0f} ms of wall time;")
     print(f"once in ten minutes that is {cost / 600:.3%}")
     return {
         **report.surroundings(device, "python benchmarks/bench_saving.py"),
@@ -105,6 +111,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         "steps": args.steps,
         "checkpoint_mib": size,
         f"{kind.lower()}_ms": {name: [1e3 * value for value in values] for name, values in times.items()},
+        "alone_ms": [1e3 * value for value in alone],
         "standstill_ms": [1e3 * value for value in still],
     }
 

@@ -165,14 +165,14 @@ def test_performance_run(config: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Path:
-    """An interpreter that notes how it was called, and ends as FAKE_STATUS says."""
+    """An interpreter that notes how it was called, leaves a summary in w, and ends as FAKE_STATUS says."""
     script = tmp_path / "fake python"
     script.write_text(
         "#!/bin/bash\n"
         f'[ "$1" = -m ] || exit 0\n'
         f'printf "%s\\n" "$PWD" "${{OMP_NUM_THREADS:-unset}}" "${{RANK:-unset}}" "${{WORLD_SIZE:-unset}}" "$@" '
         f">> {shlex.quote(str(tmp_path / 'calls'))}\n"
-        f'[ "$3" = train ] && touch {shlex.quote(str(tmp_path / "w" / "summary.json"))}\n'  # as a run that has finished
+        f"touch {shlex.quote(str(tmp_path / 'w' / 'summary.json'))}\n"
         "exit ${FAKE_STATUS:-0}\n"
     )
     script.chmod(0o755)

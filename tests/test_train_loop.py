@@ -193,7 +193,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: DataConfig, tmp_path: Path
         return real(prediction, batch, *args) * (float("nan") if len(seen) == 3 else 1)
 
     monkeypatch.setattr(train, "total_loss", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"nan at epoch 0 iteration 2, samples sample\d;") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"nan.* at epoch 0 iteration 2, samples sample\d:") as caught:
         run.train(tiny_config(data), tmp_path, "cpu")
     assert seen[2][0] in str(caught.value)
     assert len(seen) == 3
@@ -201,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: DataConfig, tmp_path: Path
 
 
 def test_losses_read_in_bulk_find_the_first_bad_one() -> None:
-    watch = LossWatch(World(), torch.device("meta"))
+    watch = LossWatch(World())
     for i, value in enumerate((1.0, float("inf"), float("nan"))):
         watch.add(f"iteration {i}", [f"token{i}"], torch.tensor(value))
     with pytest.raises(NonFiniteLoss, match="inf at iteration 1, samples token1;"):

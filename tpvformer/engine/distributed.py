@@ -108,6 +108,14 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.stack(everyone)
 
 
+def gather_texts(text: str) -> List[str]:
+    """The texts of all processes, in all of them."""
+    mine = torch.tensor(list(text.encode()), dtype=torch.int64)
+    lengths = gather(torch.tensor([len(mine)])).flatten().tolist()
+    padded = torch.nn.functional.pad(mine, (0, max(lengths) - len(mine)))
+    return [bytes(row[:n].tolist()).decode() for row, n in zip(gather(padded), lengths)]
+
+
 def from_main(text: str) -> str:
     """The text that process 0 gave."""
     if not dist.is_initialized():
