@@ -125,6 +125,27 @@ def test_resuming_repeats_an_uninterrupted_run(finished: Path, data: DataConfig,
     assert ours["evaluation"] == theirs["evaluation"]
 
 
+def test_two_deterministic_runs_are_equal(data: DataConfig, tmp_path: Path, monkeypatch) -> None:
+    """With the kernels that train, not the plain operations, on two threads."""
+    monkeypatch.delenv("TPVFORMER_OPS")
+    config = tiny_config(data, epochs=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1))
+    torch.set_num_threads(2)
+    try:
+        for name in "ab":
+            run.train(config, tmp_path / name, "cpu", deterministic=True)
+            assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(1)
+    a, b = ([(r["loss"], r["grad_norm"]) for r in metrics(tmp_path / name, "train")] for name in "ab")
+    assert a == b and len(a) == 7
+    first, second = (weights(tmp_path / name / "latest.pth") for name in "ab")
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
+    assert any("deterministic algorithms" in line for line in log_lines(tmp_path / "a"))
+
+
 def test_a_finished_run_is_evaluated_again_and_says_so(finished: Path, data: DataConfig, tmp_path: Path) -> None:
     for name in ("epoch_2.pth", "summary.json"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tpvformer.config import ConfigError
 
 from .device import collective_backend
+from .rendezvous import listening_at_master_address
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def start(world: World, device: torch.device) -> None:
     global _hosts
     if world.size > 1:
         backend = collective_backend(device)
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        with listening_at_master_address(world.is_main, _TIMEOUT):
+            dist.init_process_group(backend, timeout=_TIMEOUT)
         _hosts = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 

@@ -61,6 +61,8 @@ def train(
     try:
         for remark in remarks:
             log.warn(remark)
+        if deterministic:
+            log.line(f"deterministic algorithms; all random numbers follow from train.seed, {config.train.seed}")
         origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
         if origin is not None:
             config = keep_global_batch(origin, config, world, log)
