@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     times: Dict[str, List[float]] = {"without": [], "with": []}
     still: List[float] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        work_dir, losses = Path(folder), LossWatch(World(), device)
+        work_dir, losses = Path(folder), LossWatch(World())
         saver = Saver(work_dir, config.train, RunLog(None, False))
 
         def begin_save(step: int) -> None:
