@@ -19,6 +19,7 @@ from typing import Any, Dict, Tuple
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.semantickitti import read_voxels
 from tpvformer.data.storage import place
@@ -64,7 +65,7 @@ class OccupancyLabels:
             return read_voxels(path, token)
         where = f"sample {token}: {path}"
         try:
-            with path.open("rb") as file:
+            with path.open("rb") as file, memory_budget(path.stat().st_size):
                 stored: Any = np.load(file, allow_pickle=False)
                 arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
         except DAMAGED as err:
