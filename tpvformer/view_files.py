@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
+from tpvformer.data.memory_budget import memory_budget
+from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.types import DataError
 from tpvformer.viz.result import CameraView, Result
 
@@ -17,17 +18,6 @@ MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
 MAX_BYTES = 1 << 29  # of all arrays: a small file may unpack to large ones
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
@@ -109,9 +99,9 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
             size = sum(one.file_size for one in archive.infolist())
         if size > MAX_BYTES:
             raise DataError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MB; {expected}")
-        with np.load(path, allow_pickle=False) as file:
+        with memory_budget(path.stat().st_size), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as err:
+    except DAMAGED as err:
         if isinstance(err, DataError):
             raise
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
