@@ -13,7 +13,7 @@ from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.infos.files import whole_file
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import DataError, Frame
+from tpvformer.data.types import DataError
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
@@ -47,7 +47,7 @@ def predict_files(
         frame = dataset.load_frame(i)
         path = out / f"{_file_name(frame.token)}.npz"
         classes = predict_scene(model, make_sample(frame, data, config.model.grid, None), config, place)
-        _write(path, frame, classes, config)
+        write_scene(path, classes, frame.points, config)
         yield (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
@@ -60,7 +60,8 @@ def _file_name(token: str) -> str:
     return token
 
 
-def _write(path: Path, frame: Frame, classes: FrameClasses, config: Config) -> None:
+def write_scene(path: Path, classes: FrameClasses, points: np.ndarray, config: Config) -> None:
+    """One archive, as docs/rig.md says; ``points`` (P,3) metres, LiDAR frame. Raises ConfigError."""
     grid = config.model.grid
     arrays = {
         "voxels": classes.voxels.astype(np.uint8),
@@ -69,7 +70,7 @@ def _write(path: Path, frame: Frame, classes: FrameClasses, config: Config) -> N
         "frame": np.array(grid.frame),
         "class_names": np.array(class_names(config.data.label_map)),
     }
-    if len(frame.points):
-        arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
+    if len(points):
+        arrays.update(points=points, point_labels=classes.points.astype(np.uint8))
     with whole_file(path) as file:
         np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options

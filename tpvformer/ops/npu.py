@@ -276,4 +276,3 @@ def add_relu(x: Tensor, y: Tensor) -> Tensor:
     """See ``ops.add_relu``. The kernel writes into x, which autograd is not told."""
     kernel = None if _add_relu_problem(x, y) else find("add_relu")
     return F.relu(x.add_(y), inplace=True) if kernel is None else kernel(x, y)
-
