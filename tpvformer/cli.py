@@ -152,11 +152,13 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
 
         data_command.add_arguments(data)
 
-    export = commands.add_parser("export", help="write weights under the reference's names")
-    _add_config(export, device=False)
-    export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
-    export.add_argument("--out", type=Path, required=True, help="file to write, .pth or .safetensors")
-    export.set_defaults(run=_export)
+    export = commands.add_parser("export", help="a model for other runtimes (ONNX, torch.export) or the reference")
+    convert = commands.add_parser("convert", help="weights from one form to another: ours, the reference's, a folder")
+    if argv[:1] in (["export"], ["convert"]):
+        from tpvformer import export_command
+
+        export_command.add_export(export, lambda: _add_config(export, device=False), _config)
+        export_command.add_convert(convert)
 
     results = commands.add_parser("results", help="print the outcome of a run; write it as <CaseName>.log")
     results.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
@@ -342,17 +344,6 @@ def _predict(args: argparse.Namespace) -> int:
     config = _config(args)
     for line in predict_files(config, args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device):
         print(line, flush=True)
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from tpvformer.compat import load_weights, save_reference
-    from tpvformer.model import TPVFormer
-
-    model = TPVFormer(_config(args).model)
-    print(load_weights(model, args.ckpt_path))
-    save_reference(model, args.out)
-    print(f"written to {args.out}")
     return 0
 
 
