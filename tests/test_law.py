@@ -35,7 +35,9 @@ LAW = {
     "check_geometry": None,
     "data_command": None,
     "deploy": None,
+    "doctor_command": None,
     "export_command": None,
+    "tour": ((), ()),
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

@@ -17,6 +17,11 @@ from tpvformer.config import Config, ConfigError, override
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        from tpvformer.tour import tour
+
+        print(tour())
+        return 0
     prepare_torch()
     args = _parser(argv).parse_args(argv)
     return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
@@ -138,6 +143,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     check.add_argument("--size", type=_size, help="images of the timed steps, WxH (default: 1600x900; small on a CPU)")
     check.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     check.set_defaults(run=_selfcheck)
+
+    doctor = commands.add_parser("doctor", help="versions, devices and kernels, and what to mend first")
+    if argv[:1] == ["doctor"]:
+        from tpvformer import doctor_command
+
+        doctor_command.add_arguments(doctor)
 
     geometry = commands.add_parser("check-geometry", help="paint lidar points on the six images of a frame")
     if argv[:1] == ["check-geometry"]:
