@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 BIN = $(abspath $(VENV))/bin
 READY = $(VENV)/.installed
 # modules are compiled when they are first imported, which most are not: 20 s less
+# test files side by side: most use one core
+TESTS ?= -n auto --maxprocesses=4 --dist loadfile
 PIP = pip install --quiet --disable-pip-version-check --no-compile
 
 OPENMMLAB ?= .venv-openmmlab
@@ -54,7 +56,7 @@ types: env
 
 unit: env
 	@echo "== tests (pytest)"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TESTS)
 
 test-openmmlab: $(OPENMMLAB)/.installed
 	@echo "== tests inside OpenMMLab (pytest)"

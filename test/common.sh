@@ -1,4 +1,4 @@
-# Shared by train_1p.sh and train_8p.sh: read the flags, start the processes, report. Sourced, not run. It serves the
+# Shared by the launchers train_*.sh: read the flags, start the processes, report. Sourced, not run. It serves the
 # repository of tpvformer, whose package lies beside it, and checkouts of the reference (TPVFormer.patch puts it there).
 
 usage() {
@@ -9,10 +9,16 @@ processor where none is. The summary counts the processes there were."
 Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--work_dir=DIR] [-h]
 
 Trains FILE $processes
+EOF
+    usage_of_flags "train_$1p"
+}
+
+usage_of_flags() {
+    cat <<EOF
   --py_config=FILE    configuration, ours or the reference's; relative to here or to the repository
   --performance=1     measure speed only: $PERFORMANCE_STEPS steps, no evaluation, no checkpoints; the learning rate
                       follows the whole training's schedule (default 0: train to the end and evaluate)
-  --work_dir=DIR      where everything is written (default: output/train_$1p/<config> in the repository);
+  --work_dir=DIR      where everything is written (default: output/$1/<config> in the repository);
                       an unfinished training found there is continued
 SIGTERM and SIGUSR1 (Slurm: --signal=B:USR1@90) save, and end with exit code 0; the same command goes on from there.
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
@@ -34,7 +40,7 @@ pass_signals() {
     "$@" <&0 &
     child=$!
     set +m
-    trap 'heard=1; kill -TERM "$child"' TERM
+    trap 'heard=1; kill -"${on_term:-TERM}" "$child"' TERM
     trap 'heard=1; kill -USR1 "$child"' USR1
     trap 'heard=1; kill -INT "$child"' INT
     while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child
@@ -48,7 +54,24 @@ pass_signals() {
 
 # launch CARDS FLAG...
 launch() {
-    local cards=$1 flag py_config="" work_dir="" performance=0 root python started status
+    local cards=$1 flag
+    shift
+    for flag in "$@"; do
+        case "$flag" in -h | --help) usage "$cards"; exit 0 ;; esac
+    done
+    prepare "train_${cards}p" "$@"
+    choose_card "$cards"
+    [ "$cards" -gt 1 ] && training+=(--max-processes "$cards")
+    rm -f "$work_dir/summary.json" # whatever is found there afterwards was written by this run
+    run_to_end "${training[@]}"
+    publish
+}
+
+# prepare NAME FLAG...: reads the flags that all launchers have, enters the repository and sets python, work_dir and
+# training, the arguments of python that train. The default work dir lies in output/NAME.
+prepare() {
+    local name=$1 flag py_config="" performance=0 root
+    work_dir=""
     shift
     for flag in "$@"; do
         case "$flag" in
@@ -56,7 +79,6 @@ launch() {
             --work_dir=?*) work_dir=${flag#*=} ;;
             --performance=0 | --performance=1) performance=${flag#*=} ;;
             --performance=*) refuse "--performance is '${flag#*=}'; expected 0 or 1" ;;
-            -h | --help) usage "$cards"; exit 0 ;;
             *) refuse "unknown or empty flag '$flag'" ;;
         esac
     done
@@ -70,32 +92,37 @@ launch() {
     else
         refuse "--py_config=$py_config is no file, neither here nor in $root"
     fi
-    work_dir=${work_dir:-$root/output/train_${cards}p/$(basename "$py_config" .py)}
+    work_dir=${work_dir:-$root/output/$name/$(basename "$py_config" .py)}
     mkdir -p "$work_dir" && work_dir=$(cd "$work_dir" && pwd) || refuse "--work_dir=$work_dir cannot be made"
     python=$(interpreter "$root") || exit 2
 
     cd "$root" || exit 2 # configurations name their data from here
     [ -d "$root/tpvformer" ] && export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     . "$root/test/env_npu.sh"
-    choose_card "$cards"
-
-    local command=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
-    [ "$performance" = 1 ] && command+=(--max-steps "$PERFORMANCE_STEPS")
-    [ "$cards" -gt 1 ] && command+=(--max-processes "$cards")
+    training=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
+    [ "$performance" = 1 ] && training+=(--max-steps "$PERFORMANCE_STEPS")
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-    rm -f "$work_dir/summary.json" # whatever is found there afterwards was written by this run
-    started=$SECONDS
-    pass_signals "$python" "${command[@]}"
+}
+
+# run_to_end ARGUMENT...: python with them; a failure ends the launcher with its exit code. Sets duration.
+run_to_end() {
+    local started=$SECONDS status
+    pass_signals "$python" "$@"
     status=$?
-    if [ "$status" -eq 0 ] && [ ! -f "$work_dir/summary.json" ]; then
-        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
-        exit 0
-    fi
     if [ "$status" -ne 0 ]; then
         echo "$(basename "$0"): training ended with exit code $status; there are no results" >&2
         exit "$status"
     fi
-    "$python" -m tpvformer results --work-dir "$work_dir" --duration "$((SECONDS - started))"
+    duration=$((SECONDS - started))
+}
+
+# Prints the summary block; its exit code is the launcher's.
+publish() {
+    if [ ! -f "$work_dir/summary.json" ]; then
+        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
+        exit 0
+    fi
+    "$python" -m tpvformer results --work-dir "$work_dir" --duration "$duration"
     exit $?
 }
 

@@ -86,13 +86,13 @@ def environment(**extra: str) -> Dict[str, str]:
     return values
 
 
-def processes(size: int, code: str, *args: str, **extra: str) -> List[str]:
-    """The outputs of ``size`` processes that run ``code`` as torchrun would start them; ``extra`` for environment()."""
+def start_processes(size: int, code: str, *args: str, **extra: str) -> List[subprocess.Popen]:
+    """``size`` processes that run ``code`` as torchrun would start them; ``extra`` for environment()."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", code, *args],
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common, **extra),
@@ -102,6 +102,11 @@ def processes(size: int, code: str, *args: str, **extra: str) -> List[str]:
         )
         for rank in range(size)
     ]
+
+
+def processes(size: int, code: str, *args: str, **extra: str) -> List[str]:
+    """The outputs of such processes, all of which end well."""
+    started = start_processes(size, code, *args, **extra)
     try:
         outputs = [process.communicate(timeout=240)[0] for process in started]
     finally:

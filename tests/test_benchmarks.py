@@ -67,6 +67,15 @@ def test_bench_ops(monkeypatch, tmp_path: Path, capsys) -> None:
     assert result["unit"] == "CPU ms, 1 thread"
 
 
+def test_bench_saving(tmp_path: Path) -> None:
+    small = ["--py-config", "config/debug.py", "--size", "96x64", "--points", "200", "--steps", "1", "--blocks", "1"]
+    done = run("bench_saving.py", *small, "--folder", str(tmp_path), "--out", str(tmp_path / "saving.json"))
+    assert done.returncode == 0, done.stderr
+    assert "one save a block" in done.stdout
+    result = json.loads((tmp_path / "saving.json").read_text())
+    assert len(result["cpu_ms"]["with"]) == len(result["cpu_ms"]["without"]) == 1 and result["checkpoint_mib"] > 0.1
+
+
 def test_bench_step(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     done = run("bench_step.py", "--py-config", "config/debug.py", "--size", "96x64", "--points", "200", "--steps", "1",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine_tools import CPU, save_epoch, tiny_config, tiny_model
 
 from tpvformer.compat import CheckpointError, load_weights
 from tpvformer.config import Config, DataConfig
-from tpvformer.engine import checkpoint, store
+from tpvformer.engine import checkpoint, rng, store
 from tpvformer.engine.checkpoint import Progress
+from tpvformer.engine.distributed import World
+from tpvformer.engine.meters import LossWatch
 from tpvformer.engine.optim import Stepper
 
 CONFIG = tiny_config(DataConfig())
@@ -152,3 +156,32 @@ def test_best_scores_ignore_what_is_not_there() -> None:
     assert not progress.improve(10.0, None, 10.0)
     assert progress.improve(8.0, 1.0, 11.0), "dense labels lead where there are any"
     assert (progress.best_val_miou_pts, progress.best_val_miou_vox) == (10.0, 7.0)
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    def drawn():
+        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(()))  # noqa: NPY002
+
+    rng.seed_all(2**70 + 3)
+    drawn()
+    state = rng.random_state(CPU)
+    expected = [drawn() for _ in range(3)]
+    rng.seed_all(0)
+    assert drawn() != expected[0]
+    rng.restore_random_state(state, CPU)
+    assert [drawn() for _ in range(3)] == expected
+
+
+def test_the_mean_loss_goes_on_to_the_last_bit() -> None:
+    values = [0.1 * 3**-k for k in range(9)]
+    one, two = (LossWatch(World()) for _ in range(2))
+    for k, value in enumerate(values):
+        one.add("", [], torch.tensor(value))
+        two.add("", [], torch.tensor(value))
+        if k in (2, 3, 7):
+            two.read()
+            state, two = two.state(), LossWatch(World())
+            two.restore(state)
+    one.read()
+    two.read()
+    assert one.state() == two.state() and one.mean == two.mean

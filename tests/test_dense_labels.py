@@ -166,7 +166,7 @@ def test_the_ego_frame_needs_its_pose(street: Path, tmp_path: Path) -> None:
     for info in infos["infos"]:
         del info["lidar2ego_rotation"]
     (tmp_path / "infos.pkl").write_bytes(pickle.dumps(infos, protocol=4))
-    with pytest.raises(DataError, match=r"no lidar2ego_translation and lidar2ego_rotation, which model\.grid\.frame"):
+    with pytest.raises(DataError, match=r"no lidar2ego_translation and .*, which model\.grid\.frame"):
         dataset(street, "occ3d", val_infos=str(tmp_path / "infos.pkl"))[0]
     assert len(dataset(street, "surroundocc", val_infos=str(tmp_path / "infos.pkl"))[0].ray_origins) == 1
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +117,11 @@ def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tm
     assert "Traceback" not in done.stderr
 
 
-def test_an_interrupted_launch_stops_its_processes(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_launch_that_is_asked_to_stop_saves_and_ends_well(
+    config: Config, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The launching process passes the signal on and waits for the others, which finish their step."""
     endless = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=10_000))
     file, work_dir = write_config(tmp_path / "tiny.py", endless), tmp_path / "w"
     command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
@@ -129,10 +134,12 @@ def test_an_interrupted_launch_stops_its_processes(config: Config, tmp_path: Pat
     assert process.stdout is not None
     while b"[TRAIN]" not in process.stdout.readline():
         assert process.poll() is None
-    process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + 15
-    assert b"Traceback" not in errors
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert errors == b""
+    assert f"stopped by {number.name} at epoch ".encode() in said
+    assert store.read(work_dir / "latest.pth")["global_iter"] >= 1
     assert not (work_dir / "summary.json").exists()
 
 

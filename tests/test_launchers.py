@@ -18,7 +18,7 @@ from tpvformer.engine import launch as many
 from tpvformer.engine.launch import one_a_card, threads
 from tpvformer.engine.results import publish
 
-ONE, EIGHT = ROOT / "test" / "train_1p.sh", ROOT / "test" / "train_8p.sh"
+ONE, EIGHT, MANY = (ROOT / "test" / f"train_{name}.sh" for name in ("1p", "8p", "multi_node"))
 BLOCK = [
     "Final Performance images/sec",
     "E2E Training Duration sec",
@@ -49,7 +49,7 @@ def keys(file: Path) -> Dict[str, str]:
 
 
 def test_help_is_no_error() -> None:
-    for script in (ONE, EIGHT):
+    for script in (ONE, EIGHT, MANY):
         for flag in ("-h", "--help"):
             done = launch(script, flag)
             assert done.returncode == 0
@@ -71,6 +71,33 @@ def test_mistakes_are_refused_before_anything_starts(flags: List[str], reason: s
     done = launch(ONE, *flags)
     assert done.returncode == 2
     assert reason in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("", "--nnodes is missing"),
+        ("--nnodes=two", "--nnodes is 'two'; expected a whole number"),
+        ("--nnodes=0", "--nnodes is '0'; expected 1 or more"),
+        ("--nnodes=3:2 --rdzv_endpoint=h:1", "--nnodes is '2'; expected 3 or more"),
+        ("--nnodes=1:2 --node_rank=0 --master_addr=h", "--nnodes=1:2 needs --rdzv_endpoint"),
+        ("--nnodes=2", "--node_rank is missing"),
+        ("--nnodes=2 --node_rank=0", "--master_addr is missing"),
+        ("--nnodes=2 --node_rank=2 --master_addr=h", "--node_rank is '2'; expected less than --nnodes=2"),
+        ("--nnodes=2 --node_rank=0 --master_addr=h --master_port=70000", "'70000'; expected 65535 or less"),
+        ("--nnodes=2 --node_rank=0 --master_addr=h --max_restarts=1", "--max_restarts and --rdzv_id need"),
+        ("--nnodes=2 --rdzv_endpoint=host", "--rdzv_endpoint is 'host'; expected HOST:PORT"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --node_rank=0", "with --rdzv_endpoint machines find their numbers"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --nproc_per_node=", "--nproc_per_node is ''; expected a whole number"),
+        ("--nnodes=2 --rdzv_endpoint=h:1", "--py_config is missing"),
+        ("--nnodes=2 --rdzv_endpoint=h:1 --batch=1", "unknown or empty flag '--batch=1'"),
+    ],
+)
+def test_mistakes_about_machines(flags: str, reason: str) -> None:
+    done = launch(MANY, *flags.split())
+    assert done.returncode == 2
+    assert reason in done.stderr and done.stderr.count("\n") == 1
     assert not done.stdout
 
 
@@ -110,6 +137,22 @@ def test_training_then_rerun_then_failure(config: Path, tmp_path: Path) -> None:
     assert not (work_dir / "summary.json").exists()
 
 
+def test_the_launcher_passes_a_signal_on_and_its_command_continues(config: Path, tmp_path: Path) -> None:
+    command = ["bash", str(ONE), f"--py_config={config}", f"--work_dir={tmp_path / 'w'}"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "[TRAIN]" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped by SIGTERM at epoch 0" in said and not block(said)
+    assert errors == "train_1p.sh: training was stopped and has saved; the same command goes on from there\n"
+    again = launch(ONE, *command[2:])
+    assert again.returncode == 0, again.stderr
+    assert "resumed" in again.stdout and list(block(again.stdout)) == BLOCK
+
+
 def test_performance_run(config: Path, tmp_path: Path) -> None:
     done = launch(ONE, f"--py_config={config}", f"--work_dir={tmp_path}", "--performance=1")
     assert done.returncode == 0, done.stderr
@@ -122,13 +165,14 @@ def test_performance_run(config: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Path:
-    """An interpreter that notes how it was called, and ends as FAKE_STATUS says."""
+    """An interpreter that notes how it was called, leaves a summary in w, and ends as FAKE_STATUS says."""
     script = tmp_path / "fake python"
     script.write_text(
         "#!/bin/bash\n"
         f'[ "$1" = -m ] || exit 0\n'
         f'printf "%s\\n" "$PWD" "${{OMP_NUM_THREADS:-unset}}" "${{RANK:-unset}}" "${{WORLD_SIZE:-unset}}" "$@" '
         f">> {shlex.quote(str(tmp_path / 'calls'))}\n"
+        f"touch {shlex.quote(str(tmp_path / 'w' / 'summary.json'))}\n"
         "exit ${FAKE_STATUS:-0}\n"
     )
     script.chmod(0o755)

@@ -21,8 +21,8 @@ from tpvformer.engine import run, train
 from tpvformer.engine.device import has_fused_adamw
 from tpvformer.engine.distributed import World
 from tpvformer.engine.evaluate import evaluate
+from tpvformer.engine.faults.guard import Guard
 from tpvformer.engine.log import RunLog
-from tpvformer.engine.meters import LossWatch
 
 # what a device has to be waited for: values that Python or the size of a result depends on, and lists made tensors
 OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "_unique2", "equal")
@@ -94,7 +94,7 @@ def test_the_check_finds_what_it_looks_for() -> None:
 @pytest.mark.skipif(not has_fused_adamw(CPU), reason="AdamW on the CPU reads its step counts before PyTorch 2.4")
 def test_training_steps(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = run.build(config, tmp_path, World(), CPU, RunLog(None, False), None)
-    job.losses = LossWatch(World(), torch.device("meta"))  # on a lone processor it reads each loss at once
+    job.guard = Guard(config, job.model, job.guard._data, World(), torch.device("meta"), job.log)  # a CPU's looks
     job.clock._warmup = 0
     steps: List[List[str]] = []
     real_rates, real_read = train.set_learning_rates, job.losses.read

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import io
 import os
 import pickle
+import resource
 import subprocess
 import sys
+import zipfile
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tpvformer.config import DataConfig
+from tpvformer.data.occupancy import OccupancyLabels
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
 
@@ -133,3 +138,24 @@ def test_missing_file(tmp_path):
         load_pickle(tmp_path / "none.pkl")
     with pytest.raises(DataError, match="cannot be read"):
         load_pickle(tmp_path)
+
+
+def test_a_few_bytes_cannot_take_all_memory(tmp_path):
+    """LONG_BINPUT names a place in the unpickler's table, which grows to twice that number of pointers: 64 GB here."""
+    path = tmp_path / "big.pkl"
+    path.write_bytes(b"\x80\x02]r\xff\xff\xff\xff.")
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(DataError, match="big.pkl: not a readable pickle"):
+        load_pickle(path)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limit
+
+
+def test_an_archive_of_a_few_bytes_neither(tmp_path):
+    with zipfile.ZipFile(tmp_path / "labels.npz", "w", zipfile.ZIP_DEFLATED) as whole:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**36,)})
+        with whole.open("semantics.npy", "w", force_zip64=True) as entry:
+            entry.write(header.getvalue() + bytes(2**20))
+    labels = OccupancyLabels(DataConfig(occupancy="occ3d", occupancy_root=str(tmp_path)))
+    with pytest.raises(DataError, match="is not a occ3d label file"):
+        labels.read(tmp_path / "labels.npz", "t")

@@ -19,7 +19,7 @@ from typing import List, Optional
 ROOT = Path(__file__).resolve().parents[1]
 PATCH = ROOT / "TPVFormer.patch"
 SCRIPTS = ("train.py", "eval.py", "visualization/vis_frame.py", "visualization/vis_scene.py")
-LAUNCHERS = ("common.sh", "env_npu.sh", "train_1p.sh", "train_8p.sh")
+LAUNCHERS = ("common.sh", "env_npu.sh", "train_1p.sh", "train_8p.sh", "train_multi_node.sh")
 NOTICE = "NOTICE.tpvformer.md"
 
 HEADER = f"""\

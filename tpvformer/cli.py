@@ -69,12 +69,13 @@ def _user_error(err: Exception) -> Optional[int]:
         return 2
     from tpvformer.compat.errors import CheckpointError
     from tpvformer.data.types import DataError
+    from tpvformer.engine.faults.in_words import RunEnded
     from tpvformer.engine.meters import NonFiniteLoss
     from tpvformer.engine.saving import SaveError
 
     if isinstance(err, (DataError, CheckpointError)):
         return 2
-    return 1 if isinstance(err, (NonFiniteLoss, SaveError)) else None
+    return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
 def _parser(argv: List[str]) -> argparse.ArgumentParser:

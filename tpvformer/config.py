@@ -30,6 +30,13 @@ __all__ = [
 ]
 
 
+def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
+    for name, (value, known) in fields.items():
+        if value not in known:
+            words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+            raise ConfigError(f"{section}.{name} is {value!r}; expected {words}")
+
+
 def _at_least(section: str, **fields: Tuple[int, int]) -> None:
     for name, (value, least) in fields.items():
         if value < least:
@@ -137,10 +144,12 @@ class DataConfig:
     photometric: bool = True
     grid_mask: bool = True
     mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
+    on_bad_sample: str = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
     workers: int = 1
 
     def __post_init__(self) -> None:
+        _one_of("data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")))
         _at_least("data", batch_size=(self.batch_size, 1), workers=(self.workers, 0))
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
@@ -216,14 +225,20 @@ class TrainConfig:
     save_every_steps: int = 0
     save_every_minutes: float = 10.0
     keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
+    # when something goes wrong (docs/faults.md)
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
+    max_skipped: int = 10  # steps, and bad samples, that a run may leave out
+    hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
 
     def __post_init__(self) -> None:
+        _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
+        _at_least("train", max_skipped=(self.max_skipped, 0))
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
         _at_least("train", save_every_steps=(self.save_every_steps, 0), keep_checkpoints=(self.keep_checkpoints, 1))
-        if not self.save_every_minutes >= 0:
-            raise ConfigError(f"train.save_every_minutes is {self.save_every_minutes}; expected at least 0")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ConfigError(f"train.precision is {self.precision!r}; expected 'fp32', 'bf16' or 'fp16'")
+        for name in ("save_every_minutes", "hang_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; expected at least 0")
+        _one_of("train", precision=(self.precision, ("fp32", "bf16", "fp16")))
         if self.recompute not in (None, "none", "cheap", "blocks"):
             raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")
 
@@ -298,7 +313,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as err:
             raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
-        _assign(tree, Config, path.strip(), value)
+        _assign(tree, Config, " ".join(path.split()), value)
     return from_dict(tree)
 
 
@@ -347,9 +362,14 @@ def from_dict(tree: Dict[str, Any]) -> Config:
 
     def build(kind: Any, node: Dict[str, Any], where: str) -> Any:
         hints = get_type_hints(kind)
+        if not isinstance(node, dict):
+            what = type(node).__name__
+            raise ConfigError(f"stored configuration: {where or 'Config'} is {what}; expected a dict of its fields")
         unknown = set(node) - set(hints)
         if unknown:
-            raise ConfigError(f"stored configuration: {where or 'Config'} has unknown fields {sorted(unknown)}")
+            raise ConfigError(
+                f"stored configuration: {where or 'Config'} has unknown fields {sorted(map(str, unknown))}"
+            )
         values = {}
         for name, value in node.items():
             here = f"{where}.{name}" if where else name

@@ -5,6 +5,7 @@ The same (seed, epoch, index) gives the same sample, whatever the number of work
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Dict, List
 
@@ -30,6 +31,9 @@ def open_records(cfg: DataConfig, split: str) -> List[Record]:
     """The records of a split, as ``cfg.format`` has them. Raises ConfigError and DataError."""
     infos = cfg.infos(split)
     return load_sequences(cfg.root, infos) if cfg.format == "semantickitti" else load_infos(infos)
+
+
+_NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
 class NuScenesDataset(Dataset[Sample]):
@@ -148,4 +152,19 @@ class NuScenesDataset(Dataset[Sample]):
         return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, self._augment)
+        try:
+            return self.sample(index, self._augment)
+        except (DataError, OSError) as err:
+            # in an evaluation a stand-in would count twice: its scores would be of another set
+            if not self._augment or self._cfg.on_bad_sample == "stop":
+                raise
+            return self._stand_in(index, str(err))
+
+    def _stand_in(self, index: int, problem: str) -> Sample:
+        """The next sample that can be read, of the few that follow."""
+        for other in range(index + 1, index + 1 + _NEIGHBOURS):
+            with contextlib.suppress(DataError, OSError):
+                sample = self.sample(other % len(self), self._augment)
+                sample.replaced = " ".join(problem.split())
+                return sample
+        raise DataError(f"{problem}; nor can the {_NEIGHBOURS} samples after it be read")

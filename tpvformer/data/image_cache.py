@@ -20,6 +20,7 @@ from torch import Tensor
 from tpvformer.config import ConfigError
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.images import Size, room_for
+from tpvformer.data.numpy_files import DAMAGED
 
 SPARE = 0.05  # of the file system stays free
 
@@ -87,5 +88,5 @@ def _load(file: Path) -> Optional[Tensor]:
                 return None
             images = room_for(shape)
             return images if stored.readinto(memoryview(images.numpy()).cast("B")) == size else None
-    except (OSError, ValueError, SyntaxError):
+    except DAMAGED:
         return None

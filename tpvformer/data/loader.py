@@ -59,6 +59,7 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         ray_origins=_pad(origins, 0) if origins else None,
         camera_slots=_stack_drawn([s.camera_slots for s in samples]),
         ray_lengths=[len(o) for o in origins],
+        replaced=[s.replaced for s in samples if s.replaced],
         pin_device=pin_device,
     )
 

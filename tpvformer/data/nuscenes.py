@@ -13,6 +13,8 @@ from tpvformer.data.canvas import placements, read_pictures
 from tpvformer.data.images import Size
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
+from tpvformer.data.memory_budget import memory_budget
+from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError, Frame
 
@@ -110,8 +112,9 @@ def read_scan(path: Path, token: str, columns: int = SCAN_COLUMNS) -> np.ndarray
 def _read_array(path: Path, token: str) -> np.ndarray:
     expected = "expected an array of numbers with a point a row: x, y, z and whatever follows"
     try:
-        array = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as err:
+        with memory_budget(path.stat().st_size):
+            array = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+    except DAMAGED as err:
         raise DataError(f"sample {token}: {path} is no array file ({err}); {expected}") from err
     if array.ndim != 2 or array.shape[1] < 3 or len(array) == 0 or array.dtype.kind not in "iuf":
         raise DataError(f"sample {token}: {path} holds {array.dtype} of shape {array.shape}; {expected}")

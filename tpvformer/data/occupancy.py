@@ -15,11 +15,12 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, Tuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.memory_budget import memory_budget
+from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.semantickitti import read_voxels
 from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
@@ -64,11 +65,12 @@ class OccupancyLabels:
             return read_voxels(path, token)
         where = f"sample {token}: {path}"
         try:
-            with path.open("rb") as file:
+            with path.open("rb") as file, memory_budget(path.stat().st_size):
                 stored: Any = np.load(file, allow_pickle=False)
                 arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
-        except (OSError, ValueError, EOFError, BadZipFile, TypeError) as err:
-            raise DataError(f"{where} is not a {self._kind} label file ({err}); copy it again") from err
+        except DAMAGED as err:
+            why = " ".join(str(err).split())
+            raise DataError(f"{where} is not a {self._kind} label file ({why}); copy it again") from err
         return _occ3d(arrays, where) if self._kind == "occ3d" else _surroundocc(arrays["rows"], where)
 
 

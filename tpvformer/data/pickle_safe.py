@@ -12,6 +12,7 @@ from typing import Any, Dict, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
@@ -73,7 +74,8 @@ def load_pickle(path: Union[str, Path]) -> Any:
     Raises DataError where the file is missing, is no pickle, or names anything else (nothing of it is then executed).
     """
     try:
-        with place(path).open("rb") as file:
+        file_path = place(path)
+        with file_path.open("rb") as file, memory_budget(file_path.stat().st_size):
             return _Restricted(file).load()
     except _Refused as refusal:
         raise DataError(

@@ -76,6 +76,7 @@ class Sample:
     point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
     voxel_mask: Optional[Tensor] = None  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT
     ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
+    replaced: str = ""  # why another sample could not be read, for which this one stands in
     camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
 
 
@@ -100,6 +101,7 @@ class Batch:
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
     camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order
     ray_lengths: List[int] = field(default_factory=list)  # on the host, because it shapes what is counted
+    replaced: List[str] = field(default_factory=list)  # of its samples, what stood for others says why
     pin_device: str = ""  # the kind of device that page-locked memory is for; empty: PyTorch knows
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:

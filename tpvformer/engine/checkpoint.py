@@ -28,6 +28,8 @@ class Progress:
     samples: int = 0
     global_iter: int = 0
     evaluated: bool = False
+    skipped_steps: int = 0  # left out, because their loss or gradient was not finite
+    bad_samples: int = 0  # stood in for, because they could not be read
     best_val_miou_pts: Optional[float] = None
     best_val_miou_vox: Optional[float] = None
     best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.leading

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tpvformer.config import ConfigError
 
 from .device import collective_backend
+from .rendezvous import listening_at_master_address
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def start(world: World, device: torch.device) -> None:
     global _hosts
     if world.size > 1:
         backend = collective_backend(device)
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        with listening_at_master_address(world.is_main, _TIMEOUT):
+            dist.init_process_group(backend, timeout=_TIMEOUT)
         _hosts = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
@@ -104,6 +106,14 @@ def gather(tensor: Tensor) -> Tensor:
     everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, tensor, group=_hosts)
     return torch.stack(everyone)
+
+
+def gather_texts(text: str) -> List[str]:
+    """The texts of all processes, in all of them."""
+    mine = torch.tensor(list(text.encode()), dtype=torch.int64)
+    lengths = gather(torch.tensor([len(mine)])).flatten().tolist()
+    padded = torch.nn.functional.pad(mine, (0, max(lengths) - len(mine)))
+    return [bytes(row[:n].tolist()).decode() for row, n in zip(gather(padded), lengths)]
 
 
 def from_main(text: str) -> str:

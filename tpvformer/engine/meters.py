@@ -19,13 +19,11 @@ class NonFiniteLoss(RuntimeError):
 class LossWatch:
     """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
 
-    A lone process on a CPU, where reading costs nothing, checks each loss before it does damage; otherwise the check
-    comes with ``read``, which finds the first bad one all the same.
+    Whoever does not look at each step before it does damage (faults/guard.py) hears of the first bad one from ``read``.
     """
 
-    def __init__(self, world: World, device: torch.device) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._eager = world.size == 1 and device.type == "cpu"
         self._pending: List[Tuple[str, Sequence[str], Tensor]] = []
         self._sum, self._count = 0.0, 0
         self.last: Optional[float] = None
@@ -33,8 +31,6 @@ class LossWatch:
     def add(self, where: str, tokens: Sequence[str], loss: Tensor) -> None:
         """Take note of one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
         self._pending.append((where, tokens, loss.detach()))
-        if self._eager:
-            self._check(loss.reshape(1).tolist())
 
     def read(self) -> None:
         """Bring everything since the last call to the host, averaged over processes. All processes must call it."""
@@ -42,7 +38,13 @@ class LossWatch:
             return
         mine = torch.stack([loss for _, _, loss in self._pending])
         everyone = all_sum(mine.clone()) / self._world.size
-        self._check(mine.tolist())
+        for (where, tokens, _), value in zip(self._pending, mine.tolist()):
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"the loss is {value} at {where}, samples {', '.join(tokens)}; look at these samples, or lower "
+                    "optim.lr or optim.clip_norm; with train.on_nonfinite=skip each step is looked at before it "
+                    "changes a weight, and the module that fails is named"
+                )
         values = everyone.tolist()
         if not all(math.isfinite(v) for v in values):
             raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
@@ -51,14 +53,6 @@ class LossWatch:
             self._sum += value
         self._count += len(values)
         self.last = values[-1]
-
-    def _check(self, values: List[float]) -> None:
-        for (where, tokens, _), value in zip(self._pending[-len(values) :], values):
-            if not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"the loss is {value} at {where}, samples {', '.join(tokens)}; "
-                    "look at these samples, or lower optim.lr or optim.clip_norm"
-                )
 
     def start_epoch(self) -> None:
         """Begin a new mean."""
@@ -74,8 +68,8 @@ class LossWatch:
 
     @property
     def mean(self) -> float:
-        """Mean of what was read since ``start_epoch``."""
-        return self._sum / self._count
+        """Mean of what was read since ``start_epoch``; not a number where nothing was."""
+        return self._sum / self._count if self._count else math.nan
 
 
 class Lap(NamedTuple):

@@ -62,18 +62,32 @@ class Stepper:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self) -> Tensor:
-        """Clip and step; returns the norm before clipping. With fp16, gradients that overflowed skip the step."""
+        """Clip and step; returns the norm before clipping."""
+        norm = self.clip()
+        self.step()
+        return norm
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before."""
         if self._packs:
             self._complete_gradients()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        return clip_gradients(self.optimizer, self._clip_norm)
+
+    def step(self) -> None:
+        """Change the weights. With fp16, gradients that overflowed skip the step."""
         if self.scaler is None:
-            norm = clip_gradients(self.optimizer, self._clip_norm)
             self.optimizer.step()
-            return norm
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.optimizer, self._clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return norm
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def leave_out(self) -> None:
+        """After ``clip``, in place of ``step``: the weights stay what they are."""
+        self.clear()
+        if self.scaler is not None:
+            self.scaler.update()
 
     def _complete_gradients(self) -> None:
         """A parameter without a gradient when gradients are packed would never be updated: it gets one of zeros."""

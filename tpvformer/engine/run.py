@@ -20,6 +20,10 @@ from .checkpoint import Progress
 from .compile import compile_images
 from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
 from .distributed import World
+from .faults.bad_samples import BadSamples
+from .faults.guard import Guard
+from .faults.in_words import in_words
+from .faults.watchdog import Watchdog
 from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
@@ -57,6 +61,8 @@ def train(
     try:
         for remark in remarks:
             log.warn(remark)
+        if deterministic:
+            log.line(f"deterministic algorithms; all random numbers follow from train.seed, {config.train.seed}")
         origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
         if origin is not None:
             config = keep_global_batch(origin, config, world, log)
@@ -65,7 +71,8 @@ def train(
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
-        with contextlib.closing(run.saver), run.signals if max_steps is None else contextlib.nullcontext():
+        signals = run.signals if max_steps is None else contextlib.nullcontext()
+        with contextlib.closing(run.saver), signals, run.watchdog, in_words(config, place, lambda: run.watchdog.doing):
             result = fit(run)
         if run.clock.waiting_share is not None:
             share = 100 * run.clock.waiting_share
@@ -165,7 +172,10 @@ def build(
         max_steps=max_steps,
         progress=Progress(),
         clock=StepClock(min(20, steps // 5)),
-        losses=LossWatch(world, device),
+        losses=LossWatch(world),
+        guard=Guard(config, model, train_set, world, device, log),
+        bad_samples=BadSamples(config.train.max_skipped),
+        watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
         saver=Saver(work_dir, config.train, log),
         signals=StopSignals(),
     )

@@ -64,6 +64,12 @@ class Saver:
             self.wait()
 
     def _write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:
+        try:
+            self._try_to_write(name, content, required, best)
+        except BaseException as err:  # of a thread nobody would hear
+            self._error = err
+
+    def _try_to_write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:
         began = time.perf_counter()
         try:
             path = store.write(self._work_dir, name, content, best)
@@ -71,11 +77,8 @@ class Saver:
         except OSError as err:
             problem = self._explain(name, content, err)
             if required:
-                self._error = SaveError(problem)
-            else:
-                self._log.warn(f"{problem}; training goes on, and the next save tries again")
-        except BaseException as err:
-            self._error = err
+                raise SaveError(problem) from err
+            self._log.warn(f"{problem}; training goes on, and the next save tries again")
         else:
             size, seconds = path.stat().st_size / 2**20, time.perf_counter() - began
             self._log.line(f"saved {path}, {size:.1f} MiB in {seconds:.1f} s")

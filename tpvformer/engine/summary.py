@@ -64,6 +64,8 @@ def summarise(
         "waiting_share": clock.waiting_share,  # part of the steps' time that went by waiting for data
         "samples_per_s": None if step is None else batch / step,
         "final_loss": final_loss,
+        "skipped_steps": progress.skipped_steps,  # whose loss or gradient was not finite
+        "bad_samples": progress.bad_samples,  # that could not be read, others stood in
         "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),
         "best_val_miou_pts": progress.best_val_miou_pts,
         "best_val_miou_vox": progress.best_val_miou_vox,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from .checkpoint import Progress
 from .device import synchronize
 from .distributed import World
 from .evaluate import Evaluation, evaluate, miou, report
+from .faults.bad_samples import BadSamples
+from .faults.guard import Guard
+from .faults.watchdog import Watchdog
 from .forward import predict
 from .log import RunLog
 from .losses import total_loss
@@ -57,6 +61,9 @@ class Run:
     progress: Progress
     clock: StepClock
     losses: LossWatch
+    guard: Guard
+    bad_samples: BadSamples
+    watchdog: Watchdog
     saver: Saver
     signals: StopSignals
     moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
@@ -91,6 +98,8 @@ def train_epoch(run: Run, epoch: int) -> None:
             stepper.clear()
             step_loss = torch.zeros((), device=run.device)
             tokens: List[str] = []
+            where = f"epoch {epoch} iteration {i}"
+            run.watchdog.beat(where)
             for part in range(config.train.accumulate):
                 batch = next(batches)
                 last_part = part == config.train.accumulate - 1
@@ -103,9 +112,15 @@ def train_epoch(run: Run, epoch: int) -> None:
                     stepper.backward(loss)
                 step_loss += loss.detach()
                 tokens += batch.tokens
-            run.losses.add(f"epoch {epoch} iteration {i}", tokens, step_loss)
-            # clip and step
-            grad_norm = stepper.update()
+                run.bad_samples.note(batch.replaced)
+            # clip, look, step
+            grad_norm = stepper.clip()
+            if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
+                run.losses.add(where, tokens, step_loss)
+                stepper.step()
+            else:
+                stepper.leave_out()
+                run.progress.skipped_steps += 1
             keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
             run.progress.samples += run.global_batch
@@ -114,6 +129,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             printing = i % config.train.print_every == 0
             if printing or done:
                 run.losses.read()
+                run.progress.bad_samples = run.bad_samples.settle(run.progress.bad_samples, run.log)
             if run.clock.measuring_starts:
                 synchronize(run.device)
             run.clock.lap()
@@ -146,10 +162,9 @@ def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
 
 def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
-    assert run.losses.last is not None
     values = {
         "step": run.progress.global_iter,
-        "loss": run.losses.last,
+        "loss": math.nan if run.losses.last is None else run.losses.last,  # the first steps of all were left out
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.stepper.optimizer.param_groups[0]["lr"],
@@ -193,7 +208,7 @@ def evaluate_epoch(run: Run) -> Evaluation:
         run.device,
         run.log,
         progress.epoch,
-        lambda: stop_if_asked(run),
+        lambda: between_batches(run),
     )
     report(result, run.config, run.log)
     leader, leading = result.leading
@@ -240,6 +255,7 @@ def save_if_due(run: Run) -> None:
 def write(run: Run, name: str, required: bool, best: bool = False) -> str:
     """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
     failure = ""
+    run.watchdog.beat(f"saving {name}")
     now = moment(run.global_batch, run.losses, run.world, run.device)
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, now)
@@ -256,6 +272,12 @@ def stop_if_asked(run: Run) -> None:
     """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
     if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
         raise Stopped(stopped_at(run))
+
+
+def between_batches(run: Run) -> None:
+    """During an evaluation."""
+    run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
+    stop_if_asked(run)
 
 
 def stopped_at(run: Run) -> str:

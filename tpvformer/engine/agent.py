@@ -1,0 +1,106 @@
+"""torchrun, one agent a machine, with what a training of days on several machines needs of it.
+
+    python -m tpvformer.engine.agent TORCHRUN'S FLAGS -m tpvformer train ...
+
+Takes torchrun's flags and environment (PET_*), and differs from it in six points. The rendezvous listens at the
+address it was given instead of all the machine has. A machine that was lost can come back: the store that torchrun
+shares with its processes keeps out an agent that joins after a restart (https://github.com/pytorch/pytorch/issues/135712).
+Without OMP_NUM_THREADS the cores are shared out among the processes. The exit status is that of the process that
+failed. What goes wrong with the rendezvous is one line. SIGUSR1 is passed on to the processes, which save and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+from tpvformer.config import ConfigError
+
+from .launch import threads
+from .rendezvous import address_to_listen_at, listen_at
+
+PORT = 29400  # torch's own for rendezvous whose endpoint names none
+
+
+def run_agent(flags: List[str]) -> int:
+    """Start the processes that torchrun's ``flags`` ask for; returns the first failure's exit status, or 0.
+
+    A process that fails has said why itself; the others are stopped. Raises ConfigError for an endpoint that is none.
+    """
+    import torch.distributed as dist
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import parse_args, run
+
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    args = parse_args(flags)
+    if str(args.nproc_per_node).isdigit():
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads(int(args.nproc_per_node))))
+    host, port = endpoint(args)
+    # torch's stores of this process that ask for the same port use this one; it lives as long as the variable
+    store = None if host is None else listen_at(host, port, timeout=timedelta(seconds=60))
+    before = signal.signal(signal.SIGUSR1, lambda number, _: _pass_on(number))
+    try:
+        run(args)
+    except ChildFailedError as err:
+        _, failure = err.get_first_failure()
+        code = int(failure.exitcode)
+        return code if code > 0 else 128 - code  # ended by a signal: the shell's way of saying so
+    except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
+        return 128 + int(err.sigval)
+    except (RendezvousError, getattr(dist, "DistError", RendezvousError)) as err:
+        print(f"agent: the machines did not find each other, or lost each other: {_reason(err)}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        del store
+    return 0
+
+
+def endpoint(args: Any) -> Tuple[Optional[str], int]:
+    """Where this agent's rendezvous is to listen; (None, 0) where it is not to, or cannot be bound to one address."""
+    named = args.rdzv_endpoint
+    if not named and args.rdzv_backend == "static" and args.master_port is not None:
+        named = f"{args.master_addr}:{args.master_port}"
+    if not named or args.rdzv_backend not in ("c10d", "static") or "store_type=file" in args.rdzv_conf:
+        return None, 0
+    host, _, port = named.rpartition(":") if ":" in named.rpartition("]")[2] else (named, ":", str(PORT))
+    if not port.isdigit() or int(port) >= 2**16:
+        raise ConfigError(f"agent: the endpoint {named} has no port; expected HOST:PORT with a port up to 65535")
+    hosts = args.rdzv_backend == "c10d" or str(args.node_rank) == "0"
+    return (address_to_listen_at(host.strip("[]")), int(port)) if hosts else (None, 0)
+
+
+def _pass_on(number: int) -> None:
+    """Send a signal to the processes that this one has started; they are looked up, for torch's agent keeps them."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = file.read_text().partition(" ")
+            if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
+                os.kill(int(pid), number)
+
+
+def _reason(err: BaseException) -> str:
+    """The innermost cause, which says what the outer ones only announce."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return " ".join(str(err).split())
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """The command; returns its exit status."""
+    try:
+        return run_agent(sys.argv[1:] if argv is None else argv)
+    except ConfigError as err:
+        print(err, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

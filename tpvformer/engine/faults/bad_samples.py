@@ -1,0 +1,37 @@
+"""Samples that could not be read and were stood in for: counted over all processes, named, bounded."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+from tpvformer.data.types import DataError
+
+from ..distributed import gather_texts
+from ..log import RunLog
+
+
+class BadSamples:
+    """``most`` of them are allowed in a run; ``count`` is what the run has had, over all processes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._new: List[str] = []
+
+    def note(self, problems: Sequence[str]) -> None:
+        """Keep what a batch brought."""
+        self._new += problems
+
+    def settle(self, count: int, log: RunLog) -> int:
+        """The count with the new ones, each of which is said. All processes call it. DataError past the bound."""
+        texts = gather_texts("\n".join(self._new))
+        self._new.clear()
+        problems = [line for text in texts for line in text.splitlines()]
+        for problem in problems:
+            log.warn(f"left out, another sample stands in: {problem}")
+        count += len(problems)
+        if count > self._most:
+            raise DataError(
+                f"{problems[-1]}; this is bad sample {count} of the run, train.max_skipped allows {self._most}, so "
+                "mend the data (tpvformer data check finds every fault) or raise the bound"
+            )
+        return count

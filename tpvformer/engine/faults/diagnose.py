@@ -1,0 +1,119 @@
+"""Where numbers stopped being finite: the samples of a bad step once more, one by one, with every module watched."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from tpvformer.config import Config
+from tpvformer.data.pixels import network_images
+from tpvformer.data.types import Batch
+from tpvformer.model import TPVFormer
+
+from ..forward import predict
+from ..losses import total_loss
+
+FINITE_AGAIN = "give finite numbers"
+
+
+def diagnose(model: TPVFormer, batches: Iterable[Batch], config: Config) -> str:
+    """One sentence: the weight, the input, the module or the gradient that is not finite first.
+
+    ``model`` is the bare module; its gradients are lost, its running statistics are not touched. ``batches`` are those
+    of the bad step. Dropout draws anew, so a number that only one draw makes infinite may not be found again.
+    """
+    damaged = _damaged(model)
+    if damaged:
+        return f"the weights are not finite already: {damaged}"
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    compiled, model.image_network = model.image_network, None  # a compiled network hides its modules
+    try:
+        for batch in batches:
+            found = _first(model, batch, config)
+            if found:
+                return found
+    finally:
+        model.image_network = compiled
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
+        for parameter in model.parameters():
+            parameter.grad = None
+    return f"the same samples {FINITE_AGAIN} when they are run again"
+
+
+def _damaged(model: nn.Module) -> str:
+    """The tensors of the state that are not finite, in words; empty where all are."""
+    names = [name for name, value in model.state_dict().items() if not _finite(value)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _first(model: nn.Module, batch: Batch, config: Config) -> str:
+    samples = ", ".join(batch.tokens)
+    if not _finite(network_images(batch, config.data)):
+        return f"the images of sample {samples} are not finite as the network is shown them"
+    if not _finite(batch.lidar2img):
+        return f"the calibration of sample {samples} is not finite"
+    model.zero_grad(set_to_none=True)
+    with _Watch(model) as watch:
+        loss = total_loss(predict(model, batch, config), batch, config.loss, config.data)
+        if watch.module:
+            return f"module {watch.module} is the first whose output is not finite, for sample {samples}"
+        if not _finite(loss):
+            return f"all modules give finite numbers but the loss is {float(loss)}, for sample {samples}"
+        loss.backward()
+    names = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    if not names:
+        return ""
+    first = watch.gradient or names[-1]  # the last parameter is the first on the way back
+    return (
+        f"outputs and loss are finite, the gradient is not: on the way back that of {first} is the first, "
+        f"{len(names)} parameters in all, for sample {samples}"
+    )
+
+
+class _Watch:
+    """Notes the first module whose output is not finite, and the first parameter whose gradient is not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module, self.gradient = "", ""
+        self._model = model
+        self._handles: List[Any] = []
+
+    def __enter__(self) -> _Watch:
+        for name, module in self._model.named_modules():
+            self._handles.append(module.register_forward_hook(self._forward(name or "the whole model")))
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_hook(self._backward(name)))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _forward(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
+            if not self.module and not all(_finite(tensor) for tensor in _tensors(output)):
+                self.module = name  # inner modules end before the outer ones
+
+        return hook
+
+    def _backward(self, name: str) -> Any:
+        def hook(gradient: Tensor) -> None:
+            if not self.gradient and not _finite(gradient):
+                self.gradient = name
+
+        return hook
+
+
+def _tensors(value: Any) -> List[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, (list, tuple)) else []
+
+
+def _finite(tensor: Optional[Tensor]) -> bool:
+    return tensor is None or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -1,0 +1,57 @@
+"""What ends a run from outside, said so that it helps: memory that ran out, a loader's worker that died."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Callable, Generator
+
+import torch
+
+from tpvformer.config import Config
+
+from ..device import peak_memory_mib
+
+
+class RunEnded(RuntimeError):
+    """The run cannot go on; the message says where, why, and what to change."""
+
+
+@contextlib.contextmanager
+def in_words(config: Config, device: torch.device, doing: Callable[[], str]) -> Generator[None, None, None]:
+    """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.
+
+    ``doing`` says what the run was at.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        text = " ".join(str(err).split())
+        if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+            raise RunEnded(_memory(config, device, doing(), text)) from err
+        if "DataLoader worker" in text:
+            raise RunEnded(_worker(config, doing(), text)) from err
+        raise
+
+
+def _memory(config: Config, device: torch.device, doing: str, text: str) -> str:
+    data, train = config.data, config.train
+    advice = ["lower data.image_scale"]
+    if train.recompute != "blocks":
+        advice.insert(0, "set train.recompute=blocks")
+    if train.precision == "fp32":
+        advice.insert(0, "set train.precision=bf16")
+    if data.batch_size > 1:
+        advice.insert(0, "lower data.batch_size and raise train.accumulate by as much, which keeps the global batch")
+    return (
+        f"out of memory on {device} at {doing}: peak {peak_memory_mib(device):.0f} MiB, {data.batch_size} samples a "
+        f"batch, {train.accumulate} batches a step, {train.precision}, recompute {train.recompute or 'by default'}; "
+        f"{', or '.join(advice)} ({text[:200]})"
+    )
+
+
+def _worker(config: Config, doing: str, text: str) -> str:
+    return (
+        f"a worker process of the loader died at {doing} ({text[:200]}); most often the machine has no memory left: "
+        f"lower data.workers (now {config.data.workers}) or data.batch_size, and look at the kernel's log; the same "
+        "command resumes from the newest checkpoint"
+    )

@@ -1,0 +1,50 @@
+"""Where processes find each other: a store that listens at the address it was given, not at all the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+from typing import Any, Dict, Generator, Optional
+
+from torch.distributed import TCPStore
+
+
+@contextlib.contextmanager
+def listening_at_master_address(is_main: bool, timeout: timedelta) -> Generator[None, None, None]:
+    """A process group that is made within, and whose store process 0 keeps, has it listen at MASTER_ADDR alone."""
+    host, port = address_to_listen_at(os.environ.get("MASTER_ADDR", "")), os.environ.get("MASTER_PORT", "")
+    kept_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ours = is_main and host is not None and port.isdigit() and not kept_by_agent
+    store = listen_at(host, int(port), timeout) if ours and host is not None else None
+    yield
+    del store  # the process group holds on to the server
+
+
+def address_to_listen_at(host: str) -> Optional[str]:
+    """``host`` as an address if it is one, or "localhost"; None for other names, which each machine reads its way."""
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
+    except ValueError:
+        return None
+
+
+def listen_at(address: str, port: int, timeout: timedelta) -> Optional[TCPStore]:
+    """A store whose server listens at this address of the machine; torch's servers listen at all of them. Port 0: any.
+
+    While it lives, stores of this process that would serve the same port use its server (``multi_tenant``). None where
+    the address is another machine's or the port is taken: then torch finds out who serves it, or says what is wrong.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((address, port))
+            server.listen(1024)
+        except OSError:
+            return None
+        options: Dict[str, Any] = {"is_master": True, "multi_tenant": True, "wait_for_workers": False}
+        port = server.getsockname()[1]
+        return TCPStore(address, port, timeout=timeout, master_listen_fd=server.detach(), **options)
