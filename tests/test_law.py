@@ -16,24 +16,30 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
-    "__init__": ((), ()),
+    "__init__": (("api",), ()),  # when it is asked for
     "config": (("grids",), ("yaml",)),
     "grids": ((), ()),
     "labels": ((), ()),
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
     "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
-    "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml")),
+    "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
     "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
+    "api": None,
     "cli": None,
     "predict": None,
     "predict_files": None,
+    "result": None,
     "check_geometry": None,
     "data_command": None,
     "view_command": None,
     "view_files": (("data", "viz"), ("numpy", "cv2")),
+    "deploy": None,
+    "doctor_command": None,
+    "export_command": None,
+    "tour": ((), ()),
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

@@ -35,11 +35,21 @@ def one_process(monkeypatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch) -> Calls:
-    """The commands that would run, each with its number of processes; training ends as ``calls.status`` says."""
+def calls(monkeypatch, tmp_path: Path) -> Calls:
+    """The commands that would run, each with its number of processes; a training leaves its summary."""
     seen: Calls = []
-    monkeypatch.setattr(cli, "main", lambda argv: seen.append((1, argv)) or 0)
-    monkeypatch.setattr(launch, "launch", lambda processes, argv: seen.append((processes, argv)) or 0)
+    monkeypatch.chdir(tmp_path)
+
+    def ran(processes: int, argv: List[str]) -> int:
+        seen.append((processes, argv))
+        if argv[0] == "train":
+            folder = Path(argv[argv.index("--work-dir") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(cli, "main", lambda argv: ran(1, argv))
+    monkeypatch.setattr(launch, "launch", ran)
     return seen
 
 

@@ -1,3 +1,20 @@
 """TPVFormer: car cameras to 3D semantics through three planes (Huang et al., CVPR 2023, arXiv:2302.07817)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tpvformer.api import TPVFormer
+
+__all__ = ["TPVFormer"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``tpvformer.TPVFormer`` when it is asked for: the command's help does without PyTorch."""
+    if name == "TPVFormer":
+        from tpvformer.api import TPVFormer
+
+        return TPVFormer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,11 @@ from tpvformer.config import Config, ConfigError, override
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        from tpvformer.tour import tour
+
+        print(tour())
+        return 0
     prepare_torch()
     args = _parser(argv).parse_args(argv)
     return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
@@ -140,6 +145,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     check.set_defaults(run=_selfcheck)
 
+    doctor = commands.add_parser("doctor", help="versions, devices and kernels, and what to mend first")
+    if argv[:1] == ["doctor"]:
+        from tpvformer import doctor_command
+
+        doctor_command.add_arguments(doctor)
+
     geometry = commands.add_parser("check-geometry", help="paint lidar points on the six images of a frame")
     if argv[:1] == ["check-geometry"]:
         from tpvformer import check_geometry
@@ -159,11 +170,13 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
 
         view_command.add_arguments(view)
 
-    export = commands.add_parser("export", help="write weights under the reference's names")
-    _add_config(export, device=False)
-    export.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
-    export.add_argument("--out", type=Path, required=True, help="file to write, .pth or .safetensors")
-    export.set_defaults(run=_export)
+    export = commands.add_parser("export", help="a model for other runtimes (ONNX, torch.export) or the reference")
+    convert = commands.add_parser("convert", help="weights from one form to another: ours, the reference's, a folder")
+    if argv[:1] in (["export"], ["convert"]):
+        from tpvformer import export_command
+
+        export_command.add_export(export, lambda: _add_config(export, device=False), _config)
+        export_command.add_convert(convert)
 
     results = commands.add_parser("results", help="print the outcome of a run; write it as <CaseName>.log")
     results.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
@@ -351,17 +364,6 @@ def _predict(args: argparse.Namespace) -> int:
     what = (args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device, args.truth)
     for line in predict_files(config, *what):
         print(line, flush=True)
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from tpvformer.compat import load_weights, save_reference
-    from tpvformer.model import TPVFormer
-
-    model = TPVFormer(_config(args).model)
-    print(load_weights(model, args.ckpt_path))
-    save_reference(model, args.out)
-    print(f"written to {args.out}")
     return 0
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence, Tuple
+from typing import Generator, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
@@ -17,10 +18,11 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.device import pick_device
-from tpvformer.engine.forward import predict
+from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
 from tpvformer.labels import IGNORED, classes_of
+from tpvformer.model import TPVFormer
 from tpvformer.viz.picture import frame_picture, write_png
 
 
@@ -42,24 +44,9 @@ def predict_frame(
     model: nn.Module, dataset: NuScenesDataset, index: int, config: Config, device: torch.device
 ) -> FrameClasses:
     """What the model says about one frame of a data set."""
-    return _classes(model, dataset[index], config, device, dense=False)
-
-
-def predict_scene(model: nn.Module, sample: Sample, config: Config, device: torch.device) -> FrameClasses:
-    """What the model says about every voxel of the grid, whether a point lies there or not.
-
-    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
-    """
-    return _classes(model, sample, config, device, dense=True)
-
-
-def _classes(model: nn.Module, sample: Sample, config: Config, device: torch.device, dense: bool) -> FrameClasses:
-    batch = collate([sample], config.data.ignore_label).to(device)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        logits = predict(model, batch, config, dense)
-    model.train(training)
+    batch = collate([dataset[index]], config.data.ignore_label).to(device)
+    with _asking(model):
+        logits = predict(model, batch, config)
     assert logits.point_logits is not None
     points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
     voxels = logits.voxel_logits[0].argmax(0)
@@ -70,6 +57,59 @@ def _classes(model: nn.Module, sample: Sample, config: Config, device: torch.dev
     return FrameClasses(
         points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
     )
+
+
+class Scene:
+    """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again."""
+
+    def __init__(self, model: TPVFormer, sample: Sample, config: Config, device: torch.device) -> None:
+        self._model, self._config = model, config
+        batch = collate([sample], config.data.ignore_label).to(device)
+        with _asking(model):
+            self._maps = model.aggregator.plane_maps(planes(model, batch, config))
+
+    def voxel_logits(self) -> Tensor:
+        """(K,X,Y,Z), of the whole grid."""
+        with _asking(self._model):
+            return self._model.aggregator.dense(self._maps)[0]
+
+    def points_in(self, voxels: Tensor) -> Tensor:
+        """(M,) int64: the class of the points of voxels (M,3); all points of a voxel have the same."""
+        places = point_places(voxels.to(self._maps[0].device), self._config)
+        with _asking(self._model):
+            return self._model.aggregator.at_points(self._maps, places[None])[0].argmax(0)
+
+    def classes(self, sample: Sample) -> FrameClasses:
+        """All of the grid, and the points of ``sample``."""
+        return self.decided(self.voxel_logits(), sample)
+
+    def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
+        """The same from ``voxel_logits`` that are at hand."""
+        points = self.points_in(sample.voxels)[sample.point_voxel.to(logits.device)]
+        confidence = logits.softmax(0).amax(0).half()
+        return FrameClasses(
+            points.cpu().numpy(), logits.argmax(0).cpu().numpy(), sample.voxel_labels.numpy(), confidence.cpu().numpy()
+        )
+
+
+def predict_scene(model: TPVFormer, sample: Sample, config: Config, device: torch.device) -> FrameClasses:
+    """What the model says about every voxel of the grid, whether a point lies there or not.
+
+    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    """
+    return Scene(model, sample, config, device).classes(sample)
+
+
+@contextlib.contextmanager
+def _asking(model: nn.Module) -> Generator[None, None, None]:
+    """No gradients, no dropout; afterwards the model is as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:

@@ -52,14 +52,12 @@ def predict_files(
         path = out / f"{_file_name(frame.token)}.npz"
         sample = make_sample(frame, data, config.model.grid, None)
         classes = predict_scene(model, sample, config, place)
-        arrays = _predicted(frame, classes, config)
-        arrays.update(_around(frame, sample, config), scene=np.array(dataset.scenes[i]), number=np.array(i))
+        arrays = archive(frame, sample, classes, config, dataset.scenes[i], i)
         if truth:
             arrays.update(_truth(frame, classes, arrays.get("scanned"), config.data.fill_label))
             if dataset.has_labels and len(frame.points):
                 arrays["true_point_labels"] = frame.labels
-        with whole_file(path) as file:
-            np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
+        write_archive(path, arrays)
         yield (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
@@ -70,6 +68,21 @@ def _file_name(token: str) -> str:
     if not token or token.startswith(".") or "/" in token or "\\" in token:
         raise DataError(f"sample {token}: its token cannot be the name of a file; give it another in its info file")
     return token
+
+
+def write_archive(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+    """Stores what ``archive`` made; raises ConfigError where it cannot be written."""
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
+
+
+def archive(
+    frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
+) -> Dict[str, np.ndarray]:
+    """The arrays of one frame, as docs/rig.md says: what was predicted, and what a viewer shows beside it."""
+    arrays = _predicted(frame, classes, config)
+    arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
+    return arrays
 
 
 def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str, np.ndarray]:

@@ -63,8 +63,12 @@ def load_weights(model: Model, path: PathLike) -> Report:
     ``module.``; a detector checkpoint with this backbone. Raises CheckpointError naming entries that are unknown,
     missing or of another shape; the model is then unchanged.
     """
-    source = str(path)
-    tensors = _state_dict(read_archive(path), source)
+    return load_content(model, read_archive(path), str(path))
+
+
+def load_content(model: Model, content: Dict[str, Any], source: str) -> Report:
+    """The same for what ``read_archive`` has read; ``source`` is its name in messages."""
+    tensors = named_tensors(content, source)
     state = model.state_dict()
     if any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
         values, report = _from_reference(tensors, model, source)
@@ -96,7 +100,7 @@ def save_reference(model: Model, path: PathLike) -> None:
     write_tensors(export_reference(model), path)
 
 
-def _state_dict(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
+def named_tensors(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
     """The named tensors of an archive: under ``state_dict`` or ``model``, or flat; without ``module.``."""
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):

@@ -17,11 +17,24 @@ from tpvformer.compat.mmcv_config import KNOWN, from_reference
 from tpvformer.config import Config, ConfigError
 
 _MARKS = ("_base_", "_delete_")
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped() -> Dict[str, Path]:
+    """The project's own configurations by name: config/ of a checkout, which an installation has inside the package."""
+    inside = _PACKAGE / "configs"
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "config"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
-    """The configuration a file defines; raises ConfigError with file and line, or the key that is not understood."""
+    """The configuration a file defines; raises ConfigError with file and line, or the key that is not understood.
+
+    Where there is no such file, ``demo``, ``demo.py`` and ``config/demo.py`` name the one that is shipped.
+    """
     file = Path(path)
+    if not file.is_file() and file.parent in (Path(), Path("config")):
+        file = shipped().get(file.name[: -len(".py")] if file.suffix == ".py" else file.name, file)
     names = _execute(file)
     if "config" in names:
         config = names["config"]
@@ -40,7 +53,7 @@ def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
 def _execute(file: Path) -> Dict[str, Any]:
     """The public names a file binds. Errors inside it become one sentence with the line they come from."""
     if not file.is_file():
-        raise ConfigError(f"{file}: no such configuration file; those of the project are in config/")
+        raise ConfigError(f"{file}: no such configuration file; known by name are {', '.join(shipped())}")
     names: Dict[str, Any] = {"__file__": str(file), "__name__": "__config__"}
     try:
         source = file.read_text(encoding="utf-8")

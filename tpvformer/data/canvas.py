@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import Iterable, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -44,13 +44,18 @@ def read_pictures(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ())
     """
     if len(set(sizes)) <= 1:
         return read_images(paths, token, sizes)
+    return on_canvas((read_image(path, token, size) for path, size in zip(paths, sizes)), sizes)
+
+
+def on_canvas(pictures: Iterable[np.ndarray], sizes: Sequence[Size]) -> Tensor:
+    """(N, H, W, 3) uint8 of images (h, w, 3) BGR that have these sizes."""
     # The rest has the mean colour, so that next to nothing is left of it where the mean is subtracted. Pillars that
     # project there count as visible, as they do in the rows that the published models pad images with.
     canvas = canvas_size(sizes)
-    out = room_for((len(paths), canvas[1], canvas[0], 3))
+    out = room_for((len(sizes), canvas[1], canvas[0], 3))
     out[:] = torch.tensor(np.rint(MEAN_BGR).astype(np.uint8))
-    for room, path, size in zip(out, paths, sizes):
-        image, (width, height) = read_image(path, token, size), fitted(size, canvas)
+    for room, image, size in zip(out, pictures, sizes):
+        width, height = fitted(size, canvas)
         if (width, height) != size:
             smooth = cv2.INTER_AREA if width < size[0] else cv2.INTER_LINEAR
             image = cv2.resize(image, (width, height), interpolation=smooth)

@@ -57,12 +57,15 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
     return out
 
 
-def read_image(path: Path, token: str, size: Size) -> np.ndarray:
-    """One image of the expected ``size``, (H, W, 3) uint8 BGR; raises DataError as ``read_images`` does."""
+def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarray:
+    """One image, (H, W, 3) uint8 BGR, of the expected ``size`` where one is given.
+
+    Raises DataError as ``read_images`` does."""
     data = path.read_bytes()
     shape = _jpeg_shape(data)
     image = _opencv(data, path, token) if shape is None else np.empty(shape, np.uint8)
-    _check_size(path, token, image.shape, size)
+    if size is not None:
+        _check_size(path, token, image.shape, size)
     return image if shape is None or _simplejpeg(data, image) else _opencv(data, path, token)
 
 

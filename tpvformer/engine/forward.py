@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from tpvformer.config import Config
 from tpvformer.data.pixels import network_images
@@ -13,7 +13,7 @@ from .losses import needs_dense_voxels
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
-    from tpvformer.model import Prediction
+    from tpvformer.model import Prediction, TPVFormer
 
 
 def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
@@ -26,7 +26,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     In training the point logits are left out where the losses do not read them.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
-    places = batch.voxels.float() + (0.5 if config.data.occupancy else 0.0)
+    places = point_places(batch.voxels, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
     prediction: Prediction = model(
         network_images(batch, config.data),
@@ -37,3 +37,13 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
         camera_slots=batch.camera_slots,
     )
     return prediction
+
+
+def point_places(voxels: Tensor, config: Config) -> Tensor:
+    """Where the points of voxels (..., 3) are decoded, in voxels."""
+    return voxels.float() + (0.5 if config.data.occupancy else 0.0)
+
+
+def planes(model: TPVFormer, batch: Batch, config: Config) -> Tensor:
+    """The plane features (B,Q,C) alone: what the images say, before anybody asks about a place."""
+    return model.planes(network_images(batch, config.data), batch.lidar2img, batch.camera_slots)

@@ -16,10 +16,15 @@ from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 def check_cameras(data: NuScenesDataset, config: Config) -> None:
     """Raises ConfigError where the samples have more cameras than the model has embeddings for."""
-    used, cameras = data.slots_used, config.model.num_cams
+    check_embeddings(data.slots_used, data.infos, config)
+
+
+def check_embeddings(used: int, source: str, config: Config) -> None:
+    """Raises ConfigError where the cameras of ``source`` use more embeddings than the model has."""
+    cameras = config.model.num_cams
     if used > cameras:
         raise ConfigError(
-            f"model.num_cams is {cameras}, but the cameras of {data.infos} need {used} embeddings (nuScenes' six names "
+            f"model.num_cams is {cameras}, but the cameras of {source} need {used} embeddings (nuScenes' six names "
             f"have one each, docs/rig.md); train with model.num_cams={used}, or leave cameras out"
         )
 

@@ -71,6 +71,13 @@ class TPVFormer(nn.Module):
         maps: List[Tensor] = self.neck(self.backbone(images))
         return maps
 
+    def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
+        """The plane features (B,Q,C), from which ``aggregator`` decodes any place; arguments as ``forward``'s."""
+        out: Tensor = self.encoder(
+            self.image_features(images), lidar2img, (images.shape[3], images.shape[4]), camera_slots
+        )
+        return out
+
     def forward(
         self,
         images: Tensor,
@@ -89,8 +96,7 @@ class TPVFormer(nn.Module):
         not the first N in order. The arguments are not modified.
         """
         self._check(images, lidar2img, points)
-        planes = self.encoder(self.image_features(images), lidar2img, (images.shape[3], images.shape[4]), camera_slots)
-        voxel_logits, point_logits = self.aggregator(planes, points, voxels)
+        voxel_logits, point_logits = self.aggregator(self.planes(images, lidar2img, camera_slots), points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]

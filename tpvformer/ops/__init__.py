@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, library, npu
-from .backends import VENDOR_DEVICE, served, whole
+from .backends import VENDOR_DEVICE, served, static_shapes, whole
 from .reference import LevelShapes, level_sizes
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "max_pool",
     "modulated_deform_conv2d",
     "ms_deform_attn",
+    "static_shapes",
 ]
 
 

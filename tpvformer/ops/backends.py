@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 from types import ModuleType
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Generator, List, Optional
 
 import torch
 from torch import Tensor
 
-from . import library, npu, reference
+from . import library, npu, reference, static
 
 BACKENDS = {"numba": "cpu", "triton": "cuda"}  # kernels of ``library``, and the device whose tensors each serves
 VENDOR, VENDOR_DEVICE = npu.BACKEND, "npu"  # whole operations, which bring their own gradients
 DEVICES = {**BACKENDS, VENDOR: VENDOR_DEVICE}
+_static: List[bool] = []  # not empty within ``static_shapes``
 _problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
 
 
@@ -24,6 +26,8 @@ def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
 
     float64 is the oracle's. Raises RuntimeError where TPVFORMER_OPS names a backend that cannot serve.
     """
+    if _static:
+        return False
     forced, device = os.environ.get("TPVFORMER_OPS"), x.device.type
     if forced is not None and forced not in (*DEVICES, "reference"):
         raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(DEVICES)}, or unset")
@@ -46,8 +50,20 @@ def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
 
 def whole(x: Tensor) -> ModuleType:
     """Whose operations take x where no kernel of ``library`` does: the vendor's on its device, or plain ones."""
+    if _static:
+        return static
     on_card = x.device.type == VENDOR_DEVICE and x.dtype != torch.float64
     return npu if on_card and os.environ.get("TPVFORMER_OPS") != "reference" else reference
+
+
+@contextlib.contextmanager
+def static_shapes() -> Generator[None, None, None]:
+    """Within it every operation is plain PyTorch in static shapes (static.py), whatever TPVFORMER_OPS says."""
+    _static.append(True)
+    try:
+        yield
+    finally:
+        _static.pop()
 
 
 def kernels(device_type: str) -> Dict[str, Optional[str]]:

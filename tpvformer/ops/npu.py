@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import reference, static
 from .reference import LevelShapes
 
 BACKEND = "mx_driving"  # as TPVFORMER_OPS names it
@@ -188,25 +188,9 @@ def cross_view_attention(
 def image_cross_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """See ``ops.image_cross_attention``.
-
-    The cameras become the batch and all queries go to each. Where a camera does not see a query, the weights are zero
-    and the anchors, which may be any number there, are parked outside the image. No tensor has more than six axes.
-    """
-    b, n = value.shape[:2]
-    q, heads, levels, points = weights.shape[1:]
+    """See ``ops.image_cross_attention``."""
     sizes = _levels(tuple(level_shapes), value.device)[2]
-    normalised = (offsets.float() / sizes).reshape(b, 1, q, heads * levels, points, 2)
-    seen = visible.float()
-    parked = torch.where(visible[..., None, None], anchors.float(), -1.0)
-    centre = parked.repeat_interleave(points // anchors.shape[3], dim=3)  # (B,N,Q,P,2)
-    locations = (centre[:, :, :, None] + normalised).view(b * n, q, heads, levels, points, 2)
-    share = seen / seen.sum(1, keepdim=True).clamp(min=1)  # (B,N,Q): the mean over the cameras that see it
-    shared = weights.float().reshape(b, 1, q, -1) * share[..., None]
-    out = ms_deform_attn(
-        value.float().flatten(0, 1), level_shapes, locations, shared.view(b * n, q, heads, levels, points)
-    )
-    return out.view(b, n, q, -1).sum(1).to(value.dtype)
+    return static.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights, ms_deform_attn, sizes)
 
 
 # ---- convolution
@@ -232,30 +216,11 @@ def modulated_deform_conv2d(
     with torch.autocast(x.device.type, enabled=False):
         inputs = [tensor.float().contiguous() for tensor in (x, offset, mask, weight)]
         if kernel is None:
-            out = _sampled_convolution(*inputs, stride, padding, dilation)
+            out = static.sampled_convolution(*inputs, stride, padding, dilation)
         else:
             out = kernel(*inputs, None, *geometry)
     out = out.to(weight.dtype)
     return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
-
-
-def _sampled_convolution(
-    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
-) -> Tensor:
-    """The same by ``grid_sample`` and a matrix product: operations that every release has. One group of each kind."""
-    n, c, h, w = x.shape
-    outputs, _, kh, kw = weight.shape
-    taps, (ho, wo) = kh * kw, offset.shape[2:]
-    tap = torch.arange(taps, device=x.device)
-    rows = torch.arange(ho, device=x.device) * stride - padding
-    cols = torch.arange(wo, device=x.device) * stride - padding
-    shift = offset.view(n, taps, 2, ho, wo)
-    y = shift[:, :, 0] + rows[:, None] + ((tap // kw) * dilation)[:, None, None]  # (N,taps,ho,wo) pixels
-    x_ = shift[:, :, 1] + cols + ((tap % kw) * dilation)[:, None, None]
-    grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], -1).view(n, taps * ho, wo, 2)
-    columns = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    columns = columns.view(n, c, taps, ho * wo) * mask.view(n, 1, taps, ho * wo)
-    return (weight.reshape(outputs, -1) @ columns.view(n, c * taps, ho * wo)).view(n, outputs, ho, wo)
 
 
 # ---- elementwise and pooling

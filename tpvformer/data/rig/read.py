@@ -33,7 +33,14 @@ NUSCENES_LIDAR = np.array([[0, 1, 0, 0.943713], [-1, 0, 0, 0], [0, 0, 1, 1.84023
 
 def read_rig(path: Union[str, Path]) -> List[Record]:
     """The frames of a rig file; raises DataError that names the file, the place in it, and what was expected."""
-    fields = read_json(path).fields(KEYS, needed=("format", "cameras"))
+    folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
+    return records_of(read_json(path), folder, Path(path).stem)
+
+
+def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
+    """The same for what has been read: files are relative to ``folder``; ``stem`` is the token of a frame without."""
+    path = root.where
+    fields = root.fields(KEYS, needed=("format", "cameras"))
     if fields["format"].value != FORMAT:
         raise fields["format"].refuse(f'"{FORMAT}"')
     cameras = [read_camera(node) for node in fields["cameras"].items("cameras")]
@@ -44,15 +51,14 @@ def read_rig(path: Union[str, Path]) -> List[Record]:
     columns = fields["lidar_columns"].count(MOST_COLUMNS) if "lidar_columns" in fields else SCAN_COLUMNS
     if columns < 3:
         raise fields["lidar_columns"].refuse("3 or more, of which the first three are x, y and z")
-    folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
-    frames = _frames(fields.get("frames"), folder, Path(path).stem, [camera.name for camera in cameras])
+    frames = _frames(fields.get("frames"), folder, stem, [camera.name for camera in cameras])
     _refuse_twice([frame["token"] for frame in frames], f"{path}: two frames have the token")
     lidar2ego = _lidar2ego(path, fields.get("lidar2ego"), cameras, any(frame["scan"] for frame in frames))
     calibration = {
         "camera_names": tuple(camera.name for camera in cameras),
         "lidar2img": _lidar2img(path, cameras, lidar2ego),
         "lidar2ego": lidar2ego,
-        "rig": str(path),
+        "rig": path,
         "sizes": tuple(camera.size for camera in cameras),
         "slots": () if slots == tuple(range(len(slots))) else slots,
         "scan_columns": columns,
@@ -76,9 +82,7 @@ def _refuse_twice(names: Iterable[str], text: str) -> None:
         seen.add(name)
 
 
-def _lidar2ego(
-    path: Union[str, Path], node: Optional[Node], cameras: Sequence[Camera], lidar: bool
-) -> Optional[np.ndarray]:
+def _lidar2ego(path: str, node: Optional[Node], cameras: Sequence[Camera], lidar: bool) -> Optional[np.ndarray]:
     if node is not None:
         return read_pose(node)
     on_vehicle = [camera.name for camera in cameras if camera.place == "camera2ego"]
@@ -91,7 +95,7 @@ def _lidar2ego(
     return NUSCENES_LIDAR if on_vehicle else None
 
 
-def _lidar2img(path: Union[str, Path], cameras: Sequence[Camera], lidar2ego: Optional[np.ndarray]) -> np.ndarray:
+def _lidar2img(path: str, cameras: Sequence[Camera], lidar2ego: Optional[np.ndarray]) -> np.ndarray:
     poses = np.stack([camera.camera2lidar(lidar2ego) for camera in cameras])
     intrinsics = np.stack([camera.intrinsics for camera in cameras])
     made = lidar_to_image(poses[:, :3, :3], poses[:, :3, 3], intrinsics)

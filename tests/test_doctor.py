@@ -1,0 +1,57 @@
+"""``tpvformer doctor`` and what ``tpvformer`` alone says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import environment
+
+from tpvformer import doctor_command, ops
+from tpvformer.cli import _parser, main
+from tpvformer.tour import TOUR
+
+
+def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ops, "kernels", lambda device: {"numba": None})  # loading the real ones takes seconds
+    assert main(["doctor", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in said and "device: " in said and said.endswith("compares as well\n")
+    assert "on cpu: numba kernels serve" in said
+
+
+def test_the_doctor_names_one_thing_to_mend(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ops, "kernels", lambda device: {"numba": "no folder to cache in"})
+    assert main(["doctor", "--device", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert "on cpu: numba: plain PyTorch serves instead (no folder to cache in)" in said
+    assert said.endswith("mend first: numba kernels cannot be had on cpu (no folder to cache in)\n")
+    known = doctor_command._version
+    monkeypatch.setattr(doctor_command, "_version", lambda name: None if name == "pyyaml" else known(name))
+    assert main(["doctor", "--device", "nothing"]) == 1
+    said = capsys.readouterr().out
+    assert said.endswith("mend first: pyyaml is missing: pip install pyyaml\n") and said.count("mend first") == 1
+
+
+def test_the_command_alone_shows_every_command(capsys: Any) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for what, example in TOUR:
+        assert what in said and example in said
+    (commands,) = (action.choices for action in _parser(["--help"])._actions if action.dest == "command")
+    assert {example.split()[1] for _, example in TOUR} == set(commands)
+
+
+@pytest.mark.parametrize("example", [example for _, example in TOUR])
+def test_every_example_can_be_typed(example: str) -> None:
+    words = example.split()[1:]
+    assert _parser(words).parse_args(words).run is not None
+
+
+def test_the_command_alone_needs_no_torch() -> None:
+    code = "import sys; from tpvformer.cli import main; print(main([]), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("0 False\n"), done.stderr

@@ -1,0 +1,140 @@
+"""The configuration of weights that come without one: what their shapes say, the rest as published.
+
+Shapes do not say where the grid lies, how its planes are enlarged, and how the image attention's channels are shared
+out among heads; those are the published configuration's that agrees with the shapes, or that is nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from itertools import count, takewhile
+from typing import Any, Dict, Mapping, Tuple
+
+from torch import Tensor
+
+from tpvformer.compat.checkpoints import modern_name
+from tpvformer.compat.config_file import load_config
+from tpvformer.compat.errors import CheckpointError
+from tpvformer.config import BackboneConfig, Config, ConfigError, ModelConfig
+from tpvformer.labels import class_names
+
+PUBLISHED = ("tpv_lidarseg", "tpv_lidarseg_dim64", "tpv_lidarseg_dim96", "tpv04_occupancy")
+_PLANES = ("hw", "zh", "wz")
+
+
+def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
+    """The published configuration that weights under the reference's names belong to, or the nearest, resized.
+
+    Raises CheckpointError where they are no such weights, or where their classes have no published names.
+    """
+    shapes = _Shapes(tensors, source)
+    family = "cross_view" if shapes.has("tpv_head.positional_encoding.h_embed.weight") else "hw"
+    bases = [base for base in map(load_config, PUBLISHED) if base.model.view_attn == family]
+    try:
+        models = [_resized(base.model, shapes) for base in bases]
+    except (ConfigError, ZeroDivisionError) as err:
+        raise CheckpointError(f"{source}: its shapes make no model ({err}); give its configuration") from err
+    for base, model in zip(bases, models):
+        if model == base.model:
+            return base
+    base, model = bases[0], models[0]
+    names = class_names(base.data.label_map)
+    if model.num_classes != len(names):
+        raise CheckpointError(
+            f"{source}: has {model.num_classes} classes, whose names are not known ({base.name} has {len(names)}); "
+            "give its configuration"
+        )
+    warnings.warn(
+        f"{source}: of no published size; image attention with {model.image_heads} heads and a grid over "
+        f"{base.model.grid.pc_range} m are assumed, which shapes do not say; give the configuration if they differ",
+        stacklevel=3,
+    )
+    return dataclasses.replace(base, name="inferred", model=model)
+
+
+def _resized(base: ModelConfig, shapes: _Shapes) -> ModelConfig:
+    """``base`` with everything that shapes tell."""
+    head, first = "tpv_head.", "tpv_head.encoder.layers.0.attentions."
+    levels, dim = shapes.of(f"{head}level_embeds")
+    position = f"{head}positional_encoding."
+    made: Dict[str, Any] = {}
+    if base.view_attn == "cross_view":
+        (h, at_h), (w, at_w), (z, at_z) = (shapes.of(f"{position}{axis}_embed.weight") for axis in "hwz")
+        made["position_dims"] = (at_h, at_w, at_z)
+        offsets, logits = (shapes.rows(f"{first}0.{part}.0") for part in ("sampling_offsets", "attention_weights"))
+        # a head has 3 * points * 2 rows of offsets and 3 * (points + 1) of weights
+        heads = image_heads = (logits - offsets // 2) // 3
+        points = offsets // (6 * heads)
+        anchors = shapes.of(f"{head}encoder.cross_view_ref_points")[2]
+        made.update(plane_points=points, plane_anchors=anchors)
+    else:
+        (h, at_h), (w, at_w) = (shapes.of(f"{position}{axis}_embed.weight") for axis in ("row", "col"))
+        made["position_dims"] = (at_h, at_w)
+        heads, image_heads = base.plane_heads, base.image_heads
+        made["plane_points"] = shapes.rows(f"{first}0.attention_weights") // (2 * heads)
+        z = shapes.of(f"{head}tpv_embedding_zh.weight")[0] // h
+    layers = _layers(shapes)
+    crossed = f"{head}encoder.layers.{layers.index('self_cross') if 'self_cross' in layers else 0}.attentions.1."
+    rows = [shapes.rows(f"{crossed}deformable_attention.attention_weights.{plane}") for plane in range(3)]
+    pillars = [shapes.of(f"{head}encoder.ref_3d_{plane}")[1] for plane in _PLANES]
+    return dataclasses.replace(
+        base,
+        grid=dataclasses.replace(base.grid, h=h, w=w, z=z),
+        backbone=_backbone(base.backbone, shapes),
+        num_classes=shapes.rows("tpv_aggregator.classifier"),
+        num_cams=shapes.of(f"{head}cams_embeds")[0],
+        num_levels=levels,
+        dim=dim,
+        ffn_dim=shapes.rows(f"{head}encoder.layers.0.ffns.0.layers.0.0"),
+        decoder_dim=shapes.rows("tpv_aggregator.decoder.0"),
+        image_heads=image_heads,
+        plane_heads=heads,
+        layers=layers,
+        pillar_anchors=tuple(pillars),
+        image_points=tuple(n // (levels * image_heads) for n in rows),
+        **made,
+    )
+
+
+def _layers(shapes: _Shapes) -> Tuple[str, ...]:
+    prefix = "tpv_head.encoder.layers."
+    there = takewhile(lambda i: shapes.has(f"{prefix}{i}.norms.0.weight"), count())
+    return tuple("self_cross" if shapes.has(f"{prefix}{i}.norms.2.weight") else "self" for i in there)
+
+
+def _backbone(base: BackboneConfig, shapes: _Shapes) -> BackboneConfig:
+    def conv(stage: int, block: int) -> str:
+        return f"img_backbone.layer{stage}.{block}.conv2."
+
+    def length(stage: int) -> int:
+        return sum(1 for _ in takewhile(lambda i: shapes.has(f"{conv(stage, i)}weight"), count()))
+
+    return dataclasses.replace(
+        base,
+        blocks=tuple(length(stage) for stage in range(1, 5)),
+        base_width=shapes.rows("img_backbone.conv1"),
+        dcn_stages=tuple(s for s in range(1, 5) if shapes.has(f"{conv(s, 0)}conv_offset.weight")),
+    )
+
+
+class _Shapes:
+    """The shapes of a file's tensors, by the reference's names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        self._shapes = {modern_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._source = source
+
+    def has(self, name: str) -> bool:
+        return name in self._shapes
+
+    def of(self, name: str) -> Tuple[int, ...]:
+        if name not in self._shapes:
+            raise CheckpointError(
+                f"{self._source}: has no {name}, by which its configuration could be told; expected a run's "
+                "checkpoint, a folder of save_pretrained, or the reference's weights; else give the configuration"
+            )
+        return self._shapes[name]
+
+    def rows(self, layer: str) -> int:
+        return self.of(f"{layer}.weight")[0]

@@ -1,0 +1,118 @@
+"""Weights together with their configuration: our folders, the work dir of a run, a single file, a hub's repository.
+
+A folder holds ``config.json``, ``model.safetensors`` and ``README.md``, the model card: text and tensors, nothing that
+could run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional
+
+from tpvformer import __version__
+from tpvformer.compat.card import model_card
+from tpvformer.compat.checkpoints import Model, named_tensors
+from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.hub import download, is_hub_id
+from tpvformer.compat.infer import infer_config
+from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
+from tpvformer.config import Config, ConfigError, DataConfig, from_dict
+
+FORMAT = "tpvformer-model-1"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_RUN_FILES = ("best.pth", "latest.pth")  # of a work dir
+_PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
+
+
+class Pretrained(NamedTuple):
+    """What was found: ``content`` is for ``load_content``, ``source`` its name in messages."""
+
+    config: Config
+    content: Dict[str, Any]
+    source: str
+
+
+def open_pretrained(source: PathLike, config: Optional[Config] = None, revision: Optional[str] = None) -> Pretrained:
+    """Configuration and weights of a path or a hub's ``owner/name``; ``config`` is taken instead of the stored one.
+
+    A path is a folder of ``save_pretrained``, the work dir of a run (its best.pth, else latest.pth), or one file: a
+    run's checkpoint, or the reference's weights, whose configuration is told by their shapes where ``config`` is not
+    given. Raises CheckpointError.
+    """
+    path = Path(source)
+    if not path.exists() and is_hub_id(str(source)):
+        path = download(str(source), revision, (CONFIG, WEIGHTS))
+    if path.is_dir():
+        path = _file_in(path)
+    content = read_archive(path)
+    if config is None:
+        config = _config_of(path, content)
+    return Pretrained(config, content, str(path))
+
+
+def save_folder(model: Model, config: Config, folder: Path) -> None:
+    """Write the three files, each whole or not at all. Paths of this machine's data are left out of config.json.
+
+    Raises CheckpointError where the folder cannot be written.
+    """
+    config = _without_places(config)
+    tree = {"format": FORMAT, "version": __version__, "config": dataclasses.asdict(config)}
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, folder / WEIGHTS)
+        _write(folder / CONFIG, json.dumps(tree, indent=2) + "\n")
+        _write(folder / CARD, model_card(config, sum(tensor.numel() for tensor in tensors.values())))
+    except OSError as err:
+        raise CheckpointError(f"{folder}: cannot be written ({err.strerror or err}); name another folder") from err
+
+
+def _file_in(folder: Path) -> Path:
+    names = (WEIGHTS, *_RUN_FILES)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder}: holds none of {', '.join(names)}; expected a saved model or the work dir of a run"
+    )
+
+
+def _config_of(path: Path, content: Dict[str, Any]) -> Config:
+    """The configuration that lies beside or inside a file, or that its shapes tell."""
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        return _read_config(path.parent / CONFIG)
+    if isinstance(content.get("config"), dict):
+        return _built(content["config"], str(path))
+    return infer_config(named_tensors(content, str(path)), str(path))
+
+
+def _read_config(file: Path) -> Config:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise CheckpointError(f"{file}: cannot be read ({' '.join(str(err).split())[:200]}); restore the file") from err
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("config"), dict):
+        raise CheckpointError(f'{file}: is not of the format "{FORMAT}"; expected what save_pretrained wrote')
+    return _built(tree["config"], str(file))
+
+
+def _built(tree: Dict[str, Any], source: str) -> Config:
+    try:
+        return from_dict(tree)
+    except (ConfigError, TypeError) as err:
+        raise CheckpointError(f"{source}: {err}; it was written by another version, or damaged") from err
+
+
+def _without_places(config: Config) -> Config:
+    usual = DataConfig()
+    data = dataclasses.replace(config.data, **{name: getattr(usual, name) for name in _PLACES})
+    return dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, load_from=None))
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,158 @@
+"""A model as one file for other runtimes, ONNX or torch.export: images, calibration and points in, logits of voxels and
+points out. Plain operations alone, in fp32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, Generator, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpvformer import ops
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.pixels import MEAN_BGR, padded_shape
+from tpvformer.labels import class_names
+from tpvformer.model import TPVFormer
+
+OPSET = 18
+INPUTS = ("images", "lidar2img", "points")
+OUTPUTS = ("voxel_logits", "point_logits")
+_POINTS = 8  # of the example that is traced; their number stays free
+
+
+class Rig(nn.Module):
+    """What is exported: the network with everything around it, for one rig.
+
+    images (N,H,W,3) uint8, RGB; lidar2img (N,4,4) float32, metres of the grid's frame -> pixels of these images; points
+    (P,3) float32, metres of the grid's frame. Returns (K,X,Y,Z) and (K,P).
+    """
+
+    def __init__(self, network: TPVFormer, config: Config) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, images: Tensor, lidar2img: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
+        height, width = images.shape[1:3]
+        padded = padded_shape(height, width)
+        mean = torch.tensor(MEAN_BGR[::-1]).view(3, 1, 1)
+        shown = (images.permute(0, 3, 1, 2).float() - mean)[:, [2, 1, 0]]
+        shown = F.pad(shown, (0, padded[1] - width, 0, padded[0] - height))
+        prediction = self.network(shown[None], lidar2img[None], self._places(points)[None])
+        assert prediction.point_logits is not None
+        return prediction.voxel_logits[0], prediction.point_logits[0]
+
+    def _places(self, points: Tensor) -> Tensor:
+        """Where points are decoded, in voxels: data/voxelize.py and engine/forward.py in tensors, float64 as there."""
+        grid, whole = self.config.model.grid, bool(self.config.data.occupancy)
+        low, high = (torch.tensor(edge, dtype=torch.float64) for edge in (grid.pc_range[:3], grid.pc_range[3:]))
+        last = torch.tensor(grid.voxels, dtype=torch.float64) - 1
+        pitch = (high - low) / (last + 1 if whole else last.clamp(min=1))
+        inside = torch.minimum(torch.maximum(points.double(), low), high)
+        cells = torch.minimum(torch.floor((inside - low) / pitch), last)
+        return cells.float() + (0.5 if whole else 0.0)
+
+
+def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
+    """Write an ONNX file for ``cameras`` images of ``size`` (width, height) pixels; returns a line about it.
+
+    Needs PyTorch 2.6 or newer and the packages of ``pip install "tpvformer[onnx]"``. Raises ConfigError.
+    """
+    _check(network, config, out, ".onnx", cameras)
+    for name in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--onnx needs {name}; pip install 'tpvformer[onnx]'")
+    wrapped, example, shapes = _traced(network, config, cameras, size)
+    with ops.static_shapes(), torch.no_grad(), _quiet():
+        program: Any = torch.onnx.export(
+            wrapped,
+            example,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            dynamo=True,
+        )
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(config, cameras).items()})
+    _save(out, lambda partial: program.save(partial, external_data=False))
+    return _line(out, cameras, size, f"opset {OPSET}")
+
+
+def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
+    """The same as a program of ``torch.export``, which ``torch.export.load`` reads; ``out`` ends with .pt2."""
+    _check(network, config, out, ".pt2", cameras)
+    wrapped, example, shapes = _traced(network, config, cameras, size)
+    with ops.static_shapes(), torch.no_grad(), _quiet():
+        program = torch.export.export(wrapped, example, dynamic_shapes=shapes)
+    _save(out, lambda partial: torch.export.save(program, partial))
+    return _line(out, cameras, size, "torch.export")
+
+
+def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, int]) -> Tuple[Rig, Any, Any]:
+    """The module, arguments to trace it with, and which of their axes stay free."""
+    width, height = size
+    example = (
+        torch.zeros(cameras, height, width, 3, dtype=torch.uint8),
+        torch.eye(4).repeat(cameras, 1, 1),
+        torch.zeros(_POINTS, 3),
+    )
+    return Rig(network, config).eval(), example, ({}, {}, {0: torch.export.Dim("points", min=1)})
+
+
+def _facts(config: Config, cameras: int) -> Dict[str, Any]:
+    grid = config.model.grid
+    return {
+        "pc_range": list(grid.pc_range),
+        "frame": grid.frame,
+        "class_names": list(class_names(config.data.label_map)),
+        "cameras": list(CAMERA_ORDER[:cameras]) if cameras <= len(CAMERA_ORDER) else [],
+    }
+
+
+def _save(out: Path, write: Callable[[str], None]) -> None:
+    partial = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(str(partial))
+        os.replace(partial, out)
+    except OSError as err:
+        raise ConfigError(f"{out}: cannot be written ({err.strerror or err}); name another file") from err
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _line(out: Path, cameras: int, size: Tuple[int, int], kind: str) -> str:
+    return f"{out}: {cameras} images of {size[0]}x{size[1]}, {kind}, {out.stat().st_size / 1e6:.1f} MB"
+
+
+def _check(network: TPVFormer, config: Config, out: Path, ending: str, cameras: int) -> None:
+    option = {".onnx": "--onnx", ".pt2": "--pt2"}[ending]
+    if out.suffix != ending:
+        raise ConfigError(f"{option} is {out}; expected a file that ends with {ending}")
+    if config.data.image_scale != 1:
+        raise ConfigError(
+            f"data.image_scale is {config.data.image_scale}; an exported model takes images as they are: give --set "
+            "data.image_scale=1 and the scaled --size, and scale images and lidar2img before"
+        )
+    if not 1 <= cameras <= network.config.num_cams:
+        raise ConfigError(f"--cameras is {cameras}; this model has embeddings for 1 to {network.config.num_cams}")
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+        raise ConfigError(f"{option} needs PyTorch 2.6 or newer, this is {torch.__version__}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """PyTorch's exporter reports its steps on stdout and warns about its own insides."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

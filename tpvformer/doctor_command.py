@@ -1,0 +1,98 @@
+"""``tpvformer doctor``: what is installed, what serves each operation here, and the one thing to mend first."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+from importlib import metadata
+from typing import Dict, List, Optional, Tuple
+
+from tpvformer import __version__
+from tpvformer.config import ConfigError
+
+_NEEDED = ("torch", "numpy", "opencv-python-headless", "pyyaml", "numba", "safetensors", "rich")
+_USEFUL = (
+    "simplejpeg",
+    "triton",
+    "torch_npu",
+    "mx-driving",
+    "huggingface_hub",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "fsspec",
+)
+_STANDS_IN = {"opencv-python-headless": "cv2"}  # other packages of OpenCV bring the same module
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``doctor``."""
+    parser.description = (
+        "Looks at versions, devices and kernels, and runs nothing. Exit status: 0 unless something is wrong."
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: auto)")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    lines, mend = examine(args.device)
+    print("\n".join(lines))
+    print(f"mend first: {mend}" if mend else "nothing to mend; tpvformer selfcheck computes and compares as well")
+    return 1 if mend else 0
+
+
+def examine(device: str) -> Tuple[List[str], Optional[str]]:
+    """What there is to say, and the first thing to mend; None where all is well."""
+    import torch
+
+    from tpvformer import ops
+    from tpvformer.engine.device import device_facts, device_name, pick_device
+
+    versions = {name: _version(name) for name in (*_NEEDED, *_USEFUL)}
+    mend = [f"{name} is missing: pip install {name}" for name in _NEEDED if versions[name] is None]
+    lines = [f"tpvformer {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"]
+    lines.append("installed: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    lines.append(
+        "not installed: " + (", ".join(name for name, version in versions.items() if not version) or "nothing")
+    )
+    places = [torch.device("cpu")]
+    try:
+        chosen, remarks = pick_device(device)
+    except ConfigError as err:
+        chosen, remarks = places[0], []
+        mend.append(str(err))
+    lines += [f"note: {remark}" for remark in remarks]
+    if chosen.type != "cpu":
+        places.append(chosen)
+        facts = ", ".join(f"{key} {value}" for key, value in device_facts(chosen).items())
+        lines.append(f"device: {device_name(chosen)} ({facts})")
+    else:
+        lines.append(f"device: {device_name(chosen)}, {torch.get_num_threads()} threads")
+    for place in places:
+        found = ops.kernels(place)
+        lines += [f"on {place.type}: {line}" for line in _served(found)]
+        mend += [
+            f"{name} kernels cannot be had on {place.type} ({problem})" for name, problem in found.items() if problem
+        ]
+    if versions["simplejpeg"] is None:
+        lines.append("note: without simplejpeg OpenCV decodes JPEG, more slowly")
+    return lines, mend[0] if mend else None
+
+
+def _served(kernels: Dict[str, Optional[str]]) -> List[str]:
+    """A line for each operation, or for each backend that has all of them."""
+    if not kernels:
+        return ["attention and deformable convolution: plain PyTorch"]
+    return [
+        f"{name}: plain PyTorch serves instead ({problem})" if problem else f"{name} kernels serve"
+        for name, problem in kernels.items()
+    ]
+
+
+def _version(name: str) -> Optional[str]:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        module = _STANDS_IN.get(name)
+        return "as another package" if module and importlib.util.find_spec(module) else None

@@ -1,0 +1,84 @@
+"""``tpvformer export`` and ``tpvformer convert``: a model leaves, for other runtimes or under other names."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Callable
+
+from tpvformer.config import Config, ConfigError
+
+
+def add_export(
+    parser: argparse.ArgumentParser, add_config: Callable[[], None], read_config: Callable[[argparse.Namespace], Config]
+) -> None:
+    """The options of ``export``; ``add_config`` adds those of a configuration, ``read_config`` reads them."""
+    from tpvformer.cli import _size  # which has imported this file
+
+    parser.description = _EXPORT
+    add_config()
+    parser.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    forms = parser.add_mutually_exclusive_group(required=True)
+    forms.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX file")
+    forms.add_argument("--pt2", type=Path, metavar="FILE", help="a program of torch.export")
+    forms.add_argument("--out", type=Path, help="weights under the reference's names, .pth or .safetensors")
+    parser.add_argument("--cameras", type=int, default=6, help="of the rig, for --onnx and --pt2 (default: 6)")
+    parser.add_argument("--size", type=_size, default=(1600, 900), help="their images, WxH (default: 1600x900)")
+    parser.set_defaults(run=lambda args: _export(args, read_config(args)))
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """The options of ``convert``."""
+    parser.description = _CONVERT
+    parser.add_argument("source", help="a checkpoint, a folder of weights, a work dir, or a hub's owner/name")
+    parser.add_argument("out", type=Path, help="FILE.pth or FILE.safetensors: the reference's names; else a folder")
+    parser.add_argument(
+        "--py-config", "--py_config", help="its configuration (default: the stored one, or told by the shapes)"
+    )
+    parser.set_defaults(run=_convert)
+
+
+_EXPORT = (
+    "--onnx and --pt2 write the whole model for one rig: images uint8 RGB (cameras, height, width, 3), lidar2img "
+    "(cameras, 4, 4) and any number of points (P, 3) in; logits of voxels and of points out. docs/export.md says more."
+)
+
+
+_CONVERT = (
+    "Reads whatever from_pretrained reads (docs/python.md). A folder gets config.json, model.safetensors and a model "
+    "card; a file gets the weights under the reference's names, flat, as the published ones are."
+)
+
+
+def _export(args: argparse.Namespace, config: Config) -> int:
+    from tpvformer.compat import load_weights, save_reference
+    from tpvformer.model import TPVFormer
+
+    model = TPVFormer(config.model)
+    report = load_weights(model, args.ckpt_path)
+    print(report)
+    if args.out is not None:
+        save_reference(model, args.out)
+        print(f"written to {args.out}")
+        return 0
+    if report.kind == "backbone":
+        raise ConfigError(f"--ckpt-path {args.ckpt_path} holds an image backbone alone; expected a whole TPVFormer")
+    from tpvformer.deploy import export_onnx, export_program
+
+    write, file = (export_onnx, args.onnx) if args.onnx is not None else (export_program, args.pt2)
+    print(write(model, config, file, args.cameras, args.size))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from tpvformer.api import TPVFormer
+    from tpvformer.compat import save_reference
+
+    model = TPVFormer.from_pretrained(args.source, config=args.py_config, device="cpu")
+    print(model.report)
+    if args.out.suffix in (".pth", ".pt", ".safetensors"):
+        save_reference(model.network, args.out)
+    else:
+        model.save_pretrained(args.out)
+    print(f"written to {args.out}")
+    return 0

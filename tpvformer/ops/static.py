@@ -1,0 +1,87 @@
+"""The plain operations in shapes that do not depend on what the tensors hold: for exporting, and for devices that
+compile each shape anew. Everything is sampled by ``grid_sample``; all cameras look at all queries, which costs more
+than ``reference``'s choice of those that they see, and says the same.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .reference import LevelShapes, cross_view_attention, level_sizes, ms_deform_attn
+
+__all__ = ["cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
+
+
+def image_cross_attention(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    anchors: Tensor,
+    visible: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    attend: Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor] = ms_deform_attn,
+    sizes: Optional[Tensor] = None,
+) -> Tensor:
+    """See ``ops.image_cross_attention``. ``attend`` samples one map; ``sizes`` are ``level_sizes``, if at hand.
+
+    The cameras become the batch and all queries go to each. Where a camera does not see a query, the weights are zero
+    and the anchors, which may be any number there, are parked outside the image. No tensor has more than six axes.
+    """
+    b, n = value.shape[:2]
+    q, heads, levels, points = weights.shape[1:]
+    sizes = level_sizes(level_shapes, offsets) if sizes is None else sizes
+    normalised = (offsets.float() / sizes).reshape(b, 1, q, heads * levels, points, 2)
+    seen = visible.float()
+    parked = torch.where(visible[..., None, None], anchors.float(), -1.0)
+    centre = parked.repeat_interleave(points // anchors.shape[3], dim=3)  # (B,N,Q,P,2)
+    locations = (centre[:, :, :, None] + normalised).view(b * n, q, heads, levels, points, 2)
+    share = seen / seen.sum(1, keepdim=True).clamp(min=1)  # (B,N,Q): the mean over the cameras that see it
+    shared = weights.float().reshape(b, 1, q, -1) * share[..., None]
+    out = attend(value.float().flatten(0, 1), level_shapes, locations, shared.view(b * n, q, heads, levels, points))
+    return out.view(b, n, q, -1).sum(1).to(value.dtype)
+
+
+def modulated_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
+    """See ``ops.modulated_deform_conv2d``."""
+    if (groups, deform_groups) != (1, 1):
+        return reference.modulated_deform_conv2d(
+            x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
+        )
+    out = sampled_convolution(x.float(), offset.float(), mask.float(), weight.float(), stride, padding, dilation)
+    out = out.to(weight.dtype)
+    return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+
+
+def sampled_convolution(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
+) -> Tensor:
+    """The same by ``grid_sample`` and a matrix product: operations that every release has. One group of each kind."""
+    n, c, h, w = x.shape
+    outputs, _, kh, kw = weight.shape
+    taps, (ho, wo) = kh * kw, offset.shape[2:]
+    tap = torch.arange(taps, device=x.device)
+    rows = torch.arange(ho, device=x.device) * stride - padding
+    cols = torch.arange(wo, device=x.device) * stride - padding
+    shift = offset.view(n, taps, 2, ho, wo)
+    y = shift[:, :, 0] + rows[:, None] + ((tap // kw) * dilation)[:, None, None]  # (N,taps,ho,wo) pixels
+    x_ = shift[:, :, 1] + cols + ((tap % kw) * dilation)[:, None, None]
+    grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], -1).view(n, taps * ho, wo, 2)
+    columns = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    columns = columns.view(n, c, taps, ho * wo) * mask.view(n, 1, taps, ho * wo)
+    return (weight.reshape(outputs, -1) @ columns.view(n, c * taps, ho * wo)).view(n, outputs, ho, wo)

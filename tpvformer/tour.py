@@ -1,0 +1,30 @@
+"""What ``tpvformer`` alone says: every command with one example that can be typed."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+TOUR: Tuple[Tuple[str, str], ...] = (
+    ("is this machine ready?", "tpvformer doctor"),
+    ("do the kernels compute the same here?", "tpvformer selfcheck"),
+    ("a synthetic data set", "tpvformer synth --out data/demo --scenes 10 --size 288x160"),
+    ("info files of a nuScenes download", "tpvformer data infos --root data/nuscenes --version v1.0-mini"),
+    ("look at calibration and points", "tpvformer check-geometry --rig rig.json --out rig.png"),
+    ("train", "tpvformer train --py-config tpv_lidarseg_dim64"),
+    ("score a checkpoint", "tpvformer eval --py-config demo --ckpt-path output/demo/best.pth"),
+    ("the outcome of a run", "tpvformer results --work-dir output/demo"),
+    ("classes of your own cameras' voxels", "tpvformer predict --py-config demo --ckpt-path w.pth --rig rig.json"),
+    ("a page to look at results, in any browser", "tpvformer view out/*.npz --html out.html"),
+    ("a picture of a frame", "tpvformer picture --py-config demo --ckpt-path output/demo/best.pth"),
+    ("weights as a folder to share", "tpvformer convert output/demo my-model"),
+    ("a model for onnxruntime", "tpvformer export --py-config demo --ckpt-path w.pth --onnx model.onnx"),
+    ("where a step's time goes", "tpvformer bench --py-config tpv_lidarseg_dim64"),
+    ("drop-in files for OpenMMLab 1.x", "tpvformer overlay check"),
+)
+
+
+def tour() -> str:
+    """One line a command."""
+    width = max(len(what) for what, _ in TOUR)
+    lines = [f"  {what:<{width}}  {example}" for what, example in TOUR]
+    return "\n".join(["TPVFormer: car cameras to 3D semantics. tpvformer COMMAND --help says more.", *lines])
