@@ -32,6 +32,7 @@ LAW = {
     "predict_files": None,
     "check_geometry": None,
     "data_command": None,
+    "report_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

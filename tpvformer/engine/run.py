@@ -15,7 +15,8 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, store, summary
+from . import checkpoint, distributed, store, summary, writers
+from .bench.report import surroundings
 from .checkpoint import Progress
 from .compile import compile_images
 from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
@@ -42,14 +43,17 @@ def train(
     resume_from: Optional[Path] = None,
     max_steps: Optional[int] = None,
     deterministic: bool = False,
+    command: str = "",
 ) -> Dict[str, Any]:
     """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
     Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
     afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
-    the summary is then empty and not stored. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
+    the summary is then empty and not stored. ``command`` is what was typed, for the record of kind "run".
+    Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
+    writers.check(config.train.writers)
     world, place, remarks = enter(device)
     if deterministic:
         remarks = remarks + be_deterministic(place)
@@ -70,6 +74,7 @@ def train(
         start_from(run, origin)
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
+        _record_start(run, command)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
         with contextlib.closing(run.saver), signals, run.watchdog, in_words(config, place, lambda: run.watchdog.doing):
@@ -89,6 +94,17 @@ def train(
         log.close()
     distributed.stop()
     return outcome
+
+
+def _record_start(run: Run, command: str) -> None:
+    """Note what this run is and where it begins, and open the writers of a run that trains in earnest."""
+    log, step = run.log, run.progress.global_iter
+    if not run.world.is_main:
+        return
+    if run.max_steps is None:
+        log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
+    around = {**surroundings(run.device, "tpvformer"), "command": command}
+    log.record("run", step=step, max_steps=run.max_steps, world_size=run.world.size, **around)
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:
