@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
+from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import NuScenesDataset
@@ -103,7 +104,7 @@ def _record_start(run: Run, command: str) -> None:
         return
     if run.max_steps is None:
         log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
-    around = {**surroundings(run.device, "tpvformer"), "command": command}
+    around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
     log.record("run", step=step, max_steps=run.max_steps, world_size=run.world.size, **around)
 
 

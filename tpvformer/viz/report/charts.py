@@ -26,10 +26,13 @@ class Series:
     dots: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series], x_name: str, unit: str = "", bars: bool = False) -> str:
+def line_chart(
+    title: str, series: Sequence[Series], x_name: str, unit: str = "", linear: bool = False, cap: float = math.inf
+) -> str:
     """A figure with a legend where there is more than one line; empty where there is nothing to draw.
 
-    ``bars``: values are parts of a whole, and the axis begins at 0.
+    ``linear``: the axis begins at 0 and is never logarithmic. What is above ``cap`` is drawn at
+    it; its title has the value.
     """
     drawn = [(one, _binned(one.points)) for one in series]
     drawn = [(one, points) for one, points in drawn if any(y is not None for _, y in points)]
@@ -37,10 +40,10 @@ def line_chart(title: str, series: Sequence[Series], x_name: str, unit: str = ""
         return ""
     values = [y for _, points in drawn for _, y in points if y is not None]
     places = [x for _, points in drawn for x, _ in points]
-    low, high, log = min(values), max(values), False
-    if low > 0 and high / low > _WIDE and not bars:
+    low, high, log = min(values), min(max(values), cap), False
+    if low > 0 and high / low > _WIDE and not linear:
         log = True
-    elif bars or (low > 0 and low < 0.4 * high):
+    elif linear or (low > 0 and low < 0.4 * high):
         low = min(0.0, low)
     y_of, y_ticks = _log_axis(low, high) if log else _axis(low, high)
     x_low, x_high = min(places), max(places)
@@ -51,7 +54,7 @@ def line_chart(title: str, series: Sequence[Series], x_name: str, unit: str = ""
         return _LEFT + (inner * (x - x_low) / span if x_high > x_low else inner / 2)
 
     def y_at(y: float) -> float:
-        return _TOP + (floor - _TOP) * (1 - y_of(y))
+        return _TOP + (floor - _TOP) * (1 - y_of(min(y, high)))
 
     parts = []
     for tick in y_ticks:
@@ -73,9 +76,12 @@ def line_chart(title: str, series: Sequence[Series], x_name: str, unit: str = ""
             if one.dots or len(corners) == 1:
                 parts += [f'<circle class="dot t{one.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in corners]
     parts += _tips(drawn, x_at, x_name, unit, floor)
-    keys = "".join(f'<span class="key"><i class="t{one.tone}"></i>{escape(one.name)}</span>' for one, _ in drawn)
+    keys = "".join(
+        f'<span class="key"><i class="t{one.tone}{" faint" if one.faint else ""}"></i>{escape(one.name)}</span>'
+        for one, _ in drawn
+    )
     legend = f'<div class="keys">{keys}</div>' if len(drawn) > 1 else ""
-    note = " · logarithmic" if log else ""
+    note = " · logarithmic" if log else f" · cut at {number(high)}" if high < max(values) else ""
     label = f"{title}{f', {unit}' if unit else ''}"
     return (
         f'<figure class="card"><figcaption>{escape(label)}<small>{note}</small></figcaption>{legend}'

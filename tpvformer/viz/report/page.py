@@ -6,6 +6,7 @@ It is one file that opens from the disk: no script, no network (its own policy f
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -35,7 +36,7 @@ def page(run: RunFiles, classes: Classes, pictures: Sequence[Optional[bytes]] = 
         if matrix:
             sections.append(_section("Confusion", _CONFUSION, _card(matrix)))
         sections.append(_worst(last.get("worst", ()), pictures, hint))
-    sections += [_time(run), _trouble(run), _origin(run)]
+    sections += [_trouble(run), _origin(run)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -89,7 +90,7 @@ def _tiles(run: RunFiles) -> str:
             tiles.append((percent(metric["value"]), f"{leader}, last evaluation{sure}"))
         best = max(run.evals, key=lambda r: leading(r)[1].get("value") or -1.0)
         value = leading(best)[1].get("value")
-        if value is not None:
+        if value is not None and best is not last:
             tiles.append((percent(value), f"{leader}, best: epoch {best['epoch']}"))
         if last.get("loss") is not None:
             tiles.append((f"{last['loss']:.3f}", "validation loss"))
@@ -136,7 +137,7 @@ def _curves(run: RunFiles) -> str:
             "epoch",
             "%",
         ),
-        line_chart("Learning rate", [Series("lr", of("lr"))], "step"),
+        line_chart("Learning rate", [Series("lr", of("lr"))], "step", linear=True),
         line_chart("Norm of the gradient, before clipping", [Series("grad_norm", of("grad_norm"), 4)], "step"),
         line_chart(
             "Time of a step",
@@ -146,10 +147,17 @@ def _curves(run: RunFiles) -> str:
             ],
             "step",
             "ms",
-            bars=True,
+            linear=True,
+            cap=_cap([1e3 * (s.waited + s.computed) for s in run.steps]),
         ),
+        _time(run),
     ]
     return f'<div class="charts">{"".join(figures)}</div>' if any(figures) else ""
+
+
+def _cap(times: Sequence[float]) -> float:
+    """Far above what is usual: the first steps compile, and would flatten all others."""
+    return 4 * sorted(times)[len(times) // 2] if times else math.inf
 
 
 # metrics that the curve of the validation shows, the first four that there are
@@ -188,14 +196,16 @@ def _time(run: RunFiles) -> str:
         whole = run.summary["duration_s"]
         parts.append(("starting, evaluating, saving", whole - waited - computed, 4))
     bar = "".join(f'<i class="t{tone}" style="flex:{seconds / whole:.4f}"></i>' for _, seconds, tone in parts)
-    keys = "".join(
-        f'<span class="key"><i class="t{tone}"></i>{escape(name)}: {_duration(seconds)}, {100 * seconds / whole:.1f} %'
-        "</span>"
+    rows = "".join(
+        f'<tr><td class="key"><i class="t{tone}"></i>{escape(name)}</td><td>{_duration(seconds)}</td>'
+        f"<td>{100 * seconds / whole:.1f} %</td></tr>"
         for name, seconds, tone in parts
     )
-    text = f"{len(run.steps)} steps of the main process, from timeline.csv."
-    body = f'<div class="split">{bar}</div><div class="keys">{keys}</div>'
-    return _section("Time", text, f'<div class="card">{body}</div>')
+    title = f"Where the time went<small> · {len(run.steps)} steps of the main process</small>"
+    return (
+        f'<figure class="card"><figcaption>{title}</figcaption><div class="split">{bar}</div>'
+        f"<table><tbody>{rows}</tbody></table></figure>"
+    )
 
 
 def _trouble(run: RunFiles) -> str:
@@ -226,7 +236,7 @@ def _origin(run: RunFiles) -> str:
     if start:
         cores = f"{start.get('processor')}, {start.get('cores')} cores, {start.get('threads')} threads a process"
         rows += [("device", f"{start.get('world_size')} × {start.get('device')}"), ("processor", cores)]
-        versions = {"python": start.get("python"), **start.get("versions", {})}
+        versions = {"tpvformer": start.get("tpvformer"), "python": start.get("python"), **start.get("versions", {})}
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
         settings = " ".join(f"{name}={value}" for name, value in start.get("settings", {}).items())
         rows.append(("environment", settings or "nothing set"))
@@ -243,6 +253,8 @@ def _origin(run: RunFiles) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     minutes = round(seconds / 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -35,10 +35,12 @@ def metric_table(record: Record) -> str:
             )
         far = "".join(f"<td>{percent(metric['rings'].get(ring))}</td>" for ring in rings)
         rows.append(
-            f"<tr><td>{escape(name)}</td><td><b>{percent(value)}</b></td><td>{sure}</td><td>{drawn}</td>{far}</tr>"
+            f"<tr><td>{escape(name)}</td><td><b>{percent(value)}</b></td><td>{sure}</td>"
+            f'<td class="left">{drawn}</td>{far}</tr>'
         )
     return (
-        f"<table><thead><tr><th>metric</th><th>value</th><th>95 % interval</th><th>0 to 100 %</th>{head}</tr></thead>"
+        "<table><thead><tr><th>metric</th><th>value</th><th>95 % interval</th>"
+        f'<th class="left">0 to 100 %</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -67,7 +69,7 @@ def class_table(evals: Sequence[Record], classes: Classes) -> str:
         )
     over = f"<th>epoch {evals[0]['epoch']} to {evals[-1]['epoch']}</th>"
     return (
-        f'<table><thead><tr><th>class</th><th class="left">{escape(first)}</th>{head}{over}<th>in the truth</th></tr>'
+        f"<table><thead><tr><th>class</th><th></th>{head}{over}<th>in the truth</th></tr>"
         f"</thead><tbody>{''.join(rows)}</tbody></table>"
     )
 

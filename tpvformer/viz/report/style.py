@@ -56,12 +56,13 @@ border:1px solid var(--card);background:rgba(var(--heat),var(--v))}
 .matrix th{font-weight:400;font-size:12px;padding:2px 8px;border:0;text-align:right;color:var(--ink)}
 .matrix thead th{vertical-align:bottom;padding:4px 0}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block}
-.split{display:flex;height:26px;border-radius:7px;overflow:hidden;gap:2px;margin:6px 0 10px}
+.split{display:flex;height:30px;border-radius:7px;overflow:hidden;gap:2px;margin:16px 0 12px}
+td.key{color:var(--ink)}i.faint{opacity:.45}
 .split i{background:var(--c);min-width:2px}
 .frames{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px}
 .frames figure{padding:10px}.frames img{display:block;width:100%;height:auto;border-radius:6px;cursor:zoom-in}
 .frames input{position:absolute;opacity:0}
-.frames figure:has(input:checked){grid-column:1/-1}.frames input:checked+img{cursor:zoom-out}
+.frames figure:has(input:checked){grid-column:1/-1;overflow-x:auto}.frames input:checked+img{cursor:zoom-out;min-width:1000px}
 .frames input:focus-visible+img{outline:3px solid var(--t1)}
 .frames figcaption{font-weight:400;margin:8px 2px 0;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:0}
@@ -73,6 +74,6 @@ details{margin-top:14px}summary{cursor:pointer;font-weight:600;font-size:14px}
 details pre{margin-top:10px}
 .bad{color:var(--bad)}
 @media (max-width:560px){main{padding:18px 12px 40px}h1{font-size:22px}dl{grid-template-columns:1fr;gap:0}
-dd{margin-bottom:8px}.bar{width:60px}.card{padding:12px}th,td{padding:5px 7px}}
+dd{margin-bottom:8px}.tick{font-size:15px}.bar{width:60px}.card{padding:12px}th,td{padding:5px 7px}}
 @media print{.card{break-inside:avoid}details{display:none}}
 """
