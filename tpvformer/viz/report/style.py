@@ -62,7 +62,8 @@ td.key{color:var(--ink)}i.faint{opacity:.45}
 .frames{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px}
 .frames figure{padding:10px}.frames img{display:block;width:100%;height:auto;border-radius:6px;cursor:zoom-in}
 .frames input{position:absolute;opacity:0}
-.frames figure:has(input:checked){grid-column:1/-1;overflow-x:auto}.frames input:checked+img{cursor:zoom-out;min-width:1000px}
+.frames figure:has(input:checked){grid-column:1/-1;overflow-x:auto}
+.frames input:checked+img{cursor:zoom-out;min-width:1000px}
 .frames input:focus-visible+img{outline:3px solid var(--t1)}
 .frames figcaption{font-weight:400;margin:8px 2px 0;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:0}
