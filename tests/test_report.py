@@ -105,13 +105,18 @@ def test_a_run_that_goes_on_has_a_page(tmp_path: Path, capsys) -> None:
 
 
 def test_a_measurement_is_not_taken_for_the_training(tmp_path: Path) -> None:
-    lines = [record("run", step=0, max_steps=None), record("train", step=1, loss=1.0)]
-    measured = (record("run", step=0, max_steps=9), record("train", step=1, loss=7))
-    lines += [line.replace('"a"', '"b"') for line in measured]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert [r["loss"] for r in read_run(tmp_path).train] == [1.0]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines[2:]))
-    assert [r["loss"] for r in read_run(tmp_path).train] == [7]
+    def write(name: str, *records: Dict[str, Any]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    losses = [{"kind": "train", "run": run, "step": step, "loss": step} for run, step in (("b", 1), ("d", 2), ("c", 1))]
+    runs = (("a", 0, None), ("b", 0, None), ("c", 0, 9), ("d", 1, None))
+    write("starts.jsonl", *({"run": run, "step": step, "max_steps": most} for run, step, most in runs))
+    write("metrics.jsonl", *losses)
+    found = read_run(tmp_path)
+    assert [r["run"] for r in found.train] == ["b", "d"]
+    assert [start["run"] for start in found.starts] == ["b", "d"], "a was begun afresh by b"
+    write("metrics.jsonl", losses[2])
+    assert [r["run"] for r in read_run(tmp_path).train] == ["c"]
 
 
 def test_mistakes_are_one_line(tmp_path: Path, finished: Path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -50,7 +51,7 @@ def train(
 
     Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
     afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
-    the summary is then empty and not stored. ``command`` is what was typed, for the record of kind "run".
+    the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
     Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
@@ -98,14 +99,17 @@ def train(
 
 
 def _record_start(run: Run, command: str) -> None:
-    """Note what this run is and where it begins, and open the writers of a run that trains in earnest."""
+    """Add a line to starts.jsonl: what this process runs, where and from which step on. Open the writers of a run that
+    trains in earnest."""
     log, step = run.log, run.progress.global_iter
-    if not run.world.is_main:
+    if log.path is None:
         return
     if run.max_steps is None:
         log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
+    start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
     around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
-    log.record("run", step=step, max_steps=run.max_steps, world_size=run.world.size, **around)
+    with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**start, **around}) + "\n")
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:

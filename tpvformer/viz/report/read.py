@@ -26,7 +26,9 @@ class RunFiles:
     folder: str
     config: str  # config.yaml
     summary: Record  # summary.json; empty while a run is not finished
-    starts: List[Record] = field(default_factory=list)  # one a process that trained here: command, versions, hardware
+    starts: List[Record] = field(
+        default_factory=list
+    )  # of this training, the later ones went on: command, versions, hardware
     train: List[Record] = field(default_factory=list)
     evals: List[Record] = field(default_factory=list)  # one an epoch
     nonfinite: List[Record] = field(default_factory=list)
@@ -47,10 +49,13 @@ def read_run(work_dir: Path) -> RunFiles:
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: no run has written to {work_dir}")
     records = list(_records(source))
-    bounded = {r.get("run") for r in records if r.get("kind") == "run" and r.get("max_steps")}
+    starts = list(_records(work_dir / "starts.jsonl")) if (work_dir / "starts.jsonl").is_file() else []
+    bounded = {start["run"] for start in starts if start.get("max_steps")}
     if all(r.get("run") in bounded for r in records):
         bounded = set()
-    found: Dict[str, List[Record]] = {kind: [] for kind in ("run", "train", "eval", "nonfinite")}
+    starts = [start for start in starts if start["run"] not in bounded]
+    fresh = max((i for i, start in enumerate(starts) if not start["step"]), default=0)
+    found: Dict[str, List[Record]] = {kind: [] for kind in ("train", "eval", "nonfinite")}
     for record in records:
         if record.get("run") not in bounded and record.get("kind") in found:
             found[record["kind"]].append(record)
@@ -65,7 +70,7 @@ def read_run(work_dir: Path) -> RunFiles:
         work_dir.resolve().name,
         config.read_text(encoding="utf-8") if config.is_file() else "",
         {} if outcome.get("run") in bounded else outcome,
-        found["run"],
+        starts[fresh:],
         [train[step] for step in sorted(train)],
         [evals[epoch] for epoch in sorted(evals)],
         found["nonfinite"],
