@@ -28,7 +28,7 @@ class RunFiles:
     summary: Record  # summary.json; empty while a run is not finished
     starts: List[Record] = field(
         default_factory=list
-    )  # of this training, the later ones went on: command, versions, hardware
+    )  # of this training: command, versions, hardware
     train: List[Record] = field(default_factory=list)
     evals: List[Record] = field(default_factory=list)  # one an epoch
     nonfinite: List[Record] = field(default_factory=list)
