@@ -191,7 +191,7 @@ def test_curves_of_a_long_run_stay_small_and_true() -> None:
     cut = line_chart("Time", [Series("t", [(0, 1.0), (1, 500.0), (2, 1.5)])], "step", linear=True, cap=4.0)
     assert "cut at 4" in cut and "t: 500" in cut
     assert line_chart("Loss", [Series("loss", [(0, None)])], "step") == ""
-    assert [number(v) for v in (0, 28130, 1e-5, 0.25, 1.5e6)] == ["0", "28.13k", "1e-5", "0.25", "1.5M"]
+    assert [number(v) for v in (0, 28130, 1e-5, 0.0015, 0.25)] == ["0", "28.13k", "1e-5", "1.5e-3", "0.25"]
 
 
 def opened(file: Path, profile: Path) -> subprocess.CompletedProcess:

@@ -106,8 +106,9 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1e4:
         return f"{value / 1e6:.4g}M" if size >= 1e6 else f"{value / 1e3:.4g}k"
-    text = f"{value:.4g}" if value == 0 or size >= 1e-3 else f"{value:.2g}"
-    return text.replace("e-0", "e-")
+    if value == 0 or size >= 1e-2:
+        return f"{value:.4g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _binned(points: Sequence[Point]) -> List[Point]:

@@ -26,9 +26,7 @@ class RunFiles:
     folder: str
     config: str  # config.yaml
     summary: Record  # summary.json; empty while a run is not finished
-    starts: List[Record] = field(
-        default_factory=list
-    )  # of this training: command, versions, hardware
+    starts: List[Record] = field(default_factory=list)  # of this training: command, versions, hardware
     train: List[Record] = field(default_factory=list)
     evals: List[Record] = field(default_factory=list)  # one an epoch
     nonfinite: List[Record] = field(default_factory=list)
