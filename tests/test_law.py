@@ -40,6 +40,7 @@ LAW = {
     "doctor_command": None,
     "export_command": None,
     "tour": ((), ()),
+    "report_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

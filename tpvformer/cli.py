@@ -183,6 +183,12 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     results.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
     results.set_defaults(run=_results)
 
+    page = commands.add_parser("report", help="one page of a run: its curves, scores and worst frames")
+    if argv[:1] == ["report"]:
+        from tpvformer import report_command
+
+        report_command.add_arguments(page)
+
     picture = commands.add_parser("picture", help="one PNG of a validation frame with a checkpoint's predictions")
     _add_config(picture)
     picture.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
@@ -254,7 +260,12 @@ def _train(args: argparse.Namespace) -> int:
     extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
     config = _config(args, extra)
     work_dir = args.work_dir or Path("output") / config.name
-    train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic)
+    typed = shlex.join(["tpvformer", *args.argv])
+    outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
+    if outcome and args.max_steps is None:
+        from tpvformer.report_command import after_training
+
+        after_training(work_dir, args.device)
     return 0
 
 

@@ -229,9 +229,12 @@ class TrainConfig:
     on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
     max_skipped: int = 10  # steps, and bad samples, that a run may leave out
     hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
+    writers: Tuple[str, ...] = ()  # curves besides metrics.jsonl: "tensorboard", "wandb" (docs/report.md)
 
     def __post_init__(self) -> None:
         _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
+        for writer in self.writers:
+            _one_of("train", writers=(writer, ("tensorboard", "wandb")))
         _at_least("train", max_skipped=(self.max_skipped, 0))
         _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
         _at_least("train", save_every_steps=(self.save_every_steps, 0), keep_checkpoints=(self.keep_checkpoints, 1))

@@ -13,6 +13,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("train", "tpvformer train --py-config tpv_lidarseg_dim64"),
     ("score a checkpoint", "tpvformer eval --py-config demo --ckpt-path output/demo/best.pth"),
     ("the outcome of a run", "tpvformer results --work-dir output/demo"),
+    ("curves, tables and worst frames of a run", "tpvformer report --work-dir output/demo"),
     ("classes of your own cameras' voxels", "tpvformer predict --py-config demo --ckpt-path w.pth --rig rig.json"),
     ("a page to look at results, in any browser", "tpvformer view out/*.npz --html out.html"),
     ("a picture of a frame", "tpvformer picture --py-config demo --ckpt-path output/demo/best.pth"),

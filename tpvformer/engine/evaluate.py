@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 
-from .distributed import World, all_sum, share_buffers
+from .distributed import World, all_sum, gather_texts, share_buffers
 from .forward import predict
 from .log import RunLog, finite
 from .losses import sample_losses
@@ -29,6 +30,9 @@ from .prefetch import on_device
 if TYPE_CHECKING:
     from tpvformer.model import Prediction
 
+WORST = 6  # samples that an evaluation names
+# the metrics that may choose the best checkpoint, and the counts each is made of; the first one there is does
+_LEADERS = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
 _UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
 
 
@@ -38,6 +42,7 @@ class Evaluation:
 
     The first two are None where the data set has no points.
     ``metrics`` holds these two and all others under their full names (metrics/named.py says what each one is).
+    ``confusion`` are the counts behind the leading one, [truth][predicted], ``worst`` the samples of the highest loss.
     """
 
     pts: Optional[Scores]
@@ -46,14 +51,14 @@ class Evaluation:
     samples: int
     scenes: int = 0
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    confusion: Sequence[Sequence[int]] = ()
+    worst: Sequence[Tuple[str, float]] = ()
 
     @property
     def leading(self) -> Tuple[str, Optional[float]]:
         """Name and value of the metric that chooses the best checkpoint: dense labels lead where there are any."""
-        for name in ("occ3d_miou", "ssc_miou"):
-            if name in self.metrics:
-                return name, self.metrics[name].value
-        return "miou_points", miou(self.pts)
+        name = leader(self.metrics)
+        return name, self.metrics[name].value if name in self.metrics else miou(self.pts)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
         """Plain values, ready for JSON."""
@@ -64,7 +69,15 @@ class Evaluation:
             "vox": None if self.vox is None else self.vox.as_dict(names),
             "scenes": self.scenes,
             "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
+            "leading": self.leading[0],
+            "confusion": {"classes": list(names), "counts": [list(row) for row in self.confusion]},
+            "worst": [{"token": token, "loss": loss} for token, loss in self.worst],
         }
+
+
+def leader(metrics: Mapping[str, Metric]) -> str:
+    """The name of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+    return next((name for name in _LEADERS if name in metrics), "miou_points")
 
 
 def miou(scores: Optional[Scores]) -> Optional[float]:
@@ -94,6 +107,8 @@ def evaluate(
     tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
+    tokens: List[str] = []
+    each: List[torch.Tensor] = []  # the losses of the samples; read at the end, so that nothing waits for the device
     training, together = model.training, config.data.batch_size * world.size
     model.eval()
     with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
@@ -107,6 +122,8 @@ def evaluate(
             known = losses.isfinite()
             units = (torch.where(known, losses, 0) * _UNIT).long()
             sums += torch.stack((units.sum(), known.new_ones(len(losses)).sum(), (~known).sum()))
+            tokens += batch.tokens
+            each.append(losses)
             tally.add(prediction, batch)
             if keep is not None:
                 keep(batch, prediction)
@@ -124,7 +141,21 @@ def evaluate(
     pts = vox = None
     if data.has_points:
         pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
-    return Evaluation(pts, vox, loss, samples, tally.scenes, tally.metrics())
+    metrics = tally.metrics()
+    confusion = tally.confusion(_LEADERS[leader(metrics)]).tolist()
+    worst = worst_of(tokens, torch.cat(each).tolist() if each else [])
+    return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst)
+
+
+def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, float]]:
+    """The samples of all processes with the highest loss, worst first; a loss that is no number is the worst of all."""
+
+    def badness(sample: Sequence) -> Tuple[float, str]:
+        return -sample[1] if math.isfinite(sample[1]) else -math.inf, sample[0]
+
+    mine = sorted(zip(tokens, losses), key=badness)[:WORST]
+    everyone = [(token, loss) for text in gather_texts(json.dumps(mine)) for token, loss in json.loads(text)]
+    return sorted(everyone, key=badness)[:WORST]
 
 
 def permute_cameras(batch: Batch) -> Batch:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
 
 from .meters import Lap
+from .writers import Writers
 
 TIMELINE = "timeline.csv"
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -37,6 +38,7 @@ class RunLog:
         self._logger.propagate = False
         self._handlers: List[logging.Handler] = []
         self._bar_is_up = False
+        self._writers: Optional[Writers] = None
         if not is_main:
             return
         self._handlers.append(logging.StreamHandler(sys.stdout))
@@ -72,6 +74,12 @@ class RunLog:
             self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
             with contextlib.suppress(OSError):  # as in _LogFile
                 self._metrics.flush()
+        if self._writers is not None:
+            self._writers.record(kind, values)
+
+    def attach(self, writers: Writers) -> None:
+        """From now on the numbers of each record go there too; closed with this log."""
+        self._writers = writers
 
     def cut(self, step: int, evaluated: bool) -> None:
         """Take back the records after ``step`` and, unless ``evaluated``, its evaluation: they will come again.
@@ -114,6 +122,8 @@ class RunLog:
 
     def close(self) -> None:
         """Give the files back."""
+        if self._writers is not None:
+            self._writers.close()
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             with contextlib.suppress(OSError):

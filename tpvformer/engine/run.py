@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
+from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, store, summary
+from . import checkpoint, distributed, store, summary, writers
+from .bench.report import surroundings
 from .checkpoint import Progress
 from .compile import compile_images
 from .device import be_deterministic, device_name, image_dtype, image_layout, pick_device, pin_options
@@ -42,14 +45,17 @@ def train(
     resume_from: Optional[Path] = None,
     max_steps: Optional[int] = None,
     deterministic: bool = False,
+    command: str = "",
 ) -> Dict[str, Any]:
     """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
     Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
     afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
-    the summary is then empty and not stored. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
+    the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
+    Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
+    writers.check(config.train.writers)
     world, place, remarks = enter(device)
     if deterministic:
         remarks = remarks + be_deterministic(place)
@@ -70,6 +76,7 @@ def train(
         start_from(run, origin)
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
+        _record_start(run, command)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
         with contextlib.closing(run.saver), signals, run.watchdog, in_words(config, place, lambda: run.watchdog.doing):
@@ -89,6 +96,20 @@ def train(
         log.close()
     distributed.stop()
     return outcome
+
+
+def _record_start(run: Run, command: str) -> None:
+    """Add a line to starts.jsonl: what this process runs, where and from which step on. Open the writers of a run that
+    trains in earnest."""
+    log, step = run.log, run.progress.global_iter
+    if log.path is None:
+        return
+    if run.max_steps is None:
+        log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
+    start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
+    around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
+    with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**start, **around}) + "\n")
 
 
 def enter(device: str) -> Tuple[World, torch.device, List[str]]:

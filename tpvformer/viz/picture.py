@@ -63,6 +63,16 @@ def write_png(path: Union[str, Path], image: np.ndarray) -> None:
     target.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
+def jpeg_of(path: Union[str, Path], width: int) -> bytes:
+    """A stored picture as a JPEG file ``width`` pixels wide. Raises OSError where it cannot be read."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise OSError(f"{path} is no picture")
+    size = (width, round(image.shape[0] * width / image.shape[1]))
+    smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
 def _legend(panel: np.ndarray, present: Collection[int], classes: Classes) -> None:
     """Writes the names of the evaluated classes beside their colours; those absent from the frame are dimmed."""
     step = (panel.shape[0] - 90) // len(classes.evaluated)

@@ -1,0 +1,216 @@
+"""The page of a run: it says what the run's files hold, opens in a browser, and never fails a training."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from engine_tools import POINTS, tiny_config, write_config
+from tiny_nuscenes import write_tiny
+
+from tpvformer import report_command
+from tpvformer.cli import main
+from tpvformer.engine import evaluate
+from tpvformer.labels import NUSCENES
+from tpvformer.viz.report.charts import Series, line_chart, number
+from tpvformer.viz.report.page import page
+from tpvformer.viz.report.read import RunFiles, Step, read_run
+
+pytestmark = pytest.mark.usefixtures("quick")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, quick) -> Path:
+    """The work dir of a run of two epochs, by the command."""
+    folder = tmp_path_factory.mktemp("report")
+    file = write_config(folder / "tiny.py", tiny_config(write_tiny(folder / "set", POINTS)))
+    assert main(["train", "--py-config", str(file), "--work-dir", str(folder / "run"), "--device", "cpu"]) == 0
+    return folder / "run"
+
+
+def record(kind: str, **values: Any) -> str:
+    return json.dumps({"kind": kind, "run": "a", **values})
+
+
+def test_a_training_ends_with_its_page(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    run = read_run(finished)
+    assert run.last is not None and len(run.evals) == 2 and len(run.train) == len(run.steps) == 14
+    for title in ("Training", "Scores", "Classes", "Confusion", "Worst frames", "How it was made"):
+        assert f"<h2>{title}</h2>" in text
+    for title in ("Loss", "Validation, %", "Learning rate", "Norm of the gradient", "Time of a step, ms"):
+        assert f"<figcaption>{title}" in text
+    assert "Where the time went" in text and "waiting for data" in text
+    for name, color in list(zip(NUSCENES.names, NUSCENES.colors))[1:]:
+        assert f'style="background:rgb{str(color).replace(" ", "")}"></i>{name.replace("_", " ")}<' in text
+    for name, metric in run.last["metrics"].items():
+        assert name in text and f"{metric['value']:.2f} %" in text
+    assert "tpvformer train --py-config" in text and "torch 2." in text and "dim: 16" in text
+    assert text.count("data:image/jpeg;base64,") == len(run.last["worst"]) == evaluate.WORST
+    assert all(frame["token"] in text for frame in run.last["worst"])
+    assert "<script" not in text and "://" not in text
+
+
+def test_what_an_evaluation_stores_agrees_with_its_scores(finished: Path) -> None:
+    last = read_run(finished).last
+    assert last is not None
+    names, counts = last["confusion"]["classes"], last["confusion"]["counts"]
+    assert last["leading"] == "miou_points"
+    for label, iou in last["metrics"]["miou_points"]["iou"].items():
+        k = names.index(label)
+        union = sum(counts[k]) + sum(row[k] for row in counts) - counts[k][k]
+        assert iou is None if not sum(counts[k]) else iou == pytest.approx(100 * counts[k][k] / union)
+    losses = [frame["loss"] for frame in last["worst"]]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) > 1
+    left = len(POINTS) * last["loss"] - sum(losses)  # that of the one sample which is not among the worst six
+    assert 0 < left <= losses[-1] + 1e-6
+
+
+def test_the_worst_of_several_processes(monkeypatch) -> None:
+    theirs = json.dumps([("far", math.inf), ("c", 3.5), ("d", 1.0)])
+    monkeypatch.setattr(evaluate, "gather_texts", lambda mine: [mine, theirs])
+    monkeypatch.setattr(evaluate, "WORST", 4)
+    worst = evaluate.worst_of(["a", "b", "odd", "e"], [3.0, 4.0, math.nan, 0.5])
+    assert [token for token, _ in worst] == ["far", "odd", "b", "c"]
+
+
+def test_report_is_made_again_and_pictures_too(finished: Path, tmp_path: Path, capsys) -> None:
+    pictures = sorted((finished / report_command.FRAMES).iterdir())
+    assert len(pictures) == 6
+    pictures[0].unlink()
+    out = tmp_path / "deep" / "page.html"
+    assert main(["report", "--work-dir", str(finished), "--out", str(out)]) == 0
+    assert out.read_text().count("data:image/jpeg") == 5
+    assert main(["report", "--work-dir", str(finished), "--out", str(out), "--pictures", "--device", "cpu"]) == 0
+    assert out.read_text().count("data:image/jpeg") == 6
+    said = capsys.readouterr().out
+    assert said.count("points right") == 6 and f"{out}: " in said
+    assert not [p for p in finished.iterdir() if p.name.startswith(".")]
+
+
+def test_a_run_that_goes_on_has_a_page(tmp_path: Path, capsys) -> None:
+    lines = [record("train", step=s, epoch=0, loss=4 / s, mean_loss=None, lr=1e-4, grad_norm=1.0) for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "tr']))
+    (tmp_path / "timeline.csv").write_text("run,epoch,step,began_s,waited_s,computed_s\na,0,1,0,0.5,1.5\na,0,2,0,")
+    assert main(["report", "--work-dir", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "not finished" in text and "Loss" in text and "25.0 %" in text and "Confusion" not in text
+
+
+def test_a_measurement_is_not_taken_for_the_training(tmp_path: Path) -> None:
+    def write(name: str, *records: Dict[str, Any]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    losses = [{"kind": "train", "run": run, "step": step, "loss": step} for run, step in (("b", 1), ("d", 2), ("c", 1))]
+    runs = (("a", 0, None), ("b", 0, None), ("c", 0, 9), ("d", 1, None))
+    write("starts.jsonl", *({"run": run, "step": step, "max_steps": most} for run, step, most in runs))
+    write("metrics.jsonl", *losses)
+    found = read_run(tmp_path)
+    assert [r["run"] for r in found.train] == ["b", "d"]
+    assert [start["run"] for start in found.starts] == ["b", "d"], "a was begun afresh by b"
+    write("metrics.jsonl", losses[2])
+    assert [r["run"] for r in read_run(tmp_path).train] == ["c"]
+
+
+def test_mistakes_are_one_line(tmp_path: Path, finished: Path, capsys) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metrics.jsonl").write_text("no json\n{}\n")
+    (tmp_path / "file").touch()
+    for words, text in (
+        ((str(tmp_path),), "metrics.jsonl does not exist: no run has written to"),
+        ((str(tmp_path / "broken"),), "line 1, is not JSON"),
+        ((str(tmp_path), "--pictures"), "metrics.jsonl does not exist"),
+        ((str(finished), "--out", str(tmp_path / "file" / "x.html")), "cannot be written"),
+    ):
+        assert main(["report", "--work-dir", *words]) == 2
+        err = capsys.readouterr().err
+        assert text in err and err.startswith("tpvformer report: ") and err.count("\n") == 1
+
+
+def test_a_page_that_cannot_be_made_does_not_fail_the_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("whatever\nit is")
+
+    monkeypatch.setattr(report_command, "draw_worst", broken)
+    monkeypatch.setattr(report_command, "write_report", broken)
+    report_command.after_training(tmp_path, "cpu")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("tpvformer train: the pictures of the worst frames could not be made (")
+    assert second.startswith("tpvformer train: report.html could not be made (")
+    monkeypatch.setenv("RANK", "1")
+    report_command.after_training(tmp_path, "cpu")
+    assert not capsys.readouterr().err
+
+
+HOSTILE = "</style><script>alert('&\"')</script>"
+
+
+def test_every_text_is_escaped() -> None:
+    metric = {"value": 1.0, "interval": None, "iou": {HOSTILE: 2.0}, "rings": {HOSTILE: 3.0}}
+    evaluation: Dict[str, Any] = {
+        "epoch": 1,
+        "step": 1,
+        "samples": 1,
+        "scenes": HOSTILE,
+        "loss": 1.0,
+        "leading": "miou_points",
+        "metrics": {"miou_points": metric, HOSTILE: metric},
+        "confusion": {"classes": [HOSTILE], "counts": [[5]]},
+        "worst": [{"token": HOSTILE, "loss": None}],
+    }
+    start = dict.fromkeys(("command", "device", "processor", "date", "python", "world_size"), HOSTILE)
+    start.update(step=4, versions={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE})
+    summary = {"config": HOSTILE, "duration_s": 1.0, "skipped_steps": 2, "bad_samples": 3, "precision": HOSTILE}
+    bad = [{"reports": [HOSTILE]}]
+    run = RunFiles(HOSTILE, f"name: {HOSTILE}", summary, [start], [], [evaluation], bad, [Step(1, 0.1, 0.2)])
+    text = page(run, NUSCENES, [b"jpeg"], HOSTILE)
+    assert "<script" not in text and text.count("</style>") == 1
+    assert text.count("&lt;script&gt;") > 15
+    assert "2 steps were left out" in text and "3 samples could not be read" in text
+
+
+def test_curves_of_a_long_run_stay_small_and_true() -> None:
+    points = [(float(x), None if 400 <= x < 500 else 5.0 + (x >= 500)) for x in range(100_000)]
+    figure = line_chart("Loss", [Series("loss", points)], "step")
+    lines = re.findall(r'<polyline class="line t1" points="([^"]*)"', figure)
+    corners = [tuple(map(float, pair.split(","))) for line in lines for pair in line.split()]
+    assert 100 < len(corners) <= 140
+    assert corners[0][1] > corners[-1][1], "a higher value lies higher"
+    assert [x for x, _ in corners] == sorted(x for x, _ in corners)
+    assert figure.count("<title>") == len(corners) and "step 99642\nloss: 6" in figure
+    gap = line_chart("Loss", [Series("loss", [(0, 1.0), (1, 2.0), (2, None), (3, 2.0), (4, 1.0)])], "step")
+    assert gap.count("<polyline") == 2
+    assert "logarithmic" in line_chart("Norm", [Series("n", [(0, 0.1), (1, 90.0)])], "step")
+    cut = line_chart("Time", [Series("t", [(0, 1.0), (1, 500.0), (2, 1.5)])], "step", linear=True, cap=4.0)
+    assert "cut at 4" in cut and "t: 500" in cut
+    assert line_chart("Loss", [Series("loss", [(0, None)])], "step") == ""
+    assert [number(v) for v in (0, 28130, 1e-5, 0.0015, 0.25)] == ["0", "28.13k", "1e-5", "1.5e-3", "0.25"]
+
+
+def opened(file: Path, profile: Path) -> subprocess.CompletedProcess:
+    """The page after it was loaded by a browser that reaches no network; its console is on stderr."""
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", "--dump-dom", file.as_uri()]
+    return subprocess.run([str(BROWSER), *flags], capture_output=True, text=True, timeout=120)
+
+
+def complaints(done: subprocess.CompletedProcess) -> List[str]:
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
+def test_it_opens_in_a_browser_without_a_word_in_the_console(finished: Path, tmp_path: Path) -> None:
+    done = opened(finished / "report.html", tmp_path / "a")
+    assert done.returncode == 0 and complaints(done) == []
+    assert done.stdout.count("<polyline") > 8 and done.stdout.count("<img ") == 6
+    bad = tmp_path / "bad.html"
+    text = (finished / "report.html").read_text()
+    bad.write_text(text.replace("<main>", "<main><img src='https://example.invalid/x.png'>"))
+    assert "Content Security Policy" in "".join(complaints(opened(bad, tmp_path / "a")))

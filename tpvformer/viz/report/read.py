@@ -1,0 +1,106 @@
+"""The files of a run, as they lie in its work dir, for the page that tells of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+Record = Dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One row of timeline.csv, in seconds."""
+
+    step: int
+    waited: float
+    computed: float
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run has written of itself. Lists are in the order of steps; everything may be missing but ``train``."""
+
+    folder: str
+    config: str  # config.yaml
+    summary: Record  # summary.json; empty while a run is not finished
+    starts: List[Record] = field(default_factory=list)  # of this training: command, versions, hardware
+    train: List[Record] = field(default_factory=list)
+    evals: List[Record] = field(default_factory=list)  # one an epoch
+    nonfinite: List[Record] = field(default_factory=list)
+    steps: List[Step] = field(default_factory=list)
+
+    @property
+    def last(self) -> Optional[Record]:
+        """The newest evaluation."""
+        return self.evals[-1] if self.evals else None
+
+
+def read_run(work_dir: Path) -> RunFiles:
+    """Raises FileNotFoundError where no run has written there, ValueError for a file that is none of a run's.
+
+    A measurement (``--max-steps``) that used the folder of a training is left out beside it.
+    """
+    source = work_dir / "metrics.jsonl"
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist: no run has written to {work_dir}")
+    records = list(_records(source))
+    starts = list(_records(work_dir / "starts.jsonl")) if (work_dir / "starts.jsonl").is_file() else []
+    bounded = {start["run"] for start in starts if start.get("max_steps")}
+    if all(r.get("run") in bounded for r in records):
+        bounded = set()
+    starts = [start for start in starts if start["run"] not in bounded]
+    fresh = max((i for i, start in enumerate(starts) if not start["step"]), default=0)
+    found: Dict[str, List[Record]] = {kind: [] for kind in ("train", "eval", "nonfinite")}
+    for record in records:
+        if record.get("run") not in bounded and record.get("kind") in found:
+            found[record["kind"]].append(record)
+    train = {r["step"]: r for r in found["train"]}
+    evals = {r["epoch"]: r for r in found["eval"]}  # a finished run that is asked again evaluates again
+    summary, config = work_dir / "summary.json", work_dir / "config.yaml"
+    try:
+        outcome = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    except ValueError as err:
+        raise ValueError(f"{summary} is not the outcome of a run ({err}); take it away to draw without it") from err
+    return RunFiles(
+        work_dir.resolve().name,
+        config.read_text(encoding="utf-8") if config.is_file() else "",
+        {} if outcome.get("run") in bounded else outcome,
+        starts[fresh:],
+        [train[step] for step in sorted(train)],
+        [evals[epoch] for epoch in sorted(evals)],
+        found["nonfinite"],
+        list(_steps(work_dir / "timeline.csv", bounded)),
+    )
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """Half a line at the end, left by a process that was killed, is no record."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as err:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number}, is not JSON ({err}); take the line out") from err
+        if isinstance(record, dict):
+            yield record
+
+
+def _steps(path: Path, left_out: Any) -> Iterator[Step]:
+    """Each step once, as it was taken last."""
+    if not path.is_file():
+        return
+    rows: Dict[int, Step] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                step = Step(int(row["step"]), float(row["waited_s"]), float(row["computed_s"]))
+            except (KeyError, TypeError, ValueError):  # half a row, as above
+                continue
+            if row["run"] not in left_out:
+                rows[step.step] = step
+    yield from (rows[number] for number in sorted(rows))
