@@ -136,3 +136,15 @@ def _alternatives(words: List[str]) -> List[Tuple[str, ...]]:
         return [tuple(words)]
     i = several[0]
     return [each for word in words[i].split("|") for each in _alternatives([*words[:i], word, *words[i + 1 :]])]
+
+
+def joined_blocks(document: Path) -> List[str]:
+    """Lists and tables without an empty line before them: GitHub sees them, mkdocs takes them for text."""
+    found, before = [], ""
+    for line in FENCE.sub("```", text_of(document)).splitlines():
+        starts = re.match(r"([*-] |\d+\. )|\|", line)
+        goes_on = not before.strip() or re.match(r"#|\|" if line.startswith("|") else r"#|[*-] |\d+\. | ", before)
+        if starts and not goes_on:
+            found.append(line)
+        before = line
+    return found

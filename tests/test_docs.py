@@ -12,7 +12,7 @@ from typing import Any, List, Tuple
 import pytest
 import torch
 import yaml
-from docs_tools import DOCUMENTS, PAGES, anchors, links, name_of, text_of
+from docs_tools import DOCUMENTS, PAGES, anchors, joined_blocks, links, name_of, text_of
 from engine_tools import ROOT
 
 from tpvformer.compat import load_config
@@ -35,6 +35,17 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page.write_text("# One thing\n[a](nowhere.md) ![b](b.png) [c](https://x.org) `[d](d.md)`\n```\n[e](e.md)\n```\n")
     assert links(page) == ["nowhere.md", "b.png"]
     assert anchors(page) == {"one-thing"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lists_and_tables_stand_apart(page: Path) -> None:
+    assert not joined_blocks(page)
+
+
+def test_a_list_that_does_not_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n| a | b |\n| --- | --- |\n\ntext\n- one\n  more\n- two\n```\n- no\n```\n1. three\n")
+    assert joined_blocks(page) == ["- one", "1. three"]
 
 
 def source() -> str:

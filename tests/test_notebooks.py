@@ -31,7 +31,7 @@ def script(notebook: Path, parameters: Dict[str, Any]) -> str:
     for cell in cells(notebook):
         text = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", ()):
-            named = [node.targets[0].id for node in ast.parse(text).body]  # ty: ignore[unresolved-attribute]
+            named = [node.targets[0].id for node in ast.parse(text).body]
             assert sorted(named) == sorted(parameters)
             text = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
         if cell["cell_type"] == "code":
