@@ -1,6 +1,7 @@
 # Everything starts here and may be repeated: what is there already is not done again.
 #   make demo   environment, synthetic drive, training, scores and a picture (minutes on two CPU cores)
 #   make test   environment, lint, types, test suite
+#   make docs   the documentation as pages, site/index.html
 #   make test-openmmlab   the files for OpenMMLab 1.x inside mmcv, mmdet and mmseg, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,11 +19,11 @@ DEMO_DATA = data/demo
 DEMO_RUN = output/demo
 DEMO_PICTURE = out/demo.png
 
-.PHONY: help env demo test test-openmmlab lint types unit clean
+.PHONY: help env demo docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,4s/^#   //p' Makefile
+	@sed -n '2,5s/^#   //p' Makefile
 
 env: $(READY)
 
@@ -43,6 +44,10 @@ demo: env
 	@$(BIN)/tpvformer eval --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --permute-cameras
 	@echo "== a frame that training never saw: $(DEMO_PICTURE)"
 	@$(BIN)/tpvformer picture --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --out $(DEMO_PICTURE)
+
+docs: env
+	@echo "== pages: site/index.html (mkdocs)"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 test: lint types unit
 
@@ -69,5 +74,5 @@ $(OPENMMLAB)/.installed: tools/openmmlab_env.sh
 	@touch $@
 
 clean:
-	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN) and $(DEMO_PICTURE)"
-	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE)
+	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN), $(DEMO_PICTURE) and site"
+	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE) site

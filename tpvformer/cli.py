@@ -179,14 +179,11 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
         export_command.add_convert(convert)
 
     results = commands.add_parser("results", help="print the outcome of a run; write it as <CaseName>.log")
-    results.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
-    results.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
-    results.set_defaults(run=_results)
-
     page = commands.add_parser("report", help="one page of a run: its curves, scores and worst frames")
-    if argv[:1] == ["report"]:
+    if argv[:1] in (["results"], ["report"]):
         from tpvformer import report_command
 
+        report_command.add_results(results)
         report_command.add_arguments(page)
 
     picture = commands.add_parser("picture", help="one PNG of a validation frame with a checkpoint's predictions")
@@ -375,13 +372,6 @@ def _predict(args: argparse.Namespace) -> int:
     what = (args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device, args.truth)
     for line in predict_files(config, *what):
         print(line, flush=True)
-    return 0
-
-
-def _results(args: argparse.Namespace) -> int:
-    from tpvformer.engine.results import publish
-
-    print("\n".join(publish(args.work_dir, args.duration)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``tpvformer report``: one page of a run, and the pictures of its worst frames. A training ends with the same."""
+"""``tpvformer results``: what a run came to, as lines. ``tpvformer report``: one page of a run, and the pictures of its worst frames. A training ends with the same."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ from tpvformer.config import Config, ConfigError, from_dict
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
 _WIDTH = 1600  # pixels of a picture
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """The options of ``results``."""
+    parser.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
+    parser.set_defaults(run=_results)
+
+
+def _results(args: argparse.Namespace) -> int:
+    from tpvformer.engine.results import publish
+
+    print("\n".join(publish(args.work_dir, args.duration)))
+    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,150 @@
+"""What the documents hold: links, headings, commands; and which command is run by which test."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Set, Tuple
+
+from engine_tools import ROOT
+
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md")
+PAGES = tuple(sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (*READMES, *PAGES)
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+# a program of ours, or one that runs something of ours
+OURS = ("tpvformer", "make", "python", "python3", "pytest", "bash", "torchrun", "tools/torch21_env.sh")
+# lines of command blocks that run nothing of ours
+OTHERS = ("cd", "export", "git", "pip", "source", "srun", "set", "[", ".", ".venv-torch21/bin/python")
+PLACEHOLDERS = {"N": "1", "S": "1", "R": "1", "WxH": "32x32"}  # others are texts, which any text can stand for
+
+
+class Command(NamedTuple):
+    """One command of a document; ``words`` without the settings of environment variables before it."""
+
+    document: str
+    words: Tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document}: {' '.join(self.words)}"
+
+    @property
+    def program(self) -> str:
+        """What is run: "tpvformer data infos", "benchmarks/bench_ops.py", "test/train_1p.sh", "make demo", ..."""
+        first, rest = self.words[0], self.words[1:]
+        if first in ("python", "python3", "bash"):
+            return rest[1] if rest[0] == "-m" else rest[0]
+        if first == "tpvformer":
+            return " ".join(self.words[: 3 if rest[:1] in (("data",), ("overlay",)) else 2])
+        return f"make {rest[0]}" if first == "make" else first
+
+    @property
+    def flags(self) -> List[str]:
+        return [word.partition("=")[0] for word in self.words if word.startswith("--")]
+
+
+def text_of(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def prose(document: Path) -> str:
+    """The text without its code blocks."""
+    return FENCE.sub("", text_of(document))
+
+
+def links(document: Path) -> List[str]:
+    """The targets of all links and pictures that stay in the repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(document)))
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(document: Path) -> Set[str]:
+    """Names of the headings as mkdocs (and GitHub, for such headings) makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.M)
+    plain = [re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings]
+    return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+
+
+def blocks(document: Path) -> Iterator[str]:
+    """Code blocks that hold commands: those of a shell, and those without a language of which a line is one of ours."""
+    for language, body in FENCE.findall(text_of(document)):
+        body = body.replace("\\\n", " ")
+        if language in ("bash", "sh") or (not language and any(_parts(line) for line in body.splitlines())):
+            yield body
+
+
+def commands(document: Path) -> List[Command]:
+    """All commands of a document's code blocks that run something of ours."""
+    lines = [line for block in blocks(document) for line in block.splitlines()]
+    return [Command(name_of(document), words) for line in lines for words in _parts(line)]
+
+
+def foreign_lines(document: Path) -> List[str]:
+    """Lines of command blocks that are neither of ours nor plainly something else."""
+    lines = [line for block in blocks(document) for line in block.splitlines()]
+    settled = re.compile(r"^(#.*|\s*|\w+ ?=.*|\s*calib\.txt .*|data/\S+ .*)$")
+    return [line for line in lines if not _parts(line) and line.split()[:1] and not _known(line, settled)]
+
+
+def _known(line: str, settled: re.Pattern) -> bool:
+    return bool(settled.match(line)) or line.split()[0] in OTHERS
+
+
+def spans(document: Path) -> List[Tuple[str, ...]]:
+    """Commands of ours quoted within the text, as words; they need not be whole."""
+    quoted = re.findall(r"`([^`]+)`", prose(document))
+    return [words for text in quoted for words in _parts(text.replace("\\|", "|"))]
+
+
+def _parts(line: str) -> List[Tuple[str, ...]]:
+    """The commands of ours in one line; optional parts are taken as given, of alternatives each one."""
+    line = re.sub(r"\[(--[^\]]*)\]", r"\1", line)
+    try:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&")
+        lexer.whitespace_split, lexer.commenters = True, "#"
+        words = list(lexer)
+    except ValueError:  # a text with an apostrophe
+        return []
+    found: List[Tuple[str, ...]] = []
+    for part in _split(words):
+        while part and (re.match(r"\w+=", part[0]) or part[0] in ("srun", "if")):
+            part = part[1:]
+        if len(part) > 1 and part[0] in OURS:
+            found.extend(_alternatives(part))
+    return found
+
+
+def _split(words: List[str]) -> Iterator[List[str]]:
+    part: List[str] = []
+    for word in [*words, ";"]:
+        if set(word) <= set(";&"):
+            yield part
+            part = []
+        else:
+            part.append(word)
+
+
+def _alternatives(words: List[str]) -> List[Tuple[str, ...]]:
+    several = [i for i, word in enumerate(words) if re.fullmatch(r"[\w-]+(\|[\w-]+)+", word)]
+    if not several:
+        return [tuple(words)]
+    i = several[0]
+    return [each for word in words[i].split("|") for each in _alternatives([*words[:i], word, *words[i + 1 :]])]
+
+
+def joined_blocks(document: Path) -> List[str]:
+    """Lists and tables without an empty line before them: GitHub sees them, mkdocs takes them for text."""
+    found, before = [], ""
+    for line in FENCE.sub("```", text_of(document)).splitlines():
+        starts = re.match(r"([*-] |\d+\. )|\|", line)
+        goes_on = not before.strip() or re.match(r"#|\|" if line.startswith("|") else r"#|[*-] |\d+\. | ", before)
+        if starts and not goes_on:
+            found.append(line)
+        before = line
+    return found

@@ -1,0 +1,132 @@
+"""The documents are true where that can be computed: links, quoted sentences, counts, shapes, pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import pytest
+import torch
+import yaml
+from docs_tools import DOCUMENTS, PAGES, anchors, joined_blocks, links, name_of, text_of
+from engine_tools import ROOT
+
+from tpvformer.compat import load_config
+from tpvformer.model import TPVFormer
+
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_no_link_is_dead(document: Path) -> None:
+    for target in links(document):
+        name, _, anchor = target.partition("#")
+        file = document.parent / name if name else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One thing\n[a](nowhere.md) ![b](b.png) [c](https://x.org) `[d](d.md)`\n```\n[e](e.md)\n```\n")
+    assert links(page) == ["nowhere.md", "b.png"]
+    assert anchors(page) == {"one-thing"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lists_and_tables_stand_apart(page: Path) -> None:
+    assert not joined_blocks(page)
+
+
+def test_a_list_that_does_not_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n| a | b |\n| --- | --- |\n\ntext\n- one\n  more\n- two\n```\n- no\n```\n1. three\n")
+    assert joined_blocks(page) == ["- one", "1. three"]
+
+
+def source() -> str:
+    """All string constants of the package as they stand in the source, neighbouring literals joined."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tpvformer").rglob("*.py")))
+    return re.sub(r'"\s*\n\s*f?"', "", text)
+
+
+def quoted_sentences() -> List[str]:
+    rows = [line for line in text_of(DOCS / "troubleshooting.md").splitlines() if line.startswith("| ")]
+    return [text for row in rows for text in re.findall(r"`([^`]+)`", row.split("|")[2])]
+
+
+def test_sentences_quoted_in_troubleshooting_are_printed() -> None:
+    text, quoted = source(), quoted_sentences()
+    assert len(quoted) > 35
+    assert not [sentence for sentence in quoted if sentence not in text]
+    assert "a sentence that nothing prints" not in text
+
+
+def test_the_parameters_are_counted() -> None:
+    """docs/configs.md lists every configuration, with the number of its parameters and of those that learn."""
+    rows = re.findall(r"^\| `(config/\w+\.py)` \|.*\| ([\d,]+) \| ([\d,]+) \|$", text_of(DOCS / "configs.md"), re.M)
+    assert sorted(name for name, _, _ in rows) == sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "config").glob("*.py")
+    )
+    for name, everything, learning in rows:
+        with torch.device("meta"):  # counts need no memory
+            parameters = list(TPVFormer(load_config(str(ROOT / name)).model).parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        assert (f"{sum(p.numel() for p in parameters):,}", f"{trained:,}") == (everything, learning), name
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="before 2.4 kernels know no tensors without memory")
+def test_the_shapes_are_drawn_right() -> None:
+    """docs/architecture.md's shapes are those of a forward pass at full size, on tensors without memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shapes: List[Tuple[int, ...]] = []
+
+    def remember(module: Any, given: Any, out: Any) -> None:
+        shapes.extend(tuple(t.shape) for t in ([out] if torch.is_tensor(out) else out))
+
+    config = load_config(str(ROOT / "config" / "tpv_lidarseg_dim64.py")).model
+    with FakeTensorMode(), torch.no_grad():
+        model = TPVFormer(config).eval()
+        for module in (model.backbone, model.neck, model.encoder):
+            module.register_forward_hook(remember)
+        images, matrices, points = torch.empty(1, 6, 3, 928, 1600), torch.empty(1, 6, 4, 4), torch.empty(1, 100, 3)
+        shapes.extend(tuple(logits.shape) for logits in model(images, matrices, points))
+    drawn = text_of(DOCS / "architecture.md").replace(" ", "")
+    levels = shapes[3:7]
+    expected = [f"(B*6,{','.join(map(str, shape[1:]))})" for shape in shapes[:3]]
+    expected += [f"(B,6,{','.join(map(str, shape[1:]))})" for shape in levels]
+    expected += [f"(B,6,{sum(h * w for _, _, h, w in levels)},{config.dim})", "(B,46400,64)", "(B,17,200,200,16)"]
+    assert shapes[7:] == [(1, 46400, 64), (1, 17, 200, 200, 16), (1, 17, 100)]
+    assert not [shape for shape in expected if shape not in drawn]
+
+
+def pages_of(nav: Any) -> List[str]:
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in pages_of(entry)]
+
+
+def test_every_page_can_be_reached() -> None:
+    listed = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    """And fetch nothing: no script, style, font or picture of a page comes from elsewhere."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason='pip install ".[docs]" brings what builds the pages')
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    pages = sorted(tmp_path.glob("*.html"))
+    assert {page.stem for page in pages} >= {page.stem for page in PAGES}
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//[^"]*"', html)
