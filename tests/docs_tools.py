@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # a program of ours, or one that runs something of ours
 OURS = ("tpvformer", "make", "python", "python3", "pytest", "bash", "torchrun", "tools/torch21_env.sh")
 # lines of command blocks that run nothing of ours
-OTHERS = ("cd", "export", "git", "pip", "source", "srun", "set", "[", ".", ".venv-torch21/bin/python")
+OTHERS = ("tensorboard", "cd", "export", "git", "pip", "source", "srun", "set", "[", ".", ".venv-torch21/bin/python")
 PLACEHOLDERS = {"N": "1", "S": "1", "R": "1", "WxH": "32x32"}  # others are texts, which any text can stand for
 
 

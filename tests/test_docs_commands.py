@@ -26,13 +26,16 @@ from tpvformer.config import Config, override
 RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer train": ("test_cli.py", "test_distributed.py"),
     "tpvformer eval": ("test_cli.py", "test_submission.py"),
-    "tpvformer predict": ("test_predict_command.py",),
+    "tpvformer predict": ("test_predict_command.py", "test_view.py"),
     "tpvformer picture": ("test_cli.py",),
     "tpvformer check-geometry": ("test_predict_command.py", "test_infos_broken.py"),
     "tpvformer data infos": ("test_infos.py",),
     "tpvformer data check": ("test_data_check.py", "test_predict_command.py"),
     "tpvformer synth": ("test_docs_commands.py", "test_semantickitti.py"),
-    "tpvformer export": ("test_checkpoints.py",),
+    "tpvformer export": ("test_checkpoints.py", "test_deploy.py"),
+    "tpvformer convert": ("test_deploy.py",),
+    "tpvformer report": ("test_report.py",),
+    "tpvformer view": ("test_view.py",),
     "tpvformer bench": ("test_bench.py",),
     "tpvformer selfcheck": ("test_selfcheck.py",),
     "tpvformer overlay": ("test_overlay.py",),
@@ -63,6 +66,7 @@ NOT_RUN: Dict[str, str] = {
     r"train_multi_node\.sh .*--(max_restarts|rdzv_id)": "several machines; its flags: test_distributed_docs.py",
     r"^\S*python benchmarks/gpu_report\.py": "a GPU",
     r"^\S*python benchmarks/bench_loader\.py": "minutes of images at full size",
+    r"^\S*python benchmarks/bench_(deploy|view)\.py": "onnxruntime; a browser",
     r"^tools/torch21_env\.sh": "0.7 GB of downloads",
 }
 TESTS = ROOT / "tests"
@@ -152,6 +156,7 @@ def test_quoted_commands_and_settings_exist(document: Path) -> None:
             unknown = [flag for flag in Command("", words).flags if flag not in subcommand(words)]
             assert not unknown, (words, unknown)
     settings = re.findall(r"`(?:--set )?'?((?:model|data|loss|optim|train)(?:\.[a-z_0-9]+)+)(?![\w(])", prose(document))
+    settings = [name for name in settings if name not in ("model.network", "model.safetensors", "model.report")]
     assert not [name for name in settings if not is_setting(name) and not name.endswith((".py", ".md"))]
 
 

@@ -1,4 +1,7 @@
-"""``tpvformer results``: what a run came to, as lines. ``tpvformer report``: one page of a run, and the pictures of its worst frames. A training ends with the same."""
+"""``tpvformer results``: what a run came to, as lines; ``tpvformer report``: as a page, with its worst frames.
+
+A training ends with the page.
+"""
 
 from __future__ import annotations
 
