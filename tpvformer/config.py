@@ -91,6 +91,10 @@ class ModelConfig:
             if not ok:
                 raise ConfigError(f"model: {text}")
 
+        for name in ("dim", "image_heads", "plane_heads", "plane_points", "plane_anchors", "num_cams", "num_levels"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("pillar_anchors", "image_points"):
+            need(min(getattr(self, name), default=0) >= 1, f"{name} is {getattr(self, name)}; expected numbers above 0")
         need(self.view_attn in ("cross_view", "hw"), f"view_attn is {self.view_attn!r}; expected 'cross_view' or 'hw'")
         parts = {"cross_view": 3, "hw": 2}[self.view_attn]
         need(
