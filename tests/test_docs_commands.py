@@ -34,6 +34,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer synth": ("test_docs_commands.py", "test_semantickitti.py"),
     "tpvformer export": ("test_checkpoints.py", "test_deploy.py"),
     "tpvformer convert": ("test_deploy.py",),
+    "tpvformer doctor": ("test_doctor.py",),
     "tpvformer report": ("test_report.py",),
     "tpvformer view": ("test_view.py",),
     "tpvformer bench": ("test_bench.py",),
@@ -58,6 +59,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
 # what no test runs, and why
 NOT_RUN: Dict[str, str] = {
     r"^make (test|lint|types|unit)\b": "this is the test suite; .ci/run calls it",
+    r"^make docs$": "its command is run by test_docs.py",
     r"^make demo$": "7 minutes on two idle cores",
     r"^make test-openmmlab$": "minutes, and packages of OpenMMLab",
     r"^pytest ": "a test itself",
