@@ -60,7 +60,7 @@ def _wait(children: List[subprocess.Popen]) -> int:
             return failed[0] if failed[0] > 0 else 128 - failed[0]  # ended by a signal: the shell's way of saying so
         if all(code == 0 for code in codes):
             return 0
-        time.sleep(0.1)
+        time.sleep(0.1)  # any of them may end first, and waiting for several at once is no part of subprocess
 
 
 def _stop(children: List[subprocess.Popen]) -> None:
