@@ -1,4 +1,5 @@
-"""Weights in from our own files, the reference's and the FCOS3D backbone's; weights out under the reference's names.
+"""Weights in from our own files, the reference's, mmdetection3d's port of it and the FCOS3D backbone's; weights out
+under the reference's names.
 
 Every entry of a file is mapped, or ignored for a stated reason, or an error. Nothing is matched by guessing.
 """
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 from tpvformer.compat.errors import CheckpointError
-from tpvformer.compat.keys import derived_names, is_derived, key_table, reference_order
+from tpvformer.compat.keys import (
+    derived_names,
+    is_derived,
+    is_port,
+    key_table,
+    modern_name,
+    reference_names,
+    reference_order,
+)
 from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
 from tpvformer.config import ModelConfig
 
@@ -37,7 +46,7 @@ class Report:
     """What became of every entry of a file. Names are the file's, except ``missing``, which are ours."""
 
     source: str
-    kind: str  # "tpvformer", "reference" or "backbone"
+    kind: str  # "tpvformer", "reference", "mmdetection3d" or "backbone"
     mapped: List[str] = field(default_factory=list)
     ignored: List[str] = field(default_factory=list)  # known, and not weights of this model: geometry, detector head
     dropped: List[str] = field(default_factory=list)  # a neck of another width or length
@@ -60,8 +69,8 @@ def load_weights(model: Model, path: PathLike) -> Report:
     """Fill ``model`` in place from any accepted file and say what was done.
 
     Accepted: our checkpoints and safetensors; the reference's state dict, flat or under ``state_dict``, with or without
-    ``module.``; a detector checkpoint with this backbone. Raises CheckpointError naming entries that are unknown,
-    missing or of another shape; the model is then unchanged.
+    ``module.``; mmdetection3d's port of it; a detector checkpoint with this backbone. Raises CheckpointError naming
+    entries that are unknown, missing or of another shape; the model is then unchanged.
     """
     return load_content(model, read_archive(path), str(path))
 
@@ -70,7 +79,7 @@ def load_content(model: Model, content: Dict[str, Any], source: str) -> Report:
     """The same for what ``read_archive`` has read; ``source`` is its name in messages."""
     tensors = named_tensors(content, source)
     state = model.state_dict()
-    if any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
+    if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
         values, report = _from_reference(tensors, model, source)
     elif any(name.startswith("aggregator.") for name in tensors):
         values, report = dict(tensors), Report(source, "tpvformer", mapped=list(tensors))
@@ -116,16 +125,15 @@ def named_tensors(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
 
 
 def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
-    report = Report(source, "reference")
+    report = Report(source, "mmdetection3d" if is_port(tensors) else "reference")
     ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
     values: Dict[str, Tensor] = {}
     unknown: List[str] = []
-    for name, tensor in tensors.items():
-        known = modern_name(name)
+    for name, known in reference_names(tensors).items():
         if known in ours:
-            values[ours[known]] = tensor
+            values[ours[known]] = tensors[name]
             report.mapped.append(name)
-        elif is_derived(name):
+        elif is_derived(known):
             report.ignored.append(name)
         else:
             unknown.append(name)
@@ -173,11 +181,6 @@ def _renamed(name: str) -> str:
             if name.startswith(prefix):
                 return prefixes[0] + name[len(prefix) :]
     return name
-
-
-def modern_name(name: str) -> str:
-    """The first deformable convolutions kept their offset branch beside the convolution, not inside it."""
-    return name.replace(".conv2_offset.", ".conv2.conv_offset.")
 
 
 def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:

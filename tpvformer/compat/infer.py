@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from itertools import count, takewhile
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from torch import Tensor
 
-from tpvformer.compat.checkpoints import modern_name
 from tpvformer.compat.config_file import load_config
 from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.keys import reference_names
 from tpvformer.config import BackboneConfig, Config, ConfigError, ModelConfig
 from tpvformer.labels import class_names
 
@@ -24,21 +24,28 @@ _PLANES = ("hw", "zh", "wz")
 
 
 def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
-    """The published configuration that weights under the reference's names belong to, or the nearest, resized.
+    """The published configuration that weights under the reference's names, or its port's, belong to; or the nearest,
+    resized.
 
     Raises CheckpointError where they are no such weights, or where their classes have no published names.
     """
     shapes = _Shapes(tensors, source)
     family = "cross_view" if shapes.has("tpv_head.positional_encoding.h_embed.weight") else "hw"
     bases = [base for base in map(load_config, PUBLISHED) if base.model.view_attn == family]
-    try:
-        models = [_resized(base.model, shapes) for base in bases]
-    except (ConfigError, ZeroDivisionError) as err:
-        raise CheckpointError(f"{source}: its shapes make no model ({err}); give its configuration") from err
-    for base, model in zip(bases, models):
+    fitting: List[Tuple[Config, ModelConfig]] = []
+    misfit: Optional[Exception] = None  # of the last that did not fit
+    for base in bases:
+        try:
+            model = _resized(base.model, shapes)
+        except (ConfigError, ZeroDivisionError) as err:
+            misfit = err
+            continue
         if model == base.model:
             return base
-    base, model = bases[0], models[0]
+        fitting.append((base, model))
+    if not fitting:
+        raise CheckpointError(f"{source}: its shapes make no model ({misfit}); give its configuration") from misfit
+    base, model = fitting[0]
     names = class_names(base.data.label_map)
     if model.num_classes != len(names):
         raise CheckpointError(
@@ -66,7 +73,8 @@ def _resized(base: ModelConfig, shapes: _Shapes) -> ModelConfig:
         # a head has 3 * points * 2 rows of offsets and 3 * (points + 1) of weights
         heads = image_heads = (logits - offsets // 2) // 3
         points = offsets // (6 * heads)
-        anchors = shapes.of(f"{head}encoder.cross_view_ref_points")[2]
+        # geometry may be left out of a file: then as published
+        anchors = shapes.of_stored(f"{head}encoder.cross_view_ref_points", 2, base.plane_anchors)
         made.update(plane_points=points, plane_anchors=anchors)
     else:
         (h, at_h), (w, at_w) = (shapes.of(f"{position}{axis}_embed.weight") for axis in ("row", "col"))
@@ -77,7 +85,10 @@ def _resized(base: ModelConfig, shapes: _Shapes) -> ModelConfig:
     layers = _layers(shapes)
     crossed = f"{head}encoder.layers.{layers.index('self_cross') if 'self_cross' in layers else 0}.attentions.1."
     rows = [shapes.rows(f"{crossed}deformable_attention.attention_weights.{plane}") for plane in range(3)]
-    pillars = [shapes.of(f"{head}encoder.ref_3d_{plane}")[1] for plane in _PLANES]
+    pillars = [
+        shapes.of_stored(f"{head}encoder.ref_3d_{plane}", 1, published)
+        for plane, published in zip(_PLANES, base.pillar_anchors)
+    ]
     return dataclasses.replace(
         base,
         grid=dataclasses.replace(base.grid, h=h, w=w, z=z),
@@ -122,7 +133,7 @@ class _Shapes:
     """The shapes of a file's tensors, by the reference's names."""
 
     def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        self._shapes = {modern_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._shapes = {known: tuple(tensors[name].shape) for name, known in reference_names(tensors).items()}
         self._source = source
 
     def has(self, name: str) -> bool:
@@ -135,6 +146,9 @@ class _Shapes:
                 "checkpoint, a folder of save_pretrained, or the reference's weights; else give the configuration"
             )
         return self._shapes[name]
+
+    def of_stored(self, name: str, axis: int, otherwise: int) -> int:
+        return self._shapes[name][axis] if name in self._shapes else otherwise
 
     def rows(self, layer: str) -> int:
         return self.of(f"{layer}.weight")[0]

@@ -1,4 +1,4 @@
-"""The two-way table between our state-dict names and the reference's.
+"""The two-way table between our state-dict names and the reference's, and what else its tensors are called.
 
 The reference registers head, backbone, neck and aggregator in this order; so do we, hence both lists agree entry
 by entry. Its head also stores geometry that follows from the configuration (``derived_names``); our model computes it.
@@ -7,7 +7,7 @@ by entry. Its head also stores geometry that follows from the configuration (``d
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 from tpvformer.config import BackboneConfig, ModelConfig
 
@@ -24,7 +24,18 @@ _OUTPUT, _OFFSETS, _LOGITS, _VALUE = (
     ("logits", "attention_weights"),
     ("value", "value_proj"),
 )
-_DERIVED = re.compile(r"tpv_head\.(tpv_mask_hw|encoder\.(ref_3d_(hw|zh|wz)|ref_2d_(hw|zh|wz)|cross_view_ref_points))$")
+_GEOMETRY = r"ref_3d_(hw|zh|wz)|ref_2d_(hw|zh|wz)|cross_view_ref_points"
+_DERIVED = re.compile(rf"tpv_head\.(tpv_mask_hw|encoder\.({_GEOMETRY}))$")
+
+# mmdetection3d's port (projects/TPVFormer) has the reference's head and the encoder within it as one ``encoder``.
+_PORT_MARK = "decode_head."
+_PORT = (
+    (re.compile(rf"encoder\.(?=layers\.|({_GEOMETRY})$)"), "tpv_head.encoder."),
+    (re.compile(r"encoder\."), "tpv_head."),
+    (re.compile(r"backbone\."), "img_backbone."),
+    (re.compile(r"neck\."), "img_neck."),
+    (re.compile(r"decode_head\."), "tpv_aggregator."),
+)
 
 
 def key_table(model: ModelConfig) -> Dict[str, str]:
@@ -44,6 +55,35 @@ def derived_names(model: ModelConfig) -> List[str]:
 def is_derived(reference_name: str) -> bool:
     """Whether some version of the reference stores computed geometry under this name."""
     return _DERIVED.match(reference_name) is not None
+
+
+def is_port(names: Iterable[str]) -> bool:
+    """Whether these are the names of mmdetection3d's TPVFormer."""
+    return any(name.startswith(_PORT_MARK) for name in names)
+
+
+def reference_names(names: Iterable[str]) -> Dict[str, str]:
+    """Each of a file's names -> the reference's name of the same tensor.
+
+    Understood: the reference's own; mmdetection3d's port, whose four prefixes are public (the rest of each name is
+    taken to be the reference's: where it is not, the name is unknown later, and said); a deformable convolution whose
+    offset branch lies beside it, as in the first versions of mmdetection.
+    """
+    names = list(names)
+    port = is_port(names)
+    return {name: modern_name(_unported(name) if port else name) for name in names}
+
+
+def modern_name(name: str) -> str:
+    """The first deformable convolutions kept their offset branch beside the convolution, not inside it."""
+    return name.replace(".conv2_offset.", ".conv2.conv_offset.")
+
+
+def _unported(name: str) -> str:
+    for prefix, reference in _PORT:
+        if prefix.match(name):
+            return prefix.sub(reference, name, count=1)
+    return name
 
 
 def reference_order(model: ModelConfig) -> List[str]:

@@ -1,7 +1,7 @@
 """Weights together with their configuration: our folders, the work dir of a run, a single file, a hub's repository.
 
 A folder holds ``config.json``, ``model.safetensors`` and ``README.md``, the model card: text and tensors, nothing that
-could run.
+could run. The safetensors file carries the text of ``config.json`` as well, so that it may go anywhere alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tpvformer.compat.checkpoints import Model, named_tensors
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer import infer_config
-from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
+from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.config import Config, ConfigError, DataConfig, from_dict
 
 FORMAT = "tpvformer-model-1"
@@ -38,9 +38,9 @@ class Pretrained(NamedTuple):
 def open_pretrained(source: PathLike, config: Optional[Config] = None, revision: Optional[str] = None) -> Pretrained:
     """Configuration and weights of a path or a hub's ``owner/name``; ``config`` is taken instead of the stored one.
 
-    A path is a folder of ``save_pretrained``, the work dir of a run (its best.pth, else latest.pth), or one file: a
-    run's checkpoint, or the reference's weights, whose configuration is told by their shapes where ``config`` is not
-    given. Raises CheckpointError.
+    A path is a folder of ``save_pretrained`` or its safetensors file alone, the work dir of a run (its best.pth, else
+    latest.pth), a run's checkpoint, or weights of the reference or of mmdetection3d's port, whose configuration is
+    told by their shapes where ``config`` is not given. Raises CheckpointError.
     """
     path = Path(source)
     if not path.exists() and is_hub_id(str(source)):
@@ -63,8 +63,9 @@ def save_folder(model: Model, config: Config, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(tensors, folder / WEIGHTS)
-        _write(folder / CONFIG, json.dumps(tree, indent=2) + "\n")
+        text = json.dumps(tree, indent=2) + "\n"
+        write_tensors(tensors, folder / WEIGHTS, {CONFIG: text})
+        _write(folder / CONFIG, text)
         _write(folder / CARD, model_card(config, sum(tensor.numel() for tensor in tensors.values())))
     except OSError as err:
         raise CheckpointError(f"{folder}: cannot be written ({err.strerror or err}); name another folder") from err
@@ -84,6 +85,10 @@ def _config_of(path: Path, content: Dict[str, Any]) -> Config:
     """The configuration that lies beside or inside a file, or that its shapes tell."""
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return _read_config(path.parent / CONFIG)
+    if path.suffix == ".safetensors":
+        notes = read_notes(path)
+        if CONFIG in notes:
+            return _parsed(notes[CONFIG], f"{path}: its {CONFIG}")
     if isinstance(content.get("config"), dict):
         return _built(content["config"], str(path))
     return infer_config(named_tensors(content, str(path)), str(path))
@@ -91,12 +96,21 @@ def _config_of(path: Path, content: Dict[str, Any]) -> Config:
 
 def _read_config(file: Path) -> Config:
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"{file}: cannot be read ({' '.join(str(err).split())[:200]}); restore the file") from err
+        return _parsed(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as err:
+        raise CheckpointError(f"{file}: cannot be read ({err}); restore the file") from err
+
+
+def _parsed(text: str, source: str) -> Config:
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointError(
+            f"{source}: cannot be read ({' '.join(str(err).split())[:200]}); restore the file"
+        ) from err
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("config"), dict):
-        raise CheckpointError(f'{file}: is not of the format "{FORMAT}"; expected what save_pretrained wrote')
-    return _built(tree["config"], str(file))
+        raise CheckpointError(f'{source}: is not of the format "{FORMAT}"; expected what save_pretrained wrote')
+    return _built(tree["config"], source)
 
 
 def _built(tree: Dict[str, Any], source: str) -> Config:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Mapping, Union
+from typing import Any, ContextManager, Dict, Mapping, Optional, Union
 
 import torch
 from torch import Tensor
@@ -36,8 +36,19 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
     return content
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
-    """Write a flat state dict; ``.safetensors`` by its ending, else a PyTorch archive. Never leaves half a file."""
+def read_notes(path: PathLike) -> Dict[str, str]:
+    """The texts that a safetensors file, which ``read_archive`` has read, carries beside its tensors."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional[Mapping[str, str]] = None) -> None:
+    """Write a flat state dict; ``.safetensors`` by its ending, which may carry ``notes``, else a PyTorch archive.
+
+    Never leaves half a file.
+    """
     file = Path(path)
     if not file.parent.is_dir():
         raise CheckpointError(f"{file}: the folder {file.parent} does not exist; create it first")
@@ -45,7 +56,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
     if file.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial))
+        ordered = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(ordered, str(partial), None if notes is None else dict(notes))
     else:
         torch.save(dict(tensors), str(partial))
     os.replace(partial, file)

@@ -12,8 +12,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from tpvformer.compat.checkpoints import compare_geometry, modern_name
-from tpvformer.compat.keys import derived_names, is_derived, key_table, reference_order
+from tpvformer.compat.checkpoints import compare_geometry
+from tpvformer.compat.keys import derived_names, is_derived, key_table, modern_name, reference_order
 from tpvformer.compat.mmcv_model import read_model
 from tpvformer.compat.mmcv_node import Facts, Node
 from tpvformer.config import ConfigError, LossConfig
