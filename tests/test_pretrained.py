@@ -45,6 +45,7 @@ def test_a_folder_has_config_weights_and_card(model: TPVFormer, rig: Path, tmp_p
     named.network.load_state_dict(model.network.state_dict())
     folder = named.save_pretrained(tmp_path / "saved" / "model")
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # all may be read by whom the umask allows
     assert "someone" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
     card = (folder / "README.md").read_text()
     assert "6 x 5 x 4" in card and "driveable_surface" in card and "from_pretrained" in card

@@ -253,6 +253,19 @@ def test_the_reader_takes_it(root):
     assert sample.image_shape == (128, 192)
 
 
+def test_its_first_frame_is_also_a_rig_of_one_s_own(root):
+    """Every number of it, to the last bit of the projections."""
+    infos, described = str(root / "nuscenes_infos_val.pkl"), str(root / "rig.json")
+    data = DataConfig(root=str(root), version=VERSION, val_infos=infos, test_infos=described)
+    recorded = NuScenesDataset(data, GridConfig(), "val", 0).load_frame(0)
+    own = NuScenesDataset(data, GridConfig(), "test", 0, True).load_frame(0)
+    assert own.token == recorded.token and own.camera_names == recorded.camera_names
+    for name in ("points", "labels", "lidar2img"):
+        assert np.array_equal(getattr(own, name), getattr(recorded, name)), name
+    for ours, theirs in zip(own.pictures(), recorded.pictures()):
+        assert np.array_equal(ours, theirs)
+
+
 def test_same_seed_same_bytes_whatever_the_workers(root, tmp_path):
     again = tmp_path / "again"
     write_dataset(again, SCENES, SIZE, SEED, FRAMES, workers=2)

@@ -57,7 +57,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional
         from safetensors.torch import save_file
 
         ordered = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        partial.touch()
+        usual = partial.stat().st_mode  # which the library would narrow to the owner alone
         save_file(ordered, str(partial), None if notes is None else dict(notes))
+        partial.chmod(usual)
     else:
         torch.save(dict(tensors), str(partial))
     os.replace(partial, file)

@@ -1,8 +1,9 @@
 """Writes a synthetic drive to disk as a nuScenes v1.0-mini data set: lidarseg labels, info files, and dense occupancy
 labels if asked for; or as sequences of SemanticKITTI.
 
-The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles. It appears
-under its name only when it is complete; asking for the same set again changes nothing.
+The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles; rig.json is
+its first frame of validation as somebody with cameras of their own would describe it. The folder appears under its name
+only when it is complete; asking for the same set again changes nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ import numpy as np
 from tpvformer.config import ConfigError
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
-from tpvformer.data.street.infos import frame_info
+from tpvformer.data.street.infos import frame_info, rig_file
 from tpvformer.data.street.kitti import SIZES, SequenceTask, record_sequence
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 
-GENERATOR = 3  # raised whenever the same parameters give other files
+GENERATOR = 4  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
+RIG = "rig.json"  # the first frame of validation, as a rig of one's own
 MINI_VAL = ("scene-0103", "scene-0916")
 MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
 FIRST_EXTRA = 2000  # scenes beyond the ten official names are called scene-2000, scene-2001, ...
@@ -231,6 +233,9 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
         content = {"infos": infos, "metadata": {"version": VERSION}}
         # protocol 4 is the newest whose arrays every numpy from 1.23 on reads under the names of the public files
         (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, protocol=4))
+        if split == "val":
+            labels = f"lidarseg/{VERSION}/{token.reading(names[0][0], 0, rig.LIDAR_CHANNEL)}_lidarseg.bin"
+            (root / RIG).write_text(json.dumps(rig_file(infos[0], labels, size), indent=1) + "\n")
     (root / PARAMETERS).write_text(json.dumps(wanted) + "\n")
 
 

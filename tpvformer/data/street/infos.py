@@ -1,4 +1,4 @@
-"""Info records of synthetic scenes, in the form that BEVFormer and TPVFormer read."""
+"""Info records of synthetic scenes, in the form that BEVFormer and TPVFormer read; one of them as a rig file."""
 
 from __future__ import annotations
 
@@ -58,3 +58,31 @@ def frame_info(token: Tokens, scene: str, k: int, frame: KeyFrame, size: Tuple[i
         "timestamp": frame.timestamp,
         "scene_token": token("scene", scene),
     }
+
+
+def rig_file(info: Row, labels: str, size: Tuple[int, int]) -> Row:
+    """One record as somebody with cameras of their own would describe it (docs/rig.md); paths as in the record.
+
+    The poses are those of this moment: cameras fire up to 43 ms before the LiDAR, while the vehicle drives.
+    """
+    cameras = []
+    for name, camera in info["cams"].items():
+        camera2lidar = np.eye(4)
+        camera2lidar[:3, :3], camera2lidar[:3, 3] = camera["sensor2lidar_rotation"], camera["sensor2lidar_translation"]
+        cameras.append(
+            {
+                "name": name,
+                "width": size[0],
+                "height": size[1],
+                "intrinsics": camera["cam_intrinsic"].tolist(),
+                "camera2lidar": camera2lidar.tolist(),
+            }
+        )
+    frame = {
+        "token": info["token"],
+        "images": {name: camera["data_path"] for name, camera in info["cams"].items()},
+        "lidar": info["lidar_path"],
+        "labels": labels,
+    }
+    pose = {"translation": info["lidar2ego_translation"], "rotation": info["lidar2ego_rotation"]}
+    return {"format": "tpvformer-rig-1", "cameras": cameras, "lidar2ego": pose, "frames": [frame]}
