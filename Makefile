@@ -18,6 +18,7 @@ OPENMMLAB ?= .venv-openmmlab
 DEMO_DATA = data/demo
 DEMO_RUN = output/demo
 DEMO_PICTURE = out/demo.png
+DEMO_MODEL = out/tpvformer-demo
 
 .PHONY: help env demo docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
@@ -44,6 +45,8 @@ demo: env
 	@$(BIN)/tpvformer eval --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --permute-cameras
 	@echo "== a frame that training never saw: $(DEMO_PICTURE)"
 	@$(BIN)/tpvformer picture --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --out $(DEMO_PICTURE)
+	@echo "== its weights, to share: $(DEMO_MODEL)"
+	@$(BIN)/tpvformer convert $(DEMO_RUN) $(DEMO_MODEL)
 
 docs: env
 	@echo "== pages: site/index.html (mkdocs)"
@@ -74,5 +77,5 @@ $(OPENMMLAB)/.installed: tools/openmmlab_env.sh
 	@touch $@
 
 clean:
-	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN), $(DEMO_PICTURE) and site"
-	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE) site
+	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN), $(DEMO_PICTURE), $(DEMO_MODEL) and site"
+	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE) $(DEMO_MODEL) site

@@ -1,9 +1,9 @@
 """Writes a synthetic drive to disk as a nuScenes v1.0-mini data set: lidarseg labels, info files, and dense occupancy
 labels if asked for; or as sequences of SemanticKITTI.
 
-The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles; rig.json is
-its first frame of validation as somebody with cameras of their own would describe it. The folder appears under its name
-only when it is complete; asking for the same set again changes nothing.
+The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles; rig.json
+is its first frame of validation as somebody with cameras of their own would describe it. The folder appears under its
+name only when it is complete; asking for the same set again changes nothing.
 """
 
 from __future__ import annotations
