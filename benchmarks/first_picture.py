@@ -36,7 +36,7 @@ def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
         ("a street", ".venv/bin/tpvformer synth --out street --scenes 2 --frames 1 --size 288x160"),
         (
             "prediction",
-            f".venv/bin/tpvformer predict --py-config demo --ckpt-path {WEIGHTS} --rig street/rig.json --out out",
+            f".venv/bin/tpvformer predict --ckpt-path {WEIGHTS} --rig street/rig.json --out out",
         ),
         ("picture", ".venv/bin/tpvformer view out --png pictures"),
         ("page", ".venv/bin/tpvformer view out --html out.html"),

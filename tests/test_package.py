@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -133,8 +134,23 @@ def test_the_three_lines_run_with_the_wheel_alone(fresh: Path, tmp_path: Path) -
     said = run(str(fresh / "python"), "-c", HERE + THREE_LINES, cwd=tmp_path, **quick)
     assert said.splitlines() == ["(1,) scene.npz (18, 14, 5)", "demo"]
     assert sorted(os.listdir(tmp_path)) == ["model", "scene.npz"]
-    run(str(fresh / "tpvformer"), "view", "scene.npz", "--png", "pictures", cwd=tmp_path)
-    assert os.listdir(tmp_path / "pictures")
+
+
+def test_the_readme_s_way_to_the_first_picture(fresh: Path, tmp_path: Path) -> None:
+    """Its commands as they stand there, with weights that have learned nothing: those of a release take minutes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.findall(r"```\n(.*?)```", text[text.index("## Look first") :], re.S)[0]
+    lines = [line for line in block.splitlines() if line.startswith("tpvformer ")]
+    assert [line.split()[1] for line in lines] == ["synth", "predict", "view"]
+    (weights,) = re.findall(r"--ckpt-path (\S+)", block)
+    quick = {"TPVFORMER_OPS": "reference"}
+    save = 'from tpvformer import TPVFormer; TPVFormer("demo", device="cpu").save_pretrained("model")'
+    run(str(fresh / "python"), "-c", save, cwd=tmp_path, **quick)
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / weights)
+    for line in lines:
+        run(str(fresh / "tpvformer"), *shlex.split(line, comments=True)[1:], cwd=tmp_path, **quick)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+    assert "<html" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not DEMO_MODEL.exists(), reason=f"{DEMO_MODEL} is what make demo leaves")
