@@ -146,6 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=int, default=0, help="number of the sample in the info pickle")
     parser.add_argument("--augment", action="store_true", help="paint the images as training shows them")
     parser.add_argument("--out", default="out/geometry.png", help="the picture (default: %(default)s)")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

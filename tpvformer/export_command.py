@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Callable
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import ConfigError
+from tpvformer.options import add_config, add_weights, read_config, size
 
 
-def add_export(
-    parser: argparse.ArgumentParser, add_config: Callable[[], None], read_config: Callable[[argparse.Namespace], Config]
-) -> None:
-    """The options of ``export``; ``add_config`` adds those of a configuration, ``read_config`` reads them."""
-    from tpvformer.cli import _size  # which has imported this file
-
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of ``export``."""
     parser.description = _EXPORT
-    add_config()
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    add_config(parser)
+    add_weights(parser)
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX file")
     forms.add_argument("--pt2", type=Path, metavar="FILE", help="a program of torch.export")
     forms.add_argument("--out", type=Path, help="weights under the reference's names, .pth or .safetensors")
     parser.add_argument("--cameras", type=int, default=6, help="of the rig, for --onnx and --pt2 (default: 6)")
-    parser.add_argument("--size", type=_size, default=(1600, 900), help="their images, WxH (default: 1600x900)")
-    parser.set_defaults(run=lambda args: _export(args, read_config(args)))
+    parser.add_argument("--size", type=size, default=(1600, 900), help="their images, WxH (default: 1600x900)")
+    parser.set_defaults(run=_export)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +46,11 @@ _CONVERT = (
 )
 
 
-def _export(args: argparse.Namespace, config: Config) -> int:
+def _export(args: argparse.Namespace) -> int:
     from tpvformer.compat import load_weights, save_reference
     from tpvformer.model import TPVFormer
 
+    config = read_config(args)
     model = TPVFormer(config.model)
     report = load_weights(model, args.ckpt_path)
     print(report)

@@ -33,7 +33,7 @@ def _results(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_report(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``."""
     parser.description = _ABOUT
     parser.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of the run")
