@@ -40,6 +40,7 @@ LAW = {
     "synth_command": None,
     "predict_command": None,
     "overlay_command": None,
+    "completion_command": None,
     "data_command": None,
     "view_command": None,
     "view_files": (("data", "viz"), ("numpy", "cv2")),

@@ -47,6 +47,7 @@ COMMANDS: Tuple[_Command, ...] = (
     _Command("picture", "one PNG of a validation frame with a model's predictions", "predict_command", "add_picture"),
     _Command("predict", "the class of every voxel of a rig's frames, as npz files", "predict_command", "add_predict"),
     _Command("overlay", "exchange four files of mmcv 1.x and mmdet 2.x for ours, or back", "overlay_command"),
+    _Command("completion", "a script by which bash or zsh completes all of this", "completion_command"),
 )
 
 
@@ -61,6 +62,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     prepare_torch()
     args = _parser(argv).parse_args(argv)
     args.argv = argv  # what was typed: for other processes, and to be noted
+    args.every_command = lambda: _parser([], whole=True)
     return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
 
 
@@ -115,12 +117,13 @@ def _user_error(err: Exception) -> Optional[int]:
     return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
-def _parser(argv: List[str]) -> argparse.ArgumentParser:
-    """The parser for ``argv``: every command is known, the one that is asked for with its arguments."""
+def _parser(argv: List[str], whole: bool = False) -> argparse.ArgumentParser:
+    """The parser for ``argv``: every command is known; the one asked for, or all if ``whole``, with its arguments."""
     parser = argparse.ArgumentParser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         added = commands.add_parser(command.name, help=command.help)
-        if argv[:1] == [command.name]:
-            getattr(importlib.import_module(f"tpvformer.{command.module}"), command.function)(added)
+        if whole or argv[:1] == [command.name]:
+            module = importlib.import_module(f"tpvformer.{command.module}")
+            getattr(module, command.function)(added)
     return parser

@@ -20,6 +20,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("weights as a folder to share", "tpvformer convert output/demo my-model"),
     ("a model for onnxruntime", "tpvformer export --py-config demo --ckpt-path w.pth --onnx model.onnx"),
     ("where a step's time goes", "tpvformer bench --py-config tpv_lidarseg_dim64"),
+    ("completion in the shell", "tpvformer completion bash"),
     ("drop-in files for OpenMMLab 1.x", "tpvformer overlay check"),
 )
 
