@@ -33,12 +33,18 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from tpvformer.predict_files import predict_files
+    from tpvformer.engine.log import progress
+    from tpvformer.predict_files import FramePredictions, time_split
 
     config = read_config(args)
     what = (args.ckpt_path, args.out, args.rig, args.split or "val", args.index, args.device, args.truth)
-    for line in predict_files(config, *what):
-        print(line, flush=True)
+    frames = FramePredictions(config, *what)
+    with progress("predict", len(frames)) as bar:
+        for line in frames:
+            bar.make_room()
+            print(line, flush=True)
+            bar.advance()
+    print(time_split(frames.seconds))
     return 0
 
 
