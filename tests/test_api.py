@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Dict, List, Tuple
@@ -69,10 +68,8 @@ def assert_same(a: Any, b: Any, tolerance: float = 0.0) -> None:
 
 
 def test_the_result_says_what_and_where(model: TPVFormer, rig: Path) -> None:
-    points, began = np.random.RandomState(0).uniform(-60, 60, (50, 4)), time.perf_counter()
+    points = np.random.RandomState(0).uniform(-60, 60, (50, 4))
     result = model.predict(images_of(rig), rig, points)
-    assert tuple(result.seconds) == ("decode", "preprocess", "model", "postprocess")
-    assert min(result.seconds.values()) > 0 and sum(result.seconds.values()) <= time.perf_counter() - began
     voxels = result.voxels
     assert voxels.labels.shape == (6, 5, 4) and voxels.labels.dtype == np.uint8
     assert voxels.probabilities.shape == (17, 6, 5, 4) and voxels.probabilities.dtype == np.float32

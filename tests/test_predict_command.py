@@ -16,6 +16,7 @@ from engine_tools import tiny_config, tiny_model, write_config
 from rig_tools import THREE, camera, write_rig
 from tiny_nuscenes import write_tiny
 
+from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.predict_files import PARTS, FramePredictions, time_split
@@ -83,6 +84,15 @@ def test_the_time_of_each_frame_is_split(tmp_path: Path) -> None:
     assert [tuple(seconds) for seconds in frames.seconds] == [PARTS, PARTS]
     assert all(value > 0 for seconds in frames.seconds for value in seconds.values())
     assert sum(sum(seconds.values()) for seconds in frames.seconds) <= whole
+
+
+def test_a_result_knows_its_time(tmp_path: Path) -> None:
+    rig, model = write_rig(tmp_path, THREE), TPVFormer(tiny_config(DataConfig()), device="cpu")
+    began = time.perf_counter()
+    result = model.predict({one["name"]: tmp_path / "images" / f"{one['name']}.jpg" for one in THREE}, rig)
+    assert tuple(result.seconds) == PARTS and min(result.seconds.values()) > 0
+    assert sum(result.seconds.values()) <= time.perf_counter() - began
+    assert result.label([[0, 10, 0]]).shape == (1,) and tuple(result.seconds) == PARTS
 
 
 def test_the_first_frame_is_told_apart() -> None:
