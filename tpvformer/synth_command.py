@@ -15,7 +15,7 @@ from tpvformer.options import positive, size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``synth``."""
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--scenes", type=positive, default=10, help="streets (default: %(default)s)")
+    parser.add_argument("--scenes", type=positive, default=10, help="streets, 2 or more (default: %(default)s)")
     parser.add_argument("--size", type=size, help="image size WxH (default: 1600x900)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
     parser.add_argument("--frames", type=positive, default=8, help="key frames a scene (default: %(default)s)")
