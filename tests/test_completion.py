@@ -89,7 +89,7 @@ def test_each_argument_with_a_value_is_known_for_what_it_is() -> None:
                 todo += action.choices.values()
             elif action.nargs != 0 and action.type is action.choices is None and not hasattr(action, "complete"):
                 plain.add(action.dest)
-    assert plain == {"assignments", "version", "splits", "split", "prefix", "paint", "title"}
+    assert plain == {"assignments", "version", "splits", "prefix", "paint", "title"}
 
 
 def test_zsh_is_told_of_every_option(capsys: Any) -> None:

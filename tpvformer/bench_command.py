@@ -14,12 +14,19 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = _BENCH
     add_config(parser)
     add_device(parser)
-    parser.add_argument("--size", type=size, help="random images as they lie on the disk, WxH (default: 1600x900)")
-    parser.add_argument("--points", type=positive, help="lidar points of a random sample (default: 34720)")
-    parser.add_argument("--steps", type=positive, default=5, help="steps to measure (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="random images as they lie on the disk (default: 1600x900)"
+    )
+    parser.add_argument("--points", type=positive, metavar="N", help="lidar points of a random sample (default: 34720)")
+    parser.add_argument(
+        "--steps", type=positive, default=5, metavar="N", help="steps to measure (default: %(default)s)"
+    )
     parser.add_argument("--data", action="store_true", help="read the configured training set instead")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="also record some steps, as traces for TensorBoard")
-    parser.add_argument("--out", type=Path, help="also write the numbers, the machine and the command as JSON")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers, the machine and the command as JSON"
+    )
+    parser.add_argument("--out", dest="json", type=Path, help=argparse.SUPPRESS)  # its former name
     parser.set_defaults(run=_bench)
 
 
@@ -27,9 +34,11 @@ def add_selfcheck(parser: argparse.ArgumentParser) -> None:
     """The options of ``selfcheck``."""
     parser.description = _SELFCHECK
     default = "(default: tpv_lidarseg_dim64, a small one on a CPU)"
-    parser.add_argument("--py-config", "--py_config", help=f"model to time {default}")
+    parser.add_argument("--py-config", metavar="CONFIG", help=f"model to time {default}")
     add_device(parser)
-    parser.add_argument("--size", type=size, help="images of the timed steps, WxH (default: 1600x900; small on a CPU)")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="images of the timed steps (default: 1600x900; small on a CPU)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     parser.set_defaults(run=_selfcheck)
 
@@ -50,9 +59,9 @@ def _bench(args: argparse.Namespace) -> int:
     result = step.bench(read_config(args), args.device, args.size, args.points, args.steps, args.data, args.profile)
     result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
-    if args.out is not None:
-        report.write({**report.surroundings(pick_device(args.device)[0], "tpvformer"), **result}, args.out)
-        print(f"written to {args.out}")
+    if args.json is not None:
+        report.write({**report.surroundings(pick_device(args.device)[0], "tpvformer"), **result}, args.json)
+        print(f"written to {args.json}")
     if args.profile is not None:
         print(f"traces in {args.profile}")
     return 0

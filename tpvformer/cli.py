@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import time
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 from tpvformer.config import ConfigError
 
@@ -117,12 +117,26 @@ def _user_error(err: Exception) -> Optional[int]:
     return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes --py_config for --py-config, and so on: the reference's users and this package's launchers write both."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_hyphens(word) for word in words], namespace)
+
+
+def _hyphens(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if option.startswith("--") else word
+
+
 def _parser(argv: List[str], whole: bool = False) -> argparse.ArgumentParser:
     """The parser for ``argv``: every command is known; the one asked for, or all if ``whole``, with its arguments."""
-    parser = argparse.ArgumentParser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
+    parser = _Parser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        added = commands.add_parser(command.name, help=command.help)
+        about = f"{command.help[0].upper()}{command.help[1:]}."
+        added = commands.add_parser(command.name, help=command.help, description=about)
         if whole or argv[:1] == [command.name]:
             module = importlib.import_module(f"tpvformer.{command.module}")
             getattr(module, command.function)(added)

@@ -40,11 +40,9 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     from tpvformer.engine.device import KINDS
 
     for action in _actions(parser):
-        # the underscored spellings are taken, and there is no need to offer them
-        action.option_strings = [name for name in action.option_strings if "_" not in name]
         if action.dest == "device":
             action.choices = ("auto", *KINDS)
-        elif action.metavar == "DIR" or action.dest == "work_dir":
+        elif action.metavar == "DIR":
             vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
         elif action.choices is None and (action.type is Path or action.dest in _PATHS):
             vars(action)["complete"] = shtab.FILE

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from tpvformer.config import ConfigError
-from tpvformer.options import add_config, add_device, add_weights, read_config
+from tpvformer.options import add_config, add_device, add_weights, read_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``eval``."""
-    add_config(parser)
+    add_config(parser, stored=True)
     add_weights(parser)
     add_device(parser)
     parser.add_argument(
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also score with exchanged cameras, a constant answer, and colour without a network",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="test has no labels, so no scores")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="val", help="test has no labels, so no scores (default: val)"
+    )
     parser.add_argument("--submission", type=Path, metavar="ZIP", help="write what nuScenes' lidarseg server takes")
     parser.add_argument(
         "--also-uses", choices=("lidar", "external"), action="append", default=[], help="say so in the submission"
@@ -36,7 +38,7 @@ def _eval(args: argparse.Namespace) -> int:
     from tpvformer.engine.score import evaluate_checkpoint
 
     scores = (args.permute_cameras, args.json)
-    evaluate_checkpoint(read_config(args), args.ckpt_path, args.device, *scores, args.submission, args.also_uses)
+    evaluate_checkpoint(*read_model(args), args.device, *scores, args.submission, args.also_uses)
     return 0
 
 
@@ -50,5 +52,5 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.score import predict_test_set
 
-    predict_test_set(read_config(args), args.ckpt_path, args.submission, args.device, args.also_uses)
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses)
     return 0

@@ -9,9 +9,15 @@ from typing import Tuple
 from tpvformer.config import Config, override
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """``--py-config`` and ``--set``; ``read_config`` reads them."""
-    parser.add_argument("--py-config", "--py_config", required=True, help="configuration: ours or the reference's")
+def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
+    """``--py-config`` and ``--set``. ``stored``: not needed where the weights of ``--ckpt-path`` carry theirs."""
+    text = "configuration: a file, ours or the reference's, or a shipped one's name"
+    parser.add_argument(
+        "--py-config",
+        metavar="CONFIG",
+        required=not stored,
+        help=f"{text} (default: the one stored with the weights)" if stored else text,
+    )
     parser.add_argument(
         "--set",
         dest="assignments",
@@ -24,12 +30,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """``--ckpt-path``."""
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    parser.add_argument(
+        "--ckpt-path",
+        type=Path,
+        metavar="PATH",
+        required=True,
+        help="weights: a file, ours or the reference's; a run's work dir; a folder that convert wrote",
+    )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """``--device``."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: auto)")
+def add_device(parser: argparse.ArgumentParser, use: str = "") -> None:
+    """``--device``; ``use`` says what for, where that is not everything."""
+    parser.add_argument(
+        "--device", default="auto", metavar="KIND", help=f"{use}auto, cpu, or a kind of accelerator (default: auto)"
+    )
 
 
 def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
@@ -37,6 +51,16 @@ def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config
     from tpvformer.compat import load_config
 
     return override(load_config(args.py_config), [*args.assignments, *extra])
+
+
+def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
+    """The same, of ``--ckpt-path`` where none was asked for, and the file of the weights. Raises CheckpointError."""
+    from tpvformer.compat.pretrained import find_weights, stored_config
+
+    weights = find_weights(args.ckpt_path)
+    if args.py_config is not None:
+        return read_config(args), weights
+    return override(stored_config(weights), args.assignments), weights
 
 
 def positive(text: str) -> int:

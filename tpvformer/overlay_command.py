@@ -9,8 +9,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``overlay``."""
     parser.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
-    parser.add_argument("--mmcv", type=Path, help="its folder, or a checkout (default: both installed packages)")
-    parser.add_argument("--mmdet", type=Path, help="likewise; given alone, the other package is left alone")
+    parser.add_argument(
+        "--mmcv", type=Path, metavar="DIR", help="its folder, or a checkout (default: both installed packages)"
+    )
+    parser.add_argument(
+        "--mmdet", type=Path, metavar="DIR", help="likewise; given alone, the other package is left alone"
+    )
     parser.set_defaults(run=_overlay)
 
 

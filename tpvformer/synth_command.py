@@ -14,12 +14,18 @@ from tpvformer.options import positive, size
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``synth``."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--scenes", type=positive, default=10, help="streets, 2 or more (default: %(default)s)")
-    parser.add_argument("--size", type=size, help="image size WxH (default: 1600x900)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another city (default: %(default)s)")
-    parser.add_argument("--frames", type=positive, default=8, help="key frames a scene (default: %(default)s)")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to create")
+    parser.add_argument(
+        "--scenes", type=positive, default=10, metavar="N", help="streets, 2 or more (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=size, metavar="WxH", help="image size (default: 1600x900)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed, another city (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=positive, default=8, metavar="N", help="key frames a scene (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--occupancy", action="store_true", help="also dense labels, as in Occ3D and SurroundOcc")
     parser.add_argument("--kitti", action="store_true", help="instead: SemanticKITTI's sequences, one a scene")
     parser.set_defaults(run=_synth)

@@ -15,17 +15,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _TRAIN
     add_config(parser)
     add_device(parser)
-    parser.add_argument("--work-dir", "--work_dir", type=Path, help="where the run is written (default: output/<name>)")
-    parser.add_argument("--resume-from", type=Path, help="checkpoint to continue (default: latest.pth of the work dir)")
-    parser.add_argument("--max-epochs", type=positive, help="short for --set train.epochs=N")
     parser.add_argument(
-        "--max-steps", type=positive, help="measure speed: stop after N steps, neither evaluate nor save"
+        "--work-dir", type=Path, metavar="DIR", help="where the run is written (default: output/<name>)"
+    )
+    parser.add_argument(
+        "--resume-from", type=Path, metavar="FILE", help="checkpoint to continue (default: latest.pth of the work dir)"
+    )
+    parser.add_argument("--max-epochs", type=positive, metavar="N", help="short for --set train.epochs=N")
+    parser.add_argument(
+        "--max-steps", type=positive, metavar="N", help="measure speed: stop after N steps, neither evaluate nor save"
     )
     parser.add_argument(
         "--deterministic", action="store_true", help="results that do not depend on timing: bit-equal runs on a CPU"
     )
     many = parser.add_mutually_exclusive_group()
-    many.add_argument("--processes", type=positive, default=1, help="start N processes here (default: %(default)s)")
+    many.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="start N processes here (default: %(default)s)"
+    )
     many.add_argument(
         "--max-processes", type=positive, metavar="N", help="one for each visible card, at most N; N without any card"
     )
