@@ -9,7 +9,13 @@ from typing import Iterator
 from tpvformer.config import ConfigError
 
 SHELLS = ("bash", "zsh")
-_PATHS = ("py_config", "rig", "infos", "root", "out", "source")  # that are text: an address or a name is welcome too
+_PATHS = ("rig", "infos", "root", "out", "source")  # that are text: an address or a name is welcome too
+
+# shell functions that offer shipped configurations and files
+_CONFIG_FILES = {
+    "bash": '_tpvformer_config_files() { local IFS=" "; compgen -W "%s" -- "$1"; compgen -f -- "$1"; }',
+    "zsh": "_tpvformer_config_files() { compadd -- %s; _files }",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +43,20 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         import shtab
     except ImportError as err:
         raise ConfigError("completion needs shtab; pip install 'tpvformer[completion]'") from err
+    from tpvformer.compat.config_file import shipped
     from tpvformer.engine.device import KINDS
 
+    names = " ".join(shipped())
     for action in _actions(parser):
         if action.dest == "device":
             action.choices = ("auto", *KINDS)
         elif action.metavar == "DIR":
             vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
+        elif action.dest == "py_config":
+            vars(action)["complete"] = dict.fromkeys(SHELLS, "_tpvformer_config_files")
         elif action.choices is None and (action.type is Path or action.dest in _PATHS):
             vars(action)["complete"] = shtab.FILE
-    return str(shtab.complete(parser, shell))
+    return str(shtab.complete(parser, shell, preamble=_CONFIG_FILES[shell] % names))
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
