@@ -19,21 +19,21 @@ from typing import Callable, Dict, List
 import numpy as np
 import torch
 
-from tpvformer.cli import _positive, _size
 from tpvformer.compat import load_config
 from tpvformer.config import override
 from tpvformer.deploy import Rig, export_onnx
 from tpvformer.model import TPVFormer
+from tpvformer.options import positive, size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--py-config", default="demo")
-    parser.add_argument("--size", type=_size, default=(288, 160))
-    parser.add_argument("--cameras", type=_positive, default=6)
-    parser.add_argument("--points", type=_positive, default=5000)
-    parser.add_argument("--repeats", type=_positive, default=7)
-    parser.add_argument("--threads", type=_positive, default=1)
+    parser.add_argument("--size", type=size, default=(288, 160))
+    parser.add_argument("--cameras", type=positive, default=6)
+    parser.add_argument("--points", type=positive, default=5000)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--threads", type=positive, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = override(load_config(args.py_config), ["train.precision=fp32"])

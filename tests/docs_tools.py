@@ -17,7 +17,20 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # a program of ours, or one that runs something of ours
 OURS = ("tpvformer", "make", "python", "python3", "pytest", "bash", "torchrun", "tools/torch21_env.sh")
 # lines of command blocks that run nothing of ours
-OTHERS = ("tensorboard", "cd", "export", "git", "pip", "source", "srun", "set", "[", ".", ".venv-torch21/bin/python")
+OTHERS = (
+    "tensorboard",
+    "cd",
+    "export",
+    "git",
+    "mkdir",
+    "pip",
+    "source",
+    "srun",
+    "set",
+    "[",
+    ".",
+    ".venv-torch21/bin/python",
+)
 PLACEHOLDERS = {"N": "1", "S": "1", "R": "1", "WxH": "32x32"}  # others are texts, which any text can stand for
 
 
@@ -116,7 +129,7 @@ def _parts(line: str) -> List[Tuple[str, ...]]:
         while part and (re.match(r"\w+=", part[0]) or part[0] in ("srun", "if")):
             part = part[1:]
         if len(part) > 1 and part[0] in OURS:
-            found.extend(_alternatives(part))
+            found.extend(_alternatives(part[: part.index(">")] if ">" in part else part))
     return found
 
 

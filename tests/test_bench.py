@@ -117,7 +117,7 @@ def test_deformable_layers_are_counted(runner: step.StepBench) -> None:
 def test_command_on_random_inputs(file: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "deep" / "bench.json"
     traces = tmp_path / "traces"
-    more = ("--size", "64x36", "--points", "300", "--out", str(out), "--profile", str(traces))
+    more = ("--size", "64x36", "--points", "300", "--json", str(out), "--profile", str(traces))
     assert main(arguments(file, *more)) == 0
     text = capsys.readouterr().out
     assert f"traces in {traces}" in text and any(traces.iterdir())

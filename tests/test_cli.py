@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(place: Path, assignment: str, tex
     assert err.startswith("tpvformer train: ")
     assert err.count("\n") == 1
     assert text in err
+
+
+def test_a_set_without_frames_is_called_that(place: Path, tmp_path: Path, capsys) -> None:
+    empty = tmp_path / "none.pkl"
+    empty.write_bytes(pickle.dumps({"infos": [], "metadata": {"version": "v1.0-mini"}}))
+    more = ("--set", f"data.train_infos={empty}", "--work-dir", str(tmp_path / "w"))
+    assert main(arguments(place, "train", *more)) == 2
+    assert capsys.readouterr().err.startswith(f"tpvformer train: {empty}: holds no frames; expected one at least")
 
 
 def test_files_that_are_not_there(place: Path, capsys) -> None:

@@ -51,11 +51,11 @@ def check(root: Path, *more: str) -> int:
     return main(["data", "check", "--root", str(root), "--version", VERSION, *more])
 
 
-@pytest.mark.parametrize("more", [(), ("--whole",), ("--split", "mini_val")])
+@pytest.mark.parametrize("more", [(), ("--whole",), ("--splits", "mini_val")])
 def test_a_whole_set_has_no_fault(whole, capsys, more):
     assert check(whole, *more) == 0
     said = capsys.readouterr().out
-    samples = 4 if "--split" in more else 6
+    samples = 4 if "--splits" in more else 6
     assert f"{samples} samples: {samples * 6} images, {samples} scans and {samples} label files looked at" in said
     assert "samples/CAM_FRONT/                       6         6\n" in said
     assert said.endswith("no faults\n")
@@ -187,7 +187,7 @@ def test_a_missing_archive_is_guessed_and_long_lists_are_cut(root, capsys):
     [
         ["--root", "/nowhere", "--version", VERSION],
         ["--version", "v1.0-trainval"],
-        ["--version", VERSION, "--split", "val"],
+        ["--version", VERSION, "--splits", "val"],
         ["--version", VERSION, "--split", "tests"],
         ["--version", VERSION, "--paint", "nothing"],
     ],
@@ -223,7 +223,7 @@ def test_a_real_frame(tmp_path, capsys):
         folder.mkdir(parents=True)
         (folder / path.name).symlink_to(path)
     command = ["data", "check", "--root", str(tmp_path), "--version", "v1.0-trainval"]
-    assert main([*command, "--whole", "--split", "train"]) == 1
+    assert main([*command, "--whole", "--splits", "train"]) == 1
     said = capsys.readouterr().out
     assert "1 samples: 6 images, 1 scans and 0 label files looked at (read to the end)" in said
     assert said.endswith("1 faults\n")

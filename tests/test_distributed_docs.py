@@ -54,7 +54,7 @@ def known(program: str) -> Set[str]:
     if program == "tpvformer":
         from tpvformer.cli import _parser
 
-        actions = _parser([])._subparsers._group_actions[0].choices["train"]._actions
+        actions = _parser(["train"])._subparsers._group_actions[0].choices["train"]._actions
     else:
         from torch.distributed.run import get_args_parser
 

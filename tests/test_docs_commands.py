@@ -38,6 +38,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer report": ("test_report.py",),
     "tpvformer view": ("test_view.py",),
     "tpvformer bench": ("test_bench.py",),
+    "tpvformer completion": ("test_completion.py",),
     "tpvformer selfcheck": ("test_selfcheck.py",),
     "tpvformer overlay": ("test_overlay.py",),
     "tpvformer overlay apply": ("test_overlay.py",),

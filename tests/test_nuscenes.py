@@ -169,11 +169,12 @@ def test_a_worker_says_the_same_sentence(tmp_path):
 def test_other_info_files_are_named(tmp_path):
     cfg = write_tiny(tmp_path)
     for stored, message in [
-        ({"metainfo": {}, "data_list": []}, "a dict of metainfo, data_list; expected .* mmdetection3d 1.x"),
+        ({"metainfo": {}, "samples": []}, "a dict of metainfo, samples; expected .* mmdetection3d 1.x"),
         ({"data_list": [{"token": "a", "images": {}}]}, "record 0 has an unusable .* mmdetection3d 1.x"),
         ({"data_list": [{"token": "a"}]}, "record 0 has no 'images'"),
         ([], "'infos' is a list"),
-        ({"infos": []}, "'infos' is a list"),
+        ({"infos": [], "metadata": {}}, "holds no frames; expected one at least"),
+        ({"data_list": []}, "holds no frames; expected one at least"),
         ({"infos": {"scene": []}}, "'infos' is a list"),
         ({"infos": [{"token": "a", "lidar_path": "b"}]}, "record 0 has no 'cams'"),
         ({"infos": [{"token": "a", "lidar_path": "b", "cams": {}}]}, "record 0 has an unusable calibration"),

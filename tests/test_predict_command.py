@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import time
 from pathlib import Path
 from typing import List
 
@@ -13,8 +16,10 @@ from engine_tools import tiny_config, tiny_model, write_config
 from rig_tools import THREE, camera, write_rig
 from tiny_nuscenes import write_tiny
 
+from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
+from tpvformer.predict_files import PARTS, FramePredictions, time_split
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -30,7 +35,10 @@ def words(tmp_path: Path) -> List[str]:
 def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], capsys) -> None:
     rig, out = write_rig(tmp_path, THREE, (0, 40), labelled=False), tmp_path / "out"
     assert main(["predict", *words, "--rig", str(rig), "--out", str(out)]) == 0
-    said = capsys.readouterr().out.splitlines()
+    *said, split = capsys.readouterr().out.splitlines()
+    number = r"\d+\.\d\d"
+    parts = ", ".join(f"{part} {number}" for part in ("decode", "preprocess", "model", "postprocess"))
+    assert re.fullmatch(f"2 frames, {number} s a frame: {parts}; first frame {number} s", split)
     assert [line.split(", mean")[0] for line in said] == [
         f"{out}/frame0.npz: 6x5x4 voxels, 0 points",
         f"{out}/frame1.npz: 6x5x4 voxels, 40 points",
@@ -64,6 +72,46 @@ def test_predict_chooses_frames_and_sets(tmp_path: Path, words: List[str], capsy
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["predict", *words, "--rig", "rig.json", "--split", "val"])
+
+
+def test_the_time_of_each_frame_is_split(tmp_path: Path) -> None:
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    config, rig = tiny_config(DataConfig(workers=0)), str(write_rig(tmp_path, THREE, (0, 40), labelled=False))
+    frames = FramePredictions(config, tmp_path / "w.pth", tmp_path / "out", rig, device="cpu")
+    began = time.perf_counter()
+    assert len(frames) == len(list(frames)) == 2
+    whole = time.perf_counter() - began
+    assert [tuple(seconds) for seconds in frames.seconds] == [PARTS, PARTS]
+    assert all(value > 0 for seconds in frames.seconds for value in seconds.values())
+    assert sum(sum(seconds.values()) for seconds in frames.seconds) <= whole
+
+
+def test_a_result_knows_its_time(tmp_path: Path) -> None:
+    rig, model = write_rig(tmp_path, THREE), TPVFormer(tiny_config(DataConfig()), device="cpu")
+    began = time.perf_counter()
+    result = model.predict({one["name"]: tmp_path / "images" / f"{one['name']}.jpg" for one in THREE}, rig)
+    assert tuple(result.seconds) == PARTS and min(result.seconds.values()) > 0
+    assert sum(result.seconds.values()) <= time.perf_counter() - began
+    assert result.label([[0, 10, 0]]).shape == (1,) and tuple(result.seconds) == PARTS
+
+
+def test_the_first_frame_is_told_apart() -> None:
+    first, later = dict(zip(PARTS, (1.0, 2.0, 3.0, 4.0))), dict(zip(PARTS, (0.1, 0.2, 1.0, 0.4)))
+    other = {**later, "model": 3.0}
+    split = "decode 0.10, preprocess 0.20, model 2.00, postprocess 0.40"
+    assert time_split([first, later, other]) == f"3 frames, 2.70 s a frame: {split}; first frame 10.00 s"
+    split = "decode 1.00, preprocess 2.00, model 3.00, postprocess 4.00"
+    assert time_split([first]) == f"1 frame, 10.00 s with what only a first one needs: {split}"
+
+
+def test_on_a_terminal_there_is_a_bar_below_the_lines(tmp_path: Path, words: List[str], capfd, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    rig = write_rig(tmp_path, THREE, (0, 40), labelled=False)
+    assert main(["predict", *words, "--rig", str(rig), "--out", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr()
+    assert said.err.count("\r\x1b[2K") >= 2 and "predict" in said.err and "/2" in said.err
+    assert said.out.count("\n") == 3 and "\x1b" not in said.out
 
 
 def test_predict_refuses_what_it_cannot_do_in_one_line(tmp_path: Path, words: List[str], capsys) -> None:

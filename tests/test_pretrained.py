@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from tpvformer import TPVFormer
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.infer import PUBLISHED, infer_config
+from tpvformer.compat.pretrained import stored_config
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.model import TPVFormer as Network
 
@@ -62,6 +63,10 @@ def test_a_folder_has_config_weights_and_card(model: TPVFormer, rig: Path, tmp_p
     write_tensors(model.network.state_dict(), alone, {"config.json": "[]"})
     with pytest.raises(CheckpointError, match='weights.safetensors: its config.json: is not of the format "tpvformer'):
         TPVFormer.from_pretrained(alone)
+    alone.write_bytes(alone.read_bytes()[:99])
+    for opens in (TPVFormer.from_pretrained, stored_config):
+        with pytest.raises(CheckpointError, match="weights.safetensors: not a readable safetensors file"):
+            opens(alone)
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match='config.json: is not of the format "tpvformer-model-1"'):
         TPVFormer.from_pretrained(folder)

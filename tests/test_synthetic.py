@@ -15,6 +15,7 @@ import pytest
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import synthetic
 from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.street import rig
 from tpvformer.data.street.camera import NO_CLASS, render_camera
@@ -277,6 +278,7 @@ def test_same_seed_same_bytes_whatever_the_workers(root, tmp_path):
     other = tmp_path / "other"
     write_dataset(other, 2, (64, 32), SEED + 1, 1, workers=1)
     assert not {p.name for p in (other / "lidarseg" / VERSION).iterdir()} & {p.name for p in first}
+    assert [len(load_infos(other / f"nuscenes_infos_{split}.pkl")) for split in ("train", "val")] == [1, 1]
 
 
 def test_asking_again_changes_nothing(root):
@@ -300,7 +302,7 @@ def test_progress_and_a_leftover_of_a_killed_run(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scenes": 1}, "scenes is 1; expected 2 or more"),
+        ({"scenes": 1}, "scenes is 1; expected 2 or more, one for validation and one to train on"),
         ({"scenes": 10**6}, "expected at most"),
         ({"size": (8, 900)}, "size is 8x900"),
         ({"seed": -1}, "seed is -1"),
@@ -341,6 +343,8 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_scene_names():
+    for count in range(2, 12):
+        assert {split for _, split in scene_names(count)} == {"train", "val"} and len(scene_names(count)) == count
     names = scene_names(35)
     assert names[:2] == [("scene-0103", "val"), ("scene-0916", "val")]
     assert [name for name, split in names[2:10] if split == "train"] == list(synthetic.MINI_TRAIN)

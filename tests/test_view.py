@@ -26,7 +26,7 @@ from tpvformer.data.synthetic import write_dataset
 from tpvformer.data.types import DataError
 from tpvformer.labels import COLORS, NUSCENES
 from tpvformer.model import TPVFormer
-from tpvformer.predict_files import predict_files
+from tpvformer.predict_files import FramePredictions
 from tpvformer.view_files import read_result, read_results
 from tpvformer.viz.render import look_at, render_voxels
 from tpvformer.viz.result import believed, shown
@@ -79,7 +79,7 @@ def test_dense_labels_are_kept_whole(tmp_path: Path) -> None:
     write_dataset(tmp_path / "street", 2, (64, 32), 6, 1, workers=1, occupancy=True)
     config = dense_config(tmp_path / "street", "occ3d")
     torch.save(TPVFormer(config.model).state_dict(), tmp_path / "w.pth")
-    (_,) = predict_files(config, tmp_path / "w.pth", tmp_path / "out", index=0, device="cpu", truth=True)
+    (_,) = FramePredictions(config, tmp_path / "w.pth", tmp_path / "out", index=0, device="cpu", truth=True)
     (result,) = read_results([tmp_path / "out"])
     frame = NuScenesDataset(config.data, config.model.grid, "val", 0).load_frame(0)
     assert frame.dense is not None and (result.true_voxels == frame.dense.classes).all()

@@ -18,6 +18,7 @@ from tpvformer.compat.pretrained import open_pretrained, save_folder
 from tpvformer.config import Config
 from tpvformer.data.given import Images, Rig, given_frame
 from tpvformer.data.transforms import make_sample
+from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_embeddings
 from tpvformer.engine.run import build_model
@@ -80,12 +81,15 @@ class TPVFormer:
 
         Raises DataError and ConfigError that say what does not fit.
         """
+        marks = Marks(self.device)
         frame = given_frame(images, rig, points)
+        marks.end("decode")
         slots = frame.camera_slots or range(len(frame.camera_names))
         check_embeddings(max(slots) + 1, "the rig", self.config)
         grid = self.config.model.grid
         sample = make_sample(frame, self.config.data, grid, None)
-        return Result(Scene(self.network, sample, self.config, self.device), frame, sample, self.config)
+        scene = Scene(self.network, sample, self.config, self.device, marks)
+        return Result(scene, frame, sample, self.config, marks)
 
     def save_pretrained(self, folder: Union[str, "os.PathLike[str]"]) -> Path:
         """Write config.json, model.safetensors and README.md, a model card; returns the folder.

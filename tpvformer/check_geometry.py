@@ -138,14 +138,19 @@ def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--py-config", "--py_config", help="configuration file whose data section is used")
-    parser.add_argument("--infos", "--rig", help="info file or rig file (instead of the configuration's)")
-    parser.add_argument("--root", help="folder that holds samples/, or the files themselves")
-    parser.add_argument("--version", help="name of the table folder below the root")
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="which of the two info pickles")
-    parser.add_argument("--index", type=int, default=0, help="number of the sample in the info pickle")
+    parser.add_argument(
+        "--py-config", metavar="CONFIG", help="whose data section is used (default: all settings as usual)"
+    )
+    parser.add_argument("--infos", "--rig", metavar="FILE", help="info file or rig file (default: the configuration's)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="holds samples/, or the files themselves (default: the configuration's)"
+    )
+    parser.add_argument("--version", help="name of the table folder below the root (default: the configuration's)")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="which set (default: %(default)s)")
+    parser.add_argument("--index", type=int, default=0, metavar="N", help="number of the frame (default: %(default)s)")
     parser.add_argument("--augment", action="store_true", help="paint the images as training shows them")
-    parser.add_argument("--out", default="out/geometry.png", help="the picture (default: %(default)s)")
+    parser.add_argument("--out", default="out/geometry.png", metavar="FILE", help="the picture (default: %(default)s)")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,25 +20,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     infos = commands.add_parser("infos", help="write info files from the tables", description=_INFOS)
     _add_set(infos)
-    infos.add_argument("--splits", nargs="+", help="default: those of splits.json, else the version's official ones")
-    infos.add_argument("--out", type=Path, help="folder of the info files (default: the one that holds the root)")
+    infos.add_argument(
+        "--splits", nargs="+", metavar="SPLIT", help="default: those of splits.json, else the version's official ones"
+    )
+    infos.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the info files (default: the one that holds the root)"
+    )
     infos.add_argument(
         "--format", choices=("both", "pkl", "safetensors"), default="both", help="which files (default: %(default)s)"
     )
     infos.add_argument("--prefix", help="put before the file names in the infos (default: the root as given)")
-    infos.add_argument("--sweeps", type=_count, default=10, help="LiDAR files before a key frame (default: 10)")
+    infos.add_argument(
+        "--sweeps", type=_count, default=10, metavar="N", help="LiDAR files before a key frame (default: 10)"
+    )
     infos.set_defaults(run=_infos)
 
     check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
     _add_set(check, required=False)
     other = check.add_mutually_exclusive_group()
-    other.add_argument("--rig", type=Path, help="instead: look at a rig file of one's own and all that it names")
-    check.add_argument("--py-config", "--py_config", help="with --rig: whose grid is looked at (default: the usual)")
-    check.add_argument("--split", nargs="+", default=[], help="only the samples of these splits (default: all)")
+    other.add_argument(
+        "--rig", type=Path, metavar="FILE", help="instead: look at a rig file of one's own and all that it names"
+    )
+    check.add_argument("--py-config", metavar="CONFIG", help="with --rig: whose grid is looked at (default: the usual)")
+    check.add_argument(
+        "--splits", nargs="+", default=[], metavar="SPLIT", help="only the samples of these splits (default: all)"
+    )
+    check.add_argument("--split", dest="splits", nargs="+", help=argparse.SUPPRESS)  # its former name
     check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
-    check.add_argument("--limit", type=_count, default=20, help="faults of a kind to list (default: %(default)s)")
+    check.add_argument(
+        "--limit", type=_count, default=20, metavar="N", help="faults of a kind to list (default: %(default)s)"
+    )
     other.add_argument("--paint", metavar="TOKEN", help="instead: paint this sample's labelled points on its images")
-    check.add_argument("--out", default="out/points.png", help="the picture (default: %(default)s)")
+    check.add_argument("--out", default="out/points.png", metavar="FILE", help="the picture (default: %(default)s)")
     check.set_defaults(run=_check)
 
 
@@ -58,7 +71,7 @@ _CHECK = (
 
 def _add_set(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "--root", type=Path, default=Path("data/nuscenes"), help="holds samples/ (default: %(default)s)"
+        "--root", type=Path, default=Path("data/nuscenes"), metavar="DIR", help="holds samples/ (default: %(default)s)"
     )
     parser.add_argument(
         "--version", required=required, help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test"
@@ -123,7 +136,7 @@ def _check(args: argparse.Namespace) -> int:
         return _paint(args)
     from tpvformer.data.doctor.examine import examine
 
-    report = examine(args.root, args.version, args.split, args.whole, _every(5))
+    report = examine(args.root, args.version, args.splits, args.whole, _every(5))
     print("\n".join(report.lines(args.limit)))
     return 1 if report.count else 0
 

@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Tuple
 
 from tpvformer import __version__
 from tpvformer.config import ConfigError
+from tpvformer.options import add_device
 
 _NEEDED = ("torch", "numpy", "opencv-python-headless", "pyyaml", "numba", "safetensors", "rich")
 _USEFUL = (
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Looks at versions, devices and kernels, and runs nothing. Exit status: 0 unless something is wrong."
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: auto)")
+    add_device(parser)
     parser.set_defaults(run=_doctor)
 
 

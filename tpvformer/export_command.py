@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Callable
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import ConfigError
+from tpvformer.options import add_config, add_weights, positive, read_model, size
 
 
-def add_export(
-    parser: argparse.ArgumentParser, add_config: Callable[[], None], read_config: Callable[[argparse.Namespace], Config]
-) -> None:
-    """The options of ``export``; ``add_config`` adds those of a configuration, ``read_config`` reads them."""
-    from tpvformer.cli import _size  # which has imported this file
-
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of ``export``."""
     parser.description = _EXPORT
-    add_config()
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="weights: ours or the reference's")
+    add_config(parser, stored=True)
+    add_weights(parser)
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX file")
     forms.add_argument("--pt2", type=Path, metavar="FILE", help="a program of torch.export")
-    forms.add_argument("--out", type=Path, help="weights under the reference's names, .pth or .safetensors")
-    parser.add_argument("--cameras", type=int, default=6, help="of the rig, for --onnx and --pt2 (default: 6)")
-    parser.add_argument("--size", type=_size, default=(1600, 900), help="their images, WxH (default: 1600x900)")
-    parser.set_defaults(run=lambda args: _export(args, read_config(args)))
+    forms.add_argument(
+        "--out", type=Path, metavar="FILE", help="weights under the reference's names, .pth or .safetensors"
+    )
+    parser.add_argument(
+        "--cameras", type=positive, default=6, metavar="N", help="of the rig, for --onnx and --pt2 (default: 6)"
+    )
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", default=(1600, 900), help="their images (default: 1600x900)"
+    )
+    parser.set_defaults(run=_export)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint, a folder of weights, a work dir, or a hub's owner/name")
     parser.add_argument("out", type=Path, help="FILE.pth or FILE.safetensors: the reference's names; else a folder")
     parser.add_argument(
-        "--py-config", "--py_config", help="its configuration (default: the stored one, or told by the shapes)"
+        "--py-config", metavar="CONFIG", help="its configuration (default: the stored one, or told by the shapes)"
     )
     parser.set_defaults(run=_convert)
 
@@ -50,12 +52,13 @@ _CONVERT = (
 )
 
 
-def _export(args: argparse.Namespace, config: Config) -> int:
+def _export(args: argparse.Namespace) -> int:
     from tpvformer.compat import load_weights, save_reference
     from tpvformer.model import TPVFormer
 
+    config, weights = read_model(args)
     model = TPVFormer(config.model)
-    report = load_weights(model, args.ckpt_path)
+    report = load_weights(model, weights)
     print(report)
     if args.out is not None:
         save_reference(model, args.out)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generator, Iterator, Mapping, Sequence, Tuple
+from typing import Generator, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
+from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.limits import check_cameras
@@ -60,13 +61,20 @@ def predict_frame(
 
 
 class Scene:
-    """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again."""
+    """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again.
 
-    def __init__(self, model: TPVFormer, sample: Sample, config: Config, device: torch.device) -> None:
+    Of ``marks``, the stopwatch of this frame, "preprocess" is ended before the network and "model" by ``decided``.
+    """
+
+    def __init__(
+        self, model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+    ) -> None:
         self._model, self._config = model, config
+        self._marks = Marks(device) if marks is None else marks
         batch = collate([sample], config.data.ignore_label).to(device)
         with _asking(model):
-            self._maps = model.aggregator.plane_maps(planes(model, batch, config))
+            features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
+            self._maps = model.aggregator.plane_maps(features)
 
     def voxel_logits(self) -> Tensor:
         """(K,X,Y,Z), of the whole grid."""
@@ -86,18 +94,21 @@ class Scene:
     def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
         """The same from ``voxel_logits`` that are at hand."""
         points = self.points_in(sample.voxels)[sample.point_voxel.to(logits.device)]
+        self._marks.end("model")
         confidence = logits.softmax(0).amax(0).half()
         return FrameClasses(
             points.cpu().numpy(), logits.argmax(0).cpu().numpy(), sample.voxel_labels.numpy(), confidence.cpu().numpy()
         )
 
 
-def predict_scene(model: TPVFormer, sample: Sample, config: Config, device: torch.device) -> FrameClasses:
+def predict_scene(
+    model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+) -> FrameClasses:
     """What the model says about every voxel of the grid, whether a point lies there or not.
 
     It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
     """
-    return Scene(model, sample, config, device).classes(sample)
+    return Scene(model, sample, config, device, marks).classes(sample)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from tpvformer.data.dataset import NuScenesDataset
 from tpvformer.data.infos.files import whole_file
 from tpvformer.data.transforms import frame_of_grid, make_sample, moved
 from tpvformer.data.types import DataError, Frame, Sample
+from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_cameras
 from tpvformer.engine.run import build_model
@@ -24,44 +25,86 @@ from tpvformer.predict import FrameClasses, predict_scene
 STORED_WIDTH, STORED_QUALITY = 800, 80  # of the pictures kept beside a result: pixels, JPEG quality
 
 
-def predict_files(
-    config: Config,
-    weights: Path,
-    out: Path,
-    rig: Optional[str] = None,
-    split: str = "val",
-    index: Optional[int] = None,
-    device: str = "auto",
-    truth: bool = False,
-) -> Iterator[str]:
-    """Write ``out/<token>.npz`` for the frames of a rig file, else of a split of the configured set; a line for each.
+PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
 
-    ``index`` chooses one frame; ``truth`` adds the labels of the set, which it must have. docs/rig.md says what the
-    archives hold. Raises ConfigError, DataError and CheckpointError.
+
+class FramePredictions:
+    """Iterating writes ``out/<token>.npz`` for the next frame and yields a line about it; ``len`` is their number.
+
+    The frames are those of a rig file, else of a split of the configured set. ``index`` chooses one; ``truth`` adds the
+    labels of the set, which it must have. docs/rig.md says what the archives hold. ``seconds`` has an entry a frame
+    that is done: the time by PARTS, the device waited for at the end of each. Raises ConfigError, DataError and
+    CheckpointError.
     """
-    data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
-    dataset = NuScenesDataset(data, config.model.grid, split if rig is None else "test", 0, truth)
-    check_cameras(dataset, config)
-    if index is not None and not 0 <= index < len(dataset):
-        raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
-    place, _ = pick_device(device)
-    model = build_model(config, place)
-    load_weights(model, weights)
-    for i in range(len(dataset)) if index is None else (index,):
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Path,
+        out: Path,
+        rig: Optional[str] = None,
+        split: str = "val",
+        index: Optional[int] = None,
+        device: str = "auto",
+        truth: bool = False,
+    ) -> None:
+        self._config, self._out, self._truth = config, out, truth
+        self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
+        split = split if rig is None else "test"
+        self._dataset = dataset = NuScenesDataset(self._data, config.model.grid, split, 0, truth)
+        check_cameras(dataset, config)
+        if index is not None and not 0 <= index < len(dataset):
+            raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
+        self._chosen = range(len(dataset)) if index is None else range(index, index + 1)
+        self._device, _ = pick_device(device)
+        self._model = build_model(config, self._device)
+        load_weights(self._model, weights)
+        self.seconds: List[Dict[str, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __iter__(self) -> Iterator[str]:
+        for i in self._chosen:
+            marks = Marks(self._device)
+            line = self._write(i, marks)
+            self.seconds.append(seconds_of(marks))
+            yield line
+
+    def _write(self, i: int, marks: Marks) -> str:
+        config, dataset = self._config, self._dataset
         frame = dataset.load_frame(i)
-        path = out / f"{_file_name(frame.token)}.npz"
-        sample = make_sample(frame, data, config.model.grid, None)
-        classes = predict_scene(model, sample, config, place)
+        marks.end("decode")
+        path = self._out / f"{_file_name(frame.token)}.npz"
+        sample = make_sample(frame, self._data, config.model.grid, None)
+        classes = predict_scene(self._model, sample, config, self._device, marks)
         arrays = archive(frame, sample, classes, config, dataset.scenes[i], i)
-        if truth:
+        if self._truth:
             arrays.update(_truth(frame, classes, arrays.get("scanned"), config.data.fill_label))
             if dataset.has_labels and len(frame.points):
                 arrays["true_point_labels"] = frame.labels
         write_archive(path, arrays)
-        yield (
+        marks.end("postprocess")
+        return (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
         )
+
+
+def seconds_of(marks: Marks) -> Dict[str, float]:
+    """The time by part of one frame."""
+    return {part: marks.spent[part].wall for part in PARTS}
+
+
+def time_split(seconds: Sequence[Mapping[str, float]]) -> str:
+    """Where the time of frames went, in one line. The first, which also compiles kernels, is told apart."""
+    later = seconds[1:] or seconds
+    parts = {part: sum(frame[part] for frame in later) / len(later) for part in PARTS}
+    split = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
+    mean, first = sum(parts.values()), sum(seconds[0].values())
+    if len(seconds) == 1:
+        return f"1 frame, {first:.2f} s with what only a first one needs: {split}"
+    return f"{len(seconds)} frames, {mean:.2f} s a frame: {split}; first frame {first:.2f} s"
 
 
 def _file_name(token: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from tpvformer.config import Config, ConfigError, from_dict
+from tpvformer.options import add_device
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
@@ -21,8 +22,10 @@ _WIDTH = 1600  # pixels of a picture
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """The options of ``results``."""
-    parser.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--duration", type=float, help="seconds it took, where the caller has measured them")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--duration", type=float, metavar="SECONDS", help="how long it took, where the caller has measured them"
+    )
     parser.set_defaults(run=_results)
 
 
@@ -33,15 +36,15 @@ def _results(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_report(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``."""
     parser.description = _ABOUT
-    parser.add_argument("--work-dir", "--work_dir", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--out", type=Path, help=f"the page (default: {PAGE} in the work dir)")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of the run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the work dir)")
     parser.add_argument(
         "--pictures", action="store_true", help="draw the worst frames again, with latest.pth and the data of the run"
     )
-    parser.add_argument("--device", default="auto", help="for --pictures: auto, cpu, or a kind of accelerator")
+    add_device(parser, "for --pictures: ")
     parser.set_defaults(run=_run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Tuple, Union
+from typing import Any, Dict, Tuple, Union
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from tpvformer.data.given import checked_points
 from tpvformer.data.transforms import frame_of_grid, moved
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxelize import voxelize
+from tpvformer.engine.bench.marks import Marks
 from tpvformer.labels import class_names
 from tpvformer.predict import Scene
-from tpvformer.predict_files import archive, write_archive
+from tpvformer.predict_files import archive, seconds_of, write_archive
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,12 @@ class Voxels:
 
 
 class Result:
-    """``voxels``, the classes of ``points`` where some were given, and of any others on request."""
+    """``voxels``, the classes of ``points`` where some were given, and of any others on request.
 
-    def __init__(self, scene: Scene, frame: Frame, sample: Sample, config: Config) -> None:
+    ``seconds``: what it took, by part: "decode", "preprocess", "model", "postprocess"; a model's first takes longer.
+    """
+
+    def __init__(self, scene: Scene, frame: Frame, sample: Sample, config: Config, marks: Marks) -> None:
         self._scene, self._frame, self._sample, self._config = scene, frame, sample, config
         grid = config.model.grid
         logits = scene.voxel_logits()
@@ -61,6 +65,8 @@ class Result:
         )
         self.points = frame.points  # (P,3) float32, metres, LiDAR frame
         self.point_labels = self._classes.points.astype(np.uint8)  # (P,)
+        marks.end("postprocess")
+        self.seconds: Dict[str, float] = seconds_of(marks)
 
     def label(self, points: Any) -> np.ndarray:
         """(P,) uint8: the classes of points (P, 3 or more) metres, LiDAR frame; the images are not looked at again.

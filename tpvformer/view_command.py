@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _VIEW
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="npz files, or folders of them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with everything, to be opened in a browser")
-    parser.add_argument("--title", default="TPVFormer", help="of the page (default: %(default)s)")
+    parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="of the page (default: %(default)s)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
     parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second of the video (default: %(default)s)")
+    parser.add_argument(
+        "--fps", type=float, default=2.0, metavar="N", help="frames a second of the video (default: %(default)s)"
+    )
     parser.add_argument("--ply", type=Path, metavar="DIR", help="<token>.points.ply and <token>.voxels.ply a frame")
     parser.add_argument("--rrd", type=Path, metavar="FILE", help="for the Rerun viewer; needs pip install rerun-sdk")
     parser.set_defaults(run=_run)

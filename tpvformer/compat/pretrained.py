@@ -42,15 +42,30 @@ def open_pretrained(source: PathLike, config: Optional[Config] = None, revision:
     latest.pth), a run's checkpoint, or weights of the reference or of mmdetection3d's port, whose configuration is
     told by their shapes where ``config`` is not given. Raises CheckpointError.
     """
+    path = find_weights(source, revision)
+    content = read_archive(path)
+    if config is None:
+        config = _stored(path, content) or infer_config(named_tensors(content, str(path)), str(path))
+    return Pretrained(config, content, str(path))
+
+
+def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
+    """The file that holds the weights of what ``open_pretrained`` takes; of any other path, itself.
+
+    Raises CheckpointError for a folder without weights, and for a repository that cannot be had.
+    """
     path = Path(source)
     if not path.exists() and is_hub_id(str(source)):
         path = download(str(source), revision, (CONFIG, WEIGHTS))
-    if path.is_dir():
-        path = _file_in(path)
-    content = read_archive(path)
+    return _file_in(path) if path.is_dir() else path
+
+
+def stored_config(path: Path) -> Config:
+    """The configuration that a file of weights carries. Raises CheckpointError where it carries none."""
+    config = _stored(path, {}) or _stored(path, read_archive(path))
     if config is None:
-        config = _config_of(path, content)
-    return Pretrained(config, content, str(path))
+        raise CheckpointError(f"{path}: carries no configuration; name the one it was trained with (--py-config)")
+    return config
 
 
 def save_folder(model: Model, config: Config, folder: Path) -> None:
@@ -81,17 +96,15 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _config_of(path: Path, content: Dict[str, Any]) -> Config:
-    """The configuration that lies beside or inside a file, or that its shapes tell."""
+def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
+    """The configuration that lies beside or inside a file."""
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return _read_config(path.parent / CONFIG)
     if path.suffix == ".safetensors":
         notes = read_notes(path)
         if CONFIG in notes:
             return _parsed(notes[CONFIG], f"{path}: its {CONFIG}")
-    if isinstance(content.get("config"), dict):
-        return _built(content["config"], str(path))
-    return infer_config(named_tensors(content, str(path)), str(path))
+    return _built(content["config"], str(path)) if isinstance(content.get("config"), dict) else None
 
 
 def _read_config(file: Path) -> Config:

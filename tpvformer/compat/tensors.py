@@ -37,11 +37,14 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
 
 
 def read_notes(path: PathLike) -> Dict[str, str]:
-    """The texts that a safetensors file, which ``read_archive`` has read, carries beside its tensors."""
+    """The texts that a safetensors file carries beside its tensors. Raises CheckpointError where it cannot be read."""
     from safetensors import safe_open
 
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as err:
+        raise _no_safetensors(path, err) from err
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional[Mapping[str, str]] = None) -> None:
@@ -71,8 +74,13 @@ def _read_safetensors(file: Path) -> Dict[str, Tensor]:
 
     try:
         return load_file(str(file))
-    except Exception as err:  # the library raises its own type, which it does not promise to keep
-        raise CheckpointError(f"{file}: not a readable safetensors file ({_first_line(err)})") from err
+    except Exception as err:
+        raise _no_safetensors(file, err) from err
+
+
+def _no_safetensors(path: PathLike, err: Exception) -> CheckpointError:
+    """For any error, because the library raises a type of its own that it does not promise to keep."""
+    return CheckpointError(f"{path}: not a readable safetensors file ({_first_line(err)})")
 
 
 def _read_torch(file: Path) -> Any:

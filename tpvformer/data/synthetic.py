@@ -44,7 +44,9 @@ Progress = Callable[[int, int], None]
 
 
 def scene_names(count: int) -> List[Tuple[str, str]]:
-    """(name, "train" or "val") of ``count`` scenes: mini_val, mini_train, then invented names."""
+    """(name, "train" or "val") of ``count`` scenes: mini_val, mini_train, then invented names; of two, one of each."""
+    if count == 2:
+        return [(MINI_VAL[0], "val"), (MINI_TRAIN[0], "train")]
     names = [(name, "val") for name in MINI_VAL] + [(name, "train") for name in MINI_TRAIN]
     for k in range(count - len(names)):
         names.append((f"scene-{FIRST_EXTRA + k}", "val" if k % EXTRA_VAL_EVERY == EXTRA_VAL_EVERY - 1 else "train"))
@@ -139,7 +141,7 @@ def _parameters(scenes: int, size: Tuple[int, int], seed: int, frames: int) -> D
             raise ConfigError(f"synthetic data: {text}")
 
     width, height = size
-    need(scenes >= 2, f"scenes is {scenes}; expected 2 or more, because mini_val alone has two ({', '.join(MINI_VAL)})")
+    need(scenes >= 2, f"scenes is {scenes}; expected 2 or more, one for validation and one to train on at least")
     need(scenes <= 8000, f"scenes is {scenes}; expected at most 8000")
     need(32 <= width <= 4096 and 32 <= height <= 4096, f"size is {width}x{height}; expected 32 to 4096 pixels a side")
     need(0 <= seed < 2**31, f"seed is {seed}; expected a whole number from 0 to 2147483647")

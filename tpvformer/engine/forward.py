@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from torch import Tensor, nn
 
@@ -44,6 +44,11 @@ def point_places(voxels: Tensor, config: Config) -> Tensor:
     return voxels.float() + (0.5 if config.data.occupancy else 0.0)
 
 
-def planes(model: TPVFormer, batch: Batch, config: Config) -> Tensor:
-    """The plane features (B,Q,C) alone: what the images say, before anybody asks about a place."""
-    return model.planes(network_images(batch, config.data), batch.lidar2img, batch.camera_slots)
+def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[], None] = lambda: None) -> Tensor:
+    """The plane features (B,Q,C) alone: what the images say, before anybody asks about a place.
+
+    ``prepared`` is called between the pixels' normalisation and the network.
+    """
+    images = network_images(batch, config.data)
+    prepared()
+    return model.planes(images, batch.lidar2img, batch.camera_slots)

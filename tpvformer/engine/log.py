@@ -37,7 +37,7 @@ class RunLog:
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
         self._handlers: List[logging.Handler] = []
-        self._bar_is_up = False
+        self._bar = Progress(None, None)
         self._writers: Optional[Writers] = None
         if not is_main:
             return
@@ -63,8 +63,7 @@ class RunLog:
 
     def _write(self, level: int, text: str) -> None:
         if self.is_main:
-            if self._bar_is_up:  # it is drawn again below the line
-                print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._bar.make_room()
             self._logger.log(level, text)
 
     def record(self, kind: str, **values: Any) -> None:
@@ -135,23 +134,16 @@ class RunLog:
 
     @contextmanager
     def progress(self, title: str, total: int) -> Generator[Progress, None, None]:
-        """A bar on stderr while something of ``total`` parts goes on; nothing at all unless stderr is a terminal."""
-        if not (self.is_main and sys.stderr.isatty()):
+        """A bar as of ``progress``, of the main process alone."""
+        if not self.is_main:
             yield Progress(None, None)
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        # rich would also redirect stdout, and break the log's lines at the width of the terminal
-        with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
-            self._bar_is_up = True
+        with progress(title, total) as bar:
+            self._bar = bar
             try:
-                yield Progress(bar, bar.add_task(title, total=total))
+                yield bar
             finally:
-                self._bar_is_up = False
+                self._bar = Progress(None, None)
 
 
 class _LogFile(logging.FileHandler):
@@ -159,6 +151,23 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Leave it to the other handlers."""
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Progress, None, None]:
+    """A bar on stderr while something of ``total`` parts goes on; nothing at all unless stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield Progress(None, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # rich would also redirect stdout, and break the log's lines at the width of the terminal
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        yield Progress(bar, bar.add_task(title, total=total))
 
 
 class Progress:
@@ -171,6 +180,11 @@ class Progress:
         """One part is done."""
         if self._bar is not None:
             self._bar.advance(self._task)
+
+    def make_room(self) -> None:
+        """Before a line is printed: the bar is drawn again below it."""
+        if self._bar is not None:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def finite(value: Any) -> Any:

@@ -57,6 +57,9 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
 
 def _from_pickle(path: Union[str, Path]) -> List[Record]:
     stored = load_pickle(path)
+    found = [stored.get(name) for name in ("infos", "data_list")] if isinstance(stored, Mapping) else []
+    if any(isinstance(value, list) and not value for value in found):
+        raise DataError(f"{path}: {_NO_FRAMES}")
     if isinstance(stored, Mapping) and _is_list(stored.get("infos")):
         return _records(path, stored["infos"], _old_record, _OLD)
     if isinstance(stored, Mapping) and _is_list(stored.get("data_list")):
@@ -85,6 +88,12 @@ def record_of(infos: Infos, index: int) -> Record:
         lidar2ego,
         ego2global,
     )
+
+
+_NO_FRAMES = (
+    "holds no frames; expected one at least: name other infos (data.train_infos, data.val_infos, data.test_infos), or "
+    "make these from a set that has scenes of this split"
+)
 
 
 def _is_list(value: Any) -> bool:
@@ -193,7 +202,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
     lidar2img, lidar2ego = file.lidar2img(), matrices(file.array("scans.sensor2ego", count, 7))
     ego2global = matrices(file.array("scans.ego2global", count, 7))
     if not count:
-        raise DataError(f"{path}: holds no samples; make it again with tpvformer data infos")
+        raise DataError(f"{path}: {_NO_FRAMES}")
     if unusable(lidar2img).any():
         _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
     return [

@@ -1,0 +1,56 @@
+"""``tpvformer eval``: scores of a checkpoint, and what nuScenes' server takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tpvformer.config import ConfigError
+from tpvformer.options import add_config, add_device, add_weights, read_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``eval``."""
+    add_config(parser, stored=True)
+    add_weights(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--permute-cameras",
+        action="store_true",
+        help="also score with exchanged cameras, a constant answer, and colour without a network",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="val", help="test has no labels, so no scores (default: val)"
+    )
+    parser.add_argument("--submission", type=Path, metavar="ZIP", help="write what nuScenes' lidarseg server takes")
+    parser.add_argument(
+        "--also-uses", choices=("lidar", "external"), action="append", default=[], help="say so in the submission"
+    )
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.also_uses and args.submission is None:
+        raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
+    if args.split == "test":
+        return _eval_test(args)
+    from tpvformer.engine.score import evaluate_checkpoint
+
+    scores = (args.permute_cameras, args.json)
+    evaluate_checkpoint(*read_model(args), args.device, *scores, args.submission, args.also_uses)
+    return 0
+
+
+def _eval_test(args: argparse.Namespace) -> int:
+    if args.json is not None or args.permute_cameras:
+        option = "--json" if args.json is not None else "--permute-cameras"
+        raise ConfigError(f"--split test has no published labels and so no scores; leave {option} away")
+    if args.submission is None:
+        raise ConfigError(
+            "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
+        )
+    from tpvformer.engine.score import predict_test_set
+
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses)
+    return 0

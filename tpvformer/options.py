@@ -1,0 +1,78 @@
+"""Options that several commands share: what they are called, what they mean, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Tuple
+
+from tpvformer.config import Config, override
+
+
+def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
+    """``--py-config`` and ``--set``. ``stored``: not needed where the weights of ``--ckpt-path`` carry theirs."""
+    text = "configuration: a file, ours or the reference's, or a shipped one's name"
+    parser.add_argument(
+        "--py-config",
+        metavar="CONFIG",
+        required=not stored,
+        help=f"{text} (default: the one stored with the weights)" if stored else text,
+    )
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change one setting; may be given again",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """``--ckpt-path``."""
+    parser.add_argument(
+        "--ckpt-path",
+        type=Path,
+        metavar="PATH",
+        required=True,
+        help="weights: a file, ours or the reference's; a run's work dir; a folder that convert wrote",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, use: str = "") -> None:
+    """``--device``; ``use`` says what for, where that is not everything."""
+    parser.add_argument(
+        "--device", default="auto", metavar="KIND", help=f"{use}auto, cpu, or a kind of accelerator (default: auto)"
+    )
+
+
+def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
+    """The configuration that was asked for, with its changes; ``extra`` are more of them."""
+    from tpvformer.compat import load_config
+
+    return override(load_config(args.py_config), [*args.assignments, *extra])
+
+
+def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
+    """The same, of ``--ckpt-path`` where none was asked for, and the file of the weights. Raises CheckpointError."""
+    from tpvformer.compat.pretrained import find_weights, stored_config
+
+    weights = find_weights(args.ckpt_path)
+    if args.py_config is not None:
+        return read_config(args), weights
+    return override(stored_config(weights), args.assignments), weights
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def size(text: str) -> Tuple[int, int]:
+    """Width and height."""
+    width, x, height = text.partition("x")
+    if not (x and width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1600x900")
+    return int(width), int(height)

@@ -1,0 +1,30 @@
+"""``tpvformer overlay``: are our files in mmcv and mmdet, put them there, give the others back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``overlay``."""
+    parser.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
+    parser.add_argument(
+        "--mmcv", type=Path, metavar="DIR", help="its folder, or a checkout (default: both installed packages)"
+    )
+    parser.add_argument(
+        "--mmdet", type=Path, metavar="DIR", help="likewise; given alone, the other package is left alone"
+    )
+    parser.set_defaults(run=_overlay)
+
+
+def _overlay(args: argparse.Namespace) -> int:
+    from tpvformer import overlay
+
+    places = overlay.find(args.mmcv, args.mmdet)
+    if args.action != "check":
+        count = overlay.apply(places) if args.action == "apply" else overlay.revert(places)
+        print(f"{count} of {len(places)} files {'exchanged' if args.action == 'apply' else 'given back'}")
+        places = overlay.find(args.mmcv, args.mmdet)
+    print(overlay.table(places))
+    return int(args.action == "check" and any(place.state != overlay.OURS for place in places))

@@ -1,0 +1,67 @@
+"""``tpvformer synth``: a synthetic drive on the disk, in nuScenes' or SemanticKITTI's layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+from tpvformer.config import ConfigError
+from tpvformer.options import positive, size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``synth``."""
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to create")
+    parser.add_argument(
+        "--scenes", type=positive, default=10, metavar="N", help="streets, 2 or more (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=size, metavar="WxH", help="image size (default: 1600x900)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed, another city (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=positive, default=8, metavar="N", help="key frames a scene (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--occupancy", action="store_true", help="also dense labels, as in Occ3D and SurroundOcc")
+    parser.add_argument("--kitti", action="store_true", help="instead: SemanticKITTI's sequences, one a scene")
+    parser.set_defaults(run=_synth)
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from tpvformer.data.synthetic import write_dataset, write_sequences
+
+    began = time.perf_counter()
+    scenes, seed, frames = args.scenes, args.seed, args.frames
+    if args.kitti:
+        if args.size is not None or args.occupancy:
+            raise ConfigError(
+                "--kitti: SemanticKITTI has images of its own size and always voxels; leave --size and --occupancy away"
+            )
+        fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
+        what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
+    else:
+        width, height = shape = args.size or (1600, 900)
+        fresh = write_dataset(args.out, scenes, shape, seed, frames, args.workers, _quarters(), args.occupancy)
+        what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
+    if fresh:
+        print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
+    else:
+        print(f"{args.out}: already holds {what}")
+    return 0
+
+
+def _quarters() -> Callable[[int, int], None]:
+    """A callback that says when another quarter of the frames is done."""
+    said = 0
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if done < total and done * 4 // total > said:
+            said = done * 4 // total
+            print(f"{done} of {total} frames", file=sys.stderr)
+
+    return say

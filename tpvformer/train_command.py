@@ -1,0 +1,63 @@
+"""``tpvformer train``: a run of a configuration, here or in many processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from tpvformer.options import add_config, add_device, positive, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``train``."""
+    parser.description = _TRAIN
+    add_config(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--work-dir", type=Path, metavar="DIR", help="where the run is written (default: output/<name>)"
+    )
+    parser.add_argument(
+        "--resume-from", type=Path, metavar="FILE", help="checkpoint to continue (default: latest.pth of the work dir)"
+    )
+    parser.add_argument("--max-epochs", type=positive, metavar="N", help="short for --set train.epochs=N")
+    parser.add_argument(
+        "--max-steps", type=positive, metavar="N", help="measure speed: stop after N steps, neither evaluate nor save"
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="results that do not depend on timing: bit-equal runs on a CPU"
+    )
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="start N processes here (default: %(default)s)"
+    )
+    many.add_argument(
+        "--max-processes", type=positive, metavar="N", help="one for each visible card, at most N; N without any card"
+    )
+    parser.set_defaults(run=_train)
+
+
+_TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many processes; --processes starts them itself."
+
+
+def _train(args: argparse.Namespace) -> int:
+    if (args.processes > 1 or args.max_processes) and "RANK" not in os.environ:
+        from tpvformer.engine.launch import launch, one_a_card
+
+        processes = one_a_card(args.max_processes, args.device) if args.max_processes else args.processes
+        if processes > 1:
+            return launch(processes, args.argv)
+
+    from tpvformer.engine.run import train
+
+    extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
+    config = read_config(args, extra)
+    work_dir = args.work_dir or Path("output") / config.name
+    typed = shlex.join(["tpvformer", *args.argv])
+    outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
+    if outcome and args.max_steps is None:
+        from tpvformer.report_command import after_training
+
+        after_training(work_dir, args.device)
+    return 0
