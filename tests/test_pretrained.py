@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tpvformer import TPVFormer
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.infer import PUBLISHED, infer_config
-from tpvformer.compat.pretrained import stored_config
+from tpvformer.compat.pretrained import config_of
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.model import TPVFormer as Network
 
@@ -64,7 +64,7 @@ def test_a_folder_has_config_weights_and_card(model: TPVFormer, rig: Path, tmp_p
     with pytest.raises(CheckpointError, match='weights.safetensors: its config.json: is not of the format "tpvformer'):
         TPVFormer.from_pretrained(alone)
     alone.write_bytes(alone.read_bytes()[:99])
-    for opens in (TPVFormer.from_pretrained, stored_config):
+    for opens in (TPVFormer.from_pretrained, config_of):
         with pytest.raises(CheckpointError, match="weights.safetensors: not a readable safetensors file"):
             opens(alone)
     (folder / "config.json").write_text("{}")
@@ -111,6 +111,7 @@ def test_every_naming_of_the_same_weights_says_the_same(model: TPVFormer, rig: P
             assert opened.report.kind == ("mmdetection3d" if name == "mmdet3d.pth" else "reference")
             with pytest.warns(UserWarning, match="image attention with 4 heads and a grid over"):
                 told = TPVFormer.from_pretrained(tmp_path / name, device="cpu")
+                assert config_of(tmp_path / name) == told.config  # as the commands do
             assert told.config.name == "inferred" and told.config.data.label_map == "nuscenes"
             assert_same(told.predict(images_of(rig), rig), expected)
     save_file({key: value.contiguous() for key, value in reference.items()}, str(tmp_path / "reference.safetensors"))

@@ -10,13 +10,13 @@ from tpvformer.config import Config, override
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """``--py-config`` and ``--set``. ``stored``: not needed where the weights of ``--ckpt-path`` carry theirs."""
+    """``--py-config`` and ``--set``. ``stored``: not needed where the weights of ``--ckpt-path`` carry or tell theirs."""
     text = "configuration: a file, ours or the reference's, or a shipped one's name"
     parser.add_argument(
         "--py-config",
         metavar="CONFIG",
         required=not stored,
-        help=f"{text} (default: the one stored with the weights)" if stored else text,
+        help=f"{text} (default: the one that the weights carry, or tell by their shapes)" if stored else text,
     )
     parser.add_argument(
         "--set",
@@ -55,12 +55,12 @@ def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config
 
 def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
     """The same, of ``--ckpt-path`` where none was asked for, and the file of the weights. Raises CheckpointError."""
-    from tpvformer.compat.pretrained import find_weights, stored_config
+    from tpvformer.compat.pretrained import config_of, find_weights
 
     weights = find_weights(args.ckpt_path)
     if args.py_config is not None:
         return read_config(args), weights
-    return override(stored_config(weights), args.assignments), weights
+    return override(config_of(weights), args.assignments), weights
 
 
 def positive(text: str) -> int:

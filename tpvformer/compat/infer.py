@@ -143,7 +143,8 @@ class _Shapes:
         if name not in self._shapes:
             raise CheckpointError(
                 f"{self._source}: has no {name}, by which its configuration could be told; expected a run's "
-                "checkpoint, a folder of save_pretrained, or the reference's weights; else give the configuration"
+                "checkpoint, a folder of save_pretrained, or the reference's weights; else give the configuration "
+                "(--py-config, config=)"
             )
         return self._shapes[name]
 

@@ -60,12 +60,9 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     return _file_in(path) if path.is_dir() else path
 
 
-def stored_config(path: Path) -> Config:
-    """The configuration that a file of weights carries. Raises CheckpointError where it carries none."""
-    config = _stored(path, {}) or _stored(path, read_archive(path))
-    if config is None:
-        raise CheckpointError(f"{path}: carries no configuration; name the one it was trained with (--py-config)")
-    return config
+def config_of(path: Path) -> Config:
+    """The configuration that a file of weights carries, or that its shapes tell. Raises CheckpointError."""
+    return _stored(path, {}) or open_pretrained(path).config
 
 
 def save_folder(model: Model, config: Config, folder: Path) -> None:
