@@ -10,7 +10,7 @@ from tpvformer.config import Config, override
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """``--py-config`` and ``--set``. ``stored``: not needed where the weights of ``--ckpt-path`` carry or tell theirs."""
+    """``--py-config`` and ``--set``. ``stored``: not needed where ``--ckpt-path`` carries or tells it."""
     text = "configuration: a file, ours or the reference's, or a shipped one's name"
     parser.add_argument(
         "--py-config",
