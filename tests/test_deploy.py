@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Iterator, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from engine_tools import MODEL, tiny_config, write_config
+from docs_tools import FENCE, text_of
+from engine_tools import MODEL, ROOT, tiny_config, write_config
 from rig_tools import camera
 
 from tpvformer import TPVFormer, deploy, ops
@@ -26,9 +28,11 @@ from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError, DataConfig, ModelConfig
 from tpvformer.data.voxelize import grid_index
 from tpvformer.deploy import OPSET, Rig, export_aoti, export_onnx, export_program
+from tpvformer.labels import class_names
 
 pytestmark = pytest.mark.usefixtures("quick")
 
+DOCUMENT = ROOT / "docs" / "export.md"
 SIZE = (77, 45)
 ROW = (camera("CAM_FRONT", 0), camera("CAM_FRONT_RIGHT", 50))
 HW = dataclasses.replace(MODEL, view_attn="hw", position_dims=(8, 8), num_levels=3)  # the less, the sooner it is traced
@@ -117,16 +121,28 @@ def test_a_program_of_torch_export(tmp_path: Path, capsys: Any) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["m.pt2"]
 
 
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: Any) -> Callable[[ModelConfig], Path]:
+    """Exports a model once."""
+
+    @functools.lru_cache(maxsize=None)
+    def write(model: ModelConfig) -> Path:
+        made, file = lively(model), tmp_path_factory.mktemp("onnx") / "m.onnx"
+        export_onnx(made.network, made.config, file, 2, SIZE)
+        return file
+
+    return write
+
+
 @exporting
 @running
 @FAMILIES
-def test_onnxruntime_says_the_same(model: ModelConfig, tmp_path: Path) -> None:
+def test_onnxruntime_says_the_same(model: ModelConfig, onnx_file: Callable[[ModelConfig], Path]) -> None:
     """Within 1e-4 on the CPU, for any number of points, by operators of the standard alone."""
     import onnx  # ty: ignore[import-not-found]
     import onnxruntime  # ty: ignore[import-not-found]
 
-    made, file = lively(model), tmp_path / "m.onnx"
-    export_onnx(made.network, made.config, file, 2, SIZE)
+    made, file = lively(model), onnx_file(model)
     graph = onnx.load(str(file))
     onnx.checker.check_model(graph)
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", OPSET)]
@@ -140,6 +156,30 @@ def test_onnxruntime_says_the_same(model: ModelConfig, tmp_path: Path) -> None:
         out = session.run(None, {"images": images, "lidar2img": lidar2img, "points": points})
         for ours, expected in zip(out, plain(made, given)):
             assert ours.shape == expected.shape and np.abs(ours - expected).max() < 1e-4
+
+
+@exporting
+@running
+def test_the_documented_example(onnx_file: Callable[[ModelConfig], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """docs/export.md's Python runs as it stands, and says what the model says."""
+    made, (images, lidar2img, points) = lively(MODEL), inputs(25)
+    shutil.copy(onnx_file(MODEL), tmp_path / "demo.onnx")
+    for one, image in zip(ROW, images):
+        assert cv2.imwrite(str(tmp_path / f"{one['name']}.jpg"), image[..., ::-1])
+    np.save(tmp_path / "lidar2img.npy", lidar2img)
+    np.save(tmp_path / "points.npy", points)
+    read = np.stack([cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in sorted(tmp_path.glob("*.jpg"))])
+    (example,) = (body for language, body in FENCE.findall(text_of(DOCUMENT)) if language == "python")
+    monkeypatch.chdir(tmp_path)
+    said: List[str] = []
+    told = {"print": lambda *words: said.append(" ".join(map(str, words)))}
+    exec(example, told)
+    voxels, point_logits = plain(made, (read, lidar2img, points))
+    for name, expected in (("voxel_logits", voxels), ("point_logits", point_logits)):
+        assert np.abs(told[name] - expected).max() < 1e-4
+    counts = np.bincount(point_logits.argmax(0), minlength=17)
+    expected = [f"{name}: {n} points" for name, n in zip(class_names("nuscenes"), counts) if n]
+    assert said == expected and len(said) > 1
 
 
 @exporting

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -105,9 +106,14 @@ def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, siz
     except (InvalidCxxCompiler, OSError):
         raise ConfigError("--aoti needs a C++ compiler; install g++ or name another in CXX") from None
     program = _traced(network, config, cameras, size)
+    threads = {"cpp.dynamic_threads": True}  # as many as whoever runs it says, not as many as this process has
+
+    def write(partial: str) -> None:
+        inductor.aoti_compile_and_package(program, package_path=partial, inductor_configs=dict(threads))
+
     try:
         with _quiet():
-            _save(out, lambda partial: inductor.aoti_compile_and_package(program, package_path=partial))
+            _save(out, write)
     except CppCompileError as err:
         errors = [line.strip() for line in err.output.splitlines() if "error" in line] or ["it says nothing"]
         raise ConfigError(f"--aoti: {compiler} cannot compile the model: {errors[0]}") from err
@@ -141,6 +147,7 @@ def _save(out: Path, write: Callable[[str], object]) -> None:
     partial = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # where it may not be, that is known before minutes of compiling
         write(str(partial))
         os.replace(partial, out)
     except OSError as err:
@@ -171,7 +178,12 @@ def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """PyTorch's exporter reports its steps on stdout and warns about its own insides."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """PyTorch's exporters report their steps on stdout, and warn and log about their own insides."""
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
