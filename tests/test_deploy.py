@@ -1,7 +1,6 @@
 """Exported models say what the model says: ONNX, torch.export, AOTInductor, and the static operations in them.
 
-TPVFORMER_SLOW=1 compiles a package of AOTInductor too, with two minutes and more of a core's time, most of it the same
-for any model.
+TPVFORMER_SLOW=1 compiles packages of AOTInductor too: a minute and more of a core's time each, also for the tiniest.
 """
 
 from __future__ import annotations
@@ -198,6 +197,17 @@ def test_a_package_of_aotinductor(model: ModelConfig, tmp_path: Path) -> None:
 
 
 @exporting
+def test_inductor_is_left_as_it_was() -> None:
+    from torch._inductor import decomposition
+
+    name = torch.ops.aten.grid_sampler_2d.default
+    before = [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
+    with deploy._sampling_whole():
+        assert name not in decomposition.decompositions and name not in decomposition.select_decomp_table()
+    assert before == [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
+
+
+@exporting
 def test_without_a_compiler_nothing_is_traced(tmp_path: Path, monkeypatch: Any) -> None:
     from torch._inductor import config
 
@@ -211,12 +221,20 @@ def test_without_a_compiler_nothing_is_traced(tmp_path: Path, monkeypatch: Any) 
 
 
 @exporting
-def test_what_the_compiler_says_is_passed_on(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_the_compiler_says_is_passed_on(wrapped: bool, tmp_path: Path, monkeypatch: Any) -> None:
     from torch._inductor import config
     from torch._inductor.exc import CppCompileError
 
+    error: RuntimeError = CppCompileError(
+        ["g++"], "In file x.cpp:\nx.cpp:1: fatal error: algorithm: No such file\nended"
+    )
+    if wrapped:
+        inner, error = error, RuntimeError("as newer PyTorch wraps it")
+        monkeypatch.setattr(error, "inner_exception", inner, raising=False)
+
     def fail(*_: Any, **__: Any) -> None:
-        raise CppCompileError(["g++"], "In file x.cpp:\nx.cpp:1: fatal error: algorithm: No such file\nended")
+        raise error
 
     made = lively(MODEL)
     monkeypatch.setattr(deploy, "_traced", lambda *_: None)
