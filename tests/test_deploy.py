@@ -1,37 +1,61 @@
-"""Exported models say what the model says: ONNX where onnxruntime is installed, torch.export, static operations."""
+"""Exported models say what the model says: ONNX, torch.export, AOTInductor, and the static operations in them.
+
+TPVFORMER_SLOW=1 compiles packages of AOTInductor too: a minute and more of a core's time each, also for the tiniest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from engine_tools import MODEL, tiny_config, write_config
+from docs_tools import FENCE, text_of
+from engine_tools import MODEL, ROOT, tiny_config, write_config
 from rig_tools import camera
 
-from tpvformer import TPVFormer, ops
+from tpvformer import TPVFormer, deploy, ops
 from tpvformer.cli import main
-from tpvformer.config import Config, DataConfig, ModelConfig
+from tpvformer.config import Config, ConfigError, DataConfig, ModelConfig
 from tpvformer.data.voxelize import grid_index
-from tpvformer.deploy import OPSET, Rig, export_onnx, export_program
+from tpvformer.deploy import OPSET, Rig, export_aoti, export_onnx, export_program
+from tpvformer.labels import class_names
 
 pytestmark = pytest.mark.usefixtures("quick")
 
+DOCUMENT = ROOT / "docs" / "export.md"
 SIZE = (77, 45)
 ROW = (camera("CAM_FRONT", 0), camera("CAM_FRONT_RIGHT", 50))
-HW = dataclasses.replace(MODEL, view_attn="hw", position_dims=(8, 8), layers=("self_cross", "self"))
+HW = dataclasses.replace(MODEL, view_attn="hw", position_dims=(8, 8), num_levels=3)  # the less, the sooner it is traced
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# a quarter of a minute each, most of it PyTorch's exporter loading: where exporting is what an environment is for
-exporting = pytest.mark.skipif(
+RELEASE = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+exporting = pytest.mark.skipif(RELEASE < (2, 6), reason="exporting needs PyTorch 2.6")
+running = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in PACKAGES), reason="needs pip install 'tpvformer[onnx]'"
 )
+compiling = pytest.mark.skipif(
+    os.environ.get("TPVFORMER_SLOW") != "1" or shutil.which("g++") is None, reason="TPVFORMER_SLOW=1 and g++ compile"
+)
+FAMILIES = pytest.mark.parametrize("model", [MODEL, HW], ids=["cross_view", "hw"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """All forms of one model are written from one program: tracing takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "_traced", functools.lru_cache(maxsize=None)(deploy._traced))
+        yield
+
+
+@functools.lru_cache(maxsize=None)
 def lively(model: ModelConfig) -> TPVFormer:
     """None of its weights is left at a constant."""
     made = TPVFormer(dataclasses.replace(tiny_config(DataConfig()), model=model), device="cpu")
@@ -72,7 +96,7 @@ def test_what_is_exported_is_what_predict_says() -> None:
     assert np.array_equal(places.numpy(), grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range))
 
 
-@pytest.mark.parametrize("model", [MODEL, HW], ids=["cross_view", "hw"])
+@FAMILIES
 def test_static_operations_are_the_oracle_s(model: ModelConfig) -> None:
     made, given = lively(model), inputs(20)
     expected = plain(made, given)
@@ -96,15 +120,28 @@ def test_a_program_of_torch_export(tmp_path: Path, capsys: Any) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["m.pt2"]
 
 
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: Any) -> Callable[[ModelConfig], Path]:
+    """Exports a model once."""
+
+    @functools.lru_cache(maxsize=None)
+    def write(model: ModelConfig) -> Path:
+        made, file = lively(model), tmp_path_factory.mktemp("onnx") / "m.onnx"
+        export_onnx(made.network, made.config, file, 2, SIZE)
+        return file
+
+    return write
+
+
 @exporting
-@pytest.mark.parametrize("model", [MODEL, HW], ids=["cross_view", "hw"])
-def test_onnxruntime_says_the_same(model: ModelConfig, tmp_path: Path) -> None:
+@running
+@FAMILIES
+def test_onnxruntime_says_the_same(model: ModelConfig, onnx_file: Callable[[ModelConfig], Path]) -> None:
     """Within 1e-4 on the CPU, for any number of points, by operators of the standard alone."""
     import onnx  # ty: ignore[import-not-found]
     import onnxruntime  # ty: ignore[import-not-found]
 
-    made, file = lively(model), tmp_path / "m.onnx"
-    export_onnx(made.network, made.config, file, 2, SIZE)
+    made, file = lively(model), onnx_file(model)
     graph = onnx.load(str(file))
     onnx.checker.check_model(graph)
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", OPSET)]
@@ -120,6 +157,96 @@ def test_onnxruntime_says_the_same(model: ModelConfig, tmp_path: Path) -> None:
             assert ours.shape == expected.shape and np.abs(ours - expected).max() < 1e-4
 
 
+@exporting
+@running
+def test_the_documented_example(onnx_file: Callable[[ModelConfig], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """docs/export.md's Python runs as it stands, and says what the model says."""
+    made, (images, lidar2img, points) = lively(MODEL), inputs(25)
+    shutil.copy(onnx_file(MODEL), tmp_path / "demo.onnx")
+    for one, image in zip(ROW, images):
+        assert cv2.imwrite(str(tmp_path / f"{one['name']}.jpg"), image[..., ::-1])
+    np.save(tmp_path / "lidar2img.npy", lidar2img)
+    np.save(tmp_path / "points.npy", points)
+    read = np.stack([cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in sorted(tmp_path.glob("*.jpg"))])
+    (example,) = (body for language, body in FENCE.findall(text_of(DOCUMENT)) if language == "python")
+    monkeypatch.chdir(tmp_path)
+    said: List[str] = []
+    told = {"print": lambda *words: said.append(" ".join(map(str, words)))}
+    exec(example, told)
+    voxels, point_logits = plain(made, (read, lidar2img, points))
+    for name, expected in (("voxel_logits", voxels), ("point_logits", point_logits)):
+        assert np.abs(told[name] - expected).max() < 1e-4
+    counts = np.bincount(point_logits.argmax(0), minlength=17)
+    expected = [f"{name}: {n} points" for name, n in zip(class_names("nuscenes"), counts) if n]
+    assert said == expected and len(said) > 1
+
+
+@exporting
+@compiling
+@FAMILIES
+def test_a_package_of_aotinductor(model: ModelConfig, tmp_path: Path) -> None:
+    """Within 1e-4, for any number of points; and nothing but the package is left beside it."""
+    made, file = lively(model), tmp_path / "m.pt2"
+    assert f"{file}: 2 images of 77x45, AOTInductor, " in export_aoti(made.network, made.config, file, 2, SIZE)
+    program = torch._inductor.aoti_load_package(str(file))
+    for number in (1, 33):
+        given = inputs(number, seed=number)
+        for ours, expected in zip(program(*(torch.from_numpy(array) for array in given)), plain(made, given)):
+            assert ours.shape == expected.shape and np.abs(ours.numpy() - expected).max() < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt2"]
+
+
+@exporting
+def test_inductor_is_left_as_it_was() -> None:
+    from torch._inductor import decomposition
+
+    name = torch.ops.aten.grid_sampler_2d.default
+    before = [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
+    with deploy._sampling_whole():
+        assert name not in decomposition.decompositions and name not in decomposition.select_decomp_table()
+    assert before == [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
+
+
+@exporting
+def test_without_a_compiler_nothing_is_traced(tmp_path: Path, monkeypatch: Any) -> None:
+    from torch._inductor import config
+
+    made = lively(MODEL)
+    monkeypatch.setattr(deploy, "_traced", None)
+    with (
+        config.patch({"cpp.cxx": (str(tmp_path / "nothing"),)}),
+        pytest.raises(ConfigError, match=r"^--aoti needs a C\+\+ compiler; install g\+\+ or name another in CXX$"),
+    ):
+        export_aoti(made.network, made.config, tmp_path / "m.pt2", 2, SIZE)
+
+
+@exporting
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_the_compiler_says_is_passed_on(wrapped: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    from torch._inductor import config
+    from torch._inductor.exc import CppCompileError
+
+    error: RuntimeError = CppCompileError(
+        ["g++"], "In file x.cpp:\nx.cpp:1: fatal error: algorithm: No such file\nended"
+    )
+    if wrapped:
+        inner, error = error, RuntimeError("as newer PyTorch wraps it")
+        monkeypatch.setattr(error, "inner_exception", inner, raising=False)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    made = lively(MODEL)
+    monkeypatch.setattr(deploy, "_traced", lambda *_: None)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    with (
+        config.patch({"cpp.cxx": ("true",)}),
+        pytest.raises(ConfigError, match="true cannot compile the model: x.cpp:1: fatal error: algorithm: No such"),
+    ):
+        export_aoti(made.network, made.config, tmp_path / "m.pt2", 2, SIZE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     made = lively(MODEL)
     torch.save(made.network.state_dict(), tmp_path / "w.pth")
@@ -131,6 +258,10 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: Any, monkeypatc
         (["--onnx", str(tmp_path / "m.pb")], "expected a file that ends with .onnx"),
         (["--pt2", str(tmp_path / "m.pt2"), "--cameras", "7"], "--cameras is 7; this model has embeddings for 1 to 6"),
         (["--pt2", str(tmp_path / "m.pt2"), "--set", "data.image_scale=0.5"], "data.image_scale is 0.5"),
+        (
+            ["--aoti", str(tmp_path / "m.so")],
+            "--aoti is " + str(tmp_path / "m.so") + "; expected a file that ends with .pt2",
+        ),
         (["--onnx", str(tmp_path / "m.onnx")], "--onnx needs onnx; pip install 'tpvformer[onnx]'"),
     ):
         assert main([*words, *more]) == 2

@@ -69,7 +69,7 @@ NOT_RUN: Dict[str, str] = {
     r"train_multi_node\.sh .*--(max_restarts|rdzv_id)": "several machines; its flags: test_distributed_docs.py",
     r"^\S*python benchmarks/gpu_report\.py": "a GPU",
     r"^\S*python benchmarks/bench_loader\.py": "minutes of images at full size",
-    r"^\S*python benchmarks/bench_(deploy|view)\.py": "onnxruntime; a browser",
+    r"^\S*python benchmarks/bench_(deploy|view)\.py": "minutes of exporting and compiling; a browser",
     r"^tools/torch21_env\.sh": "0.7 GB of downloads",
 }
 TESTS = ROOT / "tests"

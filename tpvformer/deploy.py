@@ -1,5 +1,5 @@
-"""A model as one file for other runtimes, ONNX or torch.export: images, calibration and points in, logits of voxels and
-points out. Plain operations alone, in fp32.
+"""A model as one file for other runtimes, ONNX, torch.export or AOTInductor: images, calibration and points in, logits
+of voxels and points out. Plain operations alone, in fp32.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, Tuple
+from typing import Any, Callable, Dict, Generator, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -67,45 +68,72 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
     Needs PyTorch 2.6 or newer and the packages of ``pip install "tpvformer[onnx]"``. Raises ConfigError.
     """
-    _check(network, config, out, ".onnx", cameras)
+    _check(network, config, out, "--onnx", cameras)
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--onnx needs {name}; pip install 'tpvformer[onnx]'")
-    wrapped, example, shapes = _traced(network, config, cameras, size)
-    with ops.static_shapes(), torch.no_grad(), _quiet():
-        program: Any = torch.onnx.export(
-            wrapped,
-            example,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            dynamo=True,
+    program = _traced(network, config, cameras, size)
+    with _quiet():
+        made: Any = torch.onnx.export(
+            program, (), input_names=list(INPUTS), output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True
         )
-    program.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(config, cameras).items()})
-    _save(out, lambda partial: program.save(partial, external_data=False))
+    made.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(config, cameras).items()})
+    _save(out, lambda partial: made.save(partial, external_data=False))
     return _line(out, cameras, size, f"opset {OPSET}")
 
 
 def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
     """The same as a program of ``torch.export``, which ``torch.export.load`` reads; ``out`` ends with .pt2."""
-    _check(network, config, out, ".pt2", cameras)
-    wrapped, example, shapes = _traced(network, config, cameras, size)
-    with ops.static_shapes(), torch.no_grad(), _quiet():
-        program = torch.export.export(wrapped, example, dynamic_shapes=shapes)
-    _save(out, lambda partial: torch.export.save(program, partial))
+    _check(network, config, out, "--pt2", cameras)
+    program = _traced(network, config, cameras, size)
+    with _quiet():
+        _save(out, lambda partial: torch.export.save(program, partial))
     return _line(out, cameras, size, "torch.export")
 
 
-def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, int]) -> Tuple[Rig, Any, Any]:
-    """The module, arguments to trace it with, and which of their axes stay free."""
+def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
+    """The same program compiled by AOTInductor for this processor, which ``torch._inductor.aoti_load_package`` runs.
+
+    ``out`` ends with .pt2. Needs a C++ compiler, the one that CXX names or g++, and minutes.
+    """
+    _check(network, config, out, "--aoti", cameras)
+    import torch._inductor as inductor  # loads for seconds
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        raise ConfigError("--aoti needs a C++ compiler; install g++ or name another in CXX") from None
+    program = _traced(network, config, cameras, size)
+    threads = {"cpp.dynamic_threads": True}  # as many as whoever runs it says, not as many as this process has
+
+    def write(partial: str) -> None:
+        inductor.aoti_compile_and_package(program, package_path=partial, inductor_configs=dict(threads))
+
+    try:
+        with _quiet(), _sampling_whole():
+            _save(out, write)
+    except RuntimeError as err:
+        cause = getattr(err, "inner_exception", err)  # PyTorch 2.7 and newer wrap what happens inside
+        if not isinstance(cause, CppCompileError):
+            raise
+        errors = [line.strip() for line in cause.output.splitlines() if "error" in line] or ["it says nothing"]
+        raise ConfigError(f"--aoti: {compiler} cannot compile the model: {errors[0]}") from err
+    return _line(out, cameras, size, "AOTInductor")
+
+
+def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, int]) -> Any:
+    """The program of ``torch.export`` that every form is made from; only the number of points stays free in it."""
     width, height = size
     example = (
         torch.zeros(cameras, height, width, 3, dtype=torch.uint8),
         torch.eye(4).repeat(cameras, 1, 1),
         torch.zeros(_POINTS, 3),
     )
-    return Rig(network, config).eval(), example, ({}, {}, {0: torch.export.Dim("points", min=1)})
+    free = ({}, {}, {0: torch.export.Dim("points", min=1)})
+    with ops.static_shapes(), torch.no_grad(), _quiet():
+        return torch.export.export(Rig(network, config).eval(), example, dynamic_shapes=free)
 
 
 def _facts(config: Config, cameras: int) -> Dict[str, Any]:
@@ -118,10 +146,11 @@ def _facts(config: Config, cameras: int) -> Dict[str, Any]:
     }
 
 
-def _save(out: Path, write: Callable[[str], None]) -> None:
+def _save(out: Path, write: Callable[[str], object]) -> None:
     partial = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # where it may not be, that is known before minutes of compiling
         write(str(partial))
         os.replace(partial, out)
     except OSError as err:
@@ -135,8 +164,8 @@ def _line(out: Path, cameras: int, size: Tuple[int, int], kind: str) -> str:
     return f"{out}: {cameras} images of {size[0]}x{size[1]}, {kind}, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _check(network: TPVFormer, config: Config, out: Path, ending: str, cameras: int) -> None:
-    option = {".onnx": "--onnx", ".pt2": "--pt2"}[ending]
+def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: int) -> None:
+    ending = ".onnx" if option == "--onnx" else ".pt2"
     if out.suffix != ending:
         raise ConfigError(f"{option} is {out}; expected a file that ends with {ending}")
     if config.data.image_scale != 1:
@@ -151,8 +180,30 @@ def _check(network: TPVFormer, config: Config, out: Path, ending: str, cameras: 
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
-    """PyTorch's exporter reports its steps on stdout and warns about its own insides."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _sampling_whole() -> Generator[None, None, None]:
+    """Within it inductor calls PyTorch's function for grid_sample. Taken apart into gathers, as it does by default, a
+    pass takes four times as long on a CPU, and compiling twice.
+    """
+    from torch._inductor import decomposition
+
+    name = torch.ops.aten.grid_sampler_2d.default
+    tables: List[Dict[Any, Any]] = [decomposition.decompositions, decomposition.select_decomp_table()]
+    removed = [(table, table.pop(name)) for table in tables if name in table]
+    try:
         yield
+    finally:
+        for table, function in removed:
+            table[name] = function
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """PyTorch's exporters report their steps on stdout, and warn and log about their own insides."""
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

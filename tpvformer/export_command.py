@@ -17,11 +17,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX file")
     forms.add_argument("--pt2", type=Path, metavar="FILE", help="a program of torch.export")
+    forms.add_argument("--aoti", type=Path, metavar="FILE", help="the same, compiled by AOTInductor in minutes")
     forms.add_argument(
         "--out", type=Path, metavar="FILE", help="weights under the reference's names, .pth or .safetensors"
     )
     parser.add_argument(
-        "--cameras", type=positive, default=6, metavar="N", help="of the rig, for --onnx and --pt2 (default: 6)"
+        "--cameras", type=positive, default=6, metavar="N", help="of the rig, not for --out (default: 6)"
     )
     parser.add_argument(
         "--size", type=size, metavar="WxH", default=(1600, 900), help="their images (default: 1600x900)"
@@ -41,8 +42,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 _EXPORT = (
-    "--onnx and --pt2 write the whole model for one rig: images uint8 RGB (cameras, height, width, 3), lidar2img "
-    "(cameras, 4, 4) and any number of points (P, 3) in; logits of voxels and of points out. docs/export.md says more."
+    "--onnx, --pt2 and --aoti write the whole model for one rig: images uint8 RGB (cameras, height, width, 3), "
+    "lidar2img (cameras, 4, 4) and any number of points (P, 3) in; logits of voxels and of points out. "
+    "docs/export.md says more."
 )
 
 
@@ -66,10 +68,11 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     if report.kind == "backbone":
         raise ConfigError(f"--ckpt-path {args.ckpt_path} holds an image backbone alone; expected a whole TPVFormer")
-    from tpvformer.deploy import export_onnx, export_program
+    from tpvformer.deploy import export_aoti, export_onnx, export_program
 
-    write, file = (export_onnx, args.onnx) if args.onnx is not None else (export_program, args.pt2)
-    print(write(model, config, file, args.cameras, args.size))
+    for write, file in ((export_onnx, args.onnx), (export_program, args.pt2), (export_aoti, args.aoti)):
+        if file is not None:
+            print(write(model, config, file, args.cameras, args.size))
     return 0
 
 
