@@ -22,12 +22,12 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 import torch
 
+from tpvformer.commands.options import positive, size
 from tpvformer.compat import load_config
 from tpvformer.config import Config, ConfigError, override
 from tpvformer.deploy import Rig, export_aoti, export_onnx, export_program
 from tpvformer.engine.bench import report
 from tpvformer.model import TPVFormer
-from tpvformer.options import positive, size
 
 FORMS = {"model.onnx": export_onnx, "model.pt2": export_program, "aoti.pt2": export_aoti}
 PLAIN = "PyTorch, plain operations"

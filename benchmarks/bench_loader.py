@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Subset  # noqa: E402
 
 from tpvformer.config import DataConfig, GridConfig  # noqa: E402
 from tpvformer.data import images  # noqa: E402
-from tpvformer.data.dataset import NuScenesDataset  # noqa: E402
+from tpvformer.data.dataset import FrameDataset  # noqa: E402
 from tpvformer.data.loader import collate, start_worker  # noqa: E402
 from tpvformer.data.nuscenes import load_infos, resolve  # noqa: E402
 from tpvformer.data.pixels import network_images  # noqa: E402
@@ -88,7 +88,7 @@ def decode_cv2(files: List[bytes]) -> List[np.ndarray]:
     return [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) for data in files]
 
 
-def shared(dataset: NuScenesDataset) -> Batch:
+def shared(dataset: FrameDataset) -> Batch:
     """What a loader's worker does: its pictures lie where the training process can read them."""
     images.get_worker_info = lambda: True
     try:
@@ -114,7 +114,7 @@ def interleaved(variants: Dict[str, Callable[[], object]], prepare: Callable[[in
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def worker_loader(dataset: NuScenesDataset, workers: int) -> DataLoader:
+def worker_loader(dataset: FrameDataset, workers: int) -> DataLoader:
     """Training's loader over the first sample, again and again."""
     return DataLoader(
         Subset(dataset, [0] * SAMPLES),
@@ -141,8 +141,8 @@ def rates(loaders: Dict[str, DataLoader], repeats: int) -> Dict[str, float]:
 def measure(cfg: DataConfig, labelled: bool, repeats: int, cache: str) -> Dict:
     """Check that both pipelines agree, then time them. The data set's first sample is read again and again."""
     grid = GridConfig()
-    dataset = NuScenesDataset(cfg, grid, "train", seed=0, require_labels=labelled)
-    with_cache = NuScenesDataset(replace(cfg, image_cache=cache), grid, "train", seed=0, require_labels=labelled)
+    dataset = FrameDataset(cfg, grid, "train", seed=0, require_labels=labelled)
+    with_cache = FrameDataset(replace(cfg, image_cache=cache), grid, "train", seed=0, require_labels=labelled)
     record = load_infos(cfg.train_infos)[0]
     files = [resolve(path, cfg.root, record.token).read_bytes() for path in record.images]
     frame, epoch = dataset.load_frame(0), 0

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.engine import checkpoint, store
 from tpvformer.engine.checkpoint import Progress
@@ -73,7 +73,7 @@ def save_epoch(folder: Path, model: TPVFormer, stepper: Stepper, config: Config,
 
 
 def val_loader(config: Config, rank: int = 0, size: int = 1) -> DataLoader:
-    data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+    data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
     return make_loader(data, config.data, rank, size, train=False, seed=config.train.seed)
 
 

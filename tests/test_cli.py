@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer import predict
 from tpvformer.cli import main
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -89,6 +90,17 @@ def test_a_defect_of_ours_keeps_its_traceback(place: Path, monkeypatch) -> None:
         main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth")))
 
 
+@pytest.mark.parametrize("words", [[], ["doctor", "--device", "cpu"]])
+def test_a_reader_may_leave(words: List[str]) -> None:
+    """As in ``tpvformer doctor | head -1``: no traceback, and the status that a shell gives to such an end."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "tpvformer", *words]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_overrides_reach_the_run(place: Path, tmp_path: Path) -> None:
     more = ("--work-dir", str(tmp_path), "--max-epochs", "3", "--set", "train.seed=5", "--max-steps", "1")
     assert main(arguments(place, "train", *more)) == 0
@@ -117,7 +129,7 @@ def test_picture(place: Path, tmp_path: Path, capsys) -> None:
 
 def test_frame_classes_agree_with_each_other(place: Path) -> None:
     config = tiny_config(write_tiny(place / "set", POINTS))
-    dataset = NuScenesDataset(config.data, config.model.grid, "val", 0)
+    dataset = FrameDataset(config.data, config.model.grid, "val", 0)
     classes = predict.predict_frame(tiny_model(), dataset, 1, config, torch.device("cpu"))
     sample = dataset[1]
     assert classes.points.shape == (POINTS[1],)

@@ -12,7 +12,7 @@ from typing import Any, List, Set
 import pytest
 
 from tpvformer.cli import COMMANDS, _parser, main
-from tpvformer.completion_command import script
+from tpvformer.commands.completion import script
 
 BASH = shutil.which("bash") or ""
 

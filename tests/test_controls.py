@@ -11,7 +11,7 @@ from engine_tools import CPU, POINTS, tiny_config, val_loader
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Frame
 from tpvformer.engine import controls, run
 from tpvformer.engine.distributed import World
@@ -69,7 +69,7 @@ def test_ignored_points_do_not_count() -> None:
 
 
 def test_all_four_scores_are_printed_together(config: Config, quick, capsys) -> None:
-    train_set, val_set = (NuScenesDataset(config.data, config.model.grid, s, 0) for s in ("train", "val"))
+    train_set, val_set = (FrameDataset(config.data, config.model.grid, s, 0) for s in ("train", "val"))
     model, loader, log = run.build_model(config, CPU), val_loader(config), RunLog(None, True)
     real = evaluate(model, loader, config, World(), CPU, log)
     outcome = controls.run_controls(model, loader, train_set, val_set, config, World(), CPU, log, real)

@@ -15,7 +15,7 @@ import torch
 from dense_tools import FRAMES, SEED, SIZE, dense_config, write_street
 
 from tpvformer.config import OCCUPANCY_GRIDS, ConfigError, DataConfig, GridConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.occupancy import OccupancyLabels
 from tpvformer.data.pickle_safe import load_pickle
@@ -35,9 +35,9 @@ def street(tmp_path_factory) -> Path:
     return write_street(tmp_path_factory.mktemp("dense"))
 
 
-def dataset(street: Path, kind: str, **data: Any) -> NuScenesDataset:
+def dataset(street: Path, kind: str, **data: Any) -> FrameDataset:
     config = dense_config(street, kind, **data)
-    return NuScenesDataset(config.data, config.model.grid, "val", 0)
+    return FrameDataset(config.data, config.model.grid, "val", 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

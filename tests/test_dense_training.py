@@ -14,7 +14,7 @@ from engine_tools import CPU, processes, val_loader, write_config
 from test_no_waiting import Waits
 
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses, run
 from tpvformer.engine.bench.inputs import random_batch
@@ -76,7 +76,7 @@ def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) ->
 def counted(config: Config, world: World) -> Dict[str, object]:
     """All metrics of a model that misplaces the labels, by a voxel that depends on the sample."""
     loader = val_loader(config, world.rank, world.size)
-    data = cast(NuScenesDataset, loader.dataset)
+    data = cast(FrameDataset, loader.dataset)
     tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, CPU)
     for batch in loader:
         shift = 1 + data.tokens.index(batch.tokens[0])
@@ -100,7 +100,7 @@ def batch(street: Path) -> Batch:
     """The Occ3D labels of two scenes."""
     config = dense_config(street, "occ3d", batch_size=2)
     batches = list(val_loader(config))
-    assert batches[1].tokens == cast(NuScenesDataset, val_loader(config).dataset).tokens[2:4]
+    assert batches[1].tokens == cast(FrameDataset, val_loader(config).dataset).tokens[2:4]
     return batches[1]
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from engine_tools import environment
 
-from tpvformer import doctor_command, ops
+from tpvformer import ops
 from tpvformer.cli import _parser, main
-from tpvformer.tour import TOUR
+from tpvformer.commands import doctor
+from tpvformer.commands.tour import TOUR
 
 
 def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
@@ -29,8 +30,8 @@ def test_the_doctor_names_one_thing_to_mend(capsys: Any, monkeypatch: Any) -> No
     said = capsys.readouterr().out
     assert "on cpu: numba: plain PyTorch serves instead (no folder to cache in)" in said
     assert said.endswith("mend first: numba kernels cannot be had on cpu (no folder to cache in)\n")
-    known = doctor_command._version
-    monkeypatch.setattr(doctor_command, "_version", lambda name: None if name == "pyyaml" else known(name))
+    known = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pyyaml" else known(name))
     assert main(["doctor", "--device", "nothing"]) == 1
     said = capsys.readouterr().out
     assert said.endswith("mend first: pyyaml is missing: pip install pyyaml\n") and said.count("mend first") == 1

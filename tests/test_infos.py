@@ -14,7 +14,7 @@ import pytest
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos import read_tables, splits
 from tpvformer.data.infos.build import build
 from tpvformer.data.infos.geometry import relative, rotations, unusable
@@ -108,9 +108,9 @@ def test_data_set_is_the_same_from_either_file(root, tmp_path):
     cfg = DataConfig(
         root=str(root), version=VERSION, val_infos=str(tmp_path / "a.safetensors"), workers=2, batch_size=2
     )
-    mine = NuScenesDataset(cfg, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    mine = FrameDataset(cfg, GridConfig(w=18, h=14, z=5), "val", seed=0)
     other = replace(cfg, val_infos=str(root / "nuscenes_infos_val.pkl"))
-    theirs = NuScenesDataset(other, GridConfig(w=18, h=14, z=5), "val", seed=0)
+    theirs = FrameDataset(other, GridConfig(w=18, h=14, z=5), "val", seed=0)
     seen = 0
     for batch in make_loader(mine, cfg, 0, 1, train=False, seed=0):
         for token, matrix, image in zip(batch.tokens, batch.lidar2img, batch.images):

@@ -29,26 +29,12 @@ LAW = {
     "__main__": None,
     "api": None,
     "cli": None,
+    "commands": None,  # what people type: they call the others
     "predict": None,
     "predict_files": None,
     "result": None,
-    "check_geometry": None,
-    "options": (("config", "compat"), ()),
-    "train_command": None,
-    "eval_command": None,
-    "bench_command": None,
-    "synth_command": None,
-    "predict_command": None,
-    "overlay_command": None,
-    "completion_command": None,
-    "data_command": None,
-    "view_command": None,
     "view_files": (("data", "viz"), ("numpy", "cv2")),
     "deploy": None,
-    "doctor_command": None,
-    "export_command": None,
-    "tour": ((), ()),
-    "report_command": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
 }

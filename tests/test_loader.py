@@ -11,7 +11,7 @@ from tiny_nuscenes import write_tiny
 from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.pixels import network_images
 from tpvformer.data.samplers import TrainSampler, epoch_order
@@ -32,7 +32,7 @@ def begin(loader: DataLoader, epoch: int) -> None:
 
 
 def epochs(cfg: DataConfig, count: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> List[List[Batch]]:
-    loader = make_loader(NuScenesDataset(cfg, GRID, "train", seed), cfg, rank, world_size, train=True, seed=seed)
+    loader = make_loader(FrameDataset(cfg, GRID, "train", seed), cfg, rank, world_size, train=True, seed=seed)
     out = []
     for epoch in range(count):
         begin(loader, epoch)
@@ -70,25 +70,25 @@ def test_epochs_and_seeds_differ_and_repeat(cfg):
 
 
 def test_augmentation_is_drawn_anew_each_epoch(cfg):
-    data = NuScenesDataset(cfg, GRID, "train", 0)
+    data = FrameDataset(cfg, GRID, "train", 0)
     data.set_epoch(0)
     before = data[3]
     data.set_epoch(1)
     assert torch.equal(before.images, data[3].images)
-    for other in (data[3], NuScenesDataset(cfg, GRID, "train", 1)[3]):
+    for other in (data[3], FrameDataset(cfg, GRID, "train", 1)[3]):
         assert not torch.equal(before.photometric, other.photometric)
 
 
 def test_pictures_lie_in_memory_that_training_can_read(cfg):
     busy = replace(cfg, workers=1)
-    loader = make_loader(NuScenesDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
+    loader = make_loader(FrameDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
     assert next(iter(loader)).images.is_shared()
-    assert not NuScenesDataset(cfg, GRID, "train", 0)[0].images.is_shared()
+    assert not FrameDataset(cfg, GRID, "train", 0)[0].images.is_shared()
 
 
 def test_an_epoch_left_early_does_not_leak_into_the_next(cfg):
     busy = replace(cfg, workers=1)
-    loader = make_loader(NuScenesDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
+    loader = make_loader(FrameDataset(busy, GRID, "train", 0), busy, 0, 1, train=True, seed=0)
     begin(loader, 0)
     next(iter(loader))
     begin(loader, 1)
@@ -110,7 +110,7 @@ def test_ranks_share_each_global_batch(cfg):
 def test_an_epoch_goes_on_where_it_was_left_on_any_number_of_ranks(cfg, ranks_before, ranks_after):
     def dealt(ranks: int, start: int, count: int) -> List[int]:
         """What the ranks read next, in turns."""
-        data = NuScenesDataset(cfg, GRID, "train", 0)
+        data = FrameDataset(cfg, GRID, "train", 0)
         samplers = [TrainSampler(data, rank, ranks, seed=5) for rank in range(ranks)]
         for sampler in samplers:
             sampler.set_epoch(3, start)
@@ -126,7 +126,7 @@ def test_an_epoch_goes_on_where_it_was_left_on_any_number_of_ranks(cfg, ranks_be
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_validation_sees_every_sample_once(cfg, world_size, batch_size):
     one = replace(cfg, batch_size=batch_size)
-    data = NuScenesDataset(one, GRID, "val", 0)
+    data = FrameDataset(one, GRID, "val", 0)
     loaders = [make_loader(data, one, rank, world_size, train=False, seed=0) for rank in range(world_size)]
     seen = [token for loader in loaders for token in order(list(loader))]
     assert sorted(seen) == sorted(data.tokens)

@@ -17,7 +17,7 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import lidarseg
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate, make_loader
 from tpvformer.data.nuscenes import load_infos, resolve
 from tpvformer.data.types import DataError
@@ -26,8 +26,8 @@ from tpvformer.labels import RAW_TO_CLASS
 GRID = GridConfig(w=18, h=14, z=5)
 
 
-def dataset(cfg: DataConfig, split: str = "val", **options: Any) -> NuScenesDataset:
-    return NuScenesDataset(cfg, GRID, split, seed=0, **options)
+def dataset(cfg: DataConfig, split: str = "val", **options: Any) -> FrameDataset:
+    return FrameDataset(cfg, GRID, split, seed=0, **options)
 
 
 def edit_infos(cfg: DataConfig, change: Callable[[dict], Any]) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from tpvformer import check_geometry
+from tpvformer.commands import check_geometry
 from tpvformer.compat import load_config
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import network_images
@@ -38,9 +38,9 @@ def expected() -> dict:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> NuScenesDataset:
+def dataset() -> FrameDataset:
     cfg = DataConfig(root=str(REAL / "sample"), val_infos=str(INFOS))
-    return NuScenesDataset(cfg, GridConfig(), "val", seed=0, require_labels=False)
+    return FrameDataset(cfg, GridConfig(), "val", seed=0, require_labels=False)
 
 
 def test_points_fall_where_they_were_recorded(dataset, expected):
@@ -101,7 +101,7 @@ def test_whole_pipeline_to_logits():
     """Six real images at a quarter of their size through the dim64 model: finite logits that see the images."""
     config = load_config(str(Path(__file__).parent.parent / "config" / "tpv_lidarseg_dim64.py"))
     cfg = dataclasses.replace(config.data, root=str(REAL / "sample"), val_infos=str(INFOS), image_scale=0.25)
-    sample = NuScenesDataset(cfg, config.model.grid, "val", seed=0, require_labels=False)[0]
+    sample = FrameDataset(cfg, config.model.grid, "val", seed=0, require_labels=False)[0]
     torch.manual_seed(0)
     model = TPVFormer(config.model).eval()
     voxels, images = sample.voxels[None], network_images(collate([sample], 0), cfg)

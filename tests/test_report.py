@@ -14,8 +14,8 @@ import pytest
 from engine_tools import POINTS, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer import report_command
 from tpvformer.cli import main
+from tpvformer.commands import report as report_command
 from tpvformer.engine import evaluate
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.charts import Series, line_chart, number

@@ -20,7 +20,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import canvas_size, fitted
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.read import load_infos
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import read_scan
@@ -37,11 +37,9 @@ REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 GRID = GridConfig(w=6, h=5, z=4)
 
 
-def dataset(
-    path: Path, split: str = "val", grid: GridConfig = GRID, labels: bool = True, **data: Any
-) -> NuScenesDataset:
+def dataset(path: Path, split: str = "val", grid: GridConfig = GRID, labels: bool = True, **data: Any) -> FrameDataset:
     cfg = DataConfig(train_infos=str(path), val_infos=str(path), workers=0, **data)
-    return NuScenesDataset(cfg, grid, split, 0, require_labels=labels)
+    return FrameDataset(cfg, grid, split, 0, require_labels=labels)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -57,7 +55,7 @@ def test_a_rig_file_gives_the_sample_of_the_infos(tmp_path: Path, split: str) ->
     scan = str(find(tmp_path, info["lidar_path"]))
     labels = str(find(tmp_path, "scan0_lidarseg.bin"))
     path = rig_of_infos(infos, tmp_path, tmp_path / "rig.json", 0, scan, labels)
-    theirs = NuScenesDataset(cfg, GRID, split, 0)[0]
+    theirs = FrameDataset(cfg, GRID, split, 0)[0]
     ours = dataset(path, split, root="/nowhere")[0]
     for field in dataclasses.fields(ours):
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)
@@ -250,7 +248,7 @@ def test_a_real_frame_without_lidar_has_the_voxels_of_its_infos(tmp_path: Path) 
     path = rig_of_infos(infos, REAL / "sample", tmp_path / "rig.json")
     cfg = DataConfig(root=str(REAL / "sample"), val_infos=str(infos), image_scale=0.25)
     config: Config = tiny_config(cfg)
-    theirs = NuScenesDataset(cfg, GRID, "val", 0, require_labels=False)[0]
+    theirs = FrameDataset(cfg, GRID, "val", 0, require_labels=False)[0]
     ours = dataset(path, labels=False, image_scale=0.25)[0]
     model = tiny_model()
     scenes = [predict_scene(model, sample, config, CPU) for sample in (ours, theirs)]

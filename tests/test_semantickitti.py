@@ -18,7 +18,7 @@ from tpvformer.cli import main
 from tpvformer.compat import load_config
 from tpvformer.config import Config, ConfigError, DataConfig, override
 from tpvformer.data import semantickitti
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.street import kitti, rig
 from tpvformer.data.street.camera import render_camera
@@ -74,9 +74,9 @@ def kitti_config(folder: Path, **data: Any) -> Config:
     )
 
 
-def dataset(folder: Path, split: str = "val", **data: Any) -> NuScenesDataset:
+def dataset(folder: Path, split: str = "val", **data: Any) -> FrameDataset:
     config = kitti_config(folder, **data)
-    return NuScenesDataset(config.data, config.model.grid, split, 0)
+    return FrameDataset(config.data, config.model.grid, split, 0)
 
 
 def test_the_shipped_configuration() -> None:

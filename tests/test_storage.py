@@ -20,7 +20,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import image_cache, storage
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.occupancy import OccupancyLabels
 from tpvformer.data.types import Batch, DataError
@@ -64,7 +64,7 @@ def test_a_rig_file_and_all_that_it_names_may_lie_elsewhere(tmp_path):
 
 
 def batches(cfg: DataConfig, train: bool = False) -> List[Batch]:
-    data = NuScenesDataset(cfg, GRID, "train" if train else "val", 0)
+    data = FrameDataset(cfg, GRID, "train" if train else "val", 0)
     return list(make_loader(data, cfg, 0, 1, train, 0))
 
 

@@ -16,7 +16,7 @@ from submission_tools import META, checked, write_set
 
 from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.engine.distributed import World
 from tpvformer.engine.forward import predict
@@ -70,7 +70,7 @@ def test_the_test_set_without_labels(test_set: Config, weights: Path, tmp_path: 
     assert "miou" not in said and "oss" not in said, "nothing is scored without labels"
     assert os.listdir(out.parent) == ["test.zip"]
     # every point, in the scan's order, has the likeliest class but noise of the voxel that it lies in
-    data = NuScenesDataset(test_set.data, test_set.model.grid, "test", 0, require_labels=False)
+    data = FrameDataset(test_set.data, test_set.model.grid, "test", 0, require_labels=False)
     model = model_of(weights)
     for i in range(len(POINTS)):
         sample = data[i]
@@ -97,7 +97,7 @@ def test_a_class_of_empty_space_is_never_submitted(mini: Config, tmp_path: Path)
     logits = torch.zeros(1, 18, 2)
     logits[0, 17] = logits[0, 0] = 9.0
     logits[0, 16, 0] = logits[0, 1, 1] = 1.0
-    data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
+    data = FrameDataset(mini.data, mini.model.grid, "val", 0)
     data._records = data._records[:1]
     batch = dataclasses.replace(collate([data[0]], 0), point_voxel=torch.tensor([[0, 1] * 20]))
     log = RunLog(None, False)
@@ -109,7 +109,7 @@ def test_a_class_of_empty_space_is_never_submitted(mini: Config, tmp_path: Path)
 
 
 def test_a_folder_that_processes_do_not_share_is_refused_at_once(mini: Config, tmp_path: Path) -> None:
-    data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
+    data = FrameDataset(mini.data, mini.model.grid, "val", 0)
     with pytest.raises(ConfigError, match=r"what process 1 writes there does not appear here; name a folder that all"):
         Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(0, 2, 0, 1))
     with pytest.raises(ConfigError, match="a disk with room that all processes share"):
@@ -192,7 +192,7 @@ def test_a_damaged_set_leaves_no_file(weights: Path, tmp_path: Path, capsys, dam
 
 
 def test_a_process_that_fails_takes_the_parts_of_all_with_it(mini: Config, tmp_path: Path) -> None:
-    data = NuScenesDataset(mini.data, mini.model.grid, "val", 0)
+    data = FrameDataset(mini.data, mini.model.grid, "val", 0)
     with Submission(tmp_path / "a.zip", data, mini.data, "val", (), World()):
         assert os.listdir(tmp_path) == [".a.zip.partial"]
         other = Submission(tmp_path / "a.zip", data, mini.data, "val", (), World(1, 2, 0, 1))

@@ -21,7 +21,7 @@ from test_devkit import PYTHON, has_devkit
 
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.splits import official
 from tpvformer.data.loader import collate
 from tpvformer.data.synthetic import write_dataset
@@ -48,7 +48,7 @@ def street(tmp_path_factory) -> Path:
 def weights(street: Path, tmp_path_factory, quick) -> Path:
     """A model that says many things, but never noise."""
     config = config_of(street)
-    data = NuScenesDataset(config.data, config.model.grid, "val", 0)
+    data = FrameDataset(config.data, config.model.grid, "val", 0)
     model = tiny_model().eval()
     with torch.no_grad():
         logits = predict(model, collate([data[0]], 0), config).point_logits

@@ -14,7 +14,7 @@ import pytest
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data import synthetic
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.street import rig
@@ -246,7 +246,7 @@ def test_the_reader_takes_it(root):
         grid_mask=False,
     )
     grid = GridConfig(w=40, h=40, z=4)
-    train, val = (NuScenesDataset(config, grid, split, 0) for split in ("train", "val"))
+    train, val = (FrameDataset(config, grid, split, 0) for split in ("train", "val"))
     assert (len(train), len(val)) == ((SCENES - 2) * FRAMES, 2 * FRAMES)
     frame, sample = train.load_frame(0), train[0]
     assert frame.camera_names == [c.channel for c in rig.CAMERAS]
@@ -258,8 +258,8 @@ def test_its_first_frame_is_also_a_rig_of_one_s_own(root):
     """Every number of it, to the last bit of the projections."""
     infos, described = str(root / "nuscenes_infos_val.pkl"), str(root / "rig.json")
     data = DataConfig(root=str(root), version=VERSION, val_infos=infos, test_infos=described)
-    recorded = NuScenesDataset(data, GridConfig(), "val", 0).load_frame(0)
-    own = NuScenesDataset(data, GridConfig(), "test", 0, True).load_frame(0)
+    recorded = FrameDataset(data, GridConfig(), "val", 0).load_frame(0)
+    own = FrameDataset(data, GridConfig(), "test", 0, True).load_frame(0)
     assert own.token == recorded.token and own.camera_names == recorded.camera_names
     for name in ("points", "labels", "lidar2img"):
         assert np.array_equal(getattr(own, name), getattr(recorded, name)), name

@@ -21,7 +21,7 @@ from view_tools import archive, save
 from tpvformer import view_files
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.synthetic import write_dataset
 from tpvformer.data.types import DataError
 from tpvformer.labels import COLORS, NUSCENES
@@ -81,7 +81,7 @@ def test_dense_labels_are_kept_whole(tmp_path: Path) -> None:
     torch.save(TPVFormer(config.model).state_dict(), tmp_path / "w.pth")
     (_,) = FramePredictions(config, tmp_path / "w.pth", tmp_path / "out", index=0, device="cpu", truth=True)
     (result,) = read_results([tmp_path / "out"])
-    frame = NuScenesDataset(config.data, config.model.grid, "val", 0).load_frame(0)
+    frame = FrameDataset(config.data, config.model.grid, "val", 0).load_frame(0)
     assert frame.dense is not None and (result.true_voxels == frame.dense.classes).all()
     assert (result.true_point_labels == frame.labels).all() and len(frame.labels)
     assert result.frame == "ego" and (result.lidar2grid == frame.lidar2ego).all()

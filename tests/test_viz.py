@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_nuscenes import CAMERAS, write_tiny
 
-from tpvformer import check_geometry
+from tpvformer.commands import check_geometry
 from tpvformer.config import ConfigError
 from tpvformer.labels import COLORS
 from tpvformer.viz.paint import GAP, TILE_WIDTH, paint_points

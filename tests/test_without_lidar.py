@@ -15,7 +15,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config
 from tpvformer.data import voxelize as voxelize_module
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import DataError
 from tpvformer.engine import run, score
@@ -43,8 +43,8 @@ def config(tmp_path_factory) -> Config:
     return blind(tmp_path_factory.mktemp("set"), [1])
 
 
-def val_set(config: Config, require_labels: bool = True) -> NuScenesDataset:
-    return NuScenesDataset(config.data, config.model.grid, "val", 0, require_labels)
+def val_set(config: Config, require_labels: bool = True) -> FrameDataset:
+    return FrameDataset(config.data, config.model.grid, "val", 0, require_labels)
 
 
 @pytest.mark.parametrize("kernel", [True, False])

@@ -9,6 +9,8 @@ import argparse
 import errno
 import importlib
 import os
+import select
+import signal
 import sys
 import time
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
@@ -27,27 +29,23 @@ class _Command(NamedTuple):
 
 # in the order of the help; a module is imported when its command is asked for
 COMMANDS: Tuple[_Command, ...] = (
-    _Command("train", "train a configuration", "train_command"),
-    _Command("eval", "score a checkpoint on the validation set; predict the test set", "eval_command"),
-    _Command("synth", "write a synthetic nuScenes or SemanticKITTI data set", "synth_command"),
-    _Command("bench", "measure a training step: where its time goes", "bench_command", "add_bench"),
-    _Command("selfcheck", "does everything work on this hardware?", "bench_command", "add_selfcheck"),
-    _Command("doctor", "versions, devices and kernels, and what to mend first", "doctor_command"),
+    _Command("train", "train a configuration", "train"),
+    _Command("eval", "score a checkpoint on the validation set; predict the test set", "eval"),
+    _Command("synth", "write a synthetic nuScenes or SemanticKITTI data set", "synth"),
+    _Command("bench", "measure a training step: where its time goes", "bench", "add_bench"),
+    _Command("selfcheck", "does everything work on this hardware?", "bench", "add_selfcheck"),
+    _Command("doctor", "versions, devices and kernels, and what to mend first", "doctor"),
     _Command("check-geometry", "paint lidar points on the six images of a frame", "check_geometry"),
-    _Command("data", "make info files from nuScenes' tables; check a download", "data_command"),
-    _Command("view", "show what predict wrote: a page, pictures, a video, PLY files", "view_command"),
-    _Command(
-        "export", "a model for other runtimes (ONNX, torch.export) or the reference", "export_command", "add_export"
-    ),
-    _Command(
-        "convert", "weights from one form to another: ours, the reference's, a folder", "export_command", "add_convert"
-    ),
-    _Command("results", "print the outcome of a run; write it as <CaseName>.log", "report_command", "add_results"),
-    _Command("report", "one page of a run: its curves, scores and worst frames", "report_command", "add_report"),
-    _Command("picture", "one PNG of a validation frame with a model's predictions", "predict_command", "add_picture"),
-    _Command("predict", "the class of every voxel of a rig's frames, as npz files", "predict_command", "add_predict"),
-    _Command("overlay", "exchange four files of mmcv 1.x and mmdet 2.x for ours, or back", "overlay_command"),
-    _Command("completion", "a script by which bash or zsh completes all of this", "completion_command"),
+    _Command("data", "make info files from nuScenes' tables; check a download", "data"),
+    _Command("view", "show what predict wrote: a page, pictures, a video, PLY files", "view"),
+    _Command("export", "a model for other runtimes (ONNX, torch.export) or the reference", "export", "add_export"),
+    _Command("convert", "weights from one form to another: ours, the reference's, a folder", "export", "add_convert"),
+    _Command("results", "print the outcome of a run; write it as <CaseName>.log", "report", "add_results"),
+    _Command("report", "one page of a run: its curves, scores and worst frames", "report", "add_report"),
+    _Command("picture", "one PNG of a validation frame with a model's predictions", "predict", "add_picture"),
+    _Command("predict", "the class of every voxel of a rig's frames, as npz files", "predict", "add_predict"),
+    _Command("overlay", "exchange four files of mmcv 1.x and mmdet 2.x for ours, or back", "overlay"),
+    _Command("completion", "a script by which bash or zsh completes all of this", "completion"),
 )
 
 
@@ -55,10 +53,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        from tpvformer.tour import tour
+        from tpvformer.commands.tour import tour
 
-        print(tour())
-        return 0
+        return in_one_line("tpvformer", lambda: print(tour()) or 0)
     prepare_torch()
     args = _parser(argv).parse_args(argv)
     args.argv = argv  # what was typed: for other processes, and to be noted
@@ -81,7 +78,9 @@ def prepare_torch() -> None:
 def in_one_line(name: str, run: Callable[[], int]) -> int:
     """The exit status of ``run``; what is wrong with a user's input becomes one line that begins with ``name``."""
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()
+        return status
     except (ValueError, RuntimeError) as err:
         code = _user_error(err)
         if code is None:
@@ -93,6 +92,8 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         print(f"{name}{where}: {err}", file=sys.stderr)
         return code
     except OSError as err:
+        if isinstance(err, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
@@ -100,6 +101,17 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether who read our output has left, as in ``tpvformer doctor | head -1``; what is left goes nowhere then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return left
 
 
 def _user_error(err: Exception) -> Optional[int]:
@@ -138,6 +150,6 @@ def _parser(argv: List[str], whole: bool = False) -> argparse.ArgumentParser:
         about = f"{command.help[0].upper()}{command.help[1:]}."
         added = commands.add_parser(command.name, help=command.help, description=about)
         if whole or argv[:1] == [command.name]:
-            module = importlib.import_module(f"tpvformer.{command.module}")
+            module = importlib.import_module(f"tpvformer.commands.{command.module}")
             getattr(module, command.function)(added)
     return parser

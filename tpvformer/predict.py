@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.bench.marks import Marks
@@ -42,7 +42,7 @@ class FrameClasses:
 
 
 def predict_frame(
-    model: nn.Module, dataset: NuScenesDataset, index: int, config: Config, device: torch.device
+    model: nn.Module, dataset: FrameDataset, index: int, config: Config, device: torch.device
 ) -> FrameClasses:
     """What the model says about one frame of a data set."""
     batch = collate([dataset[index]], config.data.ignore_label).to(device)
@@ -142,7 +142,7 @@ def draw_frames(
     place, _ = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
-    dataset = NuScenesDataset(data, config.model.grid, "val", config.train.seed)
+    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
     check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):
@@ -155,7 +155,7 @@ def draw_frames(
 
 
 def _draw(
-    model: nn.Module, dataset: NuScenesDataset, index: int, out: Path, name: str, config: Config, device: torch.device
+    model: nn.Module, dataset: FrameDataset, index: int, out: Path, name: str, config: Config, device: torch.device
 ) -> str:
     """Write one picture; its line."""
     classes = predict_frame(model, dataset, index, config, device)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.files import whole_file
 from tpvformer.data.transforms import frame_of_grid, make_sample, moved
 from tpvformer.data.types import DataError, Frame, Sample
@@ -51,7 +51,7 @@ class FramePredictions:
         self._config, self._out, self._truth = config, out, truth
         self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
         split = split if rig is None else "test"
-        self._dataset = dataset = NuScenesDataset(self._data, config.model.grid, split, 0, truth)
+        self._dataset = dataset = FrameDataset(self._data, config.model.grid, split, 0, truth)
         check_cameras(dataset, config)
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")

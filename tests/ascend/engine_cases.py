@@ -12,7 +12,7 @@ from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
 from tpvformer.config import ConfigError, OptimConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import checkpoint, limits, run, store
 from tpvformer.engine.bench import step as bench
 from tpvformer.engine.checkpoint import Progress
@@ -31,7 +31,7 @@ def test_evaluation_matches_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     scores = []
     for device in (CPU, NPU):
         model, log = run.build_model(config, device), RunLog(None, False)
-        data = NuScenesDataset(config.data, config.model.grid, "val", 0)
+        data = FrameDataset(config.data, config.model.grid, "val", 0)
         loader = run.make_loader(data, config.data, 0, 1, False, 0, **run.pin_options(device))
         scores.append(evaluate(model, loader, config, World(), device, log))
     assert scores[1].loss == pytest.approx(scores[0].loss, rel=1e-5)

@@ -16,7 +16,7 @@ import torch
 from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import run
 from tpvformer.engine.device import pick_device
 
@@ -26,7 +26,7 @@ SDK = os.environ["STANDIN_SDK"]
 def test_nothing_of_the_vendor_is_imported_unless_a_card_is_asked_for(tmp_path: Path) -> None:
     config = shrunk(PUBLISHED[0], tmp_path)
     run.build_model(config, CPU)
-    NuScenesDataset(config.data, config.model.grid, "train", 0)[0]
+    FrameDataset(config.data, config.model.grid, "train", 0)[0]
     assert "torch_npu" not in sys.modules and "mx_driving" not in sys.modules
     device, remarks = pick_device("npu")
     assert str(device) == "npu:0" and not remarks

@@ -14,7 +14,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import run, train
 from tpvformer.engine.distributed import World
 from tpvformer.engine.log import RunLog
@@ -43,15 +43,15 @@ def records(work_dir: Path, kind: str) -> List[Dict[str, Any]]:
 @pytest.fixture
 def bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample's images are multiplied by NaN on their way to the network."""
-    real = NuScenesDataset.sample
+    real = FrameDataset.sample
 
-    def poisoned(self: NuScenesDataset, index: int, augment: bool) -> Any:
+    def poisoned(self: FrameDataset, index: int, augment: bool) -> Any:
         sample = real(self, index, augment)
         if sample.token == BAD and augment:
             sample.photometric = torch.tensor([NAN_CONTRAST] * len(sample.images))
         return sample
 
-    monkeypatch.setattr(NuScenesDataset, "sample", poisoned)
+    monkeypatch.setattr(FrameDataset, "sample", poisoned)
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ import sys
 from pathlib import Path
 import torch
 from tpvformer.cli import main
-from tpvformer.data.dataset import NuScenesDataset
-real = NuScenesDataset.sample
+from tpvformer.data.dataset import FrameDataset
+real = FrameDataset.sample
 def poisoned(self, index, augment):
     sample = real(self, index, augment)
     if sample.token == "sample3" and augment:
         sample.photometric = torch.tensor([[0.0, 1.0, 1.0, 0.0, torch.nan, 0.0, 1.0, 2.0]] * len(sample.images))
     return sample
-NuScenesDataset.sample = poisoned
+FrameDataset.sample = poisoned
 print("STATUS", main(["train", "--py-config", sys.argv[1], "--device", "cpu", "--work-dir", sys.argv[2]]), flush=True)
 """
 

@@ -159,9 +159,9 @@ def test_other_errors_pass(config: Config) -> None:
 HANG = """
 import sys, time
 from tpvformer.cli import main
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 import os
-real, rank = NuScenesDataset.sample, os.environ["RANK"]
+real, rank = FrameDataset.sample, os.environ["RANK"]
 def stuck(self, index, augment):
     if rank == "1" and getattr(self, "served", 0) == 2:
         a_file_system_that_never_answers()
@@ -169,7 +169,7 @@ def stuck(self, index, augment):
     return real(self, index, augment)
 def a_file_system_that_never_answers():
     time.sleep(600)
-NuScenesDataset.sample = stuck
+FrameDataset.sample = stuck
 main(["train", "--py-config", sys.argv[1], "--device", "cpu", "--work-dir", sys.argv[2]])
 """
 

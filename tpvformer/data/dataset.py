@@ -36,8 +36,8 @@ def open_records(cfg: DataConfig, split: str) -> List[Record]:
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
-class NuScenesDataset(Dataset[Sample]):
-    """The key frames of one split, in the order of its info pickle, or of SemanticKITTI's sequences.
+class FrameDataset(Dataset[Sample]):
+    """The frames of one split, in the order of its info file, its rig file, or SemanticKITTI's sequences.
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:

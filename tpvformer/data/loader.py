@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.samplers import TrainSampler, ValSampler
 from tpvformer.data.types import Batch, DataError, Sample
 
@@ -72,7 +72,7 @@ def start_worker(_: int) -> None:
 
 
 def make_loader(
-    dataset: NuScenesDataset,
+    dataset: FrameDataset,
     cfg: DataConfig,
     rank: int,
     world_size: int,

@@ -10,14 +10,14 @@ from typing import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 
 
 class TrainSampler(Sampler[int]):
     """A new order each epoch, dealt out to the ranks like cards, so that the union of the ranks' k-th batches is the
     k-th batch of a single rank with the same global batch. The remainder of the deal is left out."""
 
-    def __init__(self, dataset: NuScenesDataset, rank: int, world_size: int, seed: int) -> None:
+    def __init__(self, dataset: FrameDataset, rank: int, world_size: int, seed: int) -> None:
         self._dataset, self._rank, self._world_size, self._seed = dataset, rank, world_size, seed
         self._epoch, self._start = 0, 0
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Frame
 from tpvformer.labels import EVALUATED, class_names
 
@@ -32,8 +32,8 @@ BALANCE = (0.0, 0.5, 1.0)  # how strongly rare classes are favoured; the best on
 def run_controls(
     model: nn.Module,
     loader: DataLoader,
-    train_set: NuScenesDataset,
-    val_set: NuScenesDataset,
+    train_set: FrameDataset,
+    val_set: FrameDataset,
     config: Config,
     world: World,
     device: torch.device,
@@ -61,7 +61,7 @@ def run_controls(
 
 
 def baselines(
-    train_set: NuScenesDataset, val_set: NuScenesDataset, config: Config, world: World, device: torch.device
+    train_set: FrameDataset, val_set: FrameDataset, config: Config, world: World, device: torch.device
 ) -> Tuple[int, Scores, Scores]:
     """(best constant class, its scores, scores of colour alone) on all validation points of all processes."""
     classes = len(class_names(config.data.label_map))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
 
@@ -103,7 +103,7 @@ def evaluate(
     named in the log. ``between`` is called in all processes alike between batches, and may end it all by raising. All
     processes return the same.
     """
-    data = cast(NuScenesDataset, loader.dataset)
+    data = cast(FrameDataset, loader.dataset)
     tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)

@@ -9,12 +9,12 @@ import torch
 
 from tpvformer import ops
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.model import TPVFormer
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 
-def check_cameras(data: NuScenesDataset, config: Config) -> None:
+def check_cameras(data: FrameDataset, config: Config) -> None:
     """Raises ConfigError where the samples have more cameras than the model has embeddings for."""
     check_embeddings(data.slots_used, data.infos, config)
 

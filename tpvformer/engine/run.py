@@ -13,7 +13,7 @@ import torch
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
@@ -157,12 +157,12 @@ def build(
     )
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    train_set = NuScenesDataset(config.data, grid, "train", seed)
+    train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
     train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
-        val_set = NuScenesDataset(config.data, grid, "val", seed)
+        val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
         val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
     if len(train_loader) < config.train.accumulate:

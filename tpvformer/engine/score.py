@@ -11,7 +11,7 @@ import torch
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
@@ -45,7 +45,7 @@ def evaluate_checkpoint(
     try:
         for remark in remarks:
             log.warn(remark)
-        data = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed)
+        data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
         check_cameras(data, config)
         if controls and not data.has_points:
             raise ConfigError(
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
         if out is not None and world.is_main:
             write_scores(out, result, config)
         if controls:
-            train_set = NuScenesDataset(config.data, config.model.grid, "train", config.train.seed)
+            train_set = FrameDataset(config.data, config.model.grid, "train", config.train.seed)
             run_controls(model, loader, train_set, data, config, world, place, log, result)
     finally:
         log.close()
@@ -90,7 +90,7 @@ def predict_test_set(
     try:
         for remark in remarks:
             log.warn(remark)
-        data = NuScenesDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
+        data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
         check_cameras(data, config)
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         with Submission(submission, data, config.data, "test", uses, world) as writer:

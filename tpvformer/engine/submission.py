@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config, ConfigError, DataConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.read_tables import read_table
 from tpvformer.data.infos.splits import official
 from tpvformer.data.lidarseg import scan_tokens
@@ -49,7 +49,7 @@ class Submission:
     """
 
     def __init__(
-        self, target: Path, data: NuScenesDataset, cfg: DataConfig, split: str, uses: Sequence[str], world: World
+        self, target: Path, data: FrameDataset, cfg: DataConfig, split: str, uses: Sequence[str], world: World
     ) -> None:
         self.set = _evaluation_set(cfg, split)
         self._target, self._tokens, self._world = target, data.tokens, world
@@ -189,7 +189,7 @@ def _evaluation_set(cfg: DataConfig, split: str) -> str:
     return name
 
 
-def _file_names(data: NuScenesDataset, cfg: DataConfig, split: str, name: str) -> Dict[str, str]:
+def _file_names(data: FrameDataset, cfg: DataConfig, split: str, name: str) -> Dict[str, str]:
     """The token of the LiDAR record of each sample; looks at the scans as well, before hours are spent."""
     known = scan_tokens(cfg.root, cfg.version)
     for token, scan in zip(data.tokens, data.scans):

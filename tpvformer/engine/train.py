@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.labels import class_names
@@ -71,7 +71,7 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
-        return len(cast(NuScenesDataset, self.train_loader.dataset)) // self.global_batch
+        return len(cast(FrameDataset, self.train_loader.dataset)) // self.global_batch
 
     @property
     def global_batch(self) -> int:

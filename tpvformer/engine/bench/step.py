@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tpvformer import ops
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
@@ -237,7 +237,7 @@ def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, An
 def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[Batch]]:
     """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
-    dataset = NuScenesDataset(config.data, config.model.grid, "train", seed)
+    dataset = FrameDataset(config.data, config.model.grid, "train", seed)
     loader = make_loader(dataset, config.data, 0, 1, True, seed, **pin_options(device))
     dataset[0]  # the first reading compiles and opens what later ones find ready
     runs = []

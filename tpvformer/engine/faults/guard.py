@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tpvformer.config import Config
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Batch
 from tpvformer.model import TPVFormer
@@ -32,7 +32,7 @@ class Guard:
         self,
         config: Config,
         model: TPVFormer,
-        data: NuScenesDataset,
+        data: FrameDataset,
         world: World,
         device: torch.device,
         log: RunLog,

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Callable
 
+from tpvformer.commands.options import positive, size
 from tpvformer.config import ConfigError
-from tpvformer.options import positive, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tpvformer.commands.options import add_config, add_weights, positive, read_model, size
 from tpvformer.config import ConfigError
-from tpvformer.options import add_config, add_weights, positive, read_model, size
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from importlib import metadata
 from typing import Dict, List, Optional, Tuple
 
 from tpvformer import __version__
+from tpvformer.commands.options import add_device
 from tpvformer.config import ConfigError
-from tpvformer.options import add_device
 
 _NEEDED = ("torch", "numpy", "opencv-python-headless", "pyyaml", "numba", "safetensors", "rich")
 _USEFUL = (

@@ -15,7 +15,7 @@ import numpy as np
 
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
-from tpvformer.data.dataset import NuScenesDataset
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
@@ -88,7 +88,7 @@ def ground_below(frame: Frame, grid: GridConfig) -> Tuple[np.ndarray, Tuple[floa
 
 
 def check_geometry(
-    dataset: NuScenesDataset, cfg: DataConfig, index: int, out: Union[str, Path], augment: bool = False
+    dataset: FrameDataset, cfg: DataConfig, index: int, out: Union[str, Path], augment: bool = False
 ) -> GeometryReport:
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
     labelled = _is_labelled(data, args.split)
-    dataset = NuScenesDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
+    dataset = FrameDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))
     colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from tpvformer.options import add_config, add_device, positive, read_config, size
+from tpvformer.commands.options import add_config, add_device, positive, read_config, size
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

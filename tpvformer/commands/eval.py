@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tpvformer.commands.options import add_config, add_device, add_weights, read_model
 from tpvformer.config import ConfigError
-from tpvformer.options import add_config, add_device, add_weights, read_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

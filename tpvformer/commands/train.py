@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tpvformer.options import add_config, add_device, positive, read_config
+from tpvformer.commands.options import add_config, add_device, positive, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def _train(args: argparse.Namespace) -> int:
     typed = shlex.join(["tpvformer", *args.argv])
     outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
     if outcome and args.max_steps is None:
-        from tpvformer.report_command import after_training
+        from tpvformer.commands.report import after_training
 
         after_training(work_dir, args.device)
     return 0

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import List, Optional
 
+from tpvformer.commands.options import add_device
 from tpvformer.config import Config, ConfigError, from_dict
-from tpvformer.options import add_device
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
@@ -105,7 +105,7 @@ def draw_worst(work_dir: Path, device: str) -> List[str]:
 
     Raises ConfigError, DataError and CheckpointError.
     """
-    from tpvformer.data.dataset import NuScenesDataset
+    from tpvformer.data.dataset import FrameDataset
     from tpvformer.engine.store import LATEST
     from tpvformer.predict import draw_frames
     from tpvformer.viz.picture import jpeg_of
@@ -118,7 +118,7 @@ def draw_worst(work_dir: Path, device: str) -> List[str]:
     if last is None or not last.get("worst"):
         raise ConfigError(f"{work_dir / 'metrics.jsonl'} names no worst frames; they come with an evaluation")
     config = _config(work_dir)
-    tokens = NuScenesDataset(config.data, config.model.grid, "val", config.train.seed).tokens
+    tokens = FrameDataset(config.data, config.model.grid, "val", config.train.seed).tokens
     places = [tokens.index(frame["token"]) if frame["token"] in tokens else None for frame in last["worst"]]
     lines = []
     with tempfile.TemporaryDirectory(dir=work_dir, prefix=".worst") as folder:

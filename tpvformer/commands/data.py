@@ -183,7 +183,7 @@ def _seen(record: Record, grid: GridConfig) -> Tuple[List[float], float]:
 
 
 def _paint(args: argparse.Namespace) -> int:
-    from tpvformer.check_geometry import count_points, write_picture
+    from tpvformer.commands.check_geometry import count_points, write_picture
     from tpvformer.data.infos.build import build_scene
     from tpvformer.data.infos.read import record_of
     from tpvformer.data.lidarseg import LabelFiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpvformer.options import add_config, add_device, add_weights, read_model
+from tpvformer.commands.options import add_config, add_device, add_weights, read_model
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
