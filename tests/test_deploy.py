@@ -127,7 +127,10 @@ def onnx_file(tmp_path_factory: Any) -> Callable[[ModelConfig], Path]:
     @functools.lru_cache(maxsize=None)
     def write(model: ModelConfig) -> Path:
         made, file = lively(model), tmp_path_factory.mktemp("onnx") / "m.onnx"
+        made.network.image_autocast = torch.bfloat16  # what it answers in itself does not matter
         export_onnx(made.network, made.config, file, 2, SIZE)
+        assert made.network.image_autocast == torch.bfloat16
+        made.network.image_autocast = None
         return file
 
     return write

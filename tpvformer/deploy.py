@@ -132,8 +132,12 @@ def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, i
         torch.zeros(_POINTS, 3),
     )
     free = ({}, {}, {0: torch.export.Dim("points", min=1)})
-    with ops.static_shapes(), torch.no_grad(), _quiet():
-        return torch.export.export(Rig(network, config).eval(), example, dynamic_shapes=free)
+    autocast, network.image_autocast = network.image_autocast, None  # fp32, whatever the model itself answers in
+    try:
+        with ops.static_shapes(), torch.no_grad(), _quiet():
+            return torch.export.export(Rig(network, config).eval(), example, dynamic_shapes=free)
+    finally:
+        network.image_autocast = autocast
 
 
 def _facts(config: Config, cameras: int) -> Dict[str, Any]:
