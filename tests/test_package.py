@@ -142,6 +142,8 @@ def test_the_readme_s_way_to_the_first_picture(fresh: Path, tmp_path: Path) -> N
     block = re.findall(r"```\n(.*?)```", text[text.index("## Look first") :], re.S)[0]
     lines = [line for line in block.splitlines() if line.startswith("tpvformer ")]
     assert [line.split()[1] for line in lines] == ["synth", "predict", "view"]
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert all(line.split(" #")[0].rstrip() in index for line in lines)
     (weights,) = re.findall(r"--ckpt-path (\S+)", block)
     quick = {"TPVFORMER_OPS": "reference"}
     save = 'from tpvformer import TPVFormer; TPVFormer("demo", device="cpu").save_pretrained("model")'
