@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from engine_tools import tiny_config, tiny_model, write_config
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
@@ -153,6 +155,38 @@ def test_command_writes_both_files(root, tmp_path, capsys):
     assert "mini_train: 2 of its 8 scenes are in" in said.err
     assert load_infos(tmp_path / "new" / "nuscenes_infos_mini_train.pkl")[0].scan.startswith("samples/LIDAR_TOP/")
     assert not (tmp_path / "new" / "nuscenes_infos_mini_train.safetensors").exists()
+
+
+def test_a_download_is_predicted_on_without_info_files(root, tmp_path, quick, capsys):
+    """The tables are read instead, and the answer is the same, bit by bit."""
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    config = tiny_config(DataConfig(root=str(root), val_infos=str(root / "nuscenes_infos_val.pkl"), version=VERSION))
+    words = ["--py-config", str(write_config(tmp_path / "c.py", config)), "--ckpt-path", str(tmp_path / "w.pth")]
+    words = ["predict", *words, "--device", "cpu", "--truth", "--index", "1"]
+    assert main([*words, "--out", str(tmp_path / "infos")]) == 0
+    assert main([*words, "--root", str(root), "--out", str(tmp_path / "tables")]) == 0
+    (ours,), (theirs,) = ((tmp_path / name).iterdir() for name in ("tables", "infos"))
+    assert ours.name == theirs.name
+    with np.load(ours) as a, np.load(theirs) as b:
+        assert a.files == b.files
+        assert all(np.array_equal(a[name], b[name]) for name in set(a.files) - {"lidar2img"})
+        assert np.allclose(a["lidar2img"], b["lidar2img"], atol=1e-9)
+    capsys.readouterr()
+    for more, text in (
+        (["--root", str(root), "--split", "test"], "has no split that is called test"),
+        (["--root", str(tmp_path)], "holds no table folder such as v1.0-mini"),
+        (["--root", str(root), "--version", "v1.0-trainval"], "v1.0-trainval: no such folder of nuScenes tables"),
+        (["--version", VERSION], "--version names a table folder of --root"),
+        (["--rig", "x.json", "--split", "val"], "--rig holds one set"),
+    ):
+        assert main([*words, *more, "--out", str(tmp_path / "none")]) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1
+    (root / "v1.0-other").mkdir()
+    (root / "v1.0-other" / "sample_data.json").touch()
+    assert main([*words, "--root", str(root), "--out", str(tmp_path / "none")]) == 2
+    assert "holds the table folders v1.0-mini, v1.0-other; choose one" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_default_place_is_beside_the_root(root, monkeypatch):

@@ -59,6 +59,15 @@ def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], c
         assert file["point_labels"].dtype == np.uint8
 
 
+def test_a_folder_stands_for_its_rig_file(tmp_path: Path, words: List[str], capsys) -> None:
+    write_rig(tmp_path, THREE, (40,), labelled=False)
+    assert main(["predict", *words, "--rig", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "frame0.npz").exists()
+    (tmp_path / "rig.json").unlink()
+    assert main(["predict", *words, "--rig", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/rig.json: cannot be read (No such file" in capsys.readouterr().err
+
+
 def test_predict_chooses_frames_and_sets(tmp_path: Path, words: List[str], capsys) -> None:
     cfg, out = write_tiny(tmp_path / "set"), tmp_path / "out"
     more = ["--set", f"data.root={cfg.root}", "--set", f"data.val_infos={cfg.val_infos}", "--out", str(out)]
@@ -70,8 +79,9 @@ def test_predict_chooses_frames_and_sets(tmp_path: Path, words: List[str], capsy
     (tmp_path / "file").touch()
     assert main(["predict", *words, *more, "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["predict", *words, "--rig", "rig.json", "--split", "val"])
+    for more in (["--root", "set"], ["--index", "one"]):
+        with pytest.raises(SystemExit):
+            main(["predict", *words, "--rig", "rig.json", *more])
 
 
 def test_the_time_of_each_frame_is_split(tmp_path: Path) -> None:

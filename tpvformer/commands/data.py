@@ -84,7 +84,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _every(seconds: float) -> Callable[[str, int, int], None]:
+def every(seconds: float) -> Callable[[str, int, int], None]:
     """Says on stderr how far the reading of a large table is."""
     began = said = time.perf_counter()
 
@@ -114,7 +114,7 @@ def _infos(args: argparse.Namespace) -> int:
     out = args.root.parent if args.out is None else args.out
     writers = {"pkl": write_pickle, "safetensors": write_tensors}
     formats = list(writers) if args.format == "both" else [args.format]
-    built = build(args.root, args.version, splits, prefix, args.sweeps, _every(5))
+    built = build(args.root, args.version, splits, prefix, args.sweeps, every(5))
     for split, infos in built.items():
         scenes, wanted = len(set(infos.scenes)), len(set(scenes_of(folder, split)))
         what = f"{len(infos)} samples of {scenes} scenes, {len(infos.cameras)} cameras, {len(infos.sweeps)} sweeps"
@@ -136,7 +136,7 @@ def _check(args: argparse.Namespace) -> int:
         return _paint(args)
     from tpvformer.data.doctor.examine import examine
 
-    report = examine(args.root, args.version, args.splits, args.whole, _every(5))
+    report = examine(args.root, args.version, args.splits, args.whole, every(5))
     print("\n".join(report.lines(args.limit)))
     return 1 if report.count else 0
 
@@ -191,7 +191,7 @@ def _paint(args: argparse.Namespace) -> int:
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 
-    record = record_of(*build_scene(args.root, args.version, args.paint, _every(5)))
+    record = record_of(*build_scene(args.root, args.version, args.paint, every(5)))
     file = None
     if (args.root / args.version / "lidarseg.json").is_file():
         file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import tempfile
 from pathlib import Path
+from typing import Generator, Optional
 
 from tpvformer.commands.options import add_config, add_device, add_weights, read_model
+from tpvformer.config import Config, ConfigError
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +19,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     add_device(parser)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--rig", metavar="FILE", help="cameras and frames of one's own, as docs/rig.md says")
-    source.add_argument("--split", choices=("val", "test"), help="else: the configured set (default: val)")
+    source.add_argument("--rig", metavar="PATH", help="cameras and frames of one's own: a file, or its folder")
+    source.add_argument("--root", type=Path, metavar="DIR", help="a nuScenes download, without info files")
+    parser.add_argument("--version", help="with --root: its table folder (default: the one that is there)")
+    parser.add_argument("--split", choices=("val", "test"), help="of --root or of the configured set (default: val)")
     parser.add_argument(
         "--index", type=int, metavar="N", help="number of the one frame to look at, from 0 (default: all)"
     )
@@ -44,15 +51,58 @@ def _predict(args: argparse.Namespace) -> int:
     from tpvformer.engine.log import progress
     from tpvformer.predict_files import FramePredictions, time_split
 
-    what = (*read_model(args), args.out, args.rig, args.split or "val", args.index, args.device, args.truth)
-    frames = FramePredictions(*what)
-    with progress("predict", len(frames)) as bar:
-        for line in frames:
-            bar.make_room()
-            print(line, flush=True)
-            bar.advance()
+    if args.rig is not None and args.split is not None:
+        raise ConfigError("--split is given, but --rig holds one set; leave one of the two away")
+    if args.version is not None and args.root is None:
+        raise ConfigError("--version names a table folder of --root; give --root as well")
+    config, weights = read_model(args)
+    split = args.split or "val"
+    with _set_below(args.root, args.version, split, config) as config:
+        frames = FramePredictions(config, weights, args.out, args.rig, split, args.index, args.device, args.truth)
+        with progress("predict", len(frames)) as bar:
+            for line in frames:
+                bar.make_room()
+                print(line, flush=True)
+                bar.advance()
     print(time_split(frames.seconds))
     return 0
+
+
+@contextlib.contextmanager
+def _set_below(
+    root: Optional[Path], version: Optional[str], split: str, config: Config
+) -> Generator[Config, None, None]:
+    """The configuration with the set of a nuScenes download, whose tables are read while this lasts; as it is without
+    one. Raises ConfigError and DataError."""
+    if root is None:
+        yield config
+        return
+    from tpvformer.commands.data import every
+    from tpvformer.data.infos.build import build
+    from tpvformer.data.infos.splits import default_splits
+    from tpvformer.data.infos.tensor_file import write_tensors
+
+    version = version or _version_below(root)
+    named = [name for name in default_splits(root / version) if name.endswith(split)]
+    if not named:
+        raise ConfigError(f"{root / version} has no split that is called {split}; give another --split or --version")
+    with tempfile.TemporaryDirectory() as folder:
+        infos = Path(folder, "infos.safetensors")
+        write_tensors(build(root, version, named[:1], f"{root.as_posix()}/", 0, every(5))[named[0]], infos)
+        places = {"root": str(root), "version": version, f"{split}_infos": str(infos)}
+        yield dataclasses.replace(config, data=dataclasses.replace(config.data, **places))
+
+
+def _version_below(root: Path) -> str:
+    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(versions) == 1:
+        return versions[0]
+    found = (
+        f"holds the table folders {', '.join(versions)}; choose one with --version"
+        if versions
+        else ("holds no table folder such as v1.0-mini with sample_data.json in it; unpack nuScenes' metadata there")
+    )
+    raise ConfigError(f"--root {root} {found}")
 
 
 def _picture(args: argparse.Namespace) -> int:

@@ -43,9 +43,9 @@ class Record:
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
-    """The records of an info file or of a rig file (.json); raises DataError where it is of another kind or a record is
-    incomplete."""
-    if Path(path).suffix == ".json":
+    """The records of an info file, or of a rig file (.json, or a folder with one); raises DataError where it is of
+    another kind or a record is incomplete."""
+    if Path(path).suffix == ".json" or Path(path).is_dir():
         from tpvformer.data.rig.read import read_rig  # here, because it makes records itself
 
         return read_rig(path)

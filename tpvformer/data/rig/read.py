@@ -32,7 +32,10 @@ NUSCENES_LIDAR = np.array([[0, 1, 0, 0.943713], [-1, 0, 0, 0], [0, 0, 1, 1.84023
 
 
 def read_rig(path: Union[str, Path]) -> List[Record]:
-    """The frames of a rig file; raises DataError that names the file, the place in it, and what was expected."""
+    """The frames of a rig file, or of the rig.json in a folder; raises DataError that names the file, the place in it,
+    and what was expected."""
+    if "://" not in str(path) and Path(path).is_dir():
+        path = Path(path) / "rig.json"
     folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
     return records_of(read_json(path), folder, Path(path).stem)
 
