@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tpvformer.config import ModelConfig
 
 from . import recompute
-from .aggregator import TPVAggregator
+from .aggregator import BEVAggregator, TPVAggregator
 from .backbone import Bottleneck, ResNet
 from .encoder import FFN, TPVEncoder
 from .image_attention import ImageCrossAttention
@@ -42,7 +42,7 @@ class TPVFormer(nn.Module):
         self.encoder = TPVEncoder(config)
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
-        self.aggregator = TPVAggregator(config)
+        self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
 
     def recompute(self, mode: str) -> None:
         """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
