@@ -175,3 +175,4 @@ def test_the_baselines_differ_in_their_planes_alone(baseline: str, original: str
         bev.model, planes=tpv.model.planes, view_attn=tpv.model.view_attn, position_dims=tpv.model.position_dims
     )
     assert dataclasses.replace(bev, name=tpv.name, model=same) == tpv
+    assert override(load_config("tpv_occ3d"), ["model.planes=[hw]"]).model.planes == ("hw",), "as docs/configs.md says"

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 
 class TPVFormer(nn.Module):
-    """Both published families. The sub-modules stand in the order of the reference's state dict.
+    """Both published families, or plane hw alone. The sub-modules stand in the order of the reference's state dict.
 
     ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
     ``image_layout`` is the order of the images' axes in memory; a device may need another than the default.
