@@ -31,7 +31,7 @@ class RebatchedImageAttention(ImageCrossAttention):
         value = self.value(tokens[0]).unflatten(-1, (heads, -1))  # (N,S,heads,D)
         sizes = torch.tensor([[w, h] for h, w in level_shapes], dtype=x.dtype, device=x.device)
         sampled = []
-        for plane, query in enumerate(split_planes(x, cfg.grid)):
+        for plane, query in enumerate(split_planes(x, cfg)):
             anchors, visible = projections[plane].anchors[0], projections[plane].query_visible[0]
             points, per_anchor = cfg.image_points[plane], cfg.image_points[plane] // cfg.pillar_anchors[plane]
             rows = [seen.nonzero().squeeze(1) for seen in visible]

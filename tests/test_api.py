@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_said(model: TPVFormer, rig: Path) -> None:
 
 def test_the_names_and_the_caller_s_random_numbers(model: TPVFormer) -> None:
     assert load_config("demo") == load_config("config/demo.py") == load_config("demo.py")
-    with pytest.raises(ConfigError, match="no such configuration file; known by name are debug, demo, "):
+    with pytest.raises(ConfigError, match="no such configuration file; known by name are bev_baseline, debug, demo, "):
         load_config("demos")
     torch.manual_seed(4)
     expected = torch.rand(1)

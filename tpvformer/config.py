@@ -66,6 +66,7 @@ class ModelConfig:
 
     grid: GridConfig = field(default_factory=GridConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    planes: Tuple[str, ...] = ("hw", "zh", "wz")  # or ("hw",), a bird's-eye view to compare with: view_attn "hw"
     view_attn: str = "cross_view"
     num_classes: int = 17
     num_cams: int = 6
@@ -96,6 +97,14 @@ class ModelConfig:
         for name in ("pillar_anchors", "image_points"):
             need(min(getattr(self, name), default=0) >= 1, f"{name} is {getattr(self, name)}; expected numbers above 0")
         need(self.view_attn in ("cross_view", "hw"), f"view_attn is {self.view_attn!r}; expected 'cross_view' or 'hw'")
+        need(
+            self.planes in (("hw", "zh", "wz"), ("hw",)),
+            f"planes is {self.planes}; expected all of hw, zh, wz in this order, or hw alone",
+        )
+        need(
+            self.view_attn == "hw" or len(self.planes) == 3,
+            "view_attn 'cross_view' lets planes read each other, but planes is ('hw',) alone; set view_attn to 'hw'",
+        )
         parts = {"cross_view": 3, "hw": 2}[self.view_attn]
         need(
             len(self.position_dims) == parts and sum(self.position_dims) == self.dim,

@@ -31,6 +31,7 @@ result.save("scene.npz")
 | classes | {classes} |
 | numbers stored | {numbers} |
 | family | {family}, {dim} channels |
+| planes | {planes} |
 
 Trained on, scores and licence of the weights: to be filled in by whoever publishes them.
 """
@@ -49,4 +50,5 @@ def model_card(config: Config, numbers: int) -> str:
         numbers=f"{numbers:,}",
         family={"cross_view": "cross-view attention", "hw": "attention within the plane hw"}[model.view_attn],
         dim=model.dim,
+        planes=", ".join(model.planes),
     )

@@ -96,7 +96,15 @@ def load_content(model: Model, content: Dict[str, Any], source: str) -> Report:
 
 
 def export_reference(model: Model) -> Dict[str, Tensor]:
-    """The model's weights under the reference's names and in its order, stored geometry included; CPU copies."""
+    """The model's weights under the reference's names and in its order, stored geometry included; CPU copies.
+
+    Raises CheckpointError for a model with the plane hw alone, which the reference does not have.
+    """
+    if len(model.config.planes) == 1:
+        raise CheckpointError(
+            "the reference has no model with the plane hw alone, hence no names for its weights; "
+            "tpvformer convert SOURCE FOLDER keeps them under ours"
+        )
     state = model.state_dict()
     out = {theirs: state[ours] for ours, theirs in key_table(model.config).items()}
     geometry = model.encoder.reference_buffers()

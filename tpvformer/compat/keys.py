@@ -39,7 +39,10 @@ _PORT = (
 
 
 def key_table(model: ModelConfig) -> Dict[str, str]:
-    """Our name -> the reference's name of every stored tensor, in state-dict order; a bijection."""
+    """Our name -> the reference's name of every stored tensor, in state-dict order; a bijection.
+
+    The reference has three planes always; a model with hw alone has a table of heights that no name here fits.
+    """
     pairs = list(_head(model)) + list(_backbone(model.backbone)) + list(_neck(model)) + list(_aggregator())
     return dict(pairs)
 

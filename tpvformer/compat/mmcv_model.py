@@ -36,6 +36,7 @@ def read_model(model: Node) -> ModelConfig:
             pc_range=tuple(float(edge) for edge in facts.list("pc_range", 6)),
         ),
         backbone=backbone,
+        planes=("hw", "zh", "wz"),
         view_attn=view_attn,
         layers=layers,
         dropout=_DROPOUT,

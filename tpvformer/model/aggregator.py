@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tpvformer.config import ModelConfig
 
-from .grid import split_planes
-
 DENSE_ROWS = 1 << 16  # voxels decoded at a time: bounds the hidden activations of the dense head
 
 
@@ -45,7 +43,7 @@ class TPVAggregator(nn.Module):
         up = ((scale[1], scale[0]), (scale[2], scale[1]), (scale[0], scale[2]))
         hidden = F.linear(x, self._linears()[0].weight)
         maps: List[Tensor] = []
-        for plane, (h, w), (sh, sw) in zip(split_planes(hidden, grid), grid.plane_shapes, up):
+        for plane, (h, w), (sh, sw) in zip(hidden.split(grid.plane_sizes, 1), grid.plane_shapes, up):
             m = plane.transpose(1, 2).unflatten(2, (h, w))
             if (sh, sw) != (1, 1):
                 m = F.interpolate(m, size=(h * sh, w * sw), mode="bilinear", align_corners=False)
@@ -105,3 +103,24 @@ class TPVAggregator(nn.Module):
         maps = self.plane_maps(x)
         voxel_logits = self.dense(maps) if voxels is None else self.at_voxels(maps, voxels)
         return voxel_logits, None if points is None else self.at_points(maps, points)
+
+
+class BEVAggregator(TPVAggregator):
+    """The aggregator of a model with the plane hw alone: a voxel's feature is hw[h,w] + height[z], decoded as above.
+
+    The plane from above says the same of all heights; ``height``, one learned vector a height (Z,C), tells them apart.
+    That is the sum of three planes with zh constant along h and wz zero, and so nothing but the planes differs from the
+    model it is compared with. What stands at a height is up to the decoder, which sees both terms. Channel-to-height
+    (FlashOcc, arXiv:2311.12058) is another answer: a layer that makes Z voxels of every column's feature.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.height = nn.Parameter(torch.randn(cfg.grid.z, cfg.dim))  # of the size that a LayerNorm gives a plane
+
+    def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """As of three planes, from plane hw's features (B,HW,C)."""
+        batch, grid = x.shape[0], self.cfg.grid
+        zh = self.height[:, None].expand(batch, -1, grid.h, -1).flatten(1, 2)
+        wz = x.new_zeros(batch, grid.w * grid.z, x.shape[2])
+        return super().plane_maps(torch.cat([x, zh, wz], 1))

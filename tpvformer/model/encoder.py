@@ -1,6 +1,7 @@
 """The TPV encoder: learned plane queries, refined layer by layer from each other and from the images.
 
 Legend: B batch, N cameras, Q = HW + ZH + WZ queries in the order hw, zh, wz, C channels, S image tokens of all levels.
+Where ``cfg.planes`` is hw alone, Q = HW.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.ops import LevelShapes
 
 from .dropout import Dropout
-from .grid import PLANES, own_plane_points, pillar_points
+from .grid import own_plane_points, pillar_points
 from .image_attention import ImageCrossAttention
 from .plane_attention import CrossViewAttention, HWAttention
 from .projection import Projection, project
@@ -126,7 +127,7 @@ class TPVEncoder(nn.Module):
         self.position = position(grid, cfg.position_dims)
         self.layers = nn.ModuleList(EncoderLayer(cfg, kind) for kind in cfg.layers)
         self.plane_queries = nn.ParameterDict()  # filled one by one: from a dict it would sort its keys
-        for name, n in zip(PLANES, grid.plane_sizes):
+        for name, n in zip(cfg.planes, grid.plane_sizes):
             self.plane_queries[name] = nn.Parameter(torch.empty(n, cfg.dim))
         for p in (*self.position.parameters(), *self.plane_queries.values()):
             nn.init.xavier_uniform_(p)
@@ -134,7 +135,7 @@ class TPVEncoder(nn.Module):
         self.register_buffer("pc_range", torch.tensor(grid.pc_range), persistent=False)
         attention = {"cross_view": CrossViewAttention, "hw": HWAttention}[cfg.view_attn]
         self.register_buffer("plane_anchors", attention.geometry(cfg), persistent=False)
-        for plane, name in enumerate(PLANES):
+        for plane, name in enumerate(cfg.planes):
             points = pillar_points(grid, plane, cfg.pillar_anchors[plane])
             self.register_buffer(f"pillar_{name}", points, persistent=False)
 
@@ -152,8 +153,9 @@ class TPVEncoder(nn.Module):
         return torch.cat(levels, 2), shapes
 
     def project(self, lidar2img: Tensor, image_size: Tuple[int, int]) -> List[Projection]:
-        """Projection of the pillars of the three planes; calibration (B,N,4,4), image (H,W) in pixels."""
-        return [project(getattr(self, f"pillar_{name}"), self.pc_range, lidar2img, image_size) for name in PLANES]
+        """Projection of the pillars of the planes; calibration (B,N,4,4), image (H,W) in pixels."""
+        pillars = (getattr(self, f"pillar_{name}") for name in self.cfg.planes)
+        return [project(points, self.pc_range, lidar2img, image_size) for points in pillars]
 
     def forward(
         self,
@@ -165,7 +167,7 @@ class TPVEncoder(nn.Module):
         tokens, level_shapes = self.tokens(features, camera_slots)
         projections = self.project(lidar2img, image_size)
         position = self.position()
-        x = torch.cat([self.plane_queries[name] for name in PLANES]).expand(tokens.shape[0], -1, -1)
+        x = torch.cat([self.plane_queries[name] for name in self.cfg.planes]).expand(tokens.shape[0], -1, -1)
         for layer in self.layers:
             x = whole(self.recompute, layer, x, position, self.plane_anchors, tokens, level_shapes, projections)
         return x
@@ -176,10 +178,10 @@ class TPVEncoder(nn.Module):
         buffers: Dict[str, Tensor] = {}
         if self.cfg.view_attn == "hw":
             buffers["tpv_mask_hw"] = torch.zeros(1, grid.h, grid.w)
-        for name in PLANES:
+        for name in self.cfg.planes:
             buffers[f"ref_3d_{name}"] = getattr(self, f"pillar_{name}").transpose(0, 1)[None]
         if self.cfg.view_attn == "hw":
-            for plane, name in enumerate(PLANES):
+            for plane, name in enumerate(self.cfg.planes):
                 buffers[f"ref_2d_{name}"] = own_plane_points(grid, plane)[None, :, None]
         else:
             buffers["cross_view_ref_points"] = self.plane_anchors

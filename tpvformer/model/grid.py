@@ -12,7 +12,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from tpvformer.config import GridConfig
+from tpvformer.config import GridConfig, ModelConfig
 
 PLANES = ("hw", "zh", "wz")
 # Axes are numbered 0 = w (x), 1 = h (y), 2 = z. A plane's (row, column) axes, and the axis across it:
@@ -56,7 +56,8 @@ def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
     The axis across a query's own plane is swept in CELLS from 0.5 to n - 0.5; on the own plane all anchors coincide.
     """
     cells = (grid.w, grid.h, grid.z)
-    points = torch.cat([_cells_with_sweep(grid, p, sweep(anchors, float(cells[ACROSS[p]]))) for p in range(3)])
+    sweeps = [sweep(anchors, float(cells[axis])) for axis in ACROSS]
+    points = torch.cat([_cells_with_sweep(grid, plane, sweeps[plane]) for plane in range(len(PLANES))])
     return torch.stack([points[..., [col, row]] for row, col in PLANE_AXES], dim=1).float()
 
 
@@ -66,6 +67,6 @@ def own_plane_points(grid: GridConfig, plane: int) -> Tensor:
     return _cells_with_sweep(grid, plane, torch.zeros(1, dtype=torch.float64))[:, 0][:, [col, row]].float()
 
 
-def split_planes(x: Tensor, grid: GridConfig) -> Tuple[Tensor, ...]:
-    """(B, Q, C) -> three (B, n_plane, C)."""
-    return x.split(grid.plane_sizes, dim=1)
+def split_planes(x: Tensor, cfg: ModelConfig) -> Tuple[Tensor, ...]:
+    """(B, Q, C) -> one (B, n_plane, C) for each of the model's planes."""
+    return x.split(cfg.grid.plane_sizes[: len(cfg.planes)], dim=1)

@@ -27,7 +27,7 @@ class ImageCrossAttention(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        per_plane = [cfg.image_heads * cfg.num_levels * p for p in cfg.image_points]
+        per_plane = [cfg.image_heads * cfg.num_levels * p for _, p in zip(cfg.planes, cfg.image_points)]
         self.offsets = nn.ModuleList(nn.Linear(cfg.dim, n * 2) for n in per_plane)
         self.logits = nn.ModuleList(nn.Linear(cfg.dim, n) for n in per_plane)
         self.value = nn.Linear(cfg.dim, cfg.dim)
@@ -38,7 +38,7 @@ class ImageCrossAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         cfg = self.cfg
-        for plane in range(3):
+        for plane in range(len(cfg.planes)):
             points, anchors = cfg.image_points[plane], cfg.pillar_anchors[plane]
             bias = init.image_offsets(cfg.image_heads, cfg.num_levels, points, anchors)
             init.constant_linear(self.offsets[plane], bias)
@@ -59,7 +59,7 @@ class ImageCrossAttention(nn.Module):
         b, heads = x.shape[0], cfg.image_heads
         value = self.value(tokens).view(b, tokens.shape[1], -1, heads, cfg.dim // heads)
         sampled = []
-        for plane, query in enumerate(split_planes(x, cfg.grid)):
+        for plane, query in enumerate(split_planes(x, cfg)):
             shape = (b, query.shape[1], heads, cfg.num_levels, cfg.image_points[plane])
             offset = self.offsets[plane](query).view(*shape, 2)
             weight = self.logits[plane](query).view(*shape[:3], -1).softmax(-1).view(shape)

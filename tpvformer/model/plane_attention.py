@@ -58,7 +58,7 @@ class CrossViewAttention(nn.Module):
         cfg = self.cfg
         b, heads, points = x.shape[0], cfg.plane_heads, cfg.plane_points
         values, offsets, weights = [], [], []
-        for plane, query in enumerate(split_planes(x + position, cfg.grid)):
+        for plane, query in enumerate(split_planes(x + position, cfg)):
             n = query.shape[1]
             values.append(self.value[plane](query).view(b, n, heads, cfg.dim // heads))
             offsets.append(self.offsets[plane](query).view(b, n, heads, 3, points, 2))
@@ -68,7 +68,7 @@ class CrossViewAttention(nn.Module):
         sampled = ops.cross_view_attention(
             torch.cat(values, 1), cfg.grid.plane_shapes, anchors, torch.cat(offsets, 1), torch.cat(weights, 1)
         )
-        return torch.cat([self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg.grid))], 1)
+        return torch.cat([self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg))], 1)
 
     @staticmethod
     def geometry(cfg: ModelConfig) -> Tensor:
@@ -76,7 +76,7 @@ class CrossViewAttention(nn.Module):
 
 
 class HWAttention(nn.Module):
-    """BEVFormer's temporal attention with the history equal to the present, on plane hw alone; zh and wz pass through.
+    """BEVFormer's temporal attention with the history equal to the present, on plane hw alone; others pass through.
 
     Both queues read the same values (without positional encoding) through their own offsets and weights; their mean is
     one attention over 2P points with halved weights.
@@ -105,9 +105,9 @@ class HWAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         """x (B,Q,C), position (HW,C), anchors (HW,2) from ``own_plane_points`` -> (B,Q,C)."""
-        hw, zh, wz = split_planes(x, self.cfg.grid)
+        hw, *others = split_planes(x, self.cfg)
         out = all_but_sampling(self.recompute, self._attend, hw, position, anchors)
-        return torch.cat([hw + self.dropout(out), zh, wz], 1)
+        return torch.cat([hw + self.dropout(out), *others], 1)
 
     def _attend(self, hw: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         cfg = self.cfg

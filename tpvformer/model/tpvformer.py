@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tpvformer.config import ModelConfig
 
 from . import recompute
-from .aggregator import TPVAggregator
+from .aggregator import BEVAggregator, TPVAggregator
 from .backbone import Bottleneck, ResNet
 from .encoder import FFN, TPVEncoder
 from .image_attention import ImageCrossAttention
@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 
 class TPVFormer(nn.Module):
-    """Both published families. The sub-modules stand in the order of the reference's state dict.
+    """Both published families, or plane hw alone. The sub-modules stand in the order of the reference's state dict.
 
     ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
     ``image_layout`` is the order of the images' axes in memory; a device may need another than the default.
@@ -42,7 +42,7 @@ class TPVFormer(nn.Module):
         self.encoder = TPVEncoder(config)
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
-        self.aggregator = TPVAggregator(config)
+        self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
 
     def recompute(self, mode: str) -> None:
         """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
