@@ -23,7 +23,7 @@ done
 "$python" -m venv "$dir"
 pip() { "$dir/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install -q numpy==1.26.4 filelock typing-extensions sympy networkx jinja2 fsspec \
-  opencv-python-headless==4.11.0.86 pyyaml numba simplejpeg rich safetensors matplotlib pytest
+  opencv-python-headless==4.11.0.86 pyyaml numba simplejpeg rich safetensors matplotlib pytest pytest-xdist hypothesis shtab
 pip install -q --no-deps torch==2.1.0 nvidia-cuda-runtime-cu12==12.1.105 nvidia-cuda-cupti-cu12==12.1.105 \
   nvidia-nvtx-cu12==12.1.105
 pip install -q --no-deps -e "$root"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten  # PyTorch 2.1 has no tree_leaves
 
 from tpvformer.config import TrainConfig
 
@@ -84,7 +84,7 @@ class Saver:
             self._log.line(f"saved {path}, {size:.1f} MiB in {seconds:.1f} s")
 
     def _explain(self, name: str, content: Dict[str, Any], err: OSError) -> str:
-        tensors = (leaf for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
+        tensors = (leaf for leaf in tree_flatten(content)[0] if isinstance(leaf, torch.Tensor))
         needed = sum(tensor.nbytes for tensor in tensors) / 2**20
         free = shutil.disk_usage(self._work_dir).free / 2**20
         whole = store.newest_first(self._work_dir)
