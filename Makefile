@@ -50,7 +50,7 @@ demo: env
 
 docs: env
 	@echo "== pages: site/index.html (mkdocs)"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: lint types unit
 
