@@ -43,7 +43,7 @@ COMMANDS: Tuple[_Command, ...] = (
     _Command("results", "print the outcome of a run; write it as <CaseName>.log", "report", "add_results"),
     _Command("report", "one page of a run: its curves, scores and worst frames", "report", "add_report"),
     _Command("picture", "one PNG of a validation frame with a model's predictions", "predict", "add_picture"),
-    _Command("predict", "the class of every voxel of a rig's frames, as npz files", "predict", "add_predict"),
+    _Command("predict", "the class of every voxel and point of frames, as npz files", "predict", "add_predict"),
     _Command("overlay", "exchange four files of mmcv 1.x and mmdet 2.x for ours, or back", "overlay"),
     _Command("completion", "a script by which bash or zsh completes all of this", "completion"),
 )

@@ -35,7 +35,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         required=True,
-        help="weights: a file, ours or the reference's; a run's work dir; a folder that convert wrote",
+        help="weights: a file, ours or the reference's; a run's work dir; a folder of convert's; a hub's owner/name",
     )
 
 
