@@ -164,7 +164,7 @@ KINDS: Dict[str, Tuple[Damage, str]] = {
     "complex numbers": (camera("sensor2lidar_rotation", EYE.astype(complex)), "where numbers of shape"),
     "no cameras": (infos(lambda records: [r.pop("cams") and None for r in records] and None), "has no 'cams'"),
     "duplicate token": (infos(lambda records: records[3].update(token="sample1")), "has the token sample1 of record 1"),
-    "empty split": (pickled(lambda _: {"infos": []}), "whose 'infos' is a list of samples"),
+    "empty split": (pickled(lambda _: {"infos": []}), "holds no frames"),
     "pickle of something else": (pickled(lambda _: [1, 2]), "holds list; expected a dict"),
     "pickle cut short": (
         lambda folder: os.truncate(folder / "set" / "infos.pkl", 400),

@@ -250,6 +250,7 @@ def test_what_the_compiler_says_is_passed_on(wrapped: bool, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+@exporting
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     made = lively(MODEL)
     torch.save(made.network.state_dict(), tmp_path / "w.pth")

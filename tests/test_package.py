@@ -20,7 +20,7 @@ from rig_tools import rig_of_infos
 
 import tpvformer
 
-setuptools = pytest.importorskip("setuptools", minversion="64")  # what builds the wheel
+setuptools = pytest.importorskip("setuptools", minversion="70.1")  # the first that builds a wheel by itself
 DEMO_MODEL = ROOT / "out" / "tpvformer-demo" / "model.safetensors"
 SOURCES = ("tpvformer", "config", "mmcv_need", "mmdet_need", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 

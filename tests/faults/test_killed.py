@@ -13,7 +13,7 @@ import pytest
 import torch
 from engine_tools import MODEL, tiny_config
 from lives import Lives, output, records, samples
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import Config, DataConfig, GridConfig
 from tpvformer.engine import store
@@ -34,7 +34,7 @@ def assert_same(work_dir: Path, straight: Path) -> None:
         ours, theirs = store.read(work_dir / name), store.read(straight / name)
         assert ours.keys() == theirs.keys()
         for key in ours:
-            for a, b in zip(tree_leaves(ours[key]), tree_leaves(theirs[key])):
+            for a, b in zip(tree_flatten(ours[key])[0], tree_flatten(theirs[key])[0]):
                 assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key
     assert sorted(p.name for p in work_dir.glob("*.pth")) == sorted(p.name for p in straight.glob("*.pth"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any, ContextManager, Dict, Mapping, Optional, Union
 
@@ -86,7 +87,8 @@ def _no_safetensors(path: PathLike, err: Exception) -> CheckpointError:
 def _read_torch(file: Path) -> Any:
     check_seal(file)
     try:
-        with _numpy_scalars_as_nothing():
+        with _numpy_scalars_as_nothing(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # PyTorch 2.1 says so of its own reading
             return torch.load(str(file), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
