@@ -70,6 +70,7 @@ NOT_RUN: Dict[str, str] = {
     r"^\S*python benchmarks/gpu_report\.py": "a GPU",
     r"^\S*python benchmarks/bench_loader\.py": "minutes of images at full size",
     r"^\S*python benchmarks/bench_(deploy|view)\.py": "minutes of exporting and compiling; a browser",
+    r"^\S*python benchmarks/first_picture\.py": "installs PyTorch anew; its commands are run by test_package.py",
     r"^tools/torch21_env\.sh": "0.7 GB of downloads",
 }
 TESTS = ROOT / "tests"
