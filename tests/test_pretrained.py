@@ -188,6 +188,31 @@ def test_weights_that_are_not_whole_are_refused(model: TPVFormer, tmp_path: Path
         TPVFormer.from_pretrained(file, config=dataclasses.replace(CONFIG, model=moved), device="cpu")
 
 
+def test_a_checkpoint_of_mmengine_is_taken_with_its_curves(model: TPVFormer, tmp_path: Path, monkeypatch) -> None:
+    """Which it keeps in a class of its own, of NumPy arrays: skipped, without the package and without running it."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        pytest.skip("PyTorch before 2.6 refuses other classes beside weights")
+    name = "mmengine.logging.history_buffer"
+    made: Any = ModuleType(name)
+    buffer = type("HistoryBuffer", (), {"__module__": name})
+    made.HistoryBuffer = buffer
+    curves = buffer()
+    curves.__dict__.update(_max_length=10, _log_history=np.arange(3.0), _count_history=np.ones(3, np.int64))
+    content = {
+        "state_dict": port_names(export_reference(model.network)),
+        "message_hub": {"log_scalars": {"loss": curves}},
+    }
+    with monkeypatch.context() as patch:
+        for part in ("mmengine", "mmengine.logging"):
+            patch.setitem(sys.modules, part, ModuleType(part))
+        patch.setitem(sys.modules, name, made)
+        torch.save({**content, "meta": {"epoch": 24, "seed": np.int64(3)}}, tmp_path / "epoch_24.pth")
+    opened = TPVFormer.from_pretrained(tmp_path / "epoch_24.pth", config=CONFIG, device="cpu")
+    assert opened.report is not None and opened.report.kind == "mmdetection3d"
+    for ours, theirs in zip(opened.network.state_dict().values(), model.network.state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return (os.mkdir, (os.environ["TPVFORMER_BOMB"],))

@@ -17,8 +17,15 @@ from tpvformer.compat.seal import check_seal
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-# Trainers store best scores as NumPy scalars beside the weights; nothing here needs their values.
-_NUMPY_SCALAR_PARTS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+# What trainers store beside the weights and nothing here needs: best scores as NumPy scalars, arrays, and the curves
+# that mmengine, mmdetection3d's trainer, keeps in each checkpoint.
+_BESIDE_WEIGHTS = (
+    *(f"numpy.{core}.multiarray.{part}" for core in ("core", "_core") for part in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    "_codecs.encode",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
 
 
 def read_archive(path: PathLike) -> Dict[str, Any]:
@@ -87,7 +94,7 @@ def _no_safetensors(path: PathLike, err: Exception) -> CheckpointError:
 def _read_torch(file: Path) -> Any:
     check_seal(file)
     try:
-        with _numpy_scalars_as_nothing(), warnings.catch_warnings():
+        with _others_as_nothing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # PyTorch 2.1 says so of its own reading
             return torch.load(str(file), map_location="cpu", weights_only=True)
     except MemoryError:
@@ -108,7 +115,7 @@ def _read_torch(file: Path) -> Any:
 
 
 class _Nothing:
-    """Stands where a NumPy scalar stood."""
+    """Stands where something stood that is not needed; keeps nothing of it."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -117,11 +124,11 @@ class _Nothing:
         pass
 
 
-def _numpy_scalars_as_nothing() -> ContextManager[None]:
-    """Read NumPy scalars as ``_Nothing`` where PyTorch can be told to (2.6 on); older ones refuse the file."""
+def _others_as_nothing() -> ContextManager[None]:
+    """Read _BESIDE_WEIGHTS as ``_Nothing`` where PyTorch can be told to (2.6 on); older ones refuse the file."""
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
         return contextlib.nullcontext()
-    return torch.serialization.safe_globals([(_Nothing, name) for name in _NUMPY_SCALAR_PARTS])
+    return torch.serialization.safe_globals([(_Nothing, name) for name in _BESIDE_WEIGHTS])
 
 
 def _first_line(err: BaseException) -> str:
