@@ -60,9 +60,13 @@ def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], c
 
 
 def test_a_folder_stands_for_its_rig_file(tmp_path: Path, words: List[str], capsys) -> None:
-    write_rig(tmp_path, THREE, (40,), labelled=False)
+    write_rig(tmp_path, THREE, (40,))
     assert main(["predict", *words, "--rig", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "frame0.npz").exists()
+    assert main(["data", "check", "--rig", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["check-geometry", "--rig", str(tmp_path), "--out", str(tmp_path / "g.png")]) == 0
+    assert "coloured by class" in capsys.readouterr().out
     (tmp_path / "rig.json").unlink()
     assert main(["predict", *words, "--rig", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert f"{tmp_path}/rig.json: cannot be read (No such file" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import numpy as np
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.infos.read import is_rig
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
@@ -141,7 +142,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--py-config", metavar="CONFIG", help="whose data section is used (default: all settings as usual)"
     )
-    parser.add_argument("--infos", "--rig", metavar="FILE", help="info file or rig file (default: the configuration's)")
+    parser.add_argument(
+        "--infos", "--rig", metavar="PATH", help="info file; rig file or its folder (default: the configuration's)"
+    )
     parser.add_argument(
         "--root", metavar="DIR", help="holds samples/, or the files themselves (default: the configuration's)"
     )
@@ -174,7 +177,7 @@ def _is_labelled(data: DataConfig, split: str) -> bool:
     path = data.infos(split)
     if data.format == "semantickitti":
         return True
-    if Path(path).suffix == ".json":
+    if is_rig(path):
         scans = [record for record in load_infos(path) if record.scan]
         return bool(scans) and all(record.labels for record in scans)
     return Path(data.root, data.version, "lidarseg.json").is_file()

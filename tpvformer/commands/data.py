@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_set(check, required=False)
     other = check.add_mutually_exclusive_group()
     other.add_argument(
-        "--rig", type=Path, metavar="FILE", help="instead: look at a rig file of one's own and all that it names"
+        "--rig",
+        type=Path,
+        metavar="PATH",
+        help="instead: look at a rig file of one's own, or its folder, and all it names",
     )
     check.add_argument("--py-config", metavar="CONFIG", help="with --rig: whose grid is looked at (default: the usual)")
     check.add_argument(

@@ -46,7 +46,7 @@ class View(NamedTuple):
 def examine_rig(path: Path, whole: bool = False) -> Tuple[Report, List[Record]]:
     """Looks at all files that a rig file names; ``whole`` decodes every image. The records are empty where the file
     itself is at fault. Raises ConfigError where there is none."""
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"rig is {path}, which is no file; expected a rig file, as docs/rig.md shows")
     report = Report(str(path))
     try:

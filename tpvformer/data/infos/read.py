@@ -42,10 +42,15 @@ class Record:
     scan_columns: int = 5  # float32 numbers a point, x, y, z first
 
 
+def is_rig(path: Union[str, Path]) -> bool:
+    """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
+    return Path(path).suffix == ".json" or Path(path).is_dir()
+
+
 def load_infos(path: Union[str, Path]) -> List[Record]:
-    """The records of an info file, or of a rig file (.json, or a folder with one); raises DataError where it is of
-    another kind or a record is incomplete."""
-    if Path(path).suffix == ".json" or Path(path).is_dir():
+    """The records of an info file or of a rig file; raises DataError where it is of another kind or a record is
+    incomplete."""
+    if is_rig(path):
         from tpvformer.data.rig.read import read_rig  # here, because it makes records itself
 
         return read_rig(path)
