@@ -5,9 +5,12 @@ Kernels are compiled once a width and cached on disk.
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any, Callable
 
+import llvmlite.binding as llvm
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +20,20 @@ from .numba_simd import FAST_MATH
 INLINED: Any = {"cache": True, "fastmath": set(FAST_MATH), "error_model": "numpy"}
 PARALLEL: Any = {"parallel": True, **INLINED}
 _alone = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)
+def vector_width() -> int:
+    """How many float32 a vector register holds on the processor that Numba compiles for: 16, 8 or 4.
+
+    That is this machine's, unless NUMBA_CPU_FEATURES says otherwise ("+avx,+avx2,+fma": one without AVX-512).
+    """
+    chosen = numba.config.CPU_FEATURES  # ty: ignore[missing-attribute]
+    if chosen is None:
+        features = {name for name, has in llvm.get_host_cpu_features().items() if has}
+    else:
+        features = {name[1:] for name in chosen.split(",") if name.startswith("+")}
+    return 16 if "avx512f" in features else 8 if "avx" in features else 4
 
 
 def launch(kernel: Callable[..., None], *args: Any) -> None:
