@@ -7,6 +7,8 @@ command   tpvformer synth --out data/debug --scenes 4 --frames 8 --size 152x90 -
 hardware  2 CPU cores, shared with other work
 time      5 s for the data, 20 s for two epochs of eight steps with their evaluations
 number    none; it shows that everything runs, not that it learns
+
+In fp32 wherever it runs: it is what devices, kernels, resumed runs and exported models are compared with.
 """
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
@@ -38,5 +40,5 @@ config = Config(
         workers=0,
     ),
     optim=OptimConfig(lr=1e-3, backbone_lr_mult=1.0, clip_norm=5.0, warmup_steps=2),
-    train=TrainConfig(epochs=2, print_every=1, load_from=None),
+    train=TrainConfig(epochs=2, print_every=1, precision="fp32", load_from=None),
 )

@@ -42,5 +42,5 @@ config = Config(
         workers=1,
     ),
     optim=OptimConfig(lr=2e-3, backbone_lr_mult=1.0, clip_norm=5.0, warmup_steps=60),
-    train=TrainConfig(epochs=2, print_every=50, precision="bf16", load_from=None),
+    train=TrainConfig(epochs=2, print_every=50, load_from=None),
 )

@@ -43,7 +43,8 @@ LAW = {
 BRIDGE = "compat/openmmlab/"
 BRIDGE_LAW = (("compat", "config", "model", "ops", "engine"), ("torch", "mmcv", "mmseg"))
 LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device.py")}
-VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl)\b", re.IGNORECASE)
+VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl|mps|xpu)\b", re.IGNORECASE)
+NAME_DEVICES = ("engine/device.py", "engine/device_names.py")  # beside the backends in ops/
 NO_VENDOR = ("reference.py", "numba")  # beginnings of the files in ops/ that serve every device or the CPU
 
 
@@ -119,7 +120,7 @@ def test_nothing_of_ours_needs_the_bridge() -> None:
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_vendor_words_stay_where_devices_are_chosen(file: Path) -> None:
     name = name_of(file)
-    if name == "engine/device.py" or (name.startswith("ops/") and not file.name.startswith(NO_VENDOR)):
+    if name in NAME_DEVICES or (name.startswith("ops/") and not file.name.startswith(NO_VENDOR)):
         return
     lines = file.read_text(encoding="utf-8").splitlines()
     found = [f"{name}:{i} {line.strip()}" for i, line in enumerate(lines, start=1) if VENDOR_WORDS.search(line)]

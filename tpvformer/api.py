@@ -21,25 +21,32 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_embeddings
+from tpvformer.engine.precision import choose
 from tpvformer.engine.run import build_model
 from tpvformer.predict import Scene
 from tpvformer.result import Result
 
 ConfigLike = Union[Config, str, "os.PathLike[str]"]
+DeviceLike = Union[str, torch.device]
 
 
 class TPVFormer:
     """A model, its configuration and its device. ``network`` is the ``torch.nn.Module``.
 
     The constructor makes fresh weights: ``TPVFormer("demo")``, for a shipped configuration, a file of one, or a
-    ``Config``. ``device`` is "auto", "cpu", or a kind of accelerator.
+    ``Config``. ``device`` is a ``torch.device`` or its name, or "auto". ``precision`` says what the image network runs
+    in, and why.
     """
 
-    def __init__(self, config: ConfigLike, device: str = "auto") -> None:
+    def __init__(self, config: ConfigLike, device: DeviceLike = "auto") -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
-        self.device, _ = pick_device(device)
+        self.device, remarks = pick_device(device)
+        self.precision = choose(self.config.train.precision, self.device)
+        for text in (*remarks, self.precision.warning):
+            if text:
+                warnings.warn(text, stacklevel=2)
         with torch.random.fork_rng(devices=()):  # fresh weights have their own seed; the caller's draws go on as before
-            self.network = build_model(self.config, self.device).eval()
+            self.network = build_model(self.precision.applied(self.config), self.device).eval()
         self.report: Optional[Report] = None  # what became of every entry of the file the weights are from
 
     @classmethod
@@ -47,7 +54,7 @@ class TPVFormer:
         cls,
         source: Union[str, "os.PathLike[str]"],
         config: Optional[ConfigLike] = None,
-        device: str = "auto",
+        device: DeviceLike = "auto",
         revision: Optional[str] = None,
     ) -> TPVFormer:
         """Open weights: a folder of ``save_pretrained``, a run's work dir or checkpoint, the reference's .pth, or the

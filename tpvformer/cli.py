@@ -93,8 +93,8 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         return code
     except OSError as err:
         if isinstance(err, BrokenPipeError) and _nobody_reads():
-            return 128 + signal.SIGPIPE
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return 128 + getattr(signal, "SIGPIPE", 13)
+        if err.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise
         print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
         return 1
@@ -106,6 +106,8 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
 def _nobody_reads() -> bool:
     """Whether who read our output has left, as in ``tpvformer doctor | head -1``; what is left goes nowhere then."""
     output = sys.stdout.fileno()
+    if not hasattr(select, "poll"):  # Windows
+        return False
     poll = select.poll()
     poll.register(output, 0)
     left = any(event & select.POLLERR for _, event in poll.poll(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generator, Iterator, Mapping, Optional, Sequence, Tuple
@@ -21,6 +22,7 @@ from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.limits import check_cameras
+from tpvformer.engine.precision import choose, prepare
 from tpvformer.engine.run import build_model
 from tpvformer.labels import IGNORED, classes_of
 from tpvformer.model import TPVFormer
@@ -139,7 +141,7 @@ def draw_frames(
     ``split`` "train" shows training frames as validation frames are shown: without augmentation. Raises ConfigError,
     DataError and CheckpointError.
     """
-    place, _ = pick_device(device)
+    place, remarks = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
     dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
@@ -147,7 +149,12 @@ def draw_frames(
     for index in frames.values():
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
-    model = build_model(config, place)
+    precision = choose(config.train.precision, place)
+    for line in (*remarks, precision.warning):
+        if line:
+            logging.getLogger(__name__).warning(line)
+    prepare(config, place)
+    model = build_model(precision.applied(config), place)
     load_weights(model, weights)
     kind = "training" if split == "train" else "validation"
     for out, index in frames.items():

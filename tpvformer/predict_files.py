@@ -18,6 +18,7 @@ from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.device import pick_device
 from tpvformer.engine.limits import check_cameras
+from tpvformer.engine.precision import choose, prepare
 from tpvformer.engine.run import build_model
 from tpvformer.labels import class_names
 from tpvformer.predict import FrameClasses, predict_scene
@@ -33,8 +34,8 @@ class FramePredictions:
 
     The frames are those of a rig file, else of a split of the configured set. ``index`` chooses one; ``truth`` adds the
     labels of the set, which it must have. docs/rig.md says what the archives hold. ``seconds`` has an entry a frame
-    that is done: the time by PARTS, the device waited for at the end of each. Raises ConfigError, DataError and
-    CheckpointError.
+    that is done: the time by PARTS, the device waited for at the end of each. ``notes`` are lines about the device and
+    the precision, ``warning`` what the precision costs. Raises ConfigError, DataError and CheckpointError.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class FramePredictions:
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
         self._chosen = range(len(dataset)) if index is None else range(index, index + 1)
-        self._device, _ = pick_device(device)
-        self._model = build_model(config, self._device)
+        self._device, remarks = pick_device(device)
+        precision = choose(config.train.precision, self._device)
+        self.notes = [*remarks, str(precision), *prepare(config, self._device)]
+        self.warning = precision.warning
+        self._model = build_model(precision.applied(config), self._device)
         load_weights(self._model, weights)
         self.seconds: List[Dict[str, float]] = []
 

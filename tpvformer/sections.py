@@ -206,7 +206,9 @@ class TrainConfig:
     print_every: int = 50
     accumulate: int = 1  # batches a step
     # "bf16", "fp16": image network under autocast; geometry, attention and losses stay fp32. fp16 scales the loss.
-    precision: str = "fp32"
+    # "auto": bf16 where the device multiplies it faster than fp32, else fp32 (docs/train.md)
+    precision: str = "auto"
+    tf32: bool = True  # what stays fp32 may round its factors to TF32, on cards that have it (docs/train.md)
     # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
     recompute: Optional[str] = None
     compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
@@ -232,6 +234,6 @@ class TrainConfig:
         for name in ("save_every_minutes", "hang_minutes"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; expected at least 0")
-        _one_of("train", precision=(self.precision, ("fp32", "bf16", "fp16")))
+        _one_of("train", precision=(self.precision, ("auto", "fp32", "bf16", "fp16")))
         if self.recompute not in (None, "none", "cheap", "blocks"):
             raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")

@@ -17,6 +17,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from tpvformer import cli
 from tpvformer.config import Config, ConfigError
+from tpvformer.engine.device_names import ACCEPTED
 
 _MACHINES = (
     "the reference counts machines in WORLD_SIZE and RANK, PyTorch counts processes; for several machines start "
@@ -87,7 +88,7 @@ def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
     parser.add_argument(
         "--py-config", "--py_config", default="config/tpv_lidarseg.py", help="configuration (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a kind of accelerator (default: auto)")
+    parser.add_argument("--device", default="auto", help=f"{ACCEPTED} (default: auto)")
     if ours:
         parser.add_argument("--processes", type=int, help="processes to start (default: one a visible card, else one)")
     if name == "train.py":

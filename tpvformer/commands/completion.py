@@ -44,12 +44,12 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     except ImportError as err:
         raise ConfigError("completion needs shtab; pip install 'tpvformer[completion]'") from err
     from tpvformer.compat.config_file import shipped
-    from tpvformer.engine.device import KINDS
+    from tpvformer.engine.device_names import KINDS, UNTESTED
 
     names = " ".join(shipped())
     for action in _actions(parser):
         if action.dest == "device":
-            action.choices = ("auto", *KINDS)
+            action.choices = ("auto", *KINDS, *UNTESTED)
         elif action.metavar == "DIR":
             vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
         elif action.dest == "py_config":

@@ -6,11 +6,14 @@ import argparse
 import importlib.util
 import platform
 from importlib import metadata
-from typing import Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from tpvformer import __version__
 from tpvformer.commands.options import add_device
 from tpvformer.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _NEEDED = ("torch", "numpy", "opencv-python-headless", "pyyaml", "numba", "safetensors", "rich")
 _USEFUL = (
@@ -70,6 +73,7 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
         lines.append(f"device: {device_name(chosen)} ({facts})")
     else:
         lines.append(f"device: {device_name(chosen)}, {torch.get_num_threads()} threads")
+    lines += _processor(chosen)
     for place in places:
         found = ops.kernels(place)
         lines += [f"on {place.type}: {line}" for line in _served(found)]
@@ -79,6 +83,26 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
     if versions["simplejpeg"] is None:
         lines.append("note: without simplejpeg OpenCV decodes JPEG, more slowly")
     return lines, mend[0] if mend else None
+
+
+def _processor(device: torch.device) -> List[str]:
+    """What the processor has and what follows for kernels, and the precision that "auto" comes to on the device."""
+    from tpvformer.engine.precision import choose
+    from tpvformer.engine.processor import read_processor
+
+    processor = read_processor()
+    onednn = "takes bf16" if processor.onednn else "takes no bf16"
+    try:
+        from tpvformer.ops.numba_options import vector_width
+
+        width = f"kernels use vectors of {vector_width()} float32"
+    except ImportError:
+        width = "no kernels without Numba"
+    held = f" ({processor.limit})" if processor.limit else ""
+    return [
+        f"processor: {processor.name}: {processor}; {width}; PyTorch's oneDNN {onednn}{held}",
+        f"on {device.type}: {choose('auto', device)}, unless train.precision says otherwise",
+    ]
 
 
 def _served(kernels: Dict[str, Optional[str]]) -> List[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Tuple
 
 from tpvformer.config import Config, override
+from tpvformer.engine.device_names import ACCEPTED
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
@@ -41,9 +42,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser, use: str = "") -> None:
     """``--device``; ``use`` says what for, where that is not everything."""
-    parser.add_argument(
-        "--device", default="auto", metavar="KIND", help=f"{use}auto, cpu, or a kind of accelerator (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{use}{ACCEPTED} (default: auto)")
 
 
 def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 from typing import Generator, Optional
@@ -59,6 +60,10 @@ def _predict(args: argparse.Namespace) -> int:
     split = args.split or "val"
     with _set_below(args.root, args.version, split, config) as config:
         frames = FramePredictions(config, weights, args.out, args.rig, split, args.index, args.device, args.truth)
+        for note in frames.notes:
+            print(note, flush=True)
+        if frames.warning:
+            print(f"warning: {frames.warning}", file=sys.stderr)
         with progress("predict", len(frames)) as bar:
             for line in frames:
                 bar.make_room()

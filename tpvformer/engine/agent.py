@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -45,7 +46,8 @@ def run_agent(flags: List[str]) -> int:
     host, port = endpoint(args)
     # torch's stores of this process that ask for the same port use this one; it lives as long as the variable
     store = None if host is None else listen_at(host, port, timeout=timedelta(seconds=60))
-    before = signal.signal(signal.SIGUSR1, lambda number, _: _pass_on(number))
+    warning = getattr(signal, "SIGUSR1", None)  # Windows has none
+    before = None if warning is None else signal.signal(warning, lambda number, _: _pass_on(number))
     try:
         run(args)
     except ChildFailedError as err:
@@ -58,7 +60,8 @@ def run_agent(flags: List[str]) -> int:
         print(f"agent: the machines did not find each other, or lost each other: {_reason(err)}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        if warning is not None:
+            signal.signal(warning, before)
         del store
     return 0
 
@@ -79,11 +82,23 @@ def endpoint(args: Any) -> Tuple[Optional[str], int]:
 
 def _pass_on(number: int) -> None:
     """Send a signal to the processes that this one has started; they are looked up, for torch's agent keeps them."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
+    for pid in _children():
         with contextlib.suppress(OSError):  # it has ended meanwhile
+            os.kill(pid, number)
+
+
+def _children() -> List[int]:
+    """The processes that this one has started: by /proc, on macOS by pgrep."""
+    if not Path("/proc/self/stat").exists():
+        found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+    pids = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
             pid, _, rest = file.read_text().partition(" ")
             if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
-                os.kill(int(pid), number)
+                pids.append(int(pid))
+    return pids
 
 
 def _reason(err: BaseException) -> str:

@@ -6,46 +6,58 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import resource
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, ContextManager, Dict, Generator, Iterable, List, Optional, Tuple, Type
+from typing import Any, ContextManager, Dict, Generator, List, Optional, Tuple, Type, Union
 
 import torch
 
 from tpvformer.config import ConfigError
 
-KINDS = ("npu", "cuda", "cpu")  # in the order in which "auto" tries them
+from . import processor
+from .device_names import KINDS, UNTESTED, read_name
+
 _COLLECTIVES = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 
 
-def pick_device(name: str = "auto", local_rank: int = 0, local_size: int = 1) -> Tuple[torch.device, List[str]]:
+def pick_device(
+    name: Union[str, torch.device] = "auto", local_rank: int = 0, local_size: int = 1
+) -> Tuple[torch.device, List[str]]:
     """The device of this process, made current, and remarks worth a line in the log.
 
-    ``name`` is "auto" or one of KINDS. ``local_size`` processes share this machine and each needs a card of its own:
-    "auto" passes over a kind with fewer cards, a named kind is refused with ConfigError. So is "auto" where CANN is
-    set up but torch_npu cannot be had: who prepared the machine for Ascend's cards does not want the processor.
+    ``name`` is what device_names.ACCEPTED says. ``local_size`` processes share this machine and each needs a card of
+    its own: "auto" passes over a kind with fewer cards, a named kind or card is refused with ConfigError. So is "auto"
+    where CANN is set up but torch_npu cannot be had: who prepared the machine for Ascend's cards does not want the
+    processor.
     """
-    if name != "auto" and name not in KINDS:
-        raise ConfigError(f"device {name!r} is unknown; expected auto, {', '.join(KINDS)}")
+    asked = read_name(name)
+    if asked.index is not None and asked.kind != "cpu" and local_size > 1:
+        raise ConfigError(
+            f"device {asked} is one card, and {local_size} processes need a card each; ask for {asked.kind}, which "
+            "gives every process its own"
+        )
     remarks: List[str] = []
-    for kind in KINDS if name == "auto" else (name,):
-        problem = _software_problem(kind, name) or _card_problem(kind, local_size)
+    for kind in KINDS if asked.kind == "auto" else (asked.kind,):
+        problem = _software_problem(kind, asked.kind) or _card_problem(kind, local_size, asked.index)
         if problem is None:
-            return _make_current(kind, local_rank), remarks
-        if name != "auto":
-            raise ConfigError(f"device {kind} cannot be used: {problem}")
+            if kind in UNTESTED:
+                remarks.append(f"{kind} is untested: plain PyTorch operations in fp32 serve; compare with --device cpu")
+            return _make_current(kind, local_rank if asked.index is None else asked.index), remarks
+        if asked.kind != "auto":
+            raise ConfigError(f"device {asked} cannot be used: {problem}")
         if problem != _ABSENT:
             remarks.append(f"{kind} is passed over: {problem}")
     raise AssertionError("the processor can always be used")
 
 
-def visible_cards(name: str = "auto") -> int:
+def visible_cards(name: Union[str, torch.device] = "auto") -> int:
     """Cards of the kind that ``pick_device(name)`` chooses for a single process; 0 where that is the processor."""
-    for kind in KINDS if name == "auto" else (name,):
-        if kind in KINDS and kind != "cpu" and (_software_problem(kind, name) or _card_problem(kind, 1)) is None:
-            return int(_runtime(kind).device_count())
+    asked = read_name(name)
+    if asked.index is not None and asked.kind != "cpu":
+        return 1
+    for kind in KINDS if asked.kind == "auto" else (asked.kind,):
+        if kind != "cpu" and (_software_problem(kind, asked.kind) or _card_problem(kind, 1)) is None:
+            return _count(kind)
     return 0
 
 
@@ -76,16 +88,37 @@ def _software_problem(kind: str, name: str) -> Optional[str]:
     return problem
 
 
-def _card_problem(kind: str, local_size: int) -> Optional[str]:
-    """Why ``local_size`` processes cannot have a card each."""
+def _card_problem(kind: str, local_size: int, index: Optional[int] = None) -> Optional[str]:
+    """Why ``local_size`` processes cannot have a card each, or one process not card number ``index``."""
     if kind == "cpu":
-        return None
-    cards = _runtime(kind).device_count() if _runtime(kind).is_available() else 0
+        return f"there is one, cpu, whose {torch.get_num_threads()} threads work together" if index else None
+    cards = _count(kind)
     if cards == 0:
         return "CANN is set up here, but no card is visible" if kind == "npu" and _has_cann() else _ABSENT
+    if kind in UNTESTED and not _has_autocast(kind):
+        return f"PyTorch {torch.__version__} has no autocast for it; a later one has"
+    if index is not None and index >= cards:
+        return f"{cards} visible, {kind}:0" + (f" to {kind}:{cards - 1}" if cards > 1 else "")
     if cards < local_size:
         return f"{local_size} processes need a card each, {cards} visible"
     return None
+
+
+def _count(kind: str) -> int:
+    """How many cards of this kind PyTorch sees."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    runtime: Any = getattr(torch, kind, None)  # older releases lack some
+    return int(runtime.device_count()) if runtime is not None and runtime.is_available() else 0
+
+
+def _has_autocast(kind: str) -> bool:
+    """Whether torch.autocast can be told to be off there, as the model and the operations do."""
+    try:
+        torch.autocast(kind, enabled=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _has_cann() -> bool:
@@ -93,15 +126,16 @@ def _has_cann() -> bool:
     return bool(os.environ.get("ASCEND_HOME_PATH"))
 
 
-def _make_current(kind: str, local_rank: int) -> torch.device:
+def _make_current(kind: str, index: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
-    _runtime(kind).set_device(local_rank)
+    if kind != "mps":  # there is one, and no function that chooses it
+        _runtime(kind).set_device(index)
     if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
         _runtime(kind).set_compile_mode(jit_compile=False)
         _runtime(kind).config.allow_internal_format = False
         reduce_mantissas(torch.device(kind), True)
-    return torch.device(kind, local_rank)
+    return torch.device(kind, index)
 
 
 def reduce_mantissas(device: torch.device, convolutions: bool) -> None:
@@ -121,14 +155,52 @@ def _runtime(kind: str) -> ModuleType:
 
 
 def collective_backend(device: torch.device) -> str:
-    """The torch.distributed backend that moves tensors of this device."""
+    """The torch.distributed backend that moves tensors of this device. Raises ConfigError where none was tried."""
+    if device.type not in _COLLECTIVES:
+        raise ConfigError(f"device {device.type}: several processes were never tried on it; start one alone")
     return _COLLECTIVES[device.type]
 
 
+def fast_bf16(device: torch.device) -> processor.Verdict:
+    """Whether the image network is faster in bf16 than in fp32 on this device, and by what one knows."""
+    if device.type == "cpu":
+        return processor.fast_bf16(processor.read_processor())
+    if device.type == "cuda":
+        major, minor = _runtime("cuda").get_device_capability(device)
+        return processor.Verdict(major >= 8, f"compute capability {major}.{minor}")
+    if device.type == "npu":
+        return processor.Verdict(False, "bf16 on an NPU only where it is asked for")
+    return processor.Verdict(False, f"{device.type} is untested")
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> str:
+    """Whether fp32 products and convolutions on CUDA round their factors to TF32 from here on, in the whole process.
+
+    Returns a line about it; empty where a device has no TF32, and nothing is changed.
+    """
+    if device.type != "cuda" or _runtime("cuda").get_device_capability(device)[0] < 8:
+        return ""
+    _set_tf32("high" if allowed else "highest", allowed)
+    if allowed:
+        return "TF32 is allowed in what stays fp32 (train.tf32=false forbids it)"
+    return "TF32 is forbidden (train.tf32=false)"
+
+
+def _set_tf32(products: str, convolutions: bool) -> None:
+    """Of products as torch.set_float32_matmul_precision has it. PyTorch 2.1 to 2.13 know both without a warning."""
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
-    """What the image network runs in under ``train.precision``; None is plain fp32. ConfigError if unsupported."""
+    """What the image network runs in under a precision, "fp32", "bf16" or "fp16"; None is plain fp32.
+
+    Raises ConfigError where the device has none.
+    """
     if precision == "fp32":
         return None
+    if device.type in UNTESTED:
+        raise ConfigError(f"train.precision={precision}: never tried on {device.type}; use fp32 or auto")
     if precision == "fp16":
         if device.type == "cpu" and _version() < (2, 4):
             raise ConfigError(f"train.precision=fp16: PyTorch {torch.__version__} has none on a CPU; use bf16 or fp32")
@@ -181,30 +253,9 @@ def _version() -> Tuple[int, ...]:
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
-class TransferLane:
-    """A queue of the device for transfers alone, beside the one that computes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._runtime, self._device = _runtime(device.type), device
-        self._queue = self._runtime.Stream(device)
-
-    def send(self, transfer: Callable[[], Any]) -> Tuple[Any, Any]:
-        """Begin a transfer; its result, which must not be used yet, and a sign that appears when it has arrived."""
-        with self._runtime.stream(self._queue):
-            result = transfer()
-            return result, self._queue.record_event()
-
-    def receive(self, arrival: Any, tensors: Iterable[torch.Tensor]) -> None:
-        """What is computed from here on waits for ``arrival``, and the memory of the tensors outlives its use."""
-        computing = self._runtime.current_stream(self._device)
-        computing.wait_event(arrival)
-        for tensor in tensors:
-            tensor.record_stream(computing)
-
-
-def transfer_lane(device: torch.device) -> Optional[TransferLane]:
-    """A lane for this device; None where transfers do not overlap with computation."""
-    return TransferLane(device) if device.type == "cuda" else None
+def transfer_runtime(device: torch.device) -> Optional[ModuleType]:
+    """What makes queues for transfers alone, beside the one that computes; None where they would not overlap."""
+    return _runtime(device.type) if device.type == "cuda" else None
 
 
 def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
@@ -221,7 +272,7 @@ def device_facts(device: torch.device) -> Dict[str, str]:
     """What somebody who cannot see this machine needs to know about its device and software, as text."""
     facts = {"device": f"{device}, {device_name(device)}", "PyTorch": torch.__version__}
     if device.type != "cpu":
-        facts["cards"] = f"{_runtime(device.type).device_count()} visible"
+        facts["cards"] = f"{_count(device.type)} visible"
     if device.type == "cuda":
         facts["CUDA"] = str(torch.version.cuda)
     if device.type == "npu":
@@ -239,12 +290,15 @@ def refuse_fallbacks() -> None:
 def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
     """No rounding of fp32 inputs within, for comparisons with a CPU; afterwards what training uses again."""
     reduce_mantissas(device, False)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    on_cuda = device.type == "cuda"
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) if on_cuda else ("highest", False)
+    if on_cuda:
+        _set_tf32("highest", False)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        if on_cuda:
+            _set_tf32(*before)
         reduce_mantissas(device, True)
 
 
@@ -256,7 +310,7 @@ def profiler(device: torch.device, folder: Path) -> ContextManager[Any]:
     on_npu = device.type == "npu"
     tool: Any = importlib.import_module("torch_npu.profiler") if on_npu else torch.profiler
     kinds = [tool.ProfilerActivity.CPU]
-    if device.type != "cpu":
+    if device.type in ("cuda", "npu"):
         kinds.append(tool.ProfilerActivity.NPU if on_npu else tool.ProfilerActivity.CUDA)
     folder.mkdir(parents=True, exist_ok=True)
     made: ContextManager[Any] = tool.profile(
@@ -270,21 +324,26 @@ def profiler(device: torch.device, folder: Path) -> ContextManager[Any]:
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that a clock read next means something."""
     if device.type != "cpu":
-        _runtime(device.type).synchronize(device)
+        _runtime(device.type).synchronize(*_numbered(device))
+
+
+def _numbered(device: torch.device) -> Tuple[torch.device, ...]:
+    """The device as an argument of a function of its runtime; that of mps, which has but one, takes none."""
+    return () if device.type == "mps" else (device,)
 
 
 def device_random_state(device: torch.device) -> torch.Tensor:
     """The state of the card's random numbers (n) uint8 on the CPU; empty for a CPU, whose state is PyTorch's own."""
     if device.type == "cpu":
         return torch.empty(0, dtype=torch.uint8)
-    state: torch.Tensor = _runtime(device.type).get_rng_state(device)
+    state: torch.Tensor = _runtime(device.type).get_rng_state(*_numbered(device))
     return state
 
 
 def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
     """Put a state of ``device_random_state`` in place, unless it is that of another kind of device."""
     if device.type != "cpu" and len(state) == len(device_random_state(device)):
-        _runtime(device.type).set_rng_state(state, device)
+        _runtime(device.type).set_rng_state(state, *_numbered(device))
 
 
 def be_deterministic(device: torch.device) -> List[str]:
@@ -302,22 +361,21 @@ def be_deterministic(device: torch.device) -> List[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """A name for people: the card's own, or "cpu"."""
-    return "cpu" if device.type == "cpu" else str(_runtime(device.type).get_device_name(device))
+    """A name for people: the card's own, or the kind's."""
+    ask = None if device.type == "cpu" else getattr(_runtime(device.type), "get_device_name", None)
+    return device.type if ask is None else str(ask(device))
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count the highest memory use from here on. On a CPU this needs Linux; elsewhere the count goes on."""
-    if device.type != "cpu":
-        _runtime(device.type).reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    """Count the highest memory use from here on, where that can be: for a CPU on Linux."""
+    reset = None if device.type == "cpu" else getattr(_runtime(device.type), "reset_peak_memory_stats", None)
+    if reset is None:
+        processor.reset_peak_memory()
+    else:
+        reset(device)
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Highest memory use so far: of the card's tensors, or of this process where there is no card."""
-    if device.type != "cpu":
-        return float(_runtime(device.type).max_memory_allocated(device)) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def peak_memory_mib(device: torch.device) -> Optional[float]:
+    """Highest memory use so far: of the card's tensors, else of this process; None where that cannot be told."""
+    peak = None if device.type == "cpu" else getattr(_runtime(device.type), "max_memory_allocated", None)
+    return processor.peak_memory_mib() if peak is None else float(peak(device)) / 2**20

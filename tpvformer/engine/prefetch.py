@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, Optional, Tuple
+from types import ModuleType
+from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
 
 import torch
 
 from tpvformer.data.types import Batch
 
-from .device import transfer_lane
+from .device import transfer_runtime
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -35,3 +36,30 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 def _receive(lane: Any, batch: Batch, arrival: Any) -> Batch:
     lane.receive(arrival, batch.tensors())
     return batch
+
+
+class TransferLane:
+    """A queue of the device for transfers alone, beside the one that computes."""
+
+    def __init__(self, runtime: ModuleType, device: torch.device) -> None:
+        self._runtime, self._device = runtime, device
+        self._queue = runtime.Stream(device)
+
+    def send(self, transfer: Callable[[], Any]) -> Tuple[Any, Any]:
+        """Begin a transfer; its result, which must not be used yet, and a sign that appears when it has arrived."""
+        with self._runtime.stream(self._queue):
+            result = transfer()
+            return result, self._queue.record_event()
+
+    def receive(self, arrival: Any, tensors: Iterable[torch.Tensor]) -> None:
+        """What is computed from here on waits for ``arrival``, and the memory of the tensors outlives its use."""
+        computing = self._runtime.current_stream(self._device)
+        computing.wait_event(arrival)
+        for tensor in tensors:
+            tensor.record_stream(computing)
+
+
+def transfer_lane(device: torch.device) -> Optional[TransferLane]:
+    """A lane for this device; None where transfers do not overlap with computation."""
+    runtime = transfer_runtime(device)
+    return None if runtime is None else TransferLane(runtime, device)

@@ -17,7 +17,7 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, store, summary, writers
+from . import checkpoint, distributed, precision, store, summary, writers
 from .bench.report import surroundings
 from .checkpoint import Progress
 from .compile import compile_images
@@ -79,7 +79,8 @@ def train(
         _record_start(run, command)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
-        with contextlib.closing(run.saver), signals, run.watchdog, in_words(config, place, lambda: run.watchdog.doing):
+        words = in_words(config, run.precision.name, place, lambda: run.watchdog.doing)
+        with contextlib.closing(run.saver), signals, run.watchdog, words:
             result = fit(run)
         if run.clock.waiting_share is not None:
             share = 100 * run.clock.waiting_share
@@ -87,6 +88,7 @@ def train(
         outcome = summary.summarise(
             config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
         )
+        outcome.update(run.precision.facts())
         if world.is_main:
             summary.write(work_dir, outcome)
     except Stopped as stopped:
@@ -107,6 +109,7 @@ def _record_start(run: Run, command: str) -> None:
     if run.max_steps is None:
         log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
     start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
+    start.update(run.precision.facts())
     around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
     with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**start, **around}) + "\n")
@@ -141,8 +144,9 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
     Unless asked for, nothing is on accelerators, whose host would take longer for it than the memory is worth, and
     nothing in bf16, which halves the activations already.
     """
-    model.image_autocast = image_dtype(device, train.precision)
-    model.recompute(train.recompute or ("cheap" if device.type == "cpu" and train.precision == "fp32" else "none"))
+    name = precision.choose(train.precision, device).name
+    model.image_autocast = image_dtype(device, name)
+    model.recompute(train.recompute or ("cheap" if device.type == "cpu" and name == "fp32" else "none"))
 
 
 def build(
@@ -150,11 +154,14 @@ def build(
 ) -> Run:
     """Data, model, optimiser and instruments, all at the start of a run."""
     seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
+    chosen = precision.choose_together(config.train.precision, device, world)
+    here = chosen.applied(config)  # what this machine runs; config.yaml and checkpoints keep what was asked for
     threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
     log.line(
         f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
-        f"{config.train.precision}, batch {config.data.batch_size} x {config.train.accumulate} a process"
+        f"{chosen.name}, batch {config.data.batch_size} x {config.train.accumulate} a process"
     )
+    precision.begin(chosen, config, device, log)
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
@@ -171,10 +178,10 @@ def build(
         )
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
     steps = steps if max_steps is None else min(steps, max_steps)
-    model = build_model(config, device)
+    model = build_model(here, device)
     for remark in check_kernels(model, device):
         log.warn(remark)
-    warm_up(config, train_set, world, device, log)
+    warm_up(here, train_set, world, device, log)
     if config.train.compile:
         compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -187,7 +194,8 @@ def build(
         log=log,
         model=model,
         parallel=distributed.wrap(model, world, device),
-        stepper=Stepper(model, config.optim, device, config.train.precision),
+        precision=chosen,
+        stepper=Stepper(model, config.optim, device, chosen.name),
         train_loader=train_loader,
         val_loader=val_loader,
         max_steps=max_steps,
@@ -212,6 +220,9 @@ def start_from(run: Run, origin: Optional[Origin]) -> None:
         log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
+        otherwise = run.precision.otherwise(content.get("precision"), config)
+        if otherwise:
+            log.warn(f"checkpoint {path} {otherwise}")
         if run.progress.epoch >= config.train.epochs:
             log.line(
                 f"all {config.train.epochs} epochs are done already; nothing to train, evaluating the result again"

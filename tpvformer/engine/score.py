@@ -15,9 +15,10 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
 
-from . import distributed
+from . import distributed, precision
 from .controls import run_controls
 from .device import pin_options
+from .distributed import World
 from .evaluate import Evaluation, evaluate, report, write_scores
 from .limits import check_cameras
 from .log import RunLog
@@ -56,7 +57,7 @@ def evaluate_checkpoint(
         if submission is not None:
             kept = Submission(submission, data, config.data, "val", uses, world)
         with kept as writer:
-            model = _loaded(config, weights, place, log)
+            model = _loaded(config, weights, world, place, log)
             keep = None if writer is None else writer.add
             result = evaluate(model, loader, config, world, place, log, keep=keep)
             report(result, config, log)
@@ -94,16 +95,18 @@ def predict_test_set(
         check_cameras(data, config)
         loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
         with Submission(submission, data, config.data, "test", uses, world) as writer:
-            predict_all(_loaded(config, weights, place, log), loader, config, place, log, writer)
+            predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)
             writer.finish(log)
     finally:
         log.close()
     distributed.stop()
 
 
-def _loaded(config: Config, weights: Path, place: torch.device, log: RunLog) -> TPVFormer:
-    """The model with the given weights."""
-    model = build_model(config, place)
+def _loaded(config: Config, weights: Path, world: World, place: torch.device, log: RunLog) -> TPVFormer:
+    """The model with the given weights, in the precision of all processes."""
+    chosen = precision.choose_together(config.train.precision, place, world)
+    precision.begin(chosen, config, place, log)
+    model = build_model(chosen.applied(config), place)
     for line in str(load_weights(model, weights)).splitlines():
         log.line(line)
     return model

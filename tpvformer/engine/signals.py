@@ -7,7 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Dict, Optional, Type
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # an end from outside; Slurm's warning before one (--signal=USR1@90)
+# an end from outside; Slurm's warning before one (--signal=USR1@90), which Windows has not
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Stopped(Exception):

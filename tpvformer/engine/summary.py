@@ -51,7 +51,6 @@ def summarise(
         "device_name": device_name(device),
         "torch": torch.__version__,
         "seed": config.train.seed,
-        "precision": config.train.precision,
         "world_size": world.size,
         "batch_size": config.data.batch_size,
         "accumulate": config.train.accumulate,

@@ -35,6 +35,7 @@ from .losses import total_loss
 from .memory import keep_freed_memory
 from .meters import Lap, LossWatch, StepClock
 from .optim import Stepper
+from .precision import Precision
 from .prefetch import on_device
 from .resume import moment, restore_moment
 from .rng import seed_all
@@ -54,6 +55,7 @@ class Run:
     log: RunLog
     model: TPVFormer
     parallel: nn.Module
+    precision: Precision  # that the model runs in; config.train.precision is what was asked for
     stepper: Stepper
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
@@ -256,7 +258,7 @@ def write(run: Run, name: str, required: bool, best: bool = False) -> str:
     """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
     failure = ""
     run.watchdog.beat(f"saving {name}")
-    now = moment(run.global_batch, run.losses, run.world, run.device)
+    now = {**moment(run.global_batch, run.losses, run.world, run.device), "precision": run.precision.name}
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, now)
         try:

@@ -17,6 +17,7 @@ from tpvformer.model import TPVFormer
 from .device import image_dtype
 from .distributed import World, barrier
 from .log import RunLog
+from .precision import choose
 
 IMAGE = 64  # pixels a side of the images that the kernels are compiled on
 
@@ -69,7 +70,7 @@ def run_small(config: Config, device: torch.device) -> None:
     batch = config.data.batch_size
     with torch.random.fork_rng(devices=[]):
         model = TPVFormer(small(config.model)).to(device)
-        model.image_autocast = image_dtype(device, config.train.precision)
+        model.image_autocast = image_dtype(device, choose(config.train.precision, device).name)
         images = torch.zeros(batch, 1, 3, IMAGE, IMAGE, device=device)
         cameras = torch.eye(4, device=device).expand(batch, 1, 4, 4)
         voxels = torch.zeros(batch, 1, 3, dtype=torch.int64, device=device)

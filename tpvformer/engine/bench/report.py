@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 
 from tpvformer.engine.device import device_name
+from tpvformer.engine.processor import mib, read_processor
 
 from .marks import BACKWARD, PARTS
 
@@ -29,21 +30,12 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
         "command": f"{program} {shlex.join(sys.argv[1:])}".strip(),
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "device": device_name(device),
-        "processor": _processor(),
+        "processor": read_processor().name,
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__, **{n: v for n, v in ((n, _version(n)) for n in _VERSIONS) if v}},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cores() -> Optional[int]:
@@ -91,8 +83,10 @@ def step_report(result: Dict[str, Any]) -> str:
     rest = {kind: spent["step"][kind] - conv[kind] for kind in ("wall", "cpu")}
     rows.append(["step without DCNv2", f"{rest['wall']:.1f}", f"{rest['cpu']:.1f}", ""])
     head = (
-        f"{result['config']}, {result['precision']}, images {'x'.join(str(n) for n in result['images'])}, "
+        f"{result['config']}, {result['precision']} ({result['precision_why']}), "
+        f"images {'x'.join(str(n) for n in result['images'])}, "
         f"{sum(result['points'])} points in {sum(result['voxels'])} voxels, inputs: {result['inputs']}; "
         f"medians of {result['steps']} steps"
     )
-    return f"{head}\n{table(rows)}\npeak memory {result['peak_memory_mib']:.0f} MiB"
+    head = "\n".join([head, *result["notes"]])
+    return f"{head}\n{table(rows)}\npeak memory {mib(result['peak_memory_mib'])}"

@@ -26,6 +26,7 @@ from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.memory import keep_freed_memory
 from tpvformer.engine.optim import Stepper
+from tpvformer.engine.precision import choose, prepare
 from tpvformer.engine.run import build_model, set_precision
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
@@ -184,6 +185,8 @@ def bench(
     else:
         batch = random_batch(config, size or SIZE, points or POINTS)
         batches = itertools.repeat(pinned(batch, **pin_options(device)))
+    precision = choose(config.train.precision, device)
+    notes = [*prepare(config, device), *([precision.warning] if precision.warning else ())]
     runner = StepBench(config, device, batches, loads=data)
     first = next(runner.batches)
     shapes = runner.deformable_convolutions()
@@ -195,7 +198,8 @@ def bench(
     assert runner.loss is not None
     result: Dict[str, Any] = {
         "config": config.name,
-        "precision": config.train.precision,
+        **precision.facts(),
+        "notes": notes,
         "inputs": "the configured data" if data else "random",
         "batch": len(first.tokens),
         "images": list(first.images.shape),

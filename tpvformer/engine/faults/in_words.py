@@ -9,7 +9,8 @@ import torch
 
 from tpvformer.config import Config
 
-from ..device import peak_memory_mib
+from ..device import fast_bf16, peak_memory_mib
+from ..processor import mib
 
 
 class RunEnded(RuntimeError):
@@ -17,34 +18,36 @@ class RunEnded(RuntimeError):
 
 
 @contextlib.contextmanager
-def in_words(config: Config, device: torch.device, doing: Callable[[], str]) -> Generator[None, None, None]:
+def in_words(
+    config: Config, precision: str, device: torch.device, doing: Callable[[], str]
+) -> Generator[None, None, None]:
     """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.
 
-    ``doing`` says what the run was at.
+    ``precision`` is the one that the model runs in, ``doing`` says what the run was at.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as err:
         text = " ".join(str(err).split())
         if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-            raise RunEnded(_memory(config, device, doing(), text)) from err
+            raise RunEnded(_memory(config, precision, device, doing(), text)) from err
         if "DataLoader worker" in text:
             raise RunEnded(_worker(config, doing(), text)) from err
         raise
 
 
-def _memory(config: Config, device: torch.device, doing: str, text: str) -> str:
+def _memory(config: Config, precision: str, device: torch.device, doing: str, text: str) -> str:
     data, train = config.data, config.train
     advice = ["lower data.image_scale"]
     if train.recompute != "blocks":
         advice.insert(0, "set train.recompute=blocks")
-    if train.precision == "fp32":
+    if precision == "fp32" and (device.type != "cpu" or fast_bf16(device).fast):
         advice.insert(0, "set train.precision=bf16")
     if data.batch_size > 1:
         advice.insert(0, "lower data.batch_size and raise train.accumulate by as much, which keeps the global batch")
     return (
-        f"out of memory on {device} at {doing}: peak {peak_memory_mib(device):.0f} MiB, {data.batch_size} samples a "
-        f"batch, {train.accumulate} batches a step, {train.precision}, recompute {train.recompute or 'by default'}; "
+        f"out of memory on {device} at {doing}: peak {mib(peak_memory_mib(device))}, {data.batch_size} samples a "
+        f"batch, {train.accumulate} batches a step, {precision}, recompute {train.recompute or 'by default'}; "
         f"{', or '.join(advice)} ({text[:200]})"
     )
 

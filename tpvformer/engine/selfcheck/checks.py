@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import statistics
-from typing import Dict, Generator, List, Tuple
+from typing import Any, Dict, Generator, List, Tuple
 
 import torch
 
@@ -114,7 +114,7 @@ def _disturb(model: TPVFormer) -> None:
                 parameter.fill_(0.2)
 
 
-def timing(config: Config, device: torch.device, size: Tuple[int, int]) -> Dict[str, float]:
+def timing(config: Config, device: torch.device, size: Tuple[int, int]) -> Dict[str, Any]:
     """20 training steps of the configured model on random images of ``size`` (W, H): their times in ms."""
     points = POINTS * size[0] // SIZE[0]
     batch = pinned(random_batch(config, size, points), **pin_options(device))

@@ -14,6 +14,8 @@ from tpvformer.config import Config
 from tpvformer.engine.bench.inputs import SIZE
 from tpvformer.engine.bench.report import surroundings
 from tpvformer.engine.device import device_facts, exact_arithmetic, pick_device, refuse_fallbacks
+from tpvformer.engine.precision import choose, prepare
+from tpvformer.engine.processor import mib
 
 from . import checks
 from .operations import cases, compare
@@ -65,14 +67,16 @@ def selfcheck(
         tell("remark", None, remark)
     for operation, problem in ops.kernels(device).items():
         tell(f"kernel: {operation}", problem is None, problem or "found")
-    timings: Dict[str, float] = {}
+    timings: Dict[str, Any] = {}
 
     def time_steps() -> Tuple[Optional[bool], str]:
         width, height = size or (checks.SMALL_SIZE if on_cpu else SIZE)
+        precision = choose(timed.train.precision, device)
+        prepare(timed, device)
         timings.update(checks.timing(timed, device, (width, height)))
         text = f"{timings['median_ms']:.1f} ms ({timings['least_ms']:.1f} to {timings['most_ms']:.1f}), "
-        text += f"peak {timings['peak_memory_mib']:.0f} MiB, loss {timings['loss']:.4f}"
-        return math.isfinite(timings["loss"]), f"{width}x{height}, {timed.train.precision}: {text}"
+        text += f"peak {mib(timings['peak_memory_mib'])}, loss {timings['loss']:.4f}"
+        return math.isfinite(timings["loss"]), f"{width}x{height}, {precision}: {text}"
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
