@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
             spent = bench.step()
             if repeat:  # the first compiles
                 runs[variant].append(spent)
-                peaks[variant] = max(peaks[variant], peak_memory_mib(device))
+                peaks[variant] = max(peaks[variant], peak_memory_mib(device) or 0.0)
     os.environ.pop("TPVFORMER_OPS", None)
 
     kind = "cpu" if device.type == "cpu" else "wall"

@@ -143,7 +143,7 @@ def test_command_on_the_configured_data(file: Path, capsys) -> None:
         (["--data", "--points", "5"], "--size and --points describe random inputs"),
         (["--data", "--set", "data.train_infos=nowhere.pkl"], "nowhere.pkl"),
         (["--device", "quantum"], "device 'quantum' is unknown"),
-        (["--set", "train.precision=fp8"], "expected 'fp32', 'bf16' or 'fp16'"),
+        (["--set", "train.precision=fp8"], "expected 'auto', 'fp32', 'bf16' or 'fp16'"),
     ],
 )
 def test_mistakes_are_one_line(file: Path, more: List[str], text: str, capsys) -> None:

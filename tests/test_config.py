@@ -42,7 +42,7 @@ def test_overrides_are_judged_together() -> None:
         ("model.layers=self", "expected a list"),
         ("model.grid.w", "expected section.field=value"),
         ("model.dim=30", "add up to dim 30"),
-        ("train.precision=fp8", "expected 'fp32', 'bf16' or 'fp16'"),
+        ("train.precision=fp8", "expected 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("model.pillar_anchors=[0]", r"pillar_anchors is \(0,\); expected numbers above 0"),  # found by fuzzing
         ("model.image_heads=0", "image_heads is 0; expected 1 or more"),
     ],

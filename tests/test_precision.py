@@ -119,7 +119,7 @@ def sources(monkeypatch, linux: str = "", sysctl: Any = None, torch_says: Any = 
     for name in ("_is_avx2_supported", "_is_avx512_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)  # as in PyTorch 2.1
     monkeypatch.setattr(processor, "_onednn_takes_bf16", lambda: onednn)
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -132,6 +132,7 @@ def sources(monkeypatch, linux: str = "", sysctl: Any = None, torch_says: Any = 
         ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", "bf16"),
         ("ONEDNN_MAX_CPU_ISA", "DEFAULT", "bf16"),
         ("ATEN_CPU_CAPABILITY", "avx2", "bf16"),  # convolutions are oneDNN's
+        ("ATEN_CPU_CAPABILITY", "default", "fp32"),
     ],
 )
 def test_what_holds_onednn_back_counts(variable: str, value: str, name: str, monkeypatch) -> None:

@@ -134,6 +134,7 @@ def test_memory_that_runs_out(config: Config, tmp_path: Path, monkeypatch, capsy
         raise RuntimeError(text)
 
     monkeypatch.setattr(train, "total_loss", exhausted)
+    monkeypatch.setattr(in_words_module, "fast_bf16", lambda device: Verdict(True, "it says so"))
     job = replace(with_data(config, batch_size=2), train=replace(config.train, accumulate=3))
     assert start(tmp_path, job) == 1
     said = sentence(capsys)
@@ -146,13 +147,13 @@ def test_memory_of_this_machine(config: Config) -> None:
     """The sentence that this PyTorch really says."""
     with (
         pytest.raises(RunEnded, match="out of memory on cpu at the test"),
-        in_words(config, torch.device("cpu"), lambda: "the test"),
+        in_words(config, "fp32", torch.device("cpu"), lambda: "the test"),
     ):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_pass(config: Config) -> None:
-    with pytest.raises(RuntimeError, match="^shapes differ$"), in_words(config, torch.device("cpu"), str):
+    with pytest.raises(RuntimeError, match="^shapes differ$"), in_words(config, "fp32", torch.device("cpu"), str):
         raise RuntimeError("shapes differ")
 
 

@@ -24,7 +24,7 @@ _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512
 
 class Processor(NamedTuple):
     """``features`` are those of FEATURES; ``onednn`` is whether PyTorch's oneDNN takes bf16, ``limit`` the setting that
-    keeps it from these instructions, as it was typed, else empty."""
+    makes bf16 slow, as it was typed, else empty."""
 
     name: str
     features: FrozenSet[str]
@@ -69,7 +69,7 @@ def read_processor() -> Processor:
     if not features:
         features = _torch()
     known = frozenset(features) & frozenset(FEATURES)
-    return Processor(name or platform.processor() or platform.machine(), known, _onednn_takes_bf16(), _onednn_limit())
+    return Processor(name or platform.processor() or platform.machine(), known, _onednn_takes_bf16(), _limit())
 
 
 def _linux() -> Tuple[str, List[str]]:
@@ -132,8 +132,16 @@ def _onednn_takes_bf16() -> bool:
         return False
 
 
-def _onednn_limit() -> str:
-    """The setting by which oneDNN leaves bf16 instructions alone; it reads DNNL_ where there is no ONEDNN_."""
+def _limit() -> str:
+    """The setting with which bf16 is no faster than fp32; empty where there is none.
+
+    oneDNN leaves the instructions alone, by the first of its two variables that there is; or PyTorch does everything
+    beside the convolutions without vectors (measured on avx512_bf16: 784 ms of CPU time a step of config/demo.py at
+    288x160 in bf16, 746 in fp32; with ATEN_CPU_CAPABILITY=avx2 326 and 536).
+    """
+    aten = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    if aten == "default":
+        return f"ATEN_CPU_CAPABILITY={aten}"
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         if name in os.environ:
             value = os.environ[name]

@@ -1,0 +1,34 @@
+"""What Windows and macOS have not: modules and names are taken away, and everything still imports and predicts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_tools import ROOT, environment, tiny_config, tiny_model, write_config
+from tiny_nuscenes import write_tiny
+
+SYSTEM = Path(__file__).parent / "other_system.py"
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_everything_imports_and_a_frame_is_predicted(system: str, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set", (40, 60)), precision="auto"))
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    paths = [str(file), str(tmp_path / "w.pth"), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(SYSTEM), system, *paths],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    expected = {"win32": "signals ['SIGTERM'] peak False", "darwin": "signals ['SIGTERM', 'SIGUSR1'] peak True"}
+    assert expected[system] in done.stdout
+    assert "peak memory not known" in done.stdout or system == "darwin"
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 1
