@@ -23,7 +23,6 @@ import rich.progress  # noqa: F401
 import safetensors.torch  # noqa: F401
 import torch.distributed.run
 import torch.utils.data
-import torch.utils.tensorboard  # noqa: F401
 import yaml  # noqa: F401
 
 GONE = {"win32": ("resource", "fcntl", "termios", "pwd", "grp", "syslog", "pty"), "darwin": ("spwd",)}
@@ -110,7 +109,6 @@ def main() -> int:
     for argv in (
         ["doctor", "--device", "cpu"],
         ["predict", "--py-config", frames, "--ckpt-path", weights, "--device", "cpu", "--index", "0", "--out", out],
-        ["bench", "--py-config", frames, "--device", "cpu", "--size", "64x36", "--points", "500", "--steps", "1"],
     ):
         status = command(argv)
         print(argv[0], "ended with", status, flush=True)

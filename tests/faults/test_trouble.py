@@ -17,7 +17,9 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.engine import train
+from tpvformer.engine.faults import in_words as in_words_module
 from tpvformer.engine.faults.in_words import RunEnded, in_words
+from tpvformer.engine.processor import Verdict
 
 pytestmark = pytest.mark.usefixtures("quick")
 
