@@ -35,7 +35,8 @@ def words(tmp_path: Path) -> List[str]:
 def test_predict_writes_every_frame_of_a_rig(tmp_path: Path, words: List[str], capsys) -> None:
     rig, out = write_rig(tmp_path, THREE, (0, 40), labelled=False), tmp_path / "out"
     assert main(["predict", *words, "--rig", str(rig), "--out", str(out)]) == 0
-    *said, split = capsys.readouterr().out.splitlines()
+    precision, *said, split = capsys.readouterr().out.splitlines()
+    assert precision == "precision fp32 (train.precision=fp32)"
     number = r"\d+\.\d\d"
     parts = ", ".join(f"{part} {number}" for part in ("decode", "preprocess", "model", "postprocess"))
     assert re.fullmatch(f"2 frames, {number} s a frame: {parts}; first frame {number} s", split)
@@ -125,7 +126,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines(tmp_path: Path, words: Lis
     assert main(["predict", *words, "--rig", str(rig), "--out", str(tmp_path / "out")]) == 0
     said = capfd.readouterr()
     assert said.err.count("\r\x1b[2K") >= 2 and "predict" in said.err and "/2" in said.err
-    assert said.out.count("\n") == 3 and "\x1b" not in said.out
+    assert said.out.count("\n") == 4 and "\x1b" not in said.out
 
 
 def test_predict_refuses_what_it_cannot_do_in_one_line(tmp_path: Path, words: List[str], capsys) -> None:

@@ -41,7 +41,7 @@ def shrunk(name: str, folder: Path, large: bool = False) -> Config:
             config.data, **places, image_scale=4.6 if large else 2.0, photometric=False, grid_mask=False, workers=0
         ),
         optim=dataclasses.replace(config.optim, warmup_steps=2, warmup_lr=1e-4),
-        train=dataclasses.replace(config.train, epochs=1, print_every=100, load_from=None),
+        train=dataclasses.replace(config.train, epochs=1, print_every=100, precision="fp32", load_from=None),
     )  # fmt: skip
 
 
