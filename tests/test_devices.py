@@ -131,6 +131,7 @@ def test_xpu(monkeypatch) -> None:
     place, remarks = pick_device("xpu:1")
     assert (str(place), CHOSEN, len(remarks)) == ("xpu:1", [1], 1)
     assert device.device_name(place) == "an Arc"
+    assert visible_cards("xpu") == 1, "several processes were never tried"
     assert device.peak_memory_mib(place) == 2.0
 
 

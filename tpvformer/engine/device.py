@@ -51,13 +51,13 @@ def pick_device(
 
 
 def visible_cards(name: Union[str, torch.device] = "auto") -> int:
-    """Cards of the kind that ``pick_device(name)`` chooses for a single process; 0 where that is the processor."""
+    """How many processes ``pick_device(name)`` would give a card each; 0 where it chooses the processor."""
     asked = read_name(name)
     if asked.index is not None and asked.kind != "cpu":
         return 1
     for kind in KINDS if asked.kind == "auto" else (asked.kind,):
         if kind != "cpu" and (_software_problem(kind, asked.kind) or _card_problem(kind, 1)) is None:
-            return _count(kind)
+            return 1 if kind in UNTESTED else _count(kind)
     return 0
 
 
