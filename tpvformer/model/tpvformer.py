@@ -14,15 +14,20 @@ from .aggregator import BEVAggregator, TPVAggregator
 from .backbone import Bottleneck, ResNet
 from .encoder import FFN, TPVEncoder
 from .image_attention import ImageCrossAttention
+from .image_head import ImageHead, ImageLogits
 from .neck import FPN
 from .plane_attention import CrossViewAttention, HWAttention
 
 
 class Prediction(NamedTuple):
-    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points."""
+    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points.
+
+    ``image``: what each camera says of the chosen voxels by itself; in training, of models with an image head.
+    """
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
+    image: Optional[ImageLogits] = None
 
 
 class TPVFormer(nn.Module):
@@ -43,6 +48,7 @@ class TPVFormer(nn.Module):
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
+        self.image_head = ImageHead(config) if config.image_head else None
 
     def recompute(self, mode: str) -> None:
         """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
@@ -73,9 +79,13 @@ class TPVFormer(nn.Module):
 
     def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
         """The plane features (B,Q,C), from which ``aggregator`` decodes any place; arguments as ``forward``'s."""
-        out: Tensor = self.encoder(
-            self.image_features(images), lidar2img, (images.shape[3], images.shape[4]), camera_slots
-        )
+        return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
+
+    def planes_from(
+        self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
+    ) -> Tensor:
+        """The same from ``image_features`` that are at hand."""
+        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots)
         return out
 
     def forward(
@@ -96,11 +106,17 @@ class TPVFormer(nn.Module):
         not the first N in order. The arguments are not modified.
         """
         self._check(images, lidar2img, points)
-        voxel_logits, point_logits = self.aggregator(self.planes(images, lidar2img, camera_slots), points, voxels)
+        features = self.image_features(images)
+        planes = self.planes_from(features, images, lidar2img, camera_slots)
+        voxel_logits, point_logits = self.aggregator(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]
-        return Prediction(voxel_logits, point_logits)
+        image = None
+        if self.training and self.image_head is not None and voxels is not None:
+            size = (images.shape[3], images.shape[4])
+            image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
+        return Prediction(voxel_logits, point_logits, image)
 
     def _check(self, images: Tensor, lidar2img: Tensor, points: Optional[Tensor]) -> None:
         if images.dim() != 5 or images.shape[2] != 3:
