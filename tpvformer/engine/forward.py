@@ -24,7 +24,8 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     ``dense`` asks for them. Samples without points are welcome; M is then 0.
     With dense labels or ``data.even_cells`` a place is the middle of its voxel, else its lower corner, as in the
     published models.
-    In training the point logits are left out where the losses do not read them.
+    In training the point logits are left out where the losses do not read them, and of a model with an image head this
+    is a TaughtPrediction.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxels, config)

@@ -38,8 +38,9 @@ def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_
     when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
     """
     losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
-    if prediction.image is not None:
-        losses = losses + loss_cfg.image * image_losses(prediction.image, batch, data_cfg.ignore_label)
+    image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
+    if image is not None:
+        losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
     return losses.mean()
 
 

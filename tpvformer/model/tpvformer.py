@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,18 @@ from .plane_attention import CrossViewAttention, HWAttention
 
 
 class Prediction(NamedTuple):
-    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points.
-
-    ``image``: what each camera says of the chosen voxels by itself; in training, of models with an image head.
-    """
+    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points."""
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
-    image: Optional[ImageLogits] = None
+
+
+class TaughtPrediction(NamedTuple):
+    """The same and what each camera says of the chosen voxels by itself: in training, of models with an image head."""
+
+    voxel_logits: Tensor
+    point_logits: Optional[Tensor]
+    image: ImageLogits
 
 
 class TPVFormer(nn.Module):
@@ -96,7 +100,7 @@ class TPVFormer(nn.Module):
         lengths: Optional[Tensor] = None,
         voxels: Optional[Tensor] = None,
         camera_slots: Optional[Tensor] = None,
-    ) -> Prediction:
+    ) -> Union[Prediction, TaughtPrediction]:
         """Predict a batch.
 
         images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): LiDAR metres ->
@@ -112,11 +116,11 @@ class TPVFormer(nn.Module):
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]
-        image = None
         if self.training and self.image_head is not None and voxels is not None:
             size = (images.shape[3], images.shape[4])
             image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
-        return Prediction(voxel_logits, point_logits, image)
+            return TaughtPrediction(voxel_logits, point_logits, image)
+        return Prediction(voxel_logits, point_logits)
 
     def _check(self, images: Tensor, lidar2img: Tensor, points: Optional[Tensor]) -> None:
         if images.dim() != 5 or images.shape[2] != 3:
