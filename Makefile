@@ -38,7 +38,7 @@ $(READY): pyproject.toml
 
 demo: env
 	@echo "== synthetic drive: $(DEMO_DATA)"
-	@$(BIN)/tpvformer synth --out $(DEMO_DATA) --scenes 880 --frames 1 --size 288x160 --seed 1
+	@$(BIN)/tpvformer synth --out $(DEMO_DATA) --scenes 1100 --frames 1 --size 224x128 --seed 1
 	@echo "== training from random weights: $(DEMO_RUN)"
 	@PYTHON="$(BIN)/python" bash test/train_1p.sh --py_config=config/demo.py --work_dir=$(DEMO_RUN)
 	@echo "== controls: cameras exchanged, a constant answer, colour without a network"

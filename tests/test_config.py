@@ -45,11 +45,19 @@ def test_overrides_are_judged_together() -> None:
         ("train.precision=fp8", "expected 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("model.pillar_anchors=[0]", r"pillar_anchors is \(0,\); expected numbers above 0"),  # found by fuzzing
         ("model.image_heads=0", "image_heads is 0; expected 1 or more"),
+        ("loss.image=0.5", "image is 0.5 and model.image_head is False; expected a weight above 0 with true"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override(Config("run"), [text])
+
+
+def test_single_cameras_are_taught_in_even_cells() -> None:
+    together = ["loss.image=0.5", "model.image_head=true"]
+    with pytest.raises(ConfigError, match=r"set data\.even_cells=true"):
+        override(Config("run"), together)
+    assert override(Config("run"), [*together, "data.even_cells=true"]).loss.image == 0.5
 
 
 def test_unknown_stored_field() -> None:

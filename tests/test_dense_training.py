@@ -29,7 +29,7 @@ from tpvformer.model import Prediction
 pytestmark = pytest.mark.usefixtures("quick")
 GRID = ("sc_iou", "ssc_miou")
 RAYS = ("ray_iou@1", "ray_iou@2", "ray_iou@4", "ray_iou")
-POINTS = ("miou_points", "miou_points_reference", "miou_voxels", "miou_voxels_reference")
+POINTS = ("miou_points", "miou_small", "miou_points_reference", "miou_voxels", "miou_voxels_reference")
 NAMES = {"occ3d": (*POINTS, *GRID, "occ3d_miou", "occ3d_miou_no_other", *RAYS), "surroundocc": (*POINTS, *GRID, *RAYS)}
 COUNT = """
 import json, sys

@@ -27,6 +27,7 @@ from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError, DataConfig, ModelConfig
 from tpvformer.data.voxelize import grid_index
 from tpvformer.deploy import OPSET, Rig, export_aoti, export_onnx, export_program
+from tpvformer.engine.forward import point_places
 from tpvformer.labels import class_names
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -94,6 +95,24 @@ def test_what_is_exported_is_what_predict_says() -> None:
     whole = dataclasses.replace(made.config.data, occupancy_root="x")
     places = Rig(made.network, Config("c", MODEL, whole))._places(torch.from_numpy(points))
     assert np.array_equal(places.numpy(), grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range))
+
+
+def test_even_cells_are_the_same_everywhere() -> None:
+    """data.even_cells: cells of range / n, decoded in their middle, in the data set, in predictions and in exports."""
+    odd, (images, lidar2img, points) = lively(MODEL), inputs(400)
+    config = dataclasses.replace(odd.config, data=dataclasses.replace(odd.config.data, even_cells=True))
+    made = TPVFormer(config, device="cpu")
+    made.network.load_state_dict(odd.network.state_dict())
+    cells = grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range, whole=True)
+    assert (cells != grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range)).any()
+    places = Rig(made.network, config)._places(torch.from_numpy(points))
+    assert np.array_equal(places.numpy(), cells + np.float32(0.5))
+    assert np.array_equal(point_places(torch.from_numpy(cells), config).numpy(), places.numpy())
+    _, point_logits = plain(made, (images, lidar2img, points))
+    result = made.predict(list(images), list(lidar2img), points)
+    assert np.array_equal(point_logits.argmax(0), result.point_labels)
+    assert np.array_equal(result.label(points), result.point_labels)
+    assert (odd.predict(list(images), list(lidar2img), points).point_labels != result.point_labels).any()
 
 
 @FAMILIES

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tpvformer.config import DataConfig, LossConfig
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses
 from tpvformer.model import Prediction
+from tpvformer.model.image_head import ImageLogits
+from tpvformer.model.tpvformer import TaughtPrediction
 
 GOLDEN = Path(__file__).parent / "golden_data" / "data_side"
 CASES = ("points_17", "voxel_18", "points_missing_classes", "points_confident", "batch2_voxel_17")
@@ -115,6 +118,35 @@ def test_batch_of_two_is_the_mean_of_two_batches_of_one(loss: LossConfig, dense:
         alone = Prediction(voxel if dense else voxel[..., :m], prediction.point_logits[i : i + 1, :, :m])
         parts.append(losses.total_loss(alone, one(batch, i), loss, data))
     torch.testing.assert_close(together, torch.stack(parts).mean())
+
+
+def test_what_single_cameras_say_is_a_mean_over_the_labelled_voxels_each_sees() -> None:
+    batch, data = ragged_batch(), DataConfig()
+    m = batch.voxels.shape[1]
+    logits, visible = torch.randn(2, 3, K, m, requires_grad=True), torch.rand(2, 3, m) < 0.5
+    plain = logits_for(batch, dense=False)
+    prediction = TaughtPrediction(*plain, ImageLogits(logits, visible))
+    weighted = replace(LIDARSEG, image=0.5)
+    parts = []
+    for i in range(2):
+        length = int(batch.voxel_lengths[i])
+        labels = losses.labels_at_voxels(batch, 0)[i, :length]
+        each = [
+            F.cross_entropy(logits[i, n].T[j][None], labels[j][None])
+            for n, j in visible[i].nonzero().tolist()
+            if j < length and labels[j] != 0
+        ]
+        parts.append(torch.stack(each).mean())
+    expected = losses.total_loss(plain, batch, LIDARSEG, data) + 0.5 * torch.stack(parts).mean()
+    total = losses.total_loss(prediction, batch, weighted, data)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(
+        losses.sample_losses(prediction, batch, weighted, data).mean(), losses.total_loss(plain, batch, LIDARSEG, data)
+    )
+    unseen = prediction._replace(image=ImageLogits(logits, torch.zeros_like(visible)))
+    torch.testing.assert_close(
+        losses.total_loss(unseen, batch, weighted, data), losses.total_loss(plain, batch, LIDARSEG, data)
+    )
 
 
 def test_sparse_voxels_equal_dense_ones_where_empty_is_ignored() -> None:

@@ -129,6 +129,40 @@ def test_plane_upsampling_changes_the_output_grid_only() -> None:
     assert wide(images, rigs, points * scale).point_logits.shape == (1, 17, 9)
 
 
+def test_image_head_reads_the_pixel_that_shows_a_voxel() -> None:
+    """A map that says where each of its cells lies: a voxel's logits are the position of its centre in the image."""
+    cfg = dataclasses.replace(CROSS, image_head=True)
+    model, plain = build(cfg), build(CROSS)
+    assert set(model.state_dict()) - set(plain.state_dict()) == {
+        "image_head.classifier.weight", "image_head.classifier.bias"
+    }  # fmt: skip
+    images, rigs, _ = inputs(2)
+    voxels = torch.randint(0, 5, (2, 40, 3)) * torch.tensor([4, 3, 1])
+    assert len(model(images, rigs, voxels=voxels)) == 2, "training alone uses it"
+    model.train()
+    assert len(model(images, rigs, torch.zeros(2, 0, 3))) == 2, "a dense head has too many voxels"
+    out = model(images, rigs, voxels=voxels).image
+    assert out.logits.shape == (2, 6, 17, 40) and out.visible.any() and not out.visible.all()
+    rows, columns = SIZE[0] // 8, SIZE[1] // 8
+    features = torch.zeros(2, 6, cfg.dim, rows, columns)
+    features[:, :, 0] = torch.arange(columns) + 0.5
+    features[:, :, 1] = torch.arange(rows)[:, None] + 0.5
+    with torch.no_grad():
+        model.image_head.classifier.weight.copy_(torch.eye(17, cfg.dim))
+        model.image_head.classifier.bias.zero_()
+    out = model.image_head(features, voxels, model.encoder.pc_range, rigs, SIZE)
+    low, extent = torch.tensor(cfg.grid.pc_range[:3]), torch.tensor(cfg.grid.extent)
+    metres = low + (voxels + 0.5) / torch.tensor(cfg.grid.voxels) * extent
+    pixels = torch.einsum("bnij,bmj->bnmi", rigs, torch.cat([metres, torch.ones(2, 40, 1)], 2))
+    u, v, depth = pixels[..., 0] / pixels[..., 2], pixels[..., 1] / pixels[..., 2], pixels[..., 2]
+    seen = (depth > 0) & (u > 0) & (u < SIZE[1]) & (v > 0) & (v < SIZE[0])
+    assert torch.equal(out.visible, seen)
+    inner = seen & (u > 4) & (u < SIZE[1] - 4) & (v > 4) & (v < SIZE[0] - 4)  # the border is half a cell of zeros
+    assert inner.any()
+    torch.testing.assert_close(out.logits[:, :, 0][inner], u[inner] / 8, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.logits[:, :, 1][inner], v[inner] / 8, rtol=1e-4, atol=1e-4)
+
+
 def test_wrong_arguments_say_what_was_expected() -> None:
     model = build(CROSS)
     images, rigs, points = inputs(1)

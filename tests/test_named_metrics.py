@@ -29,12 +29,23 @@ def matrices(scenes: int, seed: int = 0) -> torch.Tensor:
 def test_points_and_voxels_are_the_means_that_were_always_printed() -> None:
     counts = matrices(4)
     found = {name: measure(d, counts) for name, d in definitions(NAMES, ("points", "voxels"), 0).items()}
-    assert list(found) == ["miou_points", "miou_points_reference", "miou_voxels", "miou_voxels_reference"]
+    assert list(found) == ["miou_points", "miou_small", "miou_points_reference", "miou_voxels", "miou_voxels_reference"]
     known = scores(counts.sum((0, 1)))
     assert found["miou_points"].value == pytest.approx(known.miou)
     assert found["miou_points_reference"].value == pytest.approx(known.miou_reference)
     assert found["miou_points"].classes["bus"] is None
     assert list(found["miou_points"].classes.values()) == pytest.approx(list(known.iou))
+
+
+def test_small_things_have_a_mean_of_their_own() -> None:
+    counts = matrices(4)
+    found = {name: measure(d, counts) for name, d in definitions(NAMES, ("points",), 0).items()}
+    small, every = found["miou_small"], found["miou_points"]
+    assert list(small.classes) == ["bicycle", "pedestrian", "traffic_cone"]
+    assert small.classes == {name: every.classes[name] for name in small.classes}
+    assert small.value == pytest.approx(sum(small.classes.values()) / 3)
+    counts[:, :, [2, 7, 8]] = 0
+    assert measure(definitions(NAMES, ("points",), 0)["miou_small"], counts).value is None, "there were none"
 
 
 def test_occ3d_counts_others_in_one_name_and_not_in_the_other() -> None:

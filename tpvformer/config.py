@@ -50,6 +50,13 @@ class Config:
             )
         if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
             raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
+        if bool(self.loss.image) != self.model.image_head or self.loss.image < 0:
+            raise ConfigError(
+                f"loss.image is {self.loss.image} and model.image_head is {self.model.image_head}; expected a weight "
+                "above 0 with true, or 0 with false"
+            )
+        if self.loss.image and (not self.data.cells_are_even or self.data.fill_label != self.data.ignore_label):
+            raise ConfigError("loss.image reads voxels that hold points, in even cells; set data.even_cells=true")
         if not kind:
             return
         wanted, given = OCCUPANCY_GRIDS[kind], (grid.voxels, grid.pc_range, grid.frame)

@@ -54,7 +54,7 @@ class Rig(nn.Module):
 
     def _places(self, points: Tensor) -> Tensor:
         """Where points are decoded, in voxels: data/voxelize.py and engine/forward.py in tensors, float64 as there."""
-        grid, whole = self.config.model.grid, bool(self.config.data.occupancy)
+        grid, whole = self.config.model.grid, self.config.data.cells_are_even
         low, high = (torch.tensor(edge, dtype=torch.float64) for edge in (grid.pc_range[:3], grid.pc_range[3:]))
         last = torch.tensor(grid.voxels, dtype=torch.float64) - 1
         pitch = (high - low) / (last + 1 if whole else last.clamp(min=1))

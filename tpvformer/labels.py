@@ -35,6 +35,7 @@ CLASS_NAMES: Tuple[str, ...] = (
 IGNORED = 0
 EMPTY = 17
 EVALUATED: Tuple[int, ...] = tuple(range(1, 17))
+SMALL: Tuple[int, ...] = (2, 7, 8)  # bicycle, pedestrian, traffic cone: thin, and the hardest to find
 
 # (raw name, class): the position is the byte in a lidarseg file. The order is alphabetical, which is what the published
 # label files hold; the numbering printed in the devkit's instructions differs between 25 and 30.

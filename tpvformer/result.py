@@ -76,7 +76,7 @@ class Result:
         grid, places = self._config.model.grid, checked_points(points)
         if grid.frame != "lidar":
             places = moved(places, frame_of_grid(self._frame, grid)).astype(np.float32)
-        whole, none = bool(self._config.data.occupancy), np.zeros(len(places), np.uint8)
+        whole, none = self._config.data.cells_are_even, np.zeros(len(places), np.uint8)
         cells = voxelize(places, none, grid.voxels, grid.pc_range, 0, whole=whole)
         classes = self._scene.points_in(torch.from_numpy(cells.occupied)).cpu().numpy()
         return classes[cells.point_row].astype(np.uint8)

@@ -64,6 +64,7 @@ class ModelConfig:
     plane_init_mode: int = 0  # cross_view: direction rule of the initial offsets
     plane_own_logit: float = 10.0  # cross_view: initial logit of a query's own plane
     dropout: float = 0.1
+    image_head: bool = False  # a layer that training alone uses, for loss.image
 
     def __post_init__(self) -> None:
         def need(ok: bool, text: str) -> None:
@@ -126,6 +127,9 @@ class DataConfig:
     label_map: str = "nuscenes"
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
+    # label cells divide the range by n and points are decoded in their middle, as with dense labels always; False: by
+    # n - 1 and at the lower corner, as in the published models of points (data/voxelize.py)
+    even_cells: bool = False
     # dense voxel labels: "occ3d", "surroundocc", "semantickitti"; empty: the majority of a voxel's points
     occupancy: str = ""
     occupancy_root: str = "data/occ3d/gts"  # folder of their files
@@ -159,6 +163,11 @@ class DataConfig:
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
 
+    @property
+    def cells_are_even(self) -> bool:
+        """Whether the label cells are those of the planes: dense labels know no others."""
+        return self.even_cells or bool(self.occupancy)
+
     def infos(self, split: str) -> str:
         """The info file (or sequences) of "train", "val" or "test"."""
         files = {"train": self.train_infos, "val": self.val_infos, "test": self.test_infos}
@@ -175,6 +184,7 @@ class LossConfig:
     ce_input: str = "voxel"
     class_weights: Tuple[float, ...] = ()  # of cross-entropy on voxels, one a class; empty: all the same
     affinity: bool = False  # the two scene-class affinity losses on voxels; see engine/affinity.py
+    image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
 
     def __post_init__(self) -> None:
         for name, known in (("lovasz_input", ("points", "voxel", "none")), ("ce_input", ("points", "voxel"))):

@@ -22,8 +22,10 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
     ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too, or where
     ``dense`` asks for them. Samples without points are welcome; M is then 0.
-    With published dense labels a place is the middle of its voxel, else its lower corner, as in the published models.
-    In training the point logits are left out where the losses do not read them.
+    With dense labels or ``data.even_cells`` a place is the middle of its voxel, else its lower corner, as in the
+    published models.
+    In training the point logits are left out where the losses do not read them, and of a model with an image head this
+    is a TaughtPrediction.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxels, config)
@@ -41,7 +43,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
 
 def point_places(voxels: Tensor, config: Config) -> Tensor:
     """Where the points of voxels (..., 3) are decoded, in voxels."""
-    return voxels.float() + (0.5 if config.data.occupancy else 0.0)
+    return voxels.float() + (0.5 if config.data.cells_are_even else 0.0)
 
 
 def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[], None] = lambda: None) -> Tensor:

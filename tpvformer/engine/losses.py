@@ -28,15 +28,20 @@ from .affinity import affinity
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
     from tpvformer.model import Prediction
+    from tpvformer.model.image_head import ImageLogits
 
 
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Mean over the samples of the configured losses' sum; a scalar.
+    """Mean over the samples of the configured losses' sum, what single cameras say included; a scalar.
 
     ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
     when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
     """
-    return sample_losses(prediction, batch, loss_cfg, data_cfg).mean()
+    losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
+    image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
+    if image is not None:
+        losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
+    return losses.mean()
 
 
 def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
@@ -96,6 +101,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Optional
         return each.sum(1) / valid.sum(1).clamp(min=1)
     total = (weights[torch.where(valid, labels, 0)] * valid).sum(1)
     return each.sum(1) / torch.where(total > 0, total, 1.0)
+
+
+def image_losses(image: ImageLogits, batch: Batch, ignore: int) -> Tensor:
+    """Cross-entropy of each sample, (B,): the mean over cameras and the labelled voxels that each of them sees."""
+    labels = labels_at_voxels(batch, ignore)
+    cameras = image.visible.shape[1]
+    seen = torch.where(image.visible, labels[:, None].expand(-1, cameras, -1), ignore)
+    return cross_entropy(image.logits.transpose(1, 2).flatten(2), seen.flatten(1), ignore)
 
 
 def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:

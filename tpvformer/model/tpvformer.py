@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .aggregator import BEVAggregator, TPVAggregator
 from .backbone import Bottleneck, ResNet
 from .encoder import FFN, TPVEncoder
 from .image_attention import ImageCrossAttention
+from .image_head import ImageHead, ImageLogits
 from .neck import FPN
 from .plane_attention import CrossViewAttention, HWAttention
 
@@ -23,6 +24,14 @@ class Prediction(NamedTuple):
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
+
+
+class TaughtPrediction(NamedTuple):
+    """The same and what each camera says of the chosen voxels by itself: in training, of models with an image head."""
+
+    voxel_logits: Tensor
+    point_logits: Optional[Tensor]
+    image: ImageLogits
 
 
 class TPVFormer(nn.Module):
@@ -43,6 +52,7 @@ class TPVFormer(nn.Module):
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
+        self.image_head = ImageHead(config) if config.image_head else None
 
     def recompute(self, mode: str) -> None:
         """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
@@ -73,9 +83,13 @@ class TPVFormer(nn.Module):
 
     def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
         """The plane features (B,Q,C), from which ``aggregator`` decodes any place; arguments as ``forward``'s."""
-        out: Tensor = self.encoder(
-            self.image_features(images), lidar2img, (images.shape[3], images.shape[4]), camera_slots
-        )
+        return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
+
+    def planes_from(
+        self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
+    ) -> Tensor:
+        """The same from ``image_features`` that are at hand."""
+        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots)
         return out
 
     def forward(
@@ -86,7 +100,7 @@ class TPVFormer(nn.Module):
         lengths: Optional[Tensor] = None,
         voxels: Optional[Tensor] = None,
         camera_slots: Optional[Tensor] = None,
-    ) -> Prediction:
+    ) -> Union[Prediction, TaughtPrediction]:
         """Predict a batch.
 
         images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): LiDAR metres ->
@@ -96,10 +110,16 @@ class TPVFormer(nn.Module):
         not the first N in order. The arguments are not modified.
         """
         self._check(images, lidar2img, points)
-        voxel_logits, point_logits = self.aggregator(self.planes(images, lidar2img, camera_slots), points, voxels)
+        features = self.image_features(images)
+        planes = self.planes_from(features, images, lidar2img, camera_slots)
+        voxel_logits, point_logits = self.aggregator(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]
+        if self.training and self.image_head is not None and voxels is not None:
+            size = (images.shape[3], images.shape[4])
+            image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
+            return TaughtPrediction(voxel_logits, point_logits, image)
         return Prediction(voxel_logits, point_logits)
 
     def _check(self, images: Tensor, lidar2img: Tensor, points: Optional[Tensor]) -> None:

@@ -3,6 +3,7 @@
 | name | counted | classes | absent classes |
 | --- | --- | --- | --- |
 | miou_points | labelled lidar points; the class predicted at the point | 1..16 | left out |
+| miou_small | the same points | bicycle, pedestrian, traffic cone | left out |
 | miou_voxels | the same points; the class of the voxel that holds them | 1..16 | left out |
 | miou_points_reference, miou_voxels_reference | as above | 1..16 | 100 %, the published code's rule |
 | sc_iou | all voxels of the dense grid: occupied against empty | - | - |
@@ -28,7 +29,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tpvformer.labels import EMPTY, EVALUATED, IGNORED, Classes
+from tpvformer.labels import EMPTY, EVALUATED, IGNORED, SMALL, Classes
 
 from .bootstrap import interval
 from .iou import percent
@@ -74,6 +75,7 @@ def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Di
 
     found = {
         "miou_points": of("points", EVALUATED),
+        "miou_small": of("points", SMALL),
         "miou_points_reference": of("points", EVALUATED, mean_reference),
         "miou_voxels": of("voxels", EVALUATED),
         "miou_voxels_reference": of("voxels", EVALUATED, mean_reference),
