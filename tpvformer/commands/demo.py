@@ -100,8 +100,9 @@ def _score(result: Result, config: Config) -> str:
     from tpvformer.engine.metrics.iou import confusion_matrix, scores
     from tpvformer.labels import classes_of
 
-    known = classes_of(config.data.label_map)
-    target = torch.from_numpy(result.true_point_labels.astype("int64"))
+    known, truth = classes_of(config.data.label_map), result.true_point_labels
+    assert truth is not None, "the street has labels"
+    target = torch.from_numpy(truth.astype("int64"))
     predicted = torch.from_numpy(result.point_labels.astype("int64"))
     counts = confusion_matrix(predicted, target, len(known.names), config.data.ignore_label)
     iou = scores(counts, known.evaluated)
@@ -125,9 +126,9 @@ def _write_picture(path: Path, result: Result, config: Config, title: str) -> No
     from tpvformer.labels import classes_of
     from tpvformer.viz.picture import frame_picture
 
-    images = [cv2.imdecode(np.frombuffer(camera.jpeg, np.uint8), cv2.IMREAD_COLOR) for camera in result.cameras]
+    assert result.scanned is not None and result.true_voxels is not None, "the street has points and labels"
     picture = frame_picture(
-        images,
+        [camera.picture() for camera in result.cameras],
         [camera.name for camera in result.cameras],
         np.stack([camera.lidar2img for camera in result.cameras]),
         result.points,
