@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -166,3 +167,13 @@ def test_help_shows_an_example(capsys: Any) -> None:
     said = capsys.readouterr().out
     (example,) = re.findall(r"Example: tpvformer (.*)", said)
     assert _parser(["demo"]).parse_args(example.split()).seed == 77 and "out/demo-8000" in said
+
+
+def test_a_machine_without_a_folder_for_kernels(capsys: Any, monkeypatch: Any) -> None:
+    """A package that may not be written, and no home either."""
+    for name in [name for name in sys.modules if name.startswith(("tpvformer.data.street", "tpvformer.data.synth"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    assert main(["demo", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tpvformer demo: ") and "set NUMBA_CACHE_DIR to a folder" in said and said.count("\n") == 1
