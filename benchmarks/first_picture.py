@@ -42,7 +42,7 @@ def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
         ("PyTorch", f".venv/bin/pip install -qq {torch}"),
         ("this package", f".venv/bin/pip install -qq {wheel}"),
         ("demo, cold", ".venv/bin/tpvformer demo"),
-        ("demo, warm", ".venv/bin/tpvformer demo --seed 8001"),
+        ("demo, warm", ".venv/bin/tpvformer demo --seed 8002"),
     ]
 
 

@@ -79,14 +79,14 @@ def test_what_it_says_and_writes(place: Path, capsys: Any) -> None:
     assert re.fullmatch(f"score +{score}", said[3])
     for line, name in zip(said, ("street", "page.html", "picture.png")):
         assert f" {place / name}: " in line
-    assert "seed 8000; the model learned in another" in said[0]
+    assert "seed 8001; the model learned in another" in said[0]
     assert sorted(file.name for file in place.iterdir()) == ["page.html", "picture.png", "prediction", "street"]
     (archive,) = (place / "prediction").glob("*.npz")
     result = read_result(archive)
     assert result.true_point_labels is not None and result.true_voxels is not None and len(result.cameras) == 6
     assert result.cameras[0].size == demo.SIZE
     page = (place / "page.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and "TPVFormer: a drawn street, seed 8000" in page
+    assert page.startswith("<!doctype html>") and "TPVFormer: a drawn street, seed 8001" in page
     assert 'id="f0-true-voxels"' in page and 'id="f1-voxels"' not in page
     assert cv2.imread(str(place / "picture.png")).shape[1] > 1900
     assert files_of(place) == before  # the same again, byte by byte
@@ -166,7 +166,7 @@ def test_help_shows_an_example(capsys: Any) -> None:
         main(["demo", "--help"])
     said = capsys.readouterr().out
     (example,) = re.findall(r"Example: tpvformer (.*)", said)
-    assert _parser(["demo"]).parse_args(example.split()).seed == 77 and "out/demo-8000" in said
+    assert _parser(["demo"]).parse_args(example.split()).seed == 77 and "out/demo-8001" in said
 
 
 def test_a_machine_without_a_folder_for_kernels(capsys: Any, monkeypatch: Any) -> None:
