@@ -19,8 +19,9 @@ DEMO_DATA = data/demo
 DEMO_RUN = output/demo
 DEMO_PICTURE = out/demo.png
 DEMO_MODEL = out/tpvformer-demo
+EMBEDDED = tpvformer/weights/demo.safetensors
 
-.PHONY: help env demo docs test test-openmmlab lint types unit clean
+.PHONY: help env demo embed docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +48,14 @@ demo: env
 	@$(BIN)/tpvformer picture --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --out $(DEMO_PICTURE)
 	@echo "== its weights, to share: $(DEMO_MODEL)"
 	@$(BIN)/tpvformer convert $(DEMO_RUN) $(DEMO_MODEL)
+	@echo "== done; nothing that is shipped was replaced: tpvformer demo and --ckpt-path demo use the package's weights,"
+	@echo "   your own are used so: tpvformer predict --ckpt-path $(DEMO_MODEL) --rig RIG.json --out out/mine"
+
+# the weights inside the package, from those of a finished make demo; for a release
+embed: env
+	@echo "== weights inside the package, in half precision, from $(DEMO_RUN): $(EMBEDDED)"
+	@$(BIN)/tpvformer convert --half $(DEMO_RUN) $(DEMO_MODEL)-half
+	@cp $(DEMO_MODEL)-half/model.safetensors $(EMBEDDED)
 
 docs: env
 	@echo "== pages: site/index.html (mkdocs)"
@@ -77,5 +86,5 @@ $(OPENMMLAB)/.installed: tools/openmmlab_env.sh
 	@touch $@
 
 clean:
-	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN), $(DEMO_PICTURE), $(DEMO_MODEL) and site"
-	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE) $(DEMO_MODEL) site
+	@echo "== removing $(VENV), $(OPENMMLAB), $(DEMO_DATA), $(DEMO_RUN), $(DEMO_PICTURE), $(DEMO_MODEL), $(DEMO_MODEL)-half and site"
+	@rm -rf $(VENV) $(OPENMMLAB) $(DEMO_DATA) $(DEMO_RUN) $(DEMO_PICTURE) $(DEMO_MODEL) $(DEMO_MODEL)-half site

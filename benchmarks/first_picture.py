@@ -1,16 +1,20 @@
-"""How long a newcomer waits: from an empty environment to the first picture, with a wheel and released weights.
+"""How long a newcomer waits: from an empty environment to the first picture, with a wheel alone.
 
-    python benchmarks/first_picture.py --model out/tpvformer-demo/model.safetensors [--torch torch==2.13.0]
+    python benchmarks/first_picture.py [--wheel FILE] [--torch torch==2.13.0] [--out FILE]
 
-Builds the wheel of this checkout first, which does not count. Then, in a folder that is deleted in the end, the
-commands of README.md, each a process of its own, with the wall time it took. What pip downloads depends on the network
-and its cache, so its times stand apart.
+Builds the wheel of this checkout first, unless one is given, which does not count. Then, in a folder that is deleted in
+the end, the commands of README.md, each a process of its own: an environment, PyTorch, the wheel, and `tpvformer demo`
+twice, before and after its kernels have compiled. Prints the wall time and the CPU time of each. What pip takes depends
+on the network and its cache, so its times stand apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,11 +24,15 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = "tpvformer-demo.safetensors"  # its name as a release file
 PACKAGED = ("tpvformer", "config", "mmcv_need", "mmdet_need", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+INSTALLATION = ("environment", "PyTorch", "this package")
+# vector instructions of a processor, as Linux calls them, and the variables that keep libraries from using some of them
+INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "NUMBA_CPU_FEATURES")
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-PARSER.add_argument("--model", type=Path, required=True, help="what `make demo` leaves for a release")
+PARSER.add_argument("--wheel", type=Path, metavar="FILE", help="of this package (default: built from this checkout)")
 PARSER.add_argument("--torch", default="torch==2.13.0", help="what pip is asked for (default: %(default)s)")
+PARSER.add_argument("--out", type=Path, metavar="FILE", help="also write everything as JSON")
 
 
 def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
@@ -33,38 +41,62 @@ def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
         ("environment", "python3 -m venv .venv"),
         ("PyTorch", f".venv/bin/pip install -qq {torch}"),
         ("this package", f".venv/bin/pip install -qq {wheel}"),
-        ("a street", ".venv/bin/tpvformer synth --out street --scenes 2 --frames 1 --size 288x160"),
-        (
-            "prediction",
-            f".venv/bin/tpvformer predict --ckpt-path {WEIGHTS} --rig street/rig.json --out out",
-        ),
-        ("picture", ".venv/bin/tpvformer view out --png pictures"),
-        ("page", ".venv/bin/tpvformer view out --html out.html"),
+        ("demo, cold", ".venv/bin/tpvformer demo"),
+        ("demo, warm", ".venv/bin/tpvformer demo --seed 8002"),
     ]
+
+
+def processor() -> Dict[str, str]:
+    """Its name, its vector instructions, and what the environment forbids of them."""
+    found = {"processor": platform.processor() or platform.machine(), "instructions": "not known on this system"}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    values = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    found["processor"] = values.get("model name", found["processor"])
+    flags = values.get("flags", values.get("Features", "")).split()
+    if flags:
+        found["instructions"] = " ".join(name for name in INSTRUCTIONS if name in flags) or "none of those asked for"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+    return {"cores": str(cores), **found, **limits}
 
 
 def main() -> int:
     args = PARSER.parse_args()
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    machine = {**processor(), "load": f"{os.getloadavg()[0]:.1f}", "python": platform.python_version()}
+    print("; ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    seconds: Dict[str, Dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         env["NUMBA_CACHE_DIR"] = str(folder / "numba")  # kernels compile, as they do on a machine that never ran this
-        wheel = _wheel(folder / "wheel")
-        shutil.copy(args.model, folder / WEIGHTS)
-        shutil.copy(wheel, folder)
-        seconds: Dict[str, float] = {}
+        wheel = Path(shutil.copy(args.wheel or _wheel(folder / "wheel"), folder))
         for what, command in commands(args.torch, wheel.name):
             words = command.split()
             words[0] = sys.executable if words[0] == "python3" else str(folder / words[0])
-            begin = time.perf_counter()
+            before, begin = _cpu(), time.perf_counter()
             subprocess.run(words, cwd=folder, env=env, check=True)
-            seconds[what] = time.perf_counter() - begin
-            print(f"{what:<14} {seconds[what]:6.1f} s   {command}", flush=True)
-        assert list((folder / "pictures").glob("*.png")) and (folder / "out.html").is_file()
-    pip = sum(seconds[what] for what in ("environment", "PyTorch", "this package"))
-    look = sum(seconds[what] for what in ("a street", "prediction", "picture"))
-    print(f"first picture after {pip + look:.0f} s: {pip:.0f} s of installation, {look:.0f} s of this package")
+            seconds[what] = {"wall": time.perf_counter() - begin, "cpu": _cpu() - before}
+            print(f"== {what}: {_both(seconds[what])}   {command}", flush=True)
+        assert len(list(folder.glob("out/demo-*/picture.png"))) == len(list(folder.glob("out/demo-*/page.html"))) == 2
+    installation = {kind: sum(seconds[what][kind] for what in INSTALLATION) for kind in ("wall", "cpu")}
+    print(f"installation {_both(installation)}; first picture after it: {_both(seconds['demo, cold'])}; ", end="")
+    print(f"once kernels are compiled: {_both(seconds['demo, warm'])}")
+    if args.out is not None:
+        args.out.write_text(json.dumps({"machine": machine, "torch": args.torch, "seconds": seconds}, indent=1) + "\n")
     return 0
+
+
+def _cpu() -> float:
+    """CPU seconds of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _both(seconds: Dict[str, float]) -> str:
+    return f"{seconds['wall']:.1f} s, {seconds['cpu']:.1f} s of CPU time"
 
 
 def _wheel(folder: Path) -> Path:

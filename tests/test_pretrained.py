@@ -21,6 +21,7 @@ from rig_tools import THREE, write_rig
 from safetensors.torch import save_file
 
 from tpvformer import TPVFormer
+from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.infer import PUBLISHED, infer_config
 from tpvformer.compat.pretrained import config_of
@@ -28,6 +29,7 @@ from tpvformer.compat.tensors import write_tensors
 from tpvformer.model import TPVFormer as Network
 
 pytestmark = pytest.mark.usefixtures("quick")
+NORM = dataclasses.replace(CONFIG.model.backbone, norm="batch")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,41 @@ def test_a_folder_has_config_weights_and_card(model: TPVFormer, rig: Path, tmp_p
         model.save_pretrained(tmp_path / "file")
     with pytest.raises(CheckpointError, match="holds none of model.safetensors, best.pth, latest.pth"):
         TPVFormer.from_pretrained(tmp_path)
+
+
+def test_half_precision_answers_as_full_does(rig: Path, tmp_path: Path) -> None:
+    """Within the rounding of the weights. Batch norm's statistics keep what float16 has not."""
+    made = lively(batch_norm := dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, backbone=NORM)))
+    spread = made.network.state_dict()["backbone.bn1.running_var"]
+    spread[:2] = torch.tensor([3e-9, 3e9])
+    full, half = (made.save_pretrained(tmp_path / name, half) for name, half in (("full", False), ("half", True)))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    opened = TPVFormer.from_pretrained(half, device="cpu")
+    assert opened.config == batch_norm
+    for name, value in opened.network.state_dict().items():
+        told = made.network.state_dict()[name]
+        assert value.dtype == told.dtype
+        exact = name not in dict(made.network.named_parameters())
+        assert torch.equal(value, told if exact else told.half().float()), name
+    answers = [one.predict(images_of(rig), rig).voxels.probabilities for one in (made, opened)]
+    assert 0 < np.abs(answers[0] - answers[1]).max() < 2e-3
+    assert main(["convert", "--half", str(full), str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (half / "model.safetensors").read_bytes()
+
+
+def test_half_precision_is_refused_where_it_would_lose(tmp_path: Path, capsys: Any) -> None:
+    made = lively(CONFIG)
+    name, parameter = next(iter(made.network.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[0] = 7e4
+    with pytest.raises(CheckpointError, match=f"{name} holds numbers that are no finite float16"):
+        made.save_pretrained(tmp_path / "half", half=True)
+    assert not (tmp_path / "half").exists()
+    folder = made.save_pretrained(tmp_path / "full")
+    assert main(["convert", "--half", str(folder), str(tmp_path / "w.pth")]) == 2
+    said = capsys.readouterr().err
+    assert "--half is for a folder, but OUT is the file" in said and said.count("\n") == 1
 
 
 def test_a_run_is_opened_by_its_work_dir(model: TPVFormer, rig: Path, tmp_path: Path) -> None:

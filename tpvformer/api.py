@@ -57,8 +57,9 @@ class TPVFormer:
         device: DeviceLike = "auto",
         revision: Optional[str] = None,
     ) -> TPVFormer:
-        """Open weights: a folder of ``save_pretrained``, a run's work dir or checkpoint, the reference's .pth, or the
-        ``owner/name`` of a hub's repository (``revision``: of that), where huggingface_hub is installed.
+        """Open weights: "demo", those inside this package; a folder of ``save_pretrained``, a run's work dir or
+        checkpoint, the reference's .pth, or the ``owner/name`` of a hub's repository (``revision``: of that), where
+        huggingface_hub is installed. A folder of one's own called demo is ``"./demo"`` or a ``Path``.
 
         The configuration is the stored one; of the reference's files it is told by their shapes. ``config`` is taken
         instead. Every tensor must be there and fit: raises CheckpointError that names what is missing, unknown or of
@@ -98,13 +99,14 @@ class TPVFormer:
         scene = Scene(self.network, sample, self.config, self.device, marks)
         return Result(scene, frame, sample, self.config, marks)
 
-    def save_pretrained(self, folder: Union[str, "os.PathLike[str]"]) -> Path:
+    def save_pretrained(self, folder: Union[str, "os.PathLike[str]"], half: bool = False) -> Path:
         """Write config.json, model.safetensors and README.md, a model card; returns the folder.
 
-        Raises CheckpointError where it cannot be written.
+        ``half``: parameters as float16, in half the bytes; they are float32 again when they are opened. Raises
+        CheckpointError where it cannot be written, and where a number is too large for float16.
         """
         path = Path(folder)
-        save_folder(self.network, self.config, path)
+        save_folder(self.network, self.config, path, half)
         return path
 
     def push_to_hub(self, hub_id: str, private: bool = False) -> str:

@@ -29,6 +29,7 @@ class _Command(NamedTuple):
 
 # in the order of the help; a module is imported when its command is asked for
 COMMANDS: Tuple[_Command, ...] = (
+    _Command("demo", "a first look: predict an unseen street, write a page and a picture", "demo"),
     _Command("train", "train a configuration", "train"),
     _Command("eval", "score a checkpoint on the validation set; predict the test set", "eval"),
     _Command("synth", "write a synthetic nuScenes or SemanticKITTI data set", "synth"),

@@ -97,7 +97,7 @@ def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
         parser.add_argument("--max-epochs", help="instead of the configuration's")
         return parser.parse_known_args(argv)
     parser.add_argument("--work-dir", "--work_dir", help="accepted; nothing is written there")
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="weights: the reference's or ours")
+    parser.add_argument("--ckpt-path", required=True, help="weights: the reference's or ours")
     if ours:
         return parser.parse_known_args(argv)
     parser.add_argument("--save-path", type=Path, default=Path("out/pictures"), help="folder (default: %(default)s)")
@@ -126,7 +126,7 @@ def _train(args: argparse.Namespace, more: List[str]) -> int:
 
 
 def _eval(args: argparse.Namespace, more: List[str]) -> int:
-    return _start(args, ["eval", "--py-config", args.py_config, "--ckpt-path", str(args.ckpt_path), *more])
+    return _start(args, ["eval", "--py-config", args.py_config, "--ckpt-path", args.ckpt_path, *more])
 
 
 def _start(args: argparse.Namespace, command: List[str]) -> int:
@@ -181,7 +181,7 @@ def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], dif
     from tpvformer.predict import draw_frames
 
     print(f"{differs}, {_PICTURE}", flush=True)
-    for line in draw_frames(config, args.ckpt_path, frames, args.device, "train" if args.vis_train else "val"):
+    for line in draw_frames(config, Path(args.ckpt_path), frames, args.device, "train" if args.vis_train else "val"):
         print(line, flush=True)
     return 0
 

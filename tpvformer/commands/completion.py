@@ -9,7 +9,7 @@ from typing import Iterator
 from tpvformer.config import ConfigError
 
 SHELLS = ("bash", "zsh")
-_PATHS = ("rig", "infos", "root", "out", "source")  # that are text: an address or a name is welcome too
+_PATHS = ("rig", "infos", "root", "out", "source", "ckpt_path")  # that are text: an address or a name is welcome too
 
 # shell functions that offer shipped configurations and files
 _CONFIG_FILES = {

@@ -33,10 +33,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """The options of ``convert``."""
     parser.description = _CONVERT
-    parser.add_argument("source", help="a checkpoint, a folder of weights, a work dir, or a hub's owner/name")
+    parser.add_argument("source", help="a checkpoint, a folder of weights, a work dir, demo, or a hub's owner/name")
     parser.add_argument("out", type=Path, help="FILE.pth or FILE.safetensors: the reference's names; else a folder")
     parser.add_argument(
         "--py-config", metavar="CONFIG", help="its configuration (default: the stored one, or told by the shapes)"
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="to a folder: parameters as float16, in half the bytes; opened as float32"
     )
     parser.set_defaults(run=_convert)
 
@@ -80,11 +83,14 @@ def _convert(args: argparse.Namespace) -> int:
     from tpvformer.api import TPVFormer
     from tpvformer.compat import save_reference
 
+    to_file = args.out.suffix in (".pth", ".pt", ".safetensors")
+    if to_file and args.half:
+        raise ConfigError(f"--half is for a folder, but OUT is the file {args.out}; leave --half away or name a folder")
     model = TPVFormer.from_pretrained(args.source, config=args.py_config, device="cpu")
     print(model.report)
-    if args.out.suffix in (".pth", ".pt", ".safetensors"):
+    if to_file:
         save_reference(model.network, args.out)
     else:
-        model.save_pretrained(args.out)
+        model.save_pretrained(args.out, args.half)
     print(f"written to {args.out}")
     return 0

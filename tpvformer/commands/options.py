@@ -33,10 +33,10 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """``--ckpt-path``."""
     parser.add_argument(
         "--ckpt-path",
-        type=Path,
         metavar="PATH",
         required=True,
-        help="weights: a file, ours or the reference's; a run's work dir; a folder of convert's; a hub's owner/name",
+        help="weights: a file, ours or the reference's; a run's work dir; a folder of convert's; demo, those inside "
+        "this package (./demo: a path); a hub's owner/name",
     )
 
 

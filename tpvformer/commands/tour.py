@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Tuple
 
 TOUR: Tuple[Tuple[str, str], ...] = (
+    ("a first look, without data or training", "tpvformer demo"),
     ("is this machine ready?", "tpvformer doctor"),
     ("do the kernels compute the same here?", "tpvformer selfcheck"),
     ("a synthetic data set", "tpvformer synth --out data/demo --scenes 10 --size 288x160"),

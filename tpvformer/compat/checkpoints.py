@@ -7,7 +7,7 @@ Every entry of a file is mapped, or ignored for a stated reason, or an error. No
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Model(Protocol):
     encoder: Any  # offers reference_buffers() -> Dict[str, Tensor]
 
     def state_dict(self) -> Dict[str, Tensor]: ...
+
+    def named_parameters(self) -> Iterator[Tuple[str, Tensor]]: ...
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""Weights together with their configuration: our folders, the work dir of a run, a single file, a hub's repository.
+"""Weights together with their configuration: those inside the package, our folders, the work dir of a run, a single
+file, a hub's repository.
 
 A folder holds ``config.json``, ``model.safetensors`` and ``README.md``, the model card: text and tensors, nothing that
 could run. The safetensors file carries the text of ``config.json`` as well, so that it may go anywhere alone.
@@ -12,6 +13,9 @@ import os
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional
 
+import torch
+from torch import Tensor
+
 from tpvformer import __version__
 from tpvformer.compat.card import model_card
 from tpvformer.compat.checkpoints import Model, named_tensors
@@ -23,6 +27,8 @@ from tpvformer.config import Config, ConfigError, DataConfig, from_dict
 
 FORMAT = "tpvformer-model-1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+EMBEDDED = "demo"  # the name of the weights inside the package
+_INSIDE = Path(__file__).parents[1] / "weights" / f"{EMBEDDED}.safetensors"
 _RUN_FILES = ("best.pth", "latest.pth")  # of a work dir
 _PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
 
@@ -36,7 +42,8 @@ class Pretrained(NamedTuple):
 
 
 def open_pretrained(source: PathLike, config: Optional[Config] = None, revision: Optional[str] = None) -> Pretrained:
-    """Configuration and weights of a path or a hub's ``owner/name``; ``config`` is taken instead of the stored one.
+    """Configuration and weights of a path, of the package's own ("demo") or of a hub's ``owner/name``; ``config`` is
+    taken instead of the stored one.
 
     A path is a folder of ``save_pretrained`` or its safetensors file alone, the work dir of a run (its best.pth, else
     latest.pth), a run's checkpoint, or weights of the reference or of mmdetection3d's port, whose configuration is
@@ -52,9 +59,13 @@ def open_pretrained(source: PathLike, config: Optional[Config] = None, revision:
 def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     """The file that holds the weights of what ``open_pretrained`` takes; of any other path, itself.
 
-    Raises CheckpointError for a folder without weights, and for a repository that cannot be had.
+    The text "demo" names the weights inside the package; ``./demo`` and ``Path("demo")`` are paths. Raises
+    CheckpointError for a folder without weights, for a repository that cannot be had, and for the text "demo" where
+    weights of that name lie in the working directory: either could be meant.
     """
     path = Path(source)
+    if source == EMBEDDED:  # which no Path is
+        return _inside(path)
     if not path.exists() and is_hub_id(str(source)):
         path = download(str(source), revision, (CONFIG, WEIGHTS))
     return _file_in(path) if path.is_dir() else path
@@ -65,14 +76,17 @@ def config_of(path: Path) -> Config:
     return _stored(path, {}) or open_pretrained(path).config
 
 
-def save_folder(model: Model, config: Config, folder: Path) -> None:
+def save_folder(model: Model, config: Config, folder: Path, half: bool = False) -> None:
     """Write the three files, each whole or not at all. Paths of this machine's data are left out of config.json.
 
-    Raises CheckpointError where the folder cannot be written.
+    ``half`` stores the parameters as float16, in half the bytes; what is read back is float32. Raises CheckpointError
+    where the folder cannot be written, and where a number is too large for float16.
     """
     config = _without_places(config)
     tree = {"format": FORMAT, "version": __version__, "config": dataclasses.asdict(config)}
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors.update(_halved(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(tree, indent=2) + "\n"
@@ -83,14 +97,36 @@ def save_folder(model: Model, config: Config, folder: Path) -> None:
         raise CheckpointError(f"{folder}: cannot be written ({err.strerror or err}); name another folder") from err
 
 
+def _halved(model: Model) -> Dict[str, Tensor]:
+    """The parameters as float16. Batch norm's statistics are none: a variance may leave its range, 6e-8 to 65504."""
+    halved = {name: parameter.detach().cpu().half() for name, parameter in model.named_parameters()}
+    for name, tensor in halved.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} holds numbers that are no finite float16 (65504 at most); save it in full")
+    return halved
+
+
+def _inside(same: Path) -> Path:
+    """The file inside the package, unless ``same``, its name as a path, holds weights too."""
+    if same.is_file() or (same.is_dir() and _found_in(same)):
+        raise CheckpointError(
+            f"{EMBEDDED}: is the name of the weights inside this package, and there are weights called so here; write "
+            f"./{EMBEDDED} for yours, or go to another folder for the package's"
+        )
+    return _INSIDE
+
+
 def _file_in(folder: Path) -> Path:
-    names = (WEIGHTS, *_RUN_FILES)
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(
-        f"{folder}: holds none of {', '.join(names)}; expected a saved model or the work dir of a run"
-    )
+    found = _found_in(folder)
+    if found is None:
+        names = ", ".join((WEIGHTS, *_RUN_FILES))
+        raise CheckpointError(f"{folder}: holds none of {names}; expected a saved model or the work dir of a run")
+    return found
+
+
+def _found_in(folder: Path) -> Optional[Path]:
+    files = (folder / name for name in (WEIGHTS, *_RUN_FILES))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:

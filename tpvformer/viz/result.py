@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 
 from tpvformer.labels import COLORS, LABEL_MAPS, Classes
@@ -18,6 +19,12 @@ class CameraView(NamedTuple):
     size: Tuple[int, int]  # (width, height) in pixels of ``lidar2img``; the JPEG may be smaller, in the same shape
     lidar2img: np.ndarray  # (4, 4) float64: LiDAR metres -> (u * depth, v * depth, depth, 1)
     stored_width: int  # pixels of the JPEG
+
+    def picture(self) -> np.ndarray:
+        """(H, W, 3) uint8 BGR, ``stored_width`` wide."""
+        picture = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None, "checked when the result was read"
+        return picture
 
 
 @dataclass(frozen=True)

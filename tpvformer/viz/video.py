@@ -51,9 +51,7 @@ def video_frame(result: Result) -> np.ndarray:
 
 
 def _photo(camera: CameraView, result: Result) -> np.ndarray:
-    picture = cv2.imdecode(np.frombuffer(camera.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None, "checked when the result was read"
-    tile = cv2.resize(picture, TILE, interpolation=cv2.INTER_AREA)
+    tile = cv2.resize(camera.picture(), TILE, interpolation=cv2.INTER_AREA)
     kinds = shown(result.class_names, result.frame)
     said = np.isin(result.point_labels, kinds.drawn)
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img

@@ -1,0 +1,142 @@
+"""``tpvformer demo``: a first look. A street is made, the weights inside the package say what is where in it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Tuple
+
+from tpvformer.commands.options import add_device
+from tpvformer.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from tpvformer.viz.result import Result
+
+SEED = 8001  # of the city that is shown
+TRAINING_SEED = 1  # of the city that the weights inside the package were trained in, as `make demo` makes it
+SIZE = (288, 160)  # width and height of its images, in pixels: those of the training
+SCENES = 2  # the fewest that a data set has; the first is looked at
+STREET, PREDICTION, PAGE, PICTURE = "street", "prediction", "page.html", "picture.png"  # what is written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``demo``."""
+    parser.description = _DEMO
+    parser.epilog = "Example: tpvformer demo --seed 77 --out out/another"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where it is written (default: out/demo-{SEED})")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, metavar="N", help="another seed, another city (default: %(default)s)"
+    )
+    add_device(parser)
+    parser.set_defaults(run=_demo)
+
+
+_DEMO = (
+    "A first look, in seconds, without data, training or a network: draws one frame of a synthetic street (six cameras "
+    "and a LiDAR) in a city that the model was not trained in, predicts the class of its points and voxels with the "
+    f"weights inside this package, and writes {PAGE}, which any browser opens, and {PICTURE}."
+)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    out = Path("out", f"demo-{args.seed}") if args.out is None else args.out
+    rig = _street(out, args.seed)
+    where = f"one frame of a drawn city, seed {args.seed}; the model learned in another"
+    print(f"street   {rig.parent}: {where}", flush=True)
+    config, result = _predicted(rig, out / PREDICTION, args.device)
+    score = _score(result, config)
+    _write_page(out / PAGE, result, f"TPVFormer: a drawn street, seed {args.seed}")
+    print(f"page     {out / PAGE}: open it in any browser; turn it, switch classes, compare with the truth")
+    _write_picture(out / PICTURE, result, config, f"a drawn street, seed {args.seed}; this one frame: {score}")
+    print(f"picture  {out / PICTURE}: predicted classes of LiDAR points on six cameras; below, voxels from above")
+    print(f"score    this one frame: {score}")
+    print(_NEXT.format(rig=shlex.quote(str(rig)), out=shlex.quote(str(out / "again"))))
+    return 0
+
+
+_NEXT = """\
+next     predict from its rig.json; then put the calibration and images of your own cameras into a copy of that file:
+           tpvformer predict --ckpt-path demo --rig {rig} --out {out}
+         train this model yourself, in a checkout of the repository:
+           make demo
+The model learned from drawn streets alone: of photographs it knows nothing."""
+
+
+def _street(out: Path, seed: int) -> Path:
+    """The rig file of the street, whose data set is made where it is not there yet.
+
+    Raises ConfigError where anything else has a name of ours: what an earlier demo made is replaced, nothing else.
+    """
+    from tpvformer.data.synthetic import PARAMETERS, RIG, write_dataset
+
+    if seed == TRAINING_SEED:
+        raise ConfigError(f"--seed {seed} is the city that the model was trained in; choose another, such as {SEED}")
+    street = out / STREET
+    if not (street / PARAMETERS).is_file():
+        for name in (STREET, PREDICTION, PAGE, PICTURE):
+            if (out / name).exists():
+                raise ConfigError(f"{out / name} is there and no demo made it; choose another --out, or move it away")
+    write_dataset(street, SCENES, SIZE, seed, frames_per_scene=1, workers=1)
+    return street / RIG
+
+
+def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, Result]:
+    """The model's configuration and what it says, with the truth; ``folder`` gets it as ``tpvformer predict`` does."""
+    from tpvformer.compat.pretrained import EMBEDDED, config_of, find_weights
+    from tpvformer.predict_files import FramePredictions
+    from tpvformer.view_files import read_results
+
+    weights = find_weights(EMBEDDED)
+    config = config_of(weights)
+    list(FramePredictions(config, weights, folder, str(rig), device=device, truth=True))
+    return config, read_results([folder])[0]
+
+
+def _score(result: Result, config: Config) -> str:
+    """How many points are right, and the mean IoU of the classes that are there."""
+    import torch
+
+    from tpvformer.engine.metrics.iou import confusion_matrix, scores
+    from tpvformer.labels import classes_of
+
+    known, truth = classes_of(config.data.label_map), result.true_point_labels
+    assert truth is not None, "the street has labels"
+    target = torch.from_numpy(truth.astype("int64"))
+    predicted = torch.from_numpy(result.point_labels.astype("int64"))
+    counts = confusion_matrix(predicted, target, len(known.names), config.data.ignore_label)
+    iou = scores(counts, known.evaluated)
+    right, there = 100 * int(counts.diagonal().sum()) / int(counts.sum()), sum(map(bool, iou.seen))
+    return f"{right:.1f} % of {int(counts.sum())} points right, {iou.miou:.1f} % mIoU over the {there} classes in it"
+
+
+def _write_page(path: Path, result: Result, title: str) -> None:
+    from tpvformer.data.infos.files import whole_file
+    from tpvformer.viz.viewer import write_page
+
+    with whole_file(path) as file:
+        write_page(file, [result], title)
+
+
+def _write_picture(path: Path, result: Result, config: Config, title: str) -> None:
+    import cv2
+    import numpy as np
+
+    from tpvformer.data.infos.files import whole_file
+    from tpvformer.labels import classes_of
+    from tpvformer.viz.picture import frame_picture
+
+    assert result.scanned is not None and result.true_voxels is not None, "the street has points and labels"
+    picture = frame_picture(
+        [camera.picture() for camera in result.cameras],
+        [camera.name for camera in result.cameras],
+        np.stack([camera.lidar2img for camera in result.cameras]),
+        result.points,
+        result.point_labels,
+        np.where(result.scanned, result.voxels, 0),
+        result.true_voxels,
+        title,
+        classes_of(config.data.label_map),
+    )
+    with whole_file(path) as file:
+        file.write(cv2.imencode(".png", picture)[1].tobytes())
