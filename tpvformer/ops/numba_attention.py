@@ -88,17 +88,18 @@ def _place(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like)
     gx0, gx1, gy0, gy1 = (one - fx) * in_x[0], fx * in_x[1], (one - fy) * in_y[0], fy * in_y[1]
     weight = vload(weights, k, like)
     upper, lower = gy0 * weight, gy1 * weight
-    vstore(factor, 0, gx0 * upper)
-    vstore(factor, n, gx1 * upper)
-    vstore(factor, 2 * n, gx0 * lower)
-    vstore(factor, 3 * n, gx1 * lower)
+    at = 4 * i
+    vstore(factor, at, gx0 * upper)
+    vstore(factor, at + n, gx1 * upper)
+    vstore(factor, at + 2 * n, gx0 * lower)
+    vstore(factor, at + 3 * n, gx1 * lower)
     # corners outside the map have factor zero and the address of their neighbour inside
     xa, ya = vwhere_less(x0, zero, zero, x0), start + vwhere_less(y0, zero, zero, y0) * w
     xb, yb = x0 + in_x[1], start + (y0 + in_y[1]) * w
-    vstore_index(index, 0, vwhere_less(zero, inside, ya + xa, minus), unit)
-    vstore_index(index, n, ya + xb, unit)
-    vstore_index(index, 2 * n, yb + xa, unit)
-    vstore_index(index, 3 * n, yb + xb, unit)
+    vstore_index(index, at, vwhere_less(zero, inside, ya + xa, minus), unit)
+    vstore_index(index, at + n, ya + xb, unit)
+    vstore_index(index, at + 2 * n, yb + xa, unit)
+    vstore_index(index, at + 3 * n, yb + xb, unit)
     return gx0, gx1, gy0, gy1, in_x, in_y
 
 
@@ -110,7 +111,7 @@ def _forward(value, anchors, bits, offsets, weights, scale, out, table, slots, d
     blocks = (q_ + QUERY_BLOCK - 1) // QUERY_BLOCK
     for task in numba.prange(b_ * blocks):
         px, py = np.empty(lp, np.float32), np.empty(lp, np.float32)
-        index, factor = np.empty(4 * w_, np.int32), np.empty(4 * w_, np.float32)
+        index, factor = np.empty(4 * lp, np.int32), np.empty(4 * lp, np.float32)
         b = task // blocks
         start = (task % blocks) * QUERY_BLOCK
         for q in range(start, min(q_, start + QUERY_BLOCK)):
@@ -128,18 +129,16 @@ def _forward(value, anchors, bits, offsets, weights, scale, out, table, slots, d
                         for i in range(0, lp, w_):
                             k = (row + h) * lp + i
                             _place(px, py, i, offsets, weights, k, table, i, index, factor, unit, wide)
-                            for j in range(w_):
+                        for i in range(0, lp, w_):
+                            for j in range(4 * i, 4 * i + w_):
                                 i00 = fetch(index, j)
                                 if i00 >= 0:
-                                    i01, i10, i11 = (
-                                        fetch(index, w_ + j),
-                                        fetch(index, 2 * w_ + j),
-                                        fetch(index, 3 * w_ + j),
-                                    )
+                                    i01, i10 = base + fetch(index, j + w_), base + fetch(index, j + 2 * w_)
+                                    i11 = base + fetch(index, j + 3 * w_)
                                     s0 = s0 + vload(value, base + i00, like) * fetch(factor, j)
-                                    s1 = s1 + vload(value, base + i01, like) * fetch(factor, w_ + j)
-                                    s2 = s2 + vload(value, base + i10, like) * fetch(factor, 2 * w_ + j)
-                                    s3 = s3 + vload(value, base + i11, like) * fetch(factor, 3 * w_ + j)
+                                    s1 = s1 + vload(value, i01, like) * fetch(factor, j + w_)
+                                    s2 = s2 + vload(value, i10, like) * fetch(factor, j + 2 * w_)
+                                    s3 = s3 + vload(value, i11, like) * fetch(factor, j + 3 * w_)
                         at = (place * h_ + h) * d_
                         vstore(out, at, vload(out, at, like) + ((s0 + s1) + (s2 + s3)) * share)
 
@@ -155,8 +154,9 @@ def _backward(  # type: ignore[no-untyped-def]
     unit = np.int32(d_)
     for task in numba.prange(b_ * h_ * parts):
         px, py = np.empty(count, np.float32), np.empty(count, np.float32)
-        index, factor = np.empty(4 * w_, np.int32), np.empty(4 * w_, np.float32)
-        dots, sums = np.empty(4 * w_, np.float32), np.empty(3 * count, np.float32)
+        index, factor = np.empty(4 * count, np.int32), np.empty(4 * count, np.float32)
+        cells, dots = np.empty(8 * count, np.float32), np.empty(4 * count, np.float32)
+        sums = np.empty(3 * count, np.float32)
         b, h, first = task // (h_ * parts), (task // parts) % h_, (task % parts) * count
         for q in range(q_):
             place = b * of + q0 + q
@@ -174,27 +174,38 @@ def _backward(  # type: ignore[no-untyped-def]
                         gx0, gx1, gy0, gy1, in_x, in_y = _place(
                             px, py, i, offsets, weights, k0 + i, table, first + i, index, factor, unit, wide
                         )
-                        for j in range(w_):
+                        vstore(cells, 8 * i, gx0)
+                        vstore(cells, 8 * i + w_, gx1)
+                        vstore(cells, 8 * i + 2 * w_, gy0)
+                        vstore(cells, 8 * i + 3 * w_, gy1)
+                        vstore(cells, 8 * i + 4 * w_, in_x[0])
+                        vstore(cells, 8 * i + 5 * w_, in_x[1])
+                        vstore(cells, 8 * i + 6 * w_, in_y[0])
+                        vstore(cells, 8 * i + 7 * w_, in_y[1])
+                    for i in range(0, count, w_):
+                        for j in range(4 * i, 4 * i + w_):
                             i00 = base + fetch(index, j)
                             if i00 >= base:
-                                i01, i10, i11 = (
-                                    base + fetch(index, w_ + j),
-                                    base + fetch(index, 2 * w_ + j),
-                                    base + fetch(index, 3 * w_ + j),
-                                )
+                                i01, i10 = base + fetch(index, j + w_), base + fetch(index, j + 2 * w_)
+                                i11 = base + fetch(index, j + 3 * w_)
                                 vstore_dots(
-                                    dots, 4 * j, grad, vload(value, i00, like), vload(value, i01, like),
+                                    dots, 4 * (j - 3 * i), grad, vload(value, i00, like), vload(value, i01, like),
                                     vload(value, i10, like), vload(value, i11, like),
                                 )  # fmt: skip
                                 vstore(grad_value, i00, vload(grad_value, i00, like) + grad * fetch(factor, j))
-                                vstore(grad_value, i01, vload(grad_value, i01, like) + grad * fetch(factor, w_ + j))
-                                vstore(grad_value, i10, vload(grad_value, i10, like) + grad * fetch(factor, 2 * w_ + j))
-                                vstore(grad_value, i11, vload(grad_value, i11, like) + grad * fetch(factor, 3 * w_ + j))
+                                vstore(grad_value, i01, vload(grad_value, i01, like) + grad * fetch(factor, j + w_))
+                                vstore(grad_value, i10, vload(grad_value, i10, like) + grad * fetch(factor, j + 2 * w_))
+                                vstore(grad_value, i11, vload(grad_value, i11, like) + grad * fetch(factor, j + 3 * w_))
                             else:
                                 for corner in range(4):
-                                    put(dots, 4 * j + corner, _F(0))
-                        v00, v01 = vload_first(dots, 0, wide), vload_second(dots, 0, wide)
-                        v10, v11 = vload_third(dots, 0, wide), vload_fourth(dots, 0, wide)
+                                    put(dots, 4 * (j - 3 * i) + corner, _F(0))
+                    for i in range(0, count, w_):
+                        gx0, gx1 = vload(cells, 8 * i, wide), vload(cells, 8 * i + w_, wide)
+                        gy0, gy1 = vload(cells, 8 * i + 2 * w_, wide), vload(cells, 8 * i + 3 * w_, wide)
+                        in_x = vload(cells, 8 * i + 4 * w_, wide), vload(cells, 8 * i + 5 * w_, wide)
+                        in_y = vload(cells, 8 * i + 6 * w_, wide), vload(cells, 8 * i + 7 * w_, wide)
+                        v00, v01 = vload_first(dots, 4 * i, wide), vload_second(dots, 4 * i, wide)
+                        v10, v11 = vload_third(dots, 4 * i, wide), vload_fourth(dots, 4 * i, wide)
                         by_x = gy0 * (v01 * in_x[1] - v00 * in_x[0]) + gy1 * (v11 * in_x[1] - v10 * in_x[0])
                         by_y = gx0 * (v10 * in_y[1] - v00 * in_y[0]) + gx1 * (v11 * in_y[1] - v01 * in_y[0])
                         by_w = gy0 * (gx0 * v00 + gx1 * v01) + gy1 * (gx0 * v10 + gx1 * v11)
