@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from .library import MAX_CAMERAS
-from .numba_options import INLINED, PARALLEL, flat, launch
+from .numba_options import INLINED, PARALLEL, flat, launch, vector_width
 from .numba_simd import (
+    fetch,
     lanes,
+    put,
     vfloor,
     vload,
     vload_even,
@@ -39,13 +41,13 @@ from .numba_simd import (
     vstore,
     vstore_dots,
     vstore_index,
+    vstore_pairs,
     vwhere_less,
 )
 from .reference import LevelShapes
 
 _F = np.float32
 QUERY_BLOCK = 64  # queries a task of the forward pass
-POINT_LANES = 16  # at most
 MAX_TOKENS = 1 << 24  # of a camera: token numbers are exact in float32
 
 
@@ -59,18 +61,21 @@ def supports(value: Tensor) -> bool:
 @numba.njit(**INLINED)
 def _anchor_pixels(x, y, anchors, base, slots, table, first):  # type: ignore[no-untyped-def]
     """Pixels of the anchors of len(x) points from number ``first`` (over all levels) on, before their offsets."""
+    heights = table.shape[0] // 3
     for i in range(len(x)):
-        at = 2 * (base + slots[first + i])
-        x[i] = anchors[at] * table[0, first + i] - _F(0.5)
-        y[i] = anchors[at + 1] * table[1, first + i] - _F(0.5)
+        at = 2 * (base + fetch(slots, first + i))
+        put(x, i, fetch(anchors, at) * fetch(table, first + i) - _F(0.5))
+        put(y, i, fetch(anchors, at + 1) * fetch(table, heights + first + i) - _F(0.5))
 
 
 @numba.njit(**INLINED)
-def _place(px, py, i, offsets, k, table, tk, like):  # type: ignore[no-untyped-def]
-    """A vector of points in their maps: the cell's lower corner (x, y), for x and for y the weights of the lower and
-    the upper corner and whether each lies inside (1 or 0), and whether the point touches the map at all."""
+def _place(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like):  # type: ignore[no-untyped-def]
+    """A vector of points in their maps. Stores the addresses (``unit`` a token; outside -unit) and the factors of their
+    four corners; returns for x and for y the weights of the lower and the upper corner and whether each lies inside (1
+    or 0)."""
+    n, lp = len(like), table.shape[0] // 3
     zero, one, minus = vsplat(_F(0), like), vsplat(_F(1), like), vsplat(_F(-1), like)
-    w, h = vload(table, tk, like), vload(table, table.shape[1] + tk, like)
+    w, h, start = vload(table, tk, like), vload(table, lp + tk, like), vload(table, 2 * lp + tk, like)
     x, y = vload(px, i, like) + vload_even(offsets, 2 * k, like), vload(py, i, like) + vload_odd(offsets, 2 * k, like)
     # what is not strictly between -1 and the size touches no pixel; NaN and infinity stop here too
     inside = vwhere_less(minus, x, vwhere_less(x, w, one, zero), zero)
@@ -80,63 +85,61 @@ def _place(px, py, i, offsets, k, table, tk, like):  # type: ignore[no-untyped-d
     fx, fy = x - x0, y - y0
     in_x = vwhere_less(x0, zero, zero, one), vwhere_less(x0 + one, w, one, zero)
     in_y = vwhere_less(y0, zero, zero, one), vwhere_less(y0 + one, h, one, zero)
-    return x0, y0, (one - fx) * in_x[0], fx * in_x[1], (one - fy) * in_y[0], fy * in_y[1], in_x, in_y, inside
-
-
-@numba.njit(**INLINED)
-def _corners(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like):  # type: ignore[no-untyped-def]
-    """Addresses (``unit`` a token) and factors of the four corners of a vector of points; outside, address -unit."""
-    zero, minus = vsplat(_F(0), like), vsplat(_F(-1), like)
-    x0, y0, gx0, gx1, gy0, gy1, in_x, in_y, inside = _place(px, py, i, offsets, k, table, tk, like)
+    gx0, gx1, gy0, gy1 = (one - fx) * in_x[0], fx * in_x[1], (one - fy) * in_y[0], fy * in_y[1]
     weight = vload(weights, k, like)
-    gy0, gy1 = gy0 * weight, gy1 * weight
-    n = index.shape[1]
-    vstore(factor, i, gx0 * gy0)
-    vstore(factor, n + i, gx1 * gy0)
-    vstore(factor, 2 * n + i, gx0 * gy1)
-    vstore(factor, 3 * n + i, gx1 * gy1)
+    upper, lower = gy0 * weight, gy1 * weight
+    at = 4 * i
+    vstore(factor, at, gx0 * upper)
+    vstore(factor, at + n, gx1 * upper)
+    vstore(factor, at + 2 * n, gx0 * lower)
+    vstore(factor, at + 3 * n, gx1 * lower)
     # corners outside the map have factor zero and the address of their neighbour inside
-    w, start = vload(table, tk, like), vload(table, 2 * table.shape[1] + tk, like)
     xa, ya = vwhere_less(x0, zero, zero, x0), start + vwhere_less(y0, zero, zero, y0) * w
     xb, yb = x0 + in_x[1], start + (y0 + in_y[1]) * w
-    vstore_index(index, i, vwhere_less(zero, inside, ya + xa, minus), unit)
-    vstore_index(index, n + i, ya + xb, unit)
-    vstore_index(index, 2 * n + i, yb + xa, unit)
-    vstore_index(index, 3 * n + i, yb + xb, unit)
+    vstore_index(index, at, vwhere_less(zero, inside, ya + xa, minus), unit)
+    vstore_index(index, at + n, ya + xb, unit)
+    vstore_index(index, at + 2 * n, yb + xa, unit)
+    vstore_index(index, at + 3 * n, yb + xb, unit)
+    return gx0, gx1, gy0, gy1, in_x, in_y
 
 
 @numba.njit(**PARALLEL)
 def _forward(value, anchors, bits, offsets, weights, scale, out, table, slots, dims, like, wide):  # type: ignore[no-untyped-def]
-    b_, n_, s_, h_, q_, l_, p_, a_, ba, la = dims
-    d_, lp = len(like), l_ * p_
+    b_, n_, s_, h_, q_, l_, p_, a_, ba, la, q0, of = dims
+    d_, w_, lp = len(like), len(wide), l_ * p_
     unit = np.int32(h_ * d_)
     blocks = (q_ + QUERY_BLOCK - 1) // QUERY_BLOCK
     for task in numba.prange(b_ * blocks):
         px, py = np.empty(lp, np.float32), np.empty(lp, np.float32)
-        index, factor = np.empty((4, lp), np.int32), np.empty((4, lp), np.float32)
+        index, factor = np.empty(4 * lp, np.int32), np.empty(4 * lp, np.float32)
         b = task // blocks
         start = (task % blocks) * QUERY_BLOCK
         for q in range(start, min(q_, start + QUERY_BLOCK)):
-            seen, share, row = bits[b * q_ + q], scale[b * q_ + q], (b * q_ + q) * h_
+            place = b * of + q0 + q
+            seen, share, row = fetch(bits, place), fetch(scale, place), (b * q_ + q) * h_
             for h in range(h_):
-                vstore(out, (row + h) * d_, vsplat(_F(0), like))
+                vstore(out, (place * h_ + h) * d_, vsplat(_F(0), like))
             for n in range(n_):
                 if (seen >> n) & 1:
-                    origin = (((b % ba) * n_ + n) * q_ + q) * la * a_
+                    origin = (((b % ba) * n_ + n) * of + q0 + q) * la * a_
                     _anchor_pixels(px, py, anchors, origin, slots, table, 0)
                     for h in range(h_):
-                        for i in range(0, lp, len(wide)):
-                            k = (row + h) * lp + i
-                            _corners(px, py, i, offsets, weights, k, table, i, index, factor, unit, wide)
                         base = ((b * n_ + n) * s_ * h_ + h) * d_
                         s0 = s1 = s2 = s3 = vsplat(_F(0), like)
-                        for i in range(lp):
-                            if index[0, i] >= 0:
-                                s0 = s0 + vload(value, base + index[0, i], like) * factor[0, i]
-                                s1 = s1 + vload(value, base + index[1, i], like) * factor[1, i]
-                                s2 = s2 + vload(value, base + index[2, i], like) * factor[2, i]
-                                s3 = s3 + vload(value, base + index[3, i], like) * factor[3, i]
-                        at = (row + h) * d_
+                        for i in range(0, lp, w_):
+                            k = (row + h) * lp + i
+                            _place(px, py, i, offsets, weights, k, table, i, index, factor, unit, wide)
+                        for i in range(0, lp, w_):
+                            for j in range(4 * i, 4 * i + w_):
+                                i00 = fetch(index, j)
+                                if i00 >= 0:
+                                    i01, i10 = base + fetch(index, j + w_), base + fetch(index, j + 2 * w_)
+                                    i11 = base + fetch(index, j + 3 * w_)
+                                    s0 = s0 + vload(value, base + i00, like) * fetch(factor, j)
+                                    s1 = s1 + vload(value, i01, like) * fetch(factor, j + w_)
+                                    s2 = s2 + vload(value, i10, like) * fetch(factor, j + 2 * w_)
+                                    s3 = s3 + vload(value, i11, like) * fetch(factor, j + 3 * w_)
+                        at = (place * h_ + h) * d_
                         vstore(out, at, vload(out, at, like) + ((s0 + s1) + (s2 + s3)) * share)
 
 
@@ -146,45 +149,61 @@ def _backward(  # type: ignore[no-untyped-def]
     parts, like, wide,
 ):  # fmt: skip
     """value and grad_value are (B,N,H,S,D) here: a task's rows lie together instead of in every H-th cache line."""
-    b_, n_, s_, h_, q_, l_, p_, a_, ba, la = dims
-    d_, lp, count = len(like), l_ * p_, l_ * p_ // parts
+    b_, n_, s_, h_, q_, l_, p_, a_, ba, la, q0, of = dims
+    d_, w_, lp, count = len(like), len(wide), l_ * p_, l_ * p_ // parts
     unit = np.int32(d_)
     for task in numba.prange(b_ * h_ * parts):
         px, py = np.empty(count, np.float32), np.empty(count, np.float32)
-        index, factor = np.empty((4, count), np.int32), np.empty((4, count), np.float32)
-        dots, sums = np.empty(4 * count, np.float32), np.empty((3, count), np.float32)
+        index, factor = np.empty(4 * count, np.int32), np.empty(4 * count, np.float32)
+        cells, dots = np.empty(8 * count, np.float32), np.empty(4 * count, np.float32)
+        sums = np.empty(3 * count, np.float32)
         b, h, first = task // (h_ * parts), (task // parts) % h_, (task % parts) * count
         for q in range(q_):
-            seen = bits[b * q_ + q]
-            row = (b * q_ + q) * h_ + h
-            k0 = row * lp + first
-            grad = vload(grad_out, row * d_, like) * scale[b * q_ + q]
-            sums[:] = _F(0)
+            place = b * of + q0 + q
+            seen = fetch(bits, place)
+            k0 = ((b * q_ + q) * h_ + h) * lp + first
+            grad = vload(grad_out, (place * h_ + h) * d_, like) * fetch(scale, place)
+            for i in range(0, 3 * count, w_):
+                vstore(sums, i, vsplat(_F(0), wide))
             for n in range(n_):
                 if (seen >> n) & 1:
-                    origin = (((b % ba) * n_ + n) * q_ + q) * la * a_
+                    origin = (((b % ba) * n_ + n) * of + q0 + q) * la * a_
                     _anchor_pixels(px, py, anchors, origin, slots, table, first)
-                    for i in range(0, count, len(wide)):
-                        _corners(px, py, i, offsets, weights, k0 + i, table, first + i, index, factor, unit, wide)
                     base = ((b * n_ + n) * h_ + h) * s_ * d_
-                    for i in range(count):
-                        if index[0, i] >= 0:
-                            i00, i01 = base + index[0, i], base + index[1, i]
-                            i10, i11 = base + index[2, i], base + index[3, i]
-                            vstore_dots(
-                                dots, 4 * i, grad, vload(value, i00, like), vload(value, i01, like),
-                                vload(value, i10, like), vload(value, i11, like),
-                            )  # fmt: skip
-                            vstore(grad_value, i00, vload(grad_value, i00, like) + grad * factor[0, i])
-                            vstore(grad_value, i01, vload(grad_value, i01, like) + grad * factor[1, i])
-                            vstore(grad_value, i10, vload(grad_value, i10, like) + grad * factor[2, i])
-                            vstore(grad_value, i11, vload(grad_value, i11, like) + grad * factor[3, i])
-                        else:
-                            dots[4 * i : 4 * i + 4] = _F(0)
-                    for i in range(0, count, len(wide)):
-                        _, _, gx0, gx1, gy0, gy1, in_x, in_y, _ = _place(
-                            px, py, i, offsets, k0 + i, table, first + i, wide
+                    for i in range(0, count, w_):
+                        gx0, gx1, gy0, gy1, in_x, in_y = _place(
+                            px, py, i, offsets, weights, k0 + i, table, first + i, index, factor, unit, wide
                         )
+                        vstore(cells, 8 * i, gx0)
+                        vstore(cells, 8 * i + w_, gx1)
+                        vstore(cells, 8 * i + 2 * w_, gy0)
+                        vstore(cells, 8 * i + 3 * w_, gy1)
+                        vstore(cells, 8 * i + 4 * w_, in_x[0])
+                        vstore(cells, 8 * i + 5 * w_, in_x[1])
+                        vstore(cells, 8 * i + 6 * w_, in_y[0])
+                        vstore(cells, 8 * i + 7 * w_, in_y[1])
+                    for i in range(0, count, w_):
+                        for j in range(4 * i, 4 * i + w_):
+                            i00 = base + fetch(index, j)
+                            if i00 >= base:
+                                i01, i10 = base + fetch(index, j + w_), base + fetch(index, j + 2 * w_)
+                                i11 = base + fetch(index, j + 3 * w_)
+                                vstore_dots(
+                                    dots, 4 * (j - 3 * i), grad, vload(value, i00, like), vload(value, i01, like),
+                                    vload(value, i10, like), vload(value, i11, like),
+                                )  # fmt: skip
+                                vstore(grad_value, i00, vload(grad_value, i00, like) + grad * fetch(factor, j))
+                                vstore(grad_value, i01, vload(grad_value, i01, like) + grad * fetch(factor, j + w_))
+                                vstore(grad_value, i10, vload(grad_value, i10, like) + grad * fetch(factor, j + 2 * w_))
+                                vstore(grad_value, i11, vload(grad_value, i11, like) + grad * fetch(factor, j + 3 * w_))
+                            else:
+                                for corner in range(4):
+                                    put(dots, 4 * (j - 3 * i) + corner, _F(0))
+                    for i in range(0, count, w_):
+                        gx0, gx1 = vload(cells, 8 * i, wide), vload(cells, 8 * i + w_, wide)
+                        gy0, gy1 = vload(cells, 8 * i + 2 * w_, wide), vload(cells, 8 * i + 3 * w_, wide)
+                        in_x = vload(cells, 8 * i + 4 * w_, wide), vload(cells, 8 * i + 5 * w_, wide)
+                        in_y = vload(cells, 8 * i + 6 * w_, wide), vload(cells, 8 * i + 7 * w_, wide)
                         v00, v01 = vload_first(dots, 4 * i, wide), vload_second(dots, 4 * i, wide)
                         v10, v11 = vload_third(dots, 4 * i, wide), vload_fourth(dots, 4 * i, wide)
                         by_x = gy0 * (v01 * in_x[1] - v00 * in_x[0]) + gy1 * (v11 * in_x[1] - v10 * in_x[0])
@@ -193,26 +212,27 @@ def _backward(  # type: ignore[no-untyped-def]
                         vstore(sums, i, vload(sums, i, wide) + by_x)
                         vstore(sums, count + i, vload(sums, count + i, wide) + by_y)
                         vstore(sums, 2 * count + i, vload(sums, 2 * count + i, wide) + by_w)
-            for i in range(count):
-                grad_offsets[2 * (k0 + i)] = weights[k0 + i] * sums[0, i]
-                grad_offsets[2 * (k0 + i) + 1] = weights[k0 + i] * sums[1, i]
-                grad_weights[k0 + i] = sums[2, i]
+            for i in range(0, count, w_):
+                weight = vload(weights, k0 + i, wide)
+                by_x, by_y = weight * vload(sums, i, wide), weight * vload(sums, count + i, wide)
+                vstore_pairs(grad_offsets, 2 * (k0 + i), by_x, by_y)
+                vstore(grad_weights, k0 + i, vload(sums, 2 * count + i, wide))
 
 
 @functools.lru_cache(maxsize=64)
 def _tables(shapes: Tuple[Tuple[int, int], ...], points: int, anchors: int, own: bool) -> Tuple[np.ndarray, np.ndarray]:
-    """Of each of the L*P points: (3,L*P) float32 width, height and first token of its level; (L*P,) int64 its anchor.
+    """Of each of the L*P points: (3*L*P,) float32 width, height and first token of its level; (L*P,) int64 its anchor.
 
     ``own`` says whether each level has its own anchors.
     """
     starts = np.cumsum([0] + [h * w for h, w in shapes[:-1]])
     rows = np.array([(w, h, s) for (h, w), s in zip(shapes, starts)], np.float32)
     level, point = np.divmod(np.arange(len(shapes) * points), points)
-    return np.ascontiguousarray(rows[level].T), level * anchors * own + point // (points // anchors)
+    return rows[level].T.reshape(-1), level * anchors * own + point // (points // anchors)
 
 
 def _widest(points: int) -> Tuple[np.float32, ...]:
-    return lanes(math.gcd(points, POINT_LANES))
+    return lanes(math.gcd(points, vector_width()))
 
 
 def _layout(anchors: Tensor, weights: Tensor, shapes: LevelShapes) -> Tuple[np.ndarray, np.ndarray]:
@@ -222,7 +242,7 @@ def _layout(anchors: Tensor, weights: Tensor, shapes: LevelShapes) -> Tuple[np.n
 def _dims(value: Tensor, anchors: Tensor, offsets: Tensor) -> Tuple[int, ...]:
     b, n, s, heads, _ = value.shape
     q, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
-    return (b, n, s, heads, q, levels, points, anchors.shape[4], anchors.shape[0], anchors.shape[3])
+    return (b, n, s, heads, q, levels, points, anchors.shape[4], anchors.shape[0], anchors.shape[3], 0, q)
 
 
 def forward(

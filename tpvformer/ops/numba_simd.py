@@ -18,6 +18,7 @@ from numba.extending import intrinsic, models, overload, register_model
 _FLOAT, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 # Re-association and contraction, but NaN and infinity keep their meaning.
 FAST_MATH = ("contract", "reassoc", "nsz", "arcp")
+DOT_LANES = 8  # in which dot products are added up before lanes are exchanged
 
 
 class VectorType(types.Type):
@@ -119,6 +120,17 @@ vload_even, vload_odd = (_strided(i, 2) for i in range(2))  # the halves of (W,2
 vload_first, vload_second, vload_third, vload_fourth = (_strided(i, 4) for i in range(4))  # the quarters of (W,4)
 
 
+@intrinsic
+def fetch(typing: Any, array: Any, offset: Any) -> Any:
+    """array[offset] of a flat array; ``array[offset]`` itself asks each time whether the offset counts from the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = cgutils.create_struct_proxy(array)(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return array.dtype(array, types.intp), generate
+
+
 # ---- arithmetic
 
 
@@ -207,6 +219,32 @@ def vstore(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def put(typing: Any, array: Any, offset: Any, value: Any) -> Any:
+    """array[offset] = value, see ``fetch``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = cgutils.create_struct_proxy(array)(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def vstore_pairs(typing: Any, array: Any, offset: Any, even: Any, odd: Any) -> Any:
+    """array[offset : offset + 2 * width] = even[0], odd[0], even[1], odd[1], ..."""
+    width = even.width
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        order = ir.Constant(_ints(2 * width), [i // 2 + (i % 2) * width for i in range(2 * width)])
+        pairs = builder.shuffle_vector(args[2], args[3], order)
+        builder.store(pairs, _address(context, builder, array, args[0], args[1], _floats(2 * width)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, even, odd), generate
+
+
+@intrinsic
 def vstore_index(typing: Any, array: Any, offset: Any, vector: Any, unit: Any) -> Any:
     """array[offset : offset + width] = int32(vector) * unit, for vectors of whole numbers."""
 
@@ -226,18 +264,30 @@ def vstore_dots(typing: Any, array: Any, offset: Any, g: Any, a: Any, b: Any, c:
     width = g.width
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        products = [builder.fmul(args[2], v, flags=FAST_MATH) for v in args[3:]]
         address = _address(context, builder, array, args[0], args[1], _floats(4))
-        if width % 4:
+        folded = DOT_LANES if width % DOT_LANES == 0 else width
+        products = [_folded_product(builder, args[2], v, width, folded) for v in args[3:]]
+        if folded % 4:
             sums = ir.Constant(_floats(4), ir.Undefined)
             for i, product in enumerate(products):
-                sums = builder.insert_element(sums, _sum(builder, product, width), ir.Constant(_INT32, i))
+                sums = builder.insert_element(sums, _sum(builder, product, folded), ir.Constant(_INT32, i))
         else:
-            sums = _transposed_sums(builder, products, width)
+            sums = _transposed_sums(builder, products, folded)
         builder.store(sums, address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, g, a, b, c, d), generate
+
+
+def _folded_product(builder: Any, a: Any, b: Any, width: int, folded: int) -> Any:
+    """a * b, its parts of ``folded`` lanes added up: what remains to be exchanged between lanes is that much less."""
+    total = None
+    for first in range(0, width, folded):
+        lane = ir.Constant(_ints(folded), list(range(first, first + folded)))
+        x, y = (builder.shuffle_vector(v, v, lane) for v in (a, b))
+        product = builder.fmul(x, y, flags=FAST_MATH)
+        total = product if total is None else builder.fadd(total, product, flags=FAST_MATH)
+    return total
 
 
 def _transposed_sums(builder: Any, products: Any, width: int) -> Any:
