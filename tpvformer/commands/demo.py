@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SEED = 8001  # of the city that is shown
 TRAINING_SEED = 1  # of the city that the weights inside the package were trained in, as `make demo` makes it
-SIZE = (288, 160)  # width and height of its images, in pixels: those of the training
+SIZE = (224, 128)  # width and height of its images, in pixels: those of the training
 SCENES = 2  # the fewest that a data set has; the first is looked at
 STREET, PREDICTION, PAGE, PICTURE = "street", "prediction", "page.html", "picture.png"  # what is written
 
