@@ -83,13 +83,12 @@ def _street(out: Path, seed: int) -> Path:
 
 def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, Result]:
     """The model's configuration and what it says, with the truth; ``folder`` gets it as ``tpvformer predict`` does."""
-    from tpvformer.compat.pretrained import EMBEDDED, config_of, find_weights
+    from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
     from tpvformer.predict_files import FramePredictions
     from tpvformer.view_files import read_results
 
-    weights = find_weights(EMBEDDED)
-    config = config_of(weights)
-    list(FramePredictions(config, weights, folder, str(rig), device=device, truth=True))
+    config = config_of(EMBEDDED_FILE)
+    list(FramePredictions(config, EMBEDDED_FILE, folder, str(rig), device=device, truth=True))
     return config, read_results([folder])[0]
 
 

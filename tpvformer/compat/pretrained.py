@@ -28,7 +28,7 @@ from tpvformer.config import Config, ConfigError, DataConfig, from_dict
 FORMAT = "tpvformer-model-1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 EMBEDDED = "demo"  # the name of the weights inside the package
-_INSIDE = Path(__file__).parents[1] / "weights" / f"{EMBEDDED}.safetensors"
+EMBEDDED_FILE = Path(__file__).parents[1] / "weights" / f"{EMBEDDED}.safetensors"
 _RUN_FILES = ("best.pth", "latest.pth")  # of a work dir
 _PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
 
@@ -113,7 +113,7 @@ def _inside(same: Path) -> Path:
             f"{EMBEDDED}: is the name of the weights inside this package, and there are weights called so here; write "
             f"./{EMBEDDED} for yours, or go to another folder for the package's"
         )
-    return _INSIDE
+    return EMBEDDED_FILE
 
 
 def _file_in(folder: Path) -> Path:
