@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from tpvformer import ops
 from tpvformer.cli import _parser, main
 from tpvformer.commands import doctor
 from tpvformer.commands.tour import TOUR
+from tpvformer.engine import processor
 
 
 def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
@@ -22,6 +24,18 @@ def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
     said = capsys.readouterr().out
     assert f"torch {version('torch')}" in said and "device: " in said and said.endswith("compares as well\n")
     assert "on cpu: numba kernels serve" in said
+
+
+def test_the_doctor_says_what_precision_follows_from_the_processor(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ops, "kernels", lambda device: {})
+    laptop = processor.Processor("a laptop", frozenset({"avx2"}), False)
+    monkeypatch.setattr(processor, "read_processor", lambda: laptop)
+    assert main(["doctor", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"processor: a laptop: avx2; kernels use vectors of \d+ float32; PyTorch's oneDNN takes no bf16\n", said
+    )
+    assert "on cpu: precision fp32 (auto: avx2 without avx512_bf16 or amx_bf16), unless train.precision" in said
 
 
 def test_the_doctor_names_one_thing_to_mend(capsys: Any, monkeypatch: Any) -> None:

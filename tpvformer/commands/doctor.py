@@ -96,7 +96,7 @@ def _processor(device: torch.device) -> List[str]:
         from tpvformer.ops.numba_options import vector_width
 
         width = f"kernels use vectors of {vector_width()} float32"
-    except ImportError:
+    except (ImportError, RuntimeError):  # Numba raises RuntimeError where it finds no folder to cache in
         width = "no kernels without Numba"
     held = f" ({processor.limit})" if processor.limit else ""
     return [
