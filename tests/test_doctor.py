@@ -51,6 +51,16 @@ def test_the_doctor_names_one_thing_to_mend(capsys: Any, monkeypatch: Any) -> No
     assert said.endswith("mend first: pyyaml is missing: pip install pyyaml\n") and said.count("mend first") == 1
 
 
+def test_the_doctor_loads_what_is_installed(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ops, "kernels", lambda device: {"numba": None})
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert main(["doctor", "--device", "cpu"]) == 0
+    assert "note: simplejpeg does not load (import of simplejpeg halted" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(["doctor", "--device", "cpu"]) == 1
+    assert "mend first: OpenCV is installed but does not load (import of cv2 halted" in capsys.readouterr().out
+
+
 def test_the_command_alone_shows_every_command(capsys: Any) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out

@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
+from tpvformer.compat import load_weights  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
+
+# isort: split
 import cv2
 import numpy as np
 
-from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.files import whole_file

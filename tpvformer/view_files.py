@@ -6,12 +6,14 @@ import zipfile
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from tpvformer.data.types import DataError  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
+
+# isort: split
 import cv2
 import numpy as np
 
 from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
-from tpvformer.data.types import DataError
 from tpvformer.viz.result import CameraView, Result
 
 MAX_VOXELS = 1 << 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import platform
 from importlib import metadata
@@ -80,8 +81,14 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
         mend += [
             f"{name} kernels cannot be had on {place.type} ({problem})" for name, problem in found.items() if problem
         ]
+    if versions["opencv-python-headless"] is not None and (problem := _load("cv2")):
+        mend.append(
+            f"OpenCV is installed but does not load ({problem}): pip install --force-reinstall opencv-python-headless"
+        )
     if versions["simplejpeg"] is None:
         lines.append("note: without simplejpeg OpenCV decodes JPEG, more slowly")
+    elif problem := _load("simplejpeg"):
+        lines.append(f"note: simplejpeg does not load ({problem}): OpenCV decodes JPEG, more slowly")
     return lines, mend[0] if mend else None
 
 
@@ -113,6 +120,15 @@ def _served(kernels: Dict[str, Optional[str]]) -> List[str]:
         f"{name}: plain PyTorch serves instead ({problem})" if problem else f"{name} kernels serve"
         for name, problem in kernels.items()
     ]
+
+
+def _load(module: str) -> Optional[str]:
+    """Why a module that is installed cannot be imported here; None where it can."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as err:
+        return str(err)
+    return None
 
 
 def _version(name: str) -> Optional[str]:

@@ -32,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from tpvformer.data.synthetic import write_dataset, write_sequences
+    try:
+        from tpvformer.data.synthetic import write_dataset, write_sequences
+    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
+        raise ConfigError(
+            f"synth draws with Numba and OpenCV, and one of them cannot be used here ({err}); tpvformer doctor says "
+            "what is missing. The folder may also be made on another machine and copied"
+        ) from err
 
     began = time.perf_counter()
     scenes, seed, frames = args.scenes, args.seed, args.frames

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Iterable, List, Sequence, Tuple
 
+import torch  # before OpenCV: see "static TLS" in docs/ascend.md
+from torch import Tensor
+
+# isort: split
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from tpvformer.data.images import Size, read_image, read_images, room_for
 from tpvformer.data.pixels import MEAN_BGR

@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
-import cv2
-import numpy as np
-import torch
+import torch  # before OpenCV: see "static TLS" in docs/ascend.md
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+# isort: split
+import cv2
+import numpy as np
 
 from tpvformer.data.types import DataError
 

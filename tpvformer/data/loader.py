@@ -6,10 +6,12 @@ import signal
 from functools import partial
 from typing import Optional, Sequence
 
-import cv2
-import torch
+import torch  # before OpenCV: see "static TLS" in docs/ascend.md
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+# isort: split
+import cv2
 
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
+from torch import Tensor  # before OpenCV: see "static TLS" in docs/ascend.md
+
+# isort: split
 import cv2
 import numpy as np
-from torch import Tensor
 
 
 def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[float]) -> None:
