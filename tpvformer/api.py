@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 
+from tpvformer import compiling
 from tpvformer.compat import CheckpointError, Report, load_config
 from tpvformer.compat.checkpoints import load_content
 from tpvformer.compat.hub import upload
@@ -89,6 +90,7 @@ class TPVFormer:
         grid = self.config.model.grid
         sample = make_sample(frame, self.config.data, grid, None)
         scene = Scene(self.network, sample, self.config, self.device, marks)
+        compiling.settle()
         return Result(scene, frame, sample, self.config, marks)
 
     def save_pretrained(self, folder: Union[str, "os.PathLike[str]"]) -> Path:

@@ -9,6 +9,7 @@ from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 import cv2
 import numpy as np
 
+from tpvformer import compiling
 from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
@@ -85,6 +86,7 @@ class FramePredictions:
                 arrays["true_point_labels"] = frame.labels
         write_archive(path, arrays)
         marks.end("postprocess")
+        compiling.settle()
         return (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"

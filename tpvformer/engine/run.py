@@ -174,7 +174,7 @@ def build(
     model = build_model(config, device)
     for remark in check_kernels(model, device):
         log.warn(remark)
-    warm_up(config, train_set, world, device, log)
+    warm_up(config, train_set, world, device)
     if config.train.compile:
         compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
