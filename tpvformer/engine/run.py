@@ -16,6 +16,7 @@ from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
+from tpvformer.processor import load_of_others
 
 from . import checkpoint, distributed, store, summary, writers
 from .bench.report import surroundings
@@ -155,6 +156,9 @@ def build(
         f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
         f"{config.train.precision}, batch {config.data.batch_size} x {config.train.accumulate} a process"
     )
+    load = load_of_others() if world.is_main and device.type == "cpu" else None
+    if load is not None:
+        log.warn(load)
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)

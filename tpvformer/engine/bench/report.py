@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 
 from tpvformer.engine.device import device_name
+from tpvformer.processor import cores
 
 from .marks import BACKWARD, PARTS
 
@@ -30,7 +31,7 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "device": device_name(device),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__, **{n: v for n, v in ((n, _version(n)) for n in _VERSIONS) if v}},
@@ -44,11 +45,6 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> Optional[int]:
-    """Those this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> Optional[str]:
