@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from engine_tools import POINTS, environment, tiny_config
+from engine_tools import POINTS, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 pytest.importorskip("numba", reason="numba is not installed")
@@ -96,7 +96,18 @@ def test_predict_compiles_what_a_forward_pass_needs(tmp_path: Path) -> None:
 
     config = tiny_config(write_tiny(tmp_path / "set", POINTS))
     TPVFormer(config, device="cpu").save_pretrained(tmp_path / "weights")
-    words = ["predict", "--ckpt-path", str(tmp_path / "weights"), "--index", "0", "--device", "cpu"]
+    file = write_config(tmp_path / "tiny.py", config)
+    words = [
+        "predict",
+        "--py-config",
+        str(file),
+        "--ckpt-path",
+        str(tmp_path / "weights"),
+        "--index",
+        "0",
+        "--device",
+        "cpu",
+    ]
     words += ["--out", str(tmp_path / "out")]
     env = environment(NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     env.pop("TPVFORMER_OPS", None)

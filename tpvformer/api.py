@@ -82,6 +82,10 @@ class TPVFormer:
 
         Raises DataError and ConfigError that say what does not fit.
         """
+        with compiling.said_together():
+            return self._predict(images, rig, points)
+
+    def _predict(self, images: Images, rig: Rig, points: Optional[Any]) -> Result:
         marks = Marks(self.device)
         frame = given_frame(images, rig, points)
         marks.end("decode")
@@ -90,7 +94,6 @@ class TPVFormer:
         grid = self.config.model.grid
         sample = make_sample(frame, self.config.data, grid, None)
         scene = Scene(self.network, sample, self.config, self.device, marks)
-        compiling.settle()
         return Result(scene, frame, sample, self.config, marks)
 
     def save_pretrained(self, folder: Union[str, "os.PathLike[str]"]) -> Path:

@@ -13,6 +13,7 @@ Numba is imported with the first kernel. What is said goes to the log of a run, 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import logging
@@ -22,7 +23,7 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Generator, List, Optional
 
 QUIET = 3.0  # seconds without compiling after which it counts as done
 PATIENCE = 600.0  # seconds to wait for another process; then this one compiles as well
@@ -68,9 +69,16 @@ def can_keep() -> bool:
         return False
 
 
-def settle() -> None:
-    """Say now that compiling is done, where that is still to be said."""
-    _word.done()
+@contextlib.contextmanager
+def said_together() -> Generator[None, None, None]:
+    """What is compiled within is said to be done at the end, in one line; elsewhere when it was quiet for a while."""
+    outer, _word.waits = _word.waits, True
+    try:
+        yield
+    finally:
+        _word.waits = outer
+        if not outer:
+            _word.done()
 
 
 def compiled() -> int:
@@ -97,6 +105,7 @@ class _Word:
 
     def __init__(self) -> None:
         self.homeless = False  # there is no folder to keep kernels in
+        self.waits = False  # for the end of ``said_together``
         self.total = 0
         self._ours: List[bool] = []  # of each function that is being compiled within the one before
         self._began = self._seconds = 0.0
@@ -121,9 +130,10 @@ class _Word:
             self.total += 1
             self._count += 1
             self._seconds += time.perf_counter() - self._began
-            self._timer = threading.Timer(QUIET, self.done)
-            self._timer.daemon = True
-            self._timer.start()
+            if not self.waits:
+                self._timer = threading.Timer(QUIET, self.done)
+                self._timer.daemon = True
+                self._timer.start()
 
     def done(self) -> None:
         self._stop_timer()
@@ -145,7 +155,7 @@ _BEGINS_HOMELESS = (
 )
 _MORE = "compiling more CPU kernels"
 _word = _Word()
-atexit.register(settle)
+atexit.register(_word.done)
 
 
 @functools.lru_cache(maxsize=1)
@@ -154,7 +164,7 @@ def _listen() -> None:
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
-            _word.start(event.data["dispatcher"].py_func.__module__.startswith(__package__ + "."))
+            _word.start(event.data["dispatcher"].py_func.__module__.startswith("tpvformer."))
 
         def on_end(self, event: Any) -> None:
             _word.end()

@@ -68,7 +68,8 @@ class FramePredictions:
     def __iter__(self) -> Iterator[str]:
         for i in self._chosen:
             marks = Marks(self._device)
-            line = self._write(i, marks)
+            with compiling.said_together():
+                line = self._write(i, marks)
             self.seconds.append(seconds_of(marks))
             yield line
 
@@ -86,7 +87,6 @@ class FramePredictions:
                 arrays["true_point_labels"] = frame.labels
         write_archive(path, arrays)
         marks.end("postprocess")
-        compiling.settle()
         return (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"

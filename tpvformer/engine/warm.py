@@ -46,9 +46,9 @@ def warm_up(config: Config, data: Dataset, world: World, device: torch.device) -
     if device.type != "cpu":
         return
     if world.local_rank == 0:
-        data[0]
-        run_small(config, device)
-        compiling.settle()
+        with compiling.said_together():
+            data[0]
+            run_small(config, device)
     barrier()
 
 
