@@ -16,16 +16,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
-    "__init__": (("api",), ()),  # when it is asked for
+    "__init__": (("api", "cores"), ()),  # when it is asked for
     "config": (("grids", "sections"), ("yaml",)),
     "sections": (("grids",), ()),
     "grids": ((), ()),
     "labels": ((), ()),
-    "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
+    "compiling": ((), ("numba",)),
+    "cores": ((), ()),
+    "ops": (("ops", "compiling"), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
-    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
+    "data": (
+        ("data", "config", "labels", "compiling", "cores"),
+        ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
+    ),
     "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
-    "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
+    "engine": (
+        ("engine", "compat", "data", "model", "ops", "labels", "config", "compiling", "cores"),
+        ("torch", "numpy", "rich"),
+    ),
     "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
     "api": None,

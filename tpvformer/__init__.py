@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``tpvformer.TPVFormer`` when it is asked for: the command's help does without PyTorch."""
     if name == "TPVFormer":
+        from tpvformer.cores import set_up_threads
+
+        set_up_threads()  # before PyTorch is loaded, unless the caller has
         from tpvformer.api import TPVFormer
 
         return TPVFormer

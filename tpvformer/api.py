@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 
+from tpvformer import compiling
 from tpvformer.compat import CheckpointError, Report, load_config
 from tpvformer.compat.checkpoints import load_content
 from tpvformer.compat.hub import upload
@@ -89,6 +90,10 @@ class TPVFormer:
 
         Raises DataError and ConfigError that say what does not fit.
         """
+        with compiling.said_together():
+            return self._predict(images, rig, points)
+
+    def _predict(self, images: Images, rig: Rig, points: Optional[Any]) -> Result:
         marks = Marks(self.device)
         frame = given_frame(images, rig, points)
         marks.end("decode")

@@ -16,6 +16,7 @@ import time
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 from tpvformer.config import ConfigError
+from tpvformer.cores import set_up_threads
 
 
 class _Command(NamedTuple):
@@ -67,12 +68,10 @@ def main(argv: Optional[List[str]] = None) -> int:
 def prepare_torch() -> None:
     """Set what PyTorch reads when it is loaded; to be called before.
 
-    Threads without work look for it for some 10 us instead of milliseconds before they sleep: no slower on idle cores,
-    and where anything else wants the cores it gets them. A vendor's backend is loaded when its device is asked for: the
-    automatic way fails for everybody where its driver is absent.
+    A vendor's backend is loaded when its device is asked for: the automatic way fails for everybody where its driver is
+    absent.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    set_up_threads()
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 

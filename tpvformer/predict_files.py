@@ -12,6 +12,7 @@ from tpvformer.compat import load_weights  # and PyTorch, before OpenCV: see "st
 import cv2
 import numpy as np
 
+from tpvformer import compiling
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.files import whole_file
@@ -73,7 +74,8 @@ class FramePredictions:
     def __iter__(self) -> Iterator[str]:
         for i in self._chosen:
             marks = Marks(self._device)
-            line = self._write(i, marks)
+            with compiling.said_together():
+                line = self._write(i, marks)
             self.seconds.append(seconds_of(marks))
             yield line
 

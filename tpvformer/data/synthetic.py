@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from tpvformer.config import ConfigError
+from tpvformer.cores import cores
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info, rig_file
@@ -120,7 +121,7 @@ def _write(
         _check_space(target.parent, need)
         partial.mkdir()
         try:
-            fill(partial, wanted, workers or _cores(), progress)
+            fill(partial, wanted, workers or cores(), progress)
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -175,12 +176,6 @@ def _holds(out: Path, wanted: Dict[str, Any]) -> bool:
             f"synthetic data: {out} holds another synthetic set ({found}); delete it or choose another --out"
         )
     return True
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a container may own fewer cores than the machine has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _frame_bytes(size: Tuple[int, int]) -> int:

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
-import numba
+from typing import Tuple
+
 import numpy as np
 
+from tpvformer.compiling import kernel
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def voxelize(points, labels, low, high, pitch, last, fill):  # type: ignore[no-untyped-def]
-    """The four arrays of ``Cells`` for points (P,3) with labels (P,).
+
+def voxelize(
+    points: np.ndarray,
+    labels: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    pitch: np.ndarray,
+    last: np.ndarray,
+    fill: int,
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The four arrays of ``Cells`` for points (P,3) with labels (P,) uint8.
 
     The others are what voxelize.py makes of its arguments: for each axis the bounds and the pitch (metres), and the
-    last index.
+    last index. Arrays are made here: within the kernel each way to make one takes time to compile.
     """
-    count, size = len(points), (last[0] + 1) * (last[1] + 1) * (last[2] + 1)
+    count, shape = len(points), tuple(int(n) + 1 for n in last)
+    size, kinds = int(np.prod(shape)), int(labels.max(initial=0)) + 1
     hit = np.zeros((size + 7) // 8 * 8, np.uint8)
-    index = np.empty((count, 3), np.int64)
-    cell = np.empty(count, np.int64)
-    kinds = np.int64(1)
-    for p in range(count):
-        c = np.int64(0)
+    index, point_row = np.empty((count, 3), np.int64), np.empty(count, np.int64)
+    occupied, most = np.empty((count, 3), np.int64), np.zeros(count, np.int32)
+    ballots, grid = np.zeros((count, kinds), np.int32), np.full(size, fill, np.uint8)
+    row_of = np.empty(len(hit), np.int32)
+    rows = _count(
+        points, labels, low, high, pitch, last, hit, hit.view(np.uint64), row_of, index, point_row, occupied, most,
+        ballots, grid,
+    )  # fmt: skip
+    return index, occupied[:rows].copy(), point_row, grid.reshape(shape)
+
+
+@kernel(nogil=True, error_model="numpy")
+def _count(  # type: ignore[no-untyped-def]
+    points, labels, low, high, pitch, last, hit, eights, row_of, index, point_row, occupied, most, ballots, grid
+):
+    """Fill the arrays; returns how many cells are occupied. ``point_row`` holds the points' cells at first."""
+    for p in range(len(points)):
+        c = 0
         for axis in range(3):
-            inside = min(max(np.float64(points[p, axis]), low[axis]), high[axis])
-            i = min(np.int64(np.floor((inside - low[axis]) / pitch[axis])), last[axis])
+            x = np.float64(points[p, axis])
+            x = low[axis] if x < low[axis] else x
+            x = high[axis] if x > high[axis] else x
+            i = int(np.floor((x - low[axis]) / pitch[axis]))
+            i = last[axis] if i > last[axis] else i if i > 0 else 0  # also what is not a number
             index[p, axis] = i
             c = c * (last[axis] + 1) + i
-        cell[p] = c
+        point_row[p] = c
         hit[c] = 1
-        kinds = max(kinds, np.int64(labels[p]) + 1)
 
-    row_of = np.empty(len(hit), np.int32)
-    row = np.int32(0)
-    eights = hit.view(np.uint64)  # most cells are empty, so they are passed over by eights
-    for eight in range(len(eights)):
+    row = 0
+    for eight in range(len(eights)):  # most cells are empty, so they are passed over by eights
         if eights[eight]:
             for c in range(8 * eight, 8 * eight + 8):
                 row_of[c] = row
                 row += hit[c]
 
-    occupied = np.empty((row, 3), np.int64)
-    point_row = np.empty(count, np.int64)
-    ballots = np.zeros((row, kinds), np.int32)
-    most = np.zeros(row, np.int32)
-    grid = np.full(size, fill, np.uint8)
-    for p in range(count):
-        r, label = row_of[cell[p]], labels[p]
+    for p in range(len(points)):
+        c, label = point_row[p], labels[p]
+        r = row_of[c]
         point_row[p] = r
         for axis in range(3):
             occupied[r, axis] = index[p, axis]
         ballots[r, label] += 1
         votes = ballots[r, label]
-        if votes > most[r] or (votes == most[r] and label < grid[cell[p]]):  # the smallest of equals wins
+        if votes > most[r] or (votes == most[r] and label < grid[c]):  # the smallest of equals wins
             most[r] = votes
-            grid[cell[p]] = label
-    return index, occupied, point_row, grid.reshape(last[0] + 1, last[1] + 1, last[2] + 1)
+            grid[c] = label
+    return row

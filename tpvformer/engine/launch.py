@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Dict, List
 
+from tpvformer.cores import cores
+
 from .device import visible_cards
 from .signals import SIGNALS
 
@@ -98,5 +100,4 @@ def one_a_card(most: int, device: str) -> int:
 
 def threads(processes: int) -> int:
     """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, cores() // processes)

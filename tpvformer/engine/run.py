@@ -13,6 +13,7 @@ import torch
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
+from tpvformer.cores import load_of_others
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.model import TPVFormer
@@ -162,6 +163,9 @@ def build(
         f"{chosen.name}, batch {config.data.batch_size} x {config.train.accumulate} a process"
     )
     precision.begin(chosen, config, device, log)
+    load = load_of_others() if world.is_main and device.type == "cpu" else None
+    if load is not None:
+        log.warn(load)
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
@@ -181,7 +185,7 @@ def build(
     model = build_model(here, device)
     for remark in check_kernels(model, device):
         log.warn(remark)
-    warm_up(here, train_set, world, device, log)
+    warm_up(here, train_set, world, device)
     if config.train.compile:
         compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

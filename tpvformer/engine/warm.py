@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import time
 from types import ModuleType
-from typing import List, Optional
+from typing import Optional
 
 import torch
 from torch.utils.data import Dataset
 
+from tpvformer import compiling
 from tpvformer.config import Config, ModelConfig
 from tpvformer.model import TPVFormer
 
 from .device import image_dtype
 from .distributed import World, barrier
-from .log import RunLog
 from .precision import choose
 
 IMAGE = 64  # pixels a side of the images that the kernels are compiled on
@@ -39,7 +38,7 @@ def _runtime() -> Optional[ModuleType]:
         return None
 
 
-def warm_up(config: Config, data: Dataset, world: World, device: torch.device, log: RunLog) -> None:
+def warm_up(config: Config, data: Dataset, world: World, device: torch.device) -> None:
     """Run whatever reading ``data`` and a training step on a CPU compile, once, in the first process of each machine.
 
     Kernels are specialised by the model's numbers of heads, channels, levels and points, by types, and by whether a
@@ -48,20 +47,9 @@ def warm_up(config: Config, data: Dataset, world: World, device: torch.device, l
     if device.type != "cpu":
         return
     if world.local_rank == 0:
-        told: List[float] = []
-
-        def tell() -> None:
-            if not told:
-                log.line("compiling CPU kernels, once ...")
-            told.append(time.perf_counter())
-
-        runtime = _runtime()
-        if runtime is not None:
-            with runtime.watch_compiling(tell):
-                data[0]
-                run_small(config, device)
-        if told:
-            log.line(f"compiling CPU kernels, once: {time.perf_counter() - told[0]:.0f} s")
+        with compiling.said_together():
+            data[0]
+            run_small(config, device)
     barrier()
 
 

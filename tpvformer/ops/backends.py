@@ -12,6 +12,8 @@ from typing import Any, Dict, Generator, List, Optional
 import torch
 from torch import Tensor
 
+from tpvformer import compiling
+
 from . import library, npu, reference, static
 
 BACKENDS = {"numba": "cpu", "triton": "cuda"}  # kernels of ``library``, and the device whose tensors each serves
@@ -89,9 +91,12 @@ def _import(backend: str) -> Optional[str]:
     try:
         attention = importlib.import_module(f"{package}.{backend}_attention")
         convolution = importlib.import_module(f"{package}.{backend}_dcn")
-    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
+    except (ImportError, RuntimeError) as err:
         logging.getLogger(__name__).warning("%s kernels cannot be had (%s); plain PyTorch serves instead", backend, err)
         return str(err)
+    if backend == "numba":
+        compiling.adopt(attention)
+        compiling.adopt(convolution)
     library.ATTENTION[BACKENDS[backend]] = attention
     library.CONVOLUTION[BACKENDS[backend]] = convolution
     return None

@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpvformer.compiling import can_keep
+
 from .numba_simd import FAST_MATH
 
-INLINED: Any = {"cache": True, "fastmath": set(FAST_MATH), "error_model": "numpy"}
-PARALLEL: Any = {"parallel": True, **INLINED}
+# Functions that only kernels call, and kernels: those have an entry for Python, which takes a while to compile.
+_COMMON: Any = {"cache": can_keep(), "fastmath": set(FAST_MATH), "error_model": "numpy", "no_cfunc_wrapper": True}
+INLINED: Any = {"no_cpython_wrapper": True, **_COMMON}
+PARALLEL: Any = {"parallel": True, **_COMMON}
 _alone = threading.Lock()
 
 

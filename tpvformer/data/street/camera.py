@@ -6,7 +6,8 @@ import math
 from typing import Tuple
 
 import numpy as np
-from numba import njit
+
+from tpvformer.compiling import kernel
 
 from .raycast import (
     CENTRE,
@@ -38,7 +39,7 @@ IMAGE_REACH = 130.0  # metres
 NO_CLASS = 255  # label of a pixel of the sky
 
 
-@njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _camera(
     pose: np.ndarray,
     m: np.ndarray,

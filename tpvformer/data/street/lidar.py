@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from tpvformer.compiling import kernel
 
 from .raycast import (
     GROUND,
@@ -37,7 +38,7 @@ class Sweep:
     objects: np.ndarray  # (N,) int32 index of Street.objects, -1 for everything else
 
 
-@njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _lidar(
     pose: np.ndarray,
     elevations: np.ndarray,

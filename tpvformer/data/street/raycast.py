@@ -14,7 +14,8 @@ import math
 from typing import Tuple
 
 import numpy as np
-from numba import njit
+
+from tpvformer.compiling import inner, kernel
 
 # columns of a primitive
 X, Y, Z, HX, HY, HZ, COS, SIN, SHAPE, TAPER, LABEL, TEXTURE, SEED, OBJECT = range(14)
@@ -34,7 +35,7 @@ BINS = 512  # azimuth sectors around a sensor
 LEAF = 0.32  # metres, edge of a leaf cell
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def noise(a: int, b: int, c: int) -> float:
     """A hash of three integers, uniform in [0, 1)."""
     h = (a * 374761393 + b * 668265263 + c * 1274126177) & 0xFFFFFFFF
@@ -43,7 +44,7 @@ def noise(a: int, b: int, c: int) -> float:
     return float((h >> 9) & 0x7FFFFF) / 8388608.0
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def azimuth(x: float, y: float) -> float:
     """atan2(y, x) to 0.002 rad, several times faster (the bins have a wider margin)."""
     ax, ay = abs(x), abs(y)
@@ -57,7 +58,7 @@ def azimuth(x: float, y: float) -> float:
     return -r if y < 0 else r
 
 
-@njit(cache=True)
+@inner()
 def build_bins(
     prims: np.ndarray, ox: float, oy: float, oz: float, reach: float
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,14 +99,21 @@ def build_bins(
         starts[b + 1] += starts[b]
     rows = np.empty(starts[BINS], np.int32)
     cursor = starts[:BINS].copy()
-    for i in np.argsort(bounds[:, 0]):
+    order = np.empty(count, np.int64)  # insertion: NumPy's sorting takes longer to compile than all of a frame to draw
+    for i in range(count):
+        k = i
+        while k > 0 and bounds[order[k - 1], 0] > bounds[i, 0]:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = i
+    for i in order:
         for b in range(first[i], last[i] + 1):
             rows[cursor[b % BINS]] = i
             cursor[b % BINS] += 1
     return starts, rows, bounds
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def meet(
     prim: np.ndarray, ax: float, ay: float, az: float, bx: float, by: float, bz: float, limit: float
 ) -> Tuple[float, int]:
@@ -158,7 +166,7 @@ def meet(
     return t, 3
 
 
-@njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def region_at(x: float, y: float, road: np.ndarray, rects: np.ndarray) -> Tuple[int, float]:
     """Row of ``rects`` at a place of the ground, and its road coordinate s. The last row covers everything."""
     s = y - 0.5 * road[CURVATURE] * (x - road[CENTRE]) ** 2
@@ -168,7 +176,7 @@ def region_at(x: float, y: float, road: np.ndarray, rects: np.ndarray) -> Tuple[
     return rects.shape[0] - 1, s
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def meet_ground(
     ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, road: np.ndarray, rects: np.ndarray
 ) -> Tuple[float, int, int]:
@@ -191,7 +199,7 @@ def meet_ground(
     return b, KERB_FACE, row
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def cast(
     ox: float,
     oy: float,

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from tpvformer.compiling import inner, kernel
 
 from .raycast import (
     COS,
@@ -33,7 +34,7 @@ class ShadowMap:
     y0: float
 
 
-@njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _shadows(prims: np.ndarray, sun: np.ndarray, cells: np.ndarray, x0: float, y0: float) -> None:
     flat = math.sqrt(sun[0] * sun[0] + sun[1] * sun[1])
     for i in range(prims.shape[0]):
@@ -64,7 +65,7 @@ def cast_shadows(street: Street) -> ShadowMap:
     return ShadowMap(cells, x0, y0)
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def lit_share(cells: np.ndarray, fx: float, fy: float) -> float:
     """Share of the sun that reaches a place, bilinear between cell centres."""
     i, j = int(math.floor(fx)), int(math.floor(fy))

@@ -15,8 +15,8 @@ import math
 from typing import Sequence, Tuple
 
 import numpy as np
-from numba import njit
 
+from tpvformer.compiling import inner, kernel
 from tpvformer.labels import EMPTY, RAW_TO_CLASS
 
 from .camera import IMAGE_REACH
@@ -51,7 +51,7 @@ _NOTHING = 255
 _CLASSES = np.array(RAW_TO_CLASS, np.uint8)
 
 
-@njit(cache=True)
+@inner()
 def _inside(prim: np.ndarray, x: float, y: float, z: float) -> bool:
     """Whether a local point (metres from the primitive's middle) lies in it."""
     px, py, pz = x / prim[HX], y / prim[HY], z / prim[HZ]
@@ -66,7 +66,7 @@ def _inside(prim: np.ndarray, x: float, y: float, z: float) -> bool:
     return px * px + py * py + pz * pz <= 1
 
 
-@njit(cache=True)
+@kernel()
 def _sample(
     parts: np.ndarray,
     prims: np.ndarray,
@@ -116,7 +116,7 @@ def _sample(
                         parts[i, j, k] = classes[int(prim[LABEL])]
 
 
-@njit(cache=True)
+@kernel()
 def _vote(parts: np.ndarray, grid: np.ndarray) -> None:
     votes = np.empty(EMPTY, np.int64)
     for i in range(grid.shape[0]):
@@ -133,7 +133,7 @@ def _vote(parts: np.ndarray, grid: np.ndarray) -> None:
                 grid[i, j, k] = best
 
 
-@njit(cache=True)
+@kernel()
 def _trace(
     mask: np.ndarray,
     sensor: np.ndarray,

@@ -9,7 +9,8 @@ import math
 from typing import Tuple
 
 import numpy as np
-from numba import njit
+
+from tpvformer.compiling import inner
 
 from .raycast import (
     ACCENT,
@@ -34,12 +35,12 @@ PLAIN, CAR, GLASS, CARGO, BUS, RIBS, HAZARD, BARRIER, WHEEL, CONE, FACADE, LEAVE
 ASPHALT, SLABS, GRASS, STRIPES, ZEBRA, CHEQUERS = range(6)  # patterns of the ground
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def cell(v: float, size: float) -> int:
     return int(math.floor(v / size))
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def object_texture(prim: np.ndarray, x: float, y: float, z: float, face: int) -> Tuple[float, float]:
     """Weights (a, b) of colour and accent at a local point of a primitive (metres from its centre)."""
     hx, hy, hz, seed = prim[HX], prim[HY], prim[HZ], int(prim[SEED])
@@ -116,7 +117,7 @@ def object_texture(prim: np.ndarray, x: float, y: float, z: float, face: int) ->
     return 1.0, 0.0
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def ground_texture(rect: np.ndarray, u: float, s: float, kind: int, fade: float) -> Tuple[float, float]:
     """Weights (a, b) of colour and accent at road coordinates (u, s); ``fade`` in 0..1 softens detail far away."""
     seed, scale = int(rect[GSEED]), rect[SCALE]
@@ -157,7 +158,7 @@ def ground_texture(rect: np.ndarray, u: float, s: float, kind: int, fade: float)
     return (1.0 + 0.2 * fine, 0.0) if (i + j) % 2 == 0 else (0.4, 0.6)
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def mix(row: np.ndarray, first: int, second: int, a: float, b: float) -> Tuple[float, float, float]:
     """colour * a + accent * b, as red, green, blue."""
     return (
@@ -167,13 +168,13 @@ def mix(row: np.ndarray, first: int, second: int, a: float, b: float) -> Tuple[f
     )
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def object_color(prim: np.ndarray, x: float, y: float, z: float, face: int) -> Tuple[float, float, float]:
     a, b = object_texture(prim, x, y, z, face)
     return mix(prim, COLOR, ACCENT, a, b)
 
 
-@njit(cache=True, fastmath=True)
+@inner(fastmath=True)
 def ground_color(rect: np.ndarray, u: float, s: float, kind: int, fade: float) -> Tuple[float, float, float]:
     a, b = ground_texture(rect, u, s, kind, fade)
     return mix(rect, GCOLOR, GACCENT, a, b)

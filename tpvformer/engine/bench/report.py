@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
+from tpvformer.cores import cores
 from tpvformer.engine.device import device_name
 from tpvformer.engine.processor import mib, read_processor
 
@@ -31,16 +32,13 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "device": device_name(device),
         "processor": read_processor().name,
-        "cores": _cores(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__, **{n: v for n, v in ((n, _version(n)) for n in _VERSIONS) if v}},
     }
 
 
-def _cores() -> Optional[int]:
-    """Those this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> Optional[str]:

@@ -1,0 +1,273 @@
+"""What all Numba kernels share: compiling is announced, done by one process at a time, and kept for later runs.
+
+Numba compiles a kernel when it is first called with arguments of new types, and keeps the result in a folder: that of
+NUMBA_CACHE_DIR, else the sources' ``__pycache__``, else the user's cache. ``kept`` adds to Numba's own cache
+
+* a lock: of several processes that need a kernel one compiles it, and the others read what it stored;
+* patience: where nothing can be stored or read, the kernel lives as long as the process, which says so once;
+* a stamp of all kernel sources beside the function's own: what is inlined from them may have changed.
+
+Numba is imported with the first kernel. What is said goes to the log of a run, else to stderr.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Dict, Generator, List, Optional
+
+QUIET = 3.0  # seconds without compiling after which it counts as done
+PATIENCE = 600.0  # seconds to wait for another process; then this one compiles as well
+LOCK = "tpvformer.lock"
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a function that Numba compiles; ``options`` are those of ``numba.njit``."""
+    import numba
+
+    return lambda function: kept(numba.njit(no_cfunc_wrapper=True, **options)(function))
+
+
+def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """The same for one that only other kernels call: nothing is compiled by which Python could."""
+    return kernel(no_cpython_wrapper=True, **options)
+
+
+def adopt(module: ModuleType) -> None:
+    """``kept`` for all kernels of a module that ``numba.njit`` made."""
+    for value in vars(module).values():
+        if hasattr(value, "enable_caching"):
+            kept(value)
+
+
+def kept(dispatcher: Any) -> Any:
+    """A compiled function with the cache that this module describes, or without one where no folder can be written."""
+    _listen()
+    try:
+        dispatcher._cache = _store_class()(dispatcher.py_func)
+    except RuntimeError:  # Numba's way to say that it found no folder
+        _word.homeless = True
+    return dispatcher
+
+
+@functools.lru_cache(maxsize=1)
+def can_keep() -> bool:
+    """Whether Numba finds a folder to keep kernels in. Without one its ``cache=True`` is an error."""
+    try:
+        return bool(_store_class()(can_keep.__wrapped__))
+    except RuntimeError:
+        _word.homeless = True
+        return False
+
+
+@contextlib.contextmanager
+def said_together() -> Generator[None, None, None]:
+    """What is compiled within is said to be done at the end, in one line; elsewhere when it was quiet for a while."""
+    outer, _word.waits = _word.waits, True
+    try:
+        yield
+    finally:
+        _word.waits = outer
+        if not outer:
+            _word.done()
+
+
+def compiled() -> int:
+    """How many kernels this process has compiled, instead of reading them, so far."""
+    return _word.total
+
+
+def _say(text: str) -> None:
+    log = logging.getLogger("tpvformer")
+    if log.hasHandlers() and log.isEnabledFor(logging.INFO):
+        log.info(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(text: str) -> None:
+    _say(text)
+
+
+class _Word:
+    """What is being compiled, and what was said of it. Numba's lock lets one thread at a time call ``start`` and
+    ``end``."""
+
+    def __init__(self) -> None:
+        self.homeless = False  # there is no folder to keep kernels in
+        self.waits = False  # for the end of ``said_together``
+        self.total = 0
+        self._ours: List[bool] = []  # of each function that is being compiled within the one before
+        self._began = self._seconds = 0.0
+        self._count = 0  # kernels since the last ``done``
+        self._timer: Optional[threading.Timer] = None
+
+    @property
+    def idle(self) -> bool:
+        return not self._ours
+
+    def start(self, ours: bool) -> None:
+        if self.idle and ours:
+            self._stop_timer()
+            self._began = time.perf_counter()
+            if not self._count:
+                _say(_MORE if self.total else _BEGINS_HOMELESS if self.homeless else _BEGINS)
+        self._ours.append(ours)
+
+    def end(self) -> None:
+        ours = self._ours.pop()
+        if self.idle and ours:
+            self.total += 1
+            self._count += 1
+            self._seconds += time.perf_counter() - self._began
+            if not self.waits:
+                self._timer = threading.Timer(QUIET, self.done)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def done(self) -> None:
+        self._stop_timer()
+        count, seconds = self._count, self._seconds
+        self._count, self._seconds = 0, 0.0
+        if count:
+            _say(f"compiled {count} CPU kernel{'s' if count > 1 else ''} in {seconds:.0f} s")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+_BEGINS = "compiling CPU kernels, once for all runs on this machine: some 10 to 30 s, longer where other programs run"
+_BEGINS_HOMELESS = (
+    "compiling CPU kernels, some 10 to 30 s in every run, for there is no folder to keep them in; set NUMBA_CACHE_DIR "
+    "to one that can be written"
+)
+_MORE = "compiling more CPU kernels"
+_word = _Word()
+atexit.register(_word.done)
+
+
+@functools.lru_cache(maxsize=1)
+def _listen() -> None:
+    from numba.core import event
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            _word.start(event.data["dispatcher"].py_func.__module__.startswith("tpvformer."))
+
+        def on_end(self, event: Any) -> None:
+            _word.end()
+
+    event.register("numba:compile", Listener())
+
+
+@functools.lru_cache(maxsize=1)
+def _store_class() -> Any:
+    from numba.core.caching import FunctionCache
+
+    class Store(FunctionCache):
+        """Numba asks ``load_overload``, compiles where that finds nothing, and calls ``save_overload`` then."""
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            found = self._stored(sig, target_context)
+            if found is None:
+                _lock(self.cache_path)
+                found = self._stored(sig, target_context)  # another process may have compiled it meanwhile
+                if found is not None:
+                    _unlock(self.cache_path)
+            return found
+
+        def _stored(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except Exception as err:  # whatever became of the files: compiling gives the same
+                _say_once(f"compiled kernels in {self.cache_path} cannot be read ({err!r}): they are compiled again")
+                return None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                super().save_overload(sig, data)
+            except Exception as err:
+                reason = getattr(err, "strerror", None) or repr(err)
+                _say_once(
+                    f"compiled kernels cannot be stored in {self.cache_path} ({reason}): the next run compiles them "
+                    "again; make room there, or set NUMBA_CACHE_DIR to another folder"
+                )
+            finally:
+                _unlock(self.cache_path)
+
+        def _index_key(self, sig: Any, codegen: Any) -> Any:
+            sources = _stamp(os.path.dirname(self._py_func.__code__.co_filename))
+            return (*super()._index_key(sig, codegen), sources)
+
+    return Store
+
+
+@functools.lru_cache(maxsize=None)
+def _stamp(folder: str) -> str:
+    """A hash of the kernel sources in a folder; of none where it cannot be listed, as in an archive."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.py")):
+        content = file.read_bytes()
+        if b"numba" in content or b"compiling" in content:
+            digest.update(content)
+    return digest.hexdigest()
+
+
+_held: Dict[str, List[int]] = {}  # by folder: the lock's file, and how many nested kernels hold it
+
+
+def _lock(folder: str) -> None:
+    """Wait until no other process compiles for this folder. Where files cannot be locked, nobody waits."""
+    if _word.idle:
+        _forget_locks()  # of kernels that did not compile
+    if folder in _held:
+        _held[folder][1] += 1
+        return
+    try:
+        import fcntl
+
+        file = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    except (ImportError, OSError):
+        return
+    began = time.monotonic()
+    while time.monotonic() - began < PATIENCE:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held[folder] = [file, 1]
+            return
+        except BlockingIOError:
+            _say_once("waiting for another process that compiles CPU kernels")
+            time.sleep(0.05)
+        except OSError:
+            break
+    os.close(file)
+
+
+def _unlock(folder: str) -> None:
+    if folder in _held:
+        _held[folder][1] -= 1
+        if not _held[folder][1]:
+            os.close(_held.pop(folder)[0])
+
+
+def _forget_locks() -> None:
+    """Also in a forked child: there it gives back copies of files, on which the parent's lock stays."""
+    for file, _ in _held.values():
+        os.close(file)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
