@@ -101,19 +101,21 @@ AARCH64 = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd aes crc32 {}
 
 
 def test_linux_tells_by_its_cpuinfo() -> None:
-    name, features = read_cpuinfo(X86.format(0, "A B", "avx512_bf16 amx_bf16") + X86.format(1, "A B", "avx512_bf16"))
+    two = X86.format(0, "A B", "avx512_bf16 amx_bf16") + X86.format(1, "A B", "avx512_bf16")
+    name, features = read_cpuinfo(two, "x86_64")
     assert name == "A B"
     assert {"avx2", "avx512f", "avx512_bf16"} <= set(features)
     assert "amx_bf16" not in features, "not all cores have it"
-    _, arm = read_cpuinfo(AARCH64.format(0, "bf16 i8mm"))
+    _, arm = read_cpuinfo(AARCH64.format(0, "bf16 i8mm"), "aarch64")
     assert {"neon", "bf16"} <= set(arm)
-    assert "bf16" not in read_cpuinfo(AARCH64.format(0, ""))[1]
-    assert read_cpuinfo("") == ("", [])
+    assert "bf16" not in read_cpuinfo(AARCH64.format(0, ""), "aarch64")[1]
+    assert read_cpuinfo("", "x86_64") == ("", [])
+    assert not read_cpuinfo(two, "aarch64")[1], "an emulator shows the text of its x86 host"
 
 
 def sources(monkeypatch, linux: str = "", sysctl: Any = None, torch_says: Any = None, onednn: bool = True) -> None:
     """What each source of facts answers; nothing by default."""
-    monkeypatch.setattr(processor, "_linux", lambda: read_cpuinfo(linux))
+    monkeypatch.setattr(processor, "_linux", lambda: read_cpuinfo(linux, "aarch64" if "Features" in linux else "x86_64"))
     monkeypatch.setattr(processor, "_sysctl", lambda key: (sysctl or {}).get(key, ""))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: torch_says or {}, raising=False)
     for name in ("_is_avx2_supported", "_is_avx512_supported", "_is_avx512_bf16_supported"):

@@ -77,17 +77,22 @@ def _linux() -> Tuple[str, List[str]]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "", []
-    return read_cpuinfo(text)
+    return read_cpuinfo(text, platform.machine())
 
 
-def read_cpuinfo(text: str) -> Tuple[str, List[str]]:
-    """Name and features by the text of Linux's /proc/cpuinfo, of x86 or Arm. What all cores have counts."""
+def read_cpuinfo(text: str, machine: str) -> Tuple[str, List[str]]:
+    """Name and features by the text of Linux's /proc/cpuinfo on a ``machine`` such as "x86_64" or "aarch64".
+
+    What all cores have counts. An emulator such as qemu-user shows the text of the host, whose instructions the
+    process does not have: x86 calls them flags, Arm calls them Features.
+    """
     name, features = "", None
+    label = "Features" if machine in ("aarch64", "arm64", "armv7l", "armv8l") else "flags"
     for line in text.splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "model name":
             name = name or value
-        elif key in ("flags", "Features"):
+        elif key == label:
             here = {_LINUX_NAMES.get(word, word) for word in value.split()}
             features = here if features is None else features & here
     return name, sorted(features or ())
