@@ -141,8 +141,7 @@ def _limit() -> str:
     """The setting with which bf16 is no faster than fp32; empty where there is none.
 
     oneDNN leaves the instructions alone, by the first of its two variables that there is; or PyTorch does everything
-    beside the convolutions without vectors (measured on avx512_bf16: 784 ms of CPU time a step of config/demo.py at
-    288x160 in bf16, 746 in fp32; with ATEN_CPU_CAPABILITY=avx2 326 and 536).
+    beside the convolutions without vectors, which takes as long in bf16 as in fp32.
     """
     aten = os.environ.get("ATEN_CPU_CAPABILITY", "")
     if aten == "default":
