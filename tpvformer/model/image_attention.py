@@ -50,6 +50,14 @@ class ImageCrossAttention(nn.Module):
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
     ) -> Tensor:
         """x (B,Q,C), tokens (B,N,S,C), one Projection a plane -> (B,Q,C)."""
+        if ops.in_blocks(tokens[:, :, :, None], x):  # which repeats by itself what recomputing would
+            cfg = self.cfg
+            value = self.value(tokens).view(*tokens.shape[:3], cfg.image_heads, -1)
+            places = [(projection.anchors, projection.query_visible) for projection in projections]
+            sampled = ops.projected_attention(
+                value, level_shapes, x, places, cfg.image_points, list(zip(self.offsets, self.logits))
+            )
+            return x + self.dropout(self.output(sampled))
         return x + self.dropout(all_but_sampling(self.recompute, self._attend, x, tokens, level_shapes, projections))
 
     def _attend(

@@ -51,8 +51,23 @@ class CrossViewAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
+        if ops.in_blocks(x[:, None, :, None], x):  # which repeats by itself what recomputing would
+            return x + self.dropout(self._attend_in_blocks(x + position, anchors))
         out = all_but_sampling(self.recompute, self._attend, x, position, anchors)
         return x + self.dropout(out)
+
+    def _attend_in_blocks(self, query: Tensor, anchors: Tensor) -> Tensor:
+        cfg = self.cfg
+        value = torch.cat([self.value[plane](part) for plane, part in enumerate(split_planes(query, cfg))], 1)
+        sampled = ops.projected_attention(
+            value.view(len(value), 1, value.shape[1], cfg.plane_heads, -1), cfg.grid.plane_shapes, query,
+            [(part, None) for part in anchors.split(cfg.grid.plane_sizes)], (cfg.plane_points,) * 3,
+            list(zip(self.offsets, self.logits)),
+        )  # fmt: skip
+        return self._output(sampled)
+
+    def _output(self, sampled: Tensor) -> Tensor:
+        return torch.cat([self.output[plane](y) for plane, y in enumerate(split_planes(sampled, self.cfg))], 1)
 
     def _attend(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         cfg = self.cfg
@@ -68,7 +83,7 @@ class CrossViewAttention(nn.Module):
         sampled = ops.cross_view_attention(
             torch.cat(values, 1), cfg.grid.plane_shapes, anchors, torch.cat(offsets, 1), torch.cat(weights, 1)
         )
-        return torch.cat([self.output[plane](y) for plane, y in enumerate(split_planes(sampled, cfg))], 1)
+        return self._output(sampled)
 
     @staticmethod
     def geometry(cfg: ModelConfig) -> Tensor:

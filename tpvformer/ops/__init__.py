@@ -17,9 +17,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import backends, library, npu
+from . import backends, blocked, library, npu
 from .backends import VENDOR_DEVICE, served, static_shapes, whole
 from .reference import LevelShapes, level_sizes
 
@@ -29,10 +29,12 @@ __all__ = [
     "beyond_kernels",
     "cross_view_attention",
     "image_cross_attention",
+    "in_blocks",
     "kernels",
     "max_pool",
     "modulated_deform_conv2d",
     "ms_deform_attn",
+    "projected_attention",
     "static_shapes",
 ]
 
@@ -85,10 +87,54 @@ def image_cross_attention(
     """
     if not served(library.ATTENTION, value):
         return whole(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
-    camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
-    bits = (visible.long() << camera).sum(1)
-    scale = 1 / visible.sum(1).clamp(min=1).float()
+    bits, scale = _seen(visible)
     return library.anchored_attention(value, anchors[:, :, :, None], bits, offsets, weights, scale, level_shapes)
+
+
+def in_blocks(value: Tensor, query: Tensor) -> bool:
+    """Whether ``projected_attention`` takes these: float32 on a CPU that has kernels, nothing traced or compiled."""
+    plain = value.device.type == "cpu" and value.dtype == query.dtype == torch.float32
+    if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or _casts():
+        return False
+    return served(library.ATTENTION, value)
+
+
+def _casts() -> bool:
+    """Whether autocast would choose the type of linear layers on the CPU."""
+    newer = hasattr(torch.library, "custom_op")  # PyTorch 2.4; each has deprecated or lacks the other's way
+    return torch.is_autocast_enabled("cpu") if newer else torch.is_autocast_cpu_enabled()
+
+
+def projected_attention(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    query: Tensor,
+    places: Sequence[Tuple[Tensor, Optional[Tensor]]],
+    points: Sequence[int],
+    layers: Sequence[Tuple[nn.Module, nn.Module]],
+) -> Tensor:
+    """Attention of queries (B,Q,C) whose offsets and weights linear layers predict: of each group of queries, one after
+    another, the layers of its offsets and its logits, its points a level, and its place.
+
+    value (B,N,S,heads,D). A place is (anchors, visible) of ``image_cross_attention``, whose weights are the softmax of
+    a head's logits, or (anchors, None) of ``cross_view_attention``; there each level has one logit more, the last, and
+    weights are a softmax over points times one over levels. Returns (B,Q,heads*D). Only where ``in_blocks`` says so.
+    """
+    groups = []
+    for (anchors, visible), count in zip(places, points):
+        if visible is None:
+            bits, scale = _everyone(value, len(anchors))
+            groups.append(blocked.Queries(anchors[None, None], bits, scale, count, True))
+        else:
+            groups.append(blocked.Queries(anchors[:, :, :, None].float(), *_seen(visible), count, False))
+    tensors = [(*o.parameters(), *w.parameters()) for o, w in layers]
+    return blocked.projected_attention(value, level_shapes, query, groups, tensors)
+
+
+def _seen(visible: Tensor) -> Tuple[Tensor, Tensor]:
+    """Camera bits and scale of queries: the mean over the cameras that see them, visible (B,N,Q)."""
+    camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
+    return (visible.long() << camera).sum(1), 1 / visible.sum(1).clamp(min=1).float()
 
 
 def modulated_deform_conv2d(

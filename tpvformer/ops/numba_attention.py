@@ -239,24 +239,33 @@ def _layout(anchors: Tensor, weights: Tensor, shapes: LevelShapes) -> Tuple[np.n
     return _tables(tuple(shapes), weights.shape[4], anchors.shape[4], anchors.shape[3] > 1)
 
 
-def _dims(value: Tensor, anchors: Tensor, offsets: Tensor) -> Tuple[int, ...]:
+def _dims(value: Tensor, anchors: Tensor, offsets: Tensor, first: int, of: int) -> Tuple[int, ...]:
     b, n, s, heads, _ = value.shape
     q, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
-    return (b, n, s, heads, q, levels, points, anchors.shape[4], anchors.shape[0], anchors.shape[3], 0, q)
+    return (b, n, s, heads, q, levels, points, anchors.shape[4], anchors.shape[0], anchors.shape[3], first, of)
 
 
 def forward(
     value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
 ) -> Tensor:
     """Shapes as in the module's docstring; returns (B,Q,H*D) in the type of value."""
-    b, q, heads, levels, points = weights.shape
+    b, q, heads, _, _ = weights.shape
     out = torch.empty(b, q, heads * value.shape[4])
-    inputs = (value.float(), anchors, bits, offsets.float(), weights.float(), scale)
-    launch(
-        _forward, *(flat(t) for t in (*inputs, out)), *_layout(anchors, weights, shapes),
-        _dims(value, anchors, offsets), lanes(value.shape[4]), _widest(levels * points),
-    )  # fmt: skip
+    forward_block(value.float(), anchors, bits, scale, offsets.float(), weights.float(), shapes, 0, out)
     return out.to(value.dtype)
+
+
+def forward_block(
+    value: Tensor, anchors: Tensor, bits: Tensor, scale: Tensor, offsets: Tensor, weights: Tensor, shapes: LevelShapes,
+    first: int, out: Tensor,
+) -> None:  # fmt: skip
+    """Fill the rows of ``out`` (B,Q,H*D) from query ``first`` on, of which alone are offsets and weights; float32."""
+    levels, points = weights.shape[3:]
+    launch(
+        _forward, *(flat(t) for t in (value, anchors, bits, offsets, weights, scale, out)),
+        *_layout(anchors, weights, shapes), _dims(value, anchors, offsets, first, bits.shape[1]),
+        lanes(value.shape[4]), _widest(levels * points),
+    )  # fmt: skip
 
 
 def backward(
@@ -270,15 +279,31 @@ def backward(
     shapes: LevelShapes,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, offsets and weights, each in the type of its tensor."""
-    b, n, s, heads, d = value.shape
-    levels, points = weights.shape[3], weights.shape[4]
-    parts = 1 if b * heads % numba.get_num_threads() == 0 else levels  # tasks enough for every thread
     by_head = value.transpose(2, 3).float().contiguous()
-    grads = torch.zeros_like(by_head), torch.empty(offsets.shape), torch.empty(weights.shape)
-    inputs = (by_head, anchors, bits, offsets.float(), weights.float(), scale, grad_out.float())
+    sums = torch.zeros_like(by_head)
+    by_offsets, by_weights = backward_block(
+        by_head, anchors, bits, scale, offsets.float(), weights.float(), grad_out.float(), shapes, 0, sums
+    )
+    grad_value = value.new_empty(value.shape).copy_(sums.transpose(2, 3))
+    return grad_value, by_offsets.to(offsets.dtype), by_weights.to(weights.dtype)
+
+
+def backward_block(
+    by_head: Tensor, anchors: Tensor, bits: Tensor, scale: Tensor, offsets: Tensor, weights: Tensor, grad_out: Tensor,
+    shapes: LevelShapes, first: int, grad_by_head: Tensor,
+) -> Tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of offsets and weights, which are of the queries from ``first`` on alone; all is float32.
+
+    by_head is the value as (B,N,H,S,D); to ``grad_by_head`` these queries' part of its gradient is added.
+    """
+    b, n, heads, s, d = by_head.shape
+    levels, points = weights.shape[3:]
+    parts = 1 if b * heads % numba.get_num_threads() == 0 else levels  # tasks enough for every thread
+    grads = torch.empty(offsets.shape), torch.empty(weights.shape)
+    inputs = (by_head, anchors, bits, offsets, weights, scale, grad_out, grad_by_head, *grads)
     launch(
-        _backward, *(flat(t) for t in (*inputs, *grads)), *_layout(anchors, weights, shapes),
-        _dims(value, anchors, offsets), parts, lanes(d), _widest(levels // parts * points),
+        _backward, *(flat(t) for t in inputs), *_layout(anchors, weights, shapes),
+        _dims(by_head.transpose(2, 3), anchors, offsets, first, bits.shape[1]), parts, lanes(d),
+        _widest(levels // parts * points),
     )  # fmt: skip
-    grad_value = value.new_empty(value.shape).copy_(grads[0].transpose(2, 3))
-    return grad_value, grads[1].to(offsets.dtype), grads[2].to(weights.dtype)
+    return grads
