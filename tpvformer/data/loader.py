@@ -102,4 +102,7 @@ def make_loader(
         pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
         worker_init_fn=start_worker,
+        # An iterator draws a seed when it is made: once a run where workers stay, once an epoch where there are none.
+        # From PyTorch's own stream a resumed run would draw once more, and its dropout would be another one.
+        generator=torch.Generator().manual_seed(seed % 2**63),
     )
