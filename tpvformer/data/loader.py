@@ -66,7 +66,11 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
 
 def start_worker(_: int) -> None:
     """What a worker process does first."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # some schedulers send them to everybody: the trainer decides
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGHUP,
+    ):  # some schedulers send them to everybody: the trainer decides
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
 
