@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch) -> None:
-    monkeypatch.setattr(meeting, "_FIRST_WORD", 0.2)
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv(meeting.WAIT, "2")

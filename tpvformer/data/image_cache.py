@@ -103,4 +103,4 @@ def _load(file: Path) -> Optional[Tensor]:
 
 def _sum(images: np.ndarray) -> bytes:
     """What stands at the end of a file."""
-    return zlib.crc32(memoryview(images.reshape(-1))).to_bytes(_SUM, "little")
+    return zlib.crc32(images.data).to_bytes(_SUM, "little")

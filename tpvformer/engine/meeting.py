@@ -21,7 +21,7 @@ from .faults.in_words import RunEnded
 from .rendezvous import address_to_listen_at, listen_at
 
 WAIT = "TPVFORMER_WAIT_MINUTES"  # how long processes wait for each other
-_FIRST_WORD = 10.0  # seconds until it is said who is waited for
+FIRST_WORD = 10.0  # seconds until it is said who is waited for
 
 
 def patience() -> float:
@@ -103,7 +103,7 @@ class _Deadline:
                 f"waited {self._seconds / 60:g} minutes for {what}; see that all processes are started and reach each "
                 f"other, and start all again ({WAIT} sets the time)"
             )
-        if waited >= _FIRST_WORD and not self._said and self._speaks:
+        if waited >= FIRST_WORD and not self._said and self._speaks:
             self._said = True
             limit = f"until {self._seconds / 60:g} minutes have passed ({WAIT})"
             print(f"process {self._rank} waits for {what}, {limit}", file=sys.stderr, flush=True)
