@@ -15,6 +15,7 @@ from tpvformer.compat import checkout, load_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
+from tpvformer.data.room import fit_workers
 from tpvformer.model import TPVFormer
 
 from . import checkpoint, distributed, same, store, summary, writers
@@ -186,12 +187,13 @@ def build(
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
     sets = {same.TRAIN: same.identity(train_set)}
-    train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
+    data = fit_workers(train_set, config.data, world.local_size, log.warn)
+    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
-        val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
+        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)
     if len(train_loader) < config.train.accumulate:

@@ -16,6 +16,10 @@ class RunEnded(RuntimeError):
     """The run cannot go on; the message says where, why, and what to change."""
 
 
+# what PyTorch says of a worker that died, and of batches that did not come through to the training process
+_WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
+
+
 @contextlib.contextmanager
 def in_words(config: Config, device: torch.device, doing: Callable[[], str]) -> Generator[None, None, None]:
     """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.
@@ -28,7 +32,7 @@ def in_words(config: Config, device: torch.device, doing: Callable[[], str]) -> 
         text = " ".join(str(err).split())
         if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
             raise RunEnded(_memory(config, device, doing(), text)) from err
-        if "DataLoader worker" in text:
+        if any(words in text for words in _WORKER):
             raise RunEnded(_worker(config, doing(), text)) from err
         raise
 
@@ -50,6 +54,17 @@ def _memory(config: Config, device: torch.device, doing: str, text: str) -> str:
 
 
 def _worker(config: Config, doing: str, text: str) -> str:
+    if "Bus error" in text or "shared memory" in text:
+        return (
+            f"shared memory ran out at {doing} ({text[:200]}): /dev/shm is full; give it more (docker run "
+            f"--shm-size=16g), or lower data.workers (now {config.data.workers}); the same command resumes from the "
+            "newest checkpoint"
+        )
+    if "ancdata" in text or "Too many open files" in text:
+        return (
+            f"open files ran out at {doing} ({text[:200]}); raise the limit (ulimit -n) or lower data.workers (now "
+            f"{config.data.workers}); the same command resumes from the newest checkpoint"
+        )
     return (
         f"a worker process of the loader died at {doing} ({text[:200]}); most often the machine has no memory left: "
         f"lower data.workers (now {config.data.workers}) or data.batch_size, and look at the kernel's log; the same "
