@@ -140,6 +140,7 @@ def test_what_a_worker_reads_passes() -> None:
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible ...", "--shm-size"),
         ("unable to open shared memory object </torch_1> in read-write mode: No space", "--shm-size"),
         ("received 0 items of ancdata", "ulimit -n"),
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", "another process of this run"),
     ],
 )
 def test_what_comes_too_late_is_said(text: str, advice: str, config: Config) -> None:

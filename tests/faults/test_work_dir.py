@@ -117,3 +117,13 @@ def test_closed_streams(config: Config, tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *given], env=environment(), timeout=300)
     assert done.returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_nobody_reads_what_is_said(tmp_path: Path) -> None:
+    """As in ``tpvformer train | head -1``: no traceback for every line, and the file has them all."""
+    code = "import sys; from pathlib import Path; from tpvformer.engine.log import RunLog\n"
+    code += "log = RunLog(Path(sys.argv[1]), True)\nfor i in range(3000): log.line(str(i))\nlog.close()\n"
+    run = ["bash", "-c", '"$@" | head -1', "-", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=200)
+    assert "Logging error" not in done.stderr and "Traceback (most recent call last)" not in done.stderr
+    assert len(next(tmp_path.glob("2*.log")).read_text().splitlines()) == 3000

@@ -1,4 +1,4 @@
-"""What ends a run from outside, said so that it helps: memory that ran out, a loader's worker that died."""
+"""What ends a run from outside, said so that it helps: memory that ran out, a worker or another process that died."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class RunEnded(RuntimeError):
     """The run cannot go on; the message says where, why, and what to change."""
 
 
-# what PyTorch says of a worker that died, and of batches that did not come through to the training process
+# what PyTorch says of another process that ended; of a worker that died, and of batches that did not come through
+_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
 
 
@@ -34,6 +35,11 @@ def in_words(config: Config, device: torch.device, doing: Callable[[], str]) -> 
             raise RunEnded(_memory(config, device, doing(), text)) from err
         if any(words in text for words in _WORKER):
             raise RunEnded(_worker(config, doing(), text)) from err
+        if any(words in text for words in _PEER):
+            raise RunEnded(
+                f"another process of this run has ended, as this one found at {doing()} ({text[:200]}); its own output "
+                "says why; the same command resumes from the newest checkpoint"
+            ) from err
         raise
 
 
