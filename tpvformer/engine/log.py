@@ -147,7 +147,7 @@ class RunLog:
 
 
 class _Screen(logging.StreamHandler):
-    """Where nobody reads any more (a pipe to ``head``, a terminal that is gone) training goes on, and so does the file."""
+    """Where nobody reads any more (a pipe to ``head``, a closed terminal) training goes on, and so does the file."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing can be said to anybody."""
