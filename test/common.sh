@@ -1,6 +1,8 @@
 # Shared by the launchers train_*.sh: read the flags, start the processes, report. Sourced, not run. It serves the
 # repository of tpvformer, whose package lies beside it, and checkouts of the reference (TPVFormer.patch puts it there).
 
+unset CDPATH # with it cd prints where it went, and another folder of the same name may be chosen
+
 usage() {
     local processes="in one process, on a card or on the processor where there is none."
     [ "$1" -gt 1 ] && processes="in $1 processes, one a card; in fewer where fewer cards are visible, on the
@@ -20,7 +22,8 @@ usage_of_flags() {
                       follows the whole training's schedule (default 0: train to the end and evaluate)
   --work_dir=DIR      where everything is written (default: output/$1/<config> in the repository);
                       an unfinished training found there is continued
-SIGTERM and SIGUSR1 (Slurm: --signal=B:USR1@90) save, and end with exit code 0; the same command goes on from there.
+SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=B:USR1@90) save, and end with exit code 0; the same command goes on from
+there. Ctrl-Z stops the training as well, and fg or bg continues it.
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
   On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does it too.
 EOF
@@ -33,7 +36,8 @@ refuse() {
     exit 2
 }
 
-# Run a command that hears of SIGTERM, SIGUSR1 and Ctrl-C what this shell does, and in its own time: training saves.
+# Run a command that hears of SIGTERM, SIGHUP, SIGUSR1, Ctrl-C and Ctrl-Z what this shell does, and in its own time:
+# training saves.
 pass_signals() {
     local child status heard=1
     set -m # in a group of its own, or it would be deaf to Ctrl-C
@@ -42,13 +46,15 @@ pass_signals() {
     set +m
     trap 'heard=1; kill -"${on_term:-TERM}" "$child"' TERM
     trap 'heard=1; kill -USR1 "$child"' USR1
+    trap 'heard=1; kill -"${on_term:-HUP}" "$child"' HUP # nothing where nohup has it ignored
     trap 'heard=1; kill -INT "$child"' INT
+    trap 'heard=1; kill -TSTP -- "-$child"; kill -STOP $$; kill -CONT -- "-$child"' TSTP # goes on when this shell does
     while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child
         heard=0
         wait "$child"
         status=$?
     done
-    trap - TERM USR1 INT
+    trap - TERM HUP USR1 INT TSTP
     return "$status"
 }
 

@@ -65,6 +65,12 @@ def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(change(path.read_bytes())) and None
 
 
+def hole(data: bytes) -> bytes:
+    """Zeros where the file system lost a piece."""
+    middle = 2 * len(data) // 3
+    return data[: middle - 100] + bytes(200) + data[middle + 100 :]
+
+
 def small_picture(_: bytes) -> bytes:
     return cv2.imencode(".jpg", np.zeros((30, 64, 3), np.uint8))[1].tobytes()
 
@@ -77,6 +83,7 @@ def small_picture(_: bytes) -> bytes:
         ("CAM_BACK", rewrite(lambda data: b"<html>404</html>"), (), "images: sample {token}: .* is no whole image"),
         ("CAM_BACK", rewrite(small_picture), (), "images: sample {token}: .* is 64x30 pixels, .* says 64x36"),
         ("CAM_BACK", rewrite(lambda data: data[:300] + b"\xff\xd9"), ("--whole",), "images: sample {token}: "),
+        ("CAM_BACK", rewrite(hole), ("--whole",), "images: sample {token}: .* is damaged .Corrupt JPEG data"),
         ("CAM_BACK", Path.unlink, (), "files: sample {token}: .*CAM_BACK.* is missing"),
         ("LIDAR_TOP", Path.unlink, (), "files: sample {token}: .*LIDAR_TOP.* is missing"),
         ("LIDAR_TOP", rewrite(lambda data: data[:-7]), (), "scans: sample {token}: .* the file is cut short"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 import pytest
 from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
@@ -194,6 +196,55 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
     train += ["--max-processes", "8"]
     assert calls[4 : 4 + len(train)] == train
     assert calls[8 + len(train) :][:3] == ["-m", "tpvformer", "results"]
+
+
+def test_an_exported_cdpath_chooses_no_folder(config: Path, tmp_path: Path, recorder: Path) -> None:
+    """With it cd prints the folder it found there."""
+    for flag in (f"--py_config={config}", "--py_config=tests/test_launchers.py"):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = launch(Path("test/train_1p.sh"), flag, "--work_dir=w", CDPATH=str(ROOT), PYTHON=str(recorder))
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert calls[0] == str(ROOT) and calls[7:9] == ["--py-config", str(ROOT / flag.partition("=")[2])], done.stderr
+    (ROOT / "w").rmdir()
+
+
+TICKS = """#!/bin/bash
+[ "$1" = -m ] || exit 0
+while :; do echo . >> "$TICKS"; sleep 0.05; done
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_ctrl_z_stops_the_training_too(config: Path, tmp_path: Path) -> None:
+    python, ticks = tmp_path / "python", tmp_path / "ticks"
+    python.write_text(TICKS)
+    python.chmod(0o755)
+    command = ["bash", str(ONE), f"--py_config={config}", f"--work_dir={tmp_path / 'w'}"]
+    script = subprocess.Popen(command, env=environment(PYTHON=str(python), TICKS=str(ticks)))
+    try:
+        wait_until(ticks.exists)
+        (child,) = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+        for number, states in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SR")):
+            script.send_signal(number)
+            for pid in (child, script.pid):
+                wait_until(lambda pid=pid, states=states: state(pid) in states)
+        count = len(ticks.read_text())
+        wait_until(lambda: len(ticks.read_text()) > count)
+    finally:
+        script.kill()
+        os.killpg(int(child), signal.SIGKILL)
+        script.wait()
+
+
+def state(pid: object) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_cores_are_shared_out(monkeypatch) -> None:

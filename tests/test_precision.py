@@ -115,7 +115,8 @@ def test_linux_tells_by_its_cpuinfo() -> None:
 
 def sources(monkeypatch, linux: str = "", sysctl: Any = None, torch_says: Any = None, onednn: bool = True) -> None:
     """What each source of facts answers; nothing by default."""
-    monkeypatch.setattr(processor, "_linux", lambda: read_cpuinfo(linux, "aarch64" if "Features" in linux else "x86_64"))
+    machine = "aarch64" if "Features" in linux else "x86_64"
+    monkeypatch.setattr(processor, "_linux", lambda: read_cpuinfo(linux, machine))
     monkeypatch.setattr(processor, "_sysctl", lambda key: (sysctl or {}).get(key, ""))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: torch_says or {}, raising=False)
     for name in ("_is_avx2_supported", "_is_avx512_supported", "_is_avx512_bf16_supported"):

@@ -146,7 +146,7 @@ def test_a_changed_jpeg_is_decoded_anew(cfg, tmp_path):
     assert not torch.equal(batches(cached)[0].images, before[0].images)
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "long", "header", "huge"])
+@pytest.mark.parametrize("damage", ["empty", "short", "long", "header", "huge", "flipped", "zeros"])
 def test_a_damaged_cache_file_is_written_again(cfg, tmp_path, damage):
     cached = replace(cfg, image_cache=str(tmp_path / "cache"))
     batches(cached)
@@ -157,6 +157,8 @@ def test_a_damaged_cache_file_is_written_again(cfg, tmp_path, damage):
         "short": whole[:-7],
         "long": whole + b"more",
         "header": b"\x93NUMPY\x01\x00" + b"\xff" * 200,
+        "flipped": whole[:-9000] + bytes([whole[-9000] ^ 4]) + whole[-8999:],
+        "zeros": whole[:5000] + bytes(4096) + whole[9096:],
         "huge": whole.replace(b"(6, 45, 77, 3)", b"(6, 45, 77, 9)"),
     }
     files[0].write_bytes(broken[damage])

@@ -53,6 +53,7 @@ COMMANDS: Tuple[_Command, ...] = (
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
+    open_streams()
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         from tpvformer.commands.tour import tour
@@ -63,6 +64,23 @@ def main(argv: Optional[List[str]] = None) -> int:
     args.argv = argv  # what was typed: for other processes, and to be noted
     args.every_command = lambda: _parser([], whole=True)
     return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
+
+
+def open_streams() -> None:
+    """Lead the standard streams that were closed (``>&-``) nowhere.
+
+    Else the next file that is opened takes their numbers, and what a library prints ends in a checkpoint.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def prepare_torch() -> None:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from lives import Lives, output, records, samples
 from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import store
 
-KILLS = 20 if os.environ.get("TPVFORMER_SLOW") == "1" else 4
+SLOW = os.environ.get("TPVFORMER_SLOW") == "1"
+KILLS = int(os.environ.get("TPVFORMER_KILLS", "20")) if SLOW else 4
 
 
 def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
@@ -39,9 +41,36 @@ def assert_same(work_dir: Path, straight: Path) -> None:
     assert sorted(p.name for p in work_dir.glob("*.pth")) == sorted(p.name for p in straight.glob("*.pth"))
 
 
+def with_workers(job: Config, workers: int) -> Config:
+    return dataclasses.replace(job, data=dataclasses.replace(job.data, workers=workers))
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 0), (1, 1), (1, 2), (2, 1), *([(2, 0), (2, 2)] if SLOW else [])])
+def test_resumed_from_a_step_and_from_an_epoch(
+    size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path
+) -> None:
+    """Killed in the middle of the first epoch and at the second one's first step, whatever the loader's workers."""
+    job = with_workers(config(data, save_every_steps=2), workers)
+    straight, work_dir = tmp_path / "straight", tmp_path / "killed"
+    assert lives.run(job, straight, size) == [0] * size, output(straight)
+    epoch, events = len(data_tokens(job)) // size, 5  # steps an epoch; events a step, of which the last has one less
+    for moment in (2 * events + 3, (epoch - 2) * events + 1):
+        codes = lives.run(job, work_dir, size, (size - 1, "SIGKILL", "step", moment))
+        assert codes[-1] == -signal.SIGKILL, output(work_dir)
+    assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
+    said = output(work_dir)
+    assert "at epoch 0, iteration 2\n" in said and f"at epoch 1, iteration {epoch}\n" in said, said
+    assert_same(work_dir, straight)
+
+
+def data_tokens(job: Config) -> List[str]:
+    return FrameDataset(job.data, job.model.grid, "train", 0).tokens
+
+
+@pytest.mark.parametrize("workers", [0, 1] if SLOW else [1])
 @pytest.mark.parametrize("size", [1, 2])
-def test_killed_at_random_moments(size: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
-    job = config(data, save_every_steps=2)
+def test_killed_at_random_moments(size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
+    job = with_workers(config(data, save_every_steps=2), workers)
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
     assert lives.run(job, straight, size) == [0] * size, output(straight)
     draw, partial = random.Random(7 * size), 0

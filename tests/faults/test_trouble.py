@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_tools import POINTS, processes, start_processes, tiny_config, write_config
+from engine_tools import POINTS, environment, processes, start_processes, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
@@ -188,3 +192,35 @@ def test_a_process_that_hangs_ends_all_with_their_stacks(config: Config, tmp_pat
         stacks = (tmp_path / "run" / f"stacks_rank{rank}.txt").read_text()
         assert ("a_file_system_that_never_answers" in stacks) == (rank == 1)
         assert "train_epoch" in stacks
+
+
+SUSPENDED = """
+import sys, time
+from pathlib import Path
+from tpvformer.engine.faults.watchdog import Watchdog
+with Watchdog(2.0, Path(sys.argv[1]), 0) as dog:
+    for i in range(20):
+        dog.beat(f"step {i}")
+        print(i, flush=True)
+        time.sleep(0.2)
+    print("done", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_suspended_run_is_not_ended_but_a_hanging_one_is(tmp_path: Path) -> None:
+    """Longer than its limit it stands still; then it goes on, and hangs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED, str(tmp_path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "0\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    said, errors = process.communicate(timeout=100)
+    assert said.endswith("done\n") and process.returncode == 1
+    assert "nothing has happened for" in errors and "during step 19" in errors

@@ -69,6 +69,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def folder(text: str) -> Path:
+    """A folder's name; an empty one, as an unset variable of a script leaves, would stand for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a folder, but it is empty")
+    return Path(text)
+
+
 def size(text: str) -> Tuple[int, int]:
     """Width and height."""
     width, x, height = text.partition("x")

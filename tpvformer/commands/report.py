@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import List, Optional
 
-from tpvformer.commands.options import add_device
+from tpvformer.commands.options import add_device, folder
 from tpvformer.config import Config, ConfigError, from_dict
 
 PAGE = "report.html"
@@ -22,7 +22,7 @@ _WIDTH = 1600  # pixels of a picture
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """The options of ``results``."""
-    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument(
         "--duration", type=float, metavar="SECONDS", help="how long it took, where the caller has measured them"
     )
@@ -39,7 +39,7 @@ def _results(args: argparse.Namespace) -> int:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """The options of ``report``."""
     parser.description = _ABOUT
-    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of the run")
+    parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the work dir)")
     parser.add_argument(
         "--pictures", action="store_true", help="draw the worst frames again, with latest.pth and the data of the run"

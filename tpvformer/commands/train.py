@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_device, positive, read_config
+from tpvformer.commands.options import add_config, add_device, folder, positive, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_device(parser)
     parser.add_argument(
-        "--work-dir", type=Path, metavar="DIR", help="where the run is written (default: output/<name>)"
+        "--work-dir", type=folder, metavar="DIR", help="where the run is written (default: output/<name>)"
     )
     parser.add_argument(
         "--resume-from", type=Path, metavar="FILE", help="checkpoint to continue (default: latest.pth of the work dir)"

@@ -1,7 +1,8 @@
 """Decoded images on a disk, because reading 26 MB takes less time than decoding six JPEGs.
 
 One ``.npy`` file (N, H, W, 3) uint8 a sample. Its name is made of the paths, sizes and times of the JPEGs, so a changed
-JPEG is decoded anew. A file appears whole or not at all; what is cut short is written again. The pixels are those of
+JPEG is decoded anew. A file appears whole or not at all and ends with the CRC-32 of its pixels; what is cut short or
+was changed since is written again. The pixels are those of
 the decoder, bit by bit: training with and without a cache is the same.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -23,6 +25,7 @@ from tpvformer.data.images import Size, room_for
 from tpvformer.data.numpy_files import DAMAGED
 
 SPARE = 0.05  # of the file system stays free
+_SUM = 4  # bytes of the checksum
 
 
 class ImageCache:
@@ -64,6 +67,7 @@ class ImageCache:
                 raise OSError(f"less than {SPARE:.0%} of the file system would stay free")
             with partial.open("wb") as out:
                 np.save(out, images, allow_pickle=False)
+                out.write(_sum(images))
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(partial, file)
@@ -83,10 +87,20 @@ def _load(file: Path) -> Optional[Tensor]:
             if np.lib.format.read_magic(stored) != (1, 0):
                 return None
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stored)
-            size = os.fstat(stored.fileno()).st_size - stored.tell()
+            size = os.fstat(stored.fileno()).st_size - stored.tell() - _SUM
             if len(shape) != 4 or fortran or dtype != np.uint8 or size != np.prod(shape):
                 return None
             images = room_for(shape)
-            return images if stored.readinto(memoryview(images.numpy()).cast("B")) == size else None
+            if stored.readinto(memoryview(images.numpy()).cast("B")) != size:
+                return None
+            if stored.read(_SUM) == _sum(images.numpy()):
+                return images
     except DAMAGED:
         return None
+    logging.getLogger(__name__).warning("%s in the image cache is damaged; its images are decoded anew", file)
+    return None
+
+
+def _sum(images: np.ndarray) -> bytes:
+    """What stands at the end of a file."""
+    return zlib.crc32(images.data).to_bytes(_SUM, "little")

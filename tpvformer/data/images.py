@@ -1,7 +1,8 @@
 """Camera images from the disk, decoded side by side into the memory they travel in.
 
 JPEG is left to simplejpeg where it is installed: libjpeg-turbo with the exact transform and up-sampling, hence the same
-bytes as OpenCV's decoder gives, sooner. Whatever it does not take as usual goes to OpenCV.
+bytes as OpenCV's decoder gives, sooner. What it warns of (data that are missing, left over or out of order) is a fault:
+the pixels behind it are not those of the camera. Other formats and colours go to OpenCV, which hides such warnings.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
                 f"sample {token}: the cameras' images have different sizes {found}; one size is expected, so rescale "
                 "the images and their intrinsics to it, or describe the cameras in a rig file (docs/rig.md)"
             )
-        if image is None and not _simplejpeg(data, out[i].numpy()):
-            image = _opencv(data, path, token)
-        if image is not None:
+        if image is None:
+            _simplejpeg(data, out[i].numpy(), path, token)
+        else:
             out[i] = torch.from_numpy(image)
     return out
 
@@ -68,7 +69,9 @@ def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarra
     image = _opencv(data, path, token) if shape is None else np.empty(shape, np.uint8)
     if size is not None:
         _check_size(path, token, image.shape, size)
-    return image if shape is None or _simplejpeg(data, image) else _opencv(data, path, token)
+    if shape is not None:
+        _simplejpeg(data, image, path, token)
+    return image
 
 
 def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
@@ -101,13 +104,14 @@ def _jpeg_shape(data: bytes) -> Optional[Tuple[int, int, int]]:
     return (int(height), int(width), 3) if colours == "YCbCr" else None
 
 
-def _simplejpeg(data: bytes, out: np.ndarray) -> bool:
-    """Decodes into out (H, W, 3); False where the file has a fault, even a small one."""
+def _simplejpeg(data: bytes, out: np.ndarray, path: Path, token: str) -> None:
+    """Decodes into out (H, W, 3). Raises DataError where the file has a fault, even a small one."""
     try:
         simplejpeg.decode_jpeg(data, "BGR", fastdct=False, fastupsample=False, buffer=out)
-    except ValueError:
-        return False
-    return True
+    except ValueError as err:
+        raise DataError(
+            f"sample {token}: {path} is damaged ({' '.join(str(err).split())}); copy the file again"
+        ) from err
 
 
 def _opencv(data: bytes, path: Path, token: str) -> np.ndarray:

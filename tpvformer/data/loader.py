@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from functools import partial
-from typing import Optional, Sequence
+from multiprocessing.queues import Queue
+from typing import Any, Iterator, Optional, Sequence
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
 from torch import Tensor
@@ -66,9 +69,44 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
     )
 
 
+class Loader(DataLoader):
+    """A DataLoader that says in one way, by a RuntimeError about a "DataLoader worker", that a worker has died.
+
+    PyTorch does so where it hears of the death first; where the training process asks a dead worker for a tensor, it
+    is the end of a file, or a connection that is refused or reset.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return batches if self.num_workers == 0 else heard(batches)
+
+
+def heard(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; see Loader. What a worker itself raised, which reads files too, passes."""
+    while True:
+        try:
+            batch = next(batches, None)
+        except (EOFError, OSError) as err:
+            if "DataLoader worker process" in str(err):
+                raise
+            raise RuntimeError(f"a DataLoader worker is gone ({type(err).__name__} {err})".replace(" )", ")")) from err
+        if batch is None:
+            return
+        yield batch
+
+
+def _end_worker(err: Exception, _: Any) -> None:
+    """A batch that cannot be handed on ends its worker, which is heard of; by default it is dropped and waited for."""
+    text = " ".join(str(err).split())
+    print(f"a worker of the loader cannot hand on a batch ({type(err).__name__}: {text})", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def start_worker(_: int) -> None:
     """What a worker process does first."""
-    for name in ("SIGTERM", "SIGUSR1"):  # some schedulers send them to everybody: the trainer decides
+    queues: Any = Queue
+    queues._on_queue_feeder_error = staticmethod(_end_worker)
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):  # some schedulers send them to everybody: the trainer decides
         if hasattr(signal, name):  # Windows has one of them
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
@@ -94,7 +132,7 @@ def make_loader(
             f"{world_size} ranks; set data.batch_size lower or use fewer ranks"
         )
     sampler = TrainSampler(dataset, rank, world_size, seed) if train else ValSampler(len(dataset), rank, world_size)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=cfg.batch_size,
         sampler=sampler,
@@ -105,4 +143,7 @@ def make_loader(
         pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
         worker_init_fn=start_worker,
+        # An iterator draws a seed when it is made: once a run where workers stay, once an epoch where there are none.
+        # From PyTorch's own stream a resumed run would draw once more, and its dropout would be another one.
+        generator=torch.Generator().manual_seed(seed % 2**63),
     )

@@ -2,11 +2,13 @@
 
     python -m tpvformer.engine.agent TORCHRUN'S FLAGS -m tpvformer train ...
 
-Takes torchrun's flags and environment (PET_*), and differs from it in six points. The rendezvous listens at the
+Takes torchrun's flags and environment (PET_*), and differs from it in eight points. The rendezvous listens at the
 address it was given instead of all the machine has. A machine that was lost can come back: the store that torchrun
 shares with its processes keeps out an agent that joins after a restart (https://github.com/pytorch/pytorch/issues/135712).
 Without OMP_NUM_THREADS the cores are shared out among the processes. The exit status is that of the process that
 failed. What goes wrong with the rendezvous is one line. SIGUSR1 is passed on to the processes, which save and end.
+Ctrl-Z stops the processes too, which torch puts into sessions of their own. That it waits for other machines is said
+after 10 s, and ends after TPVFORMER_WAIT_MINUTES.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
@@ -23,6 +26,7 @@ from typing import Any, List, Optional, Tuple
 from tpvformer.config import ConfigError
 
 from .launch import threads
+from .meeting import FIRST_WORD, WAIT, patience
 from .rendezvous import address_to_listen_at, listen_at
 
 PORT = 29400  # torch's own for rendezvous whose endpoint names none
@@ -46,8 +50,20 @@ def run_agent(flags: List[str]) -> int:
     host, port = endpoint(args)
     # torch's stores of this process that ask for the same port use this one; it lives as long as the variable
     store = None if host is None else listen_at(host, port, timeout=timedelta(seconds=60))
-    warning = getattr(signal, "SIGUSR1", None)  # Windows has none
-    before = None if warning is None else signal.signal(warning, lambda number, _: _pass_on(number))
+    handlers = {"SIGUSR1": lambda number, _: _pass_on(number), "SIGTSTP": lambda *_: _stand_still()}
+    before = {
+        getattr(signal, name): signal.signal(getattr(signal, name), handler)
+        for name, handler in handlers.items()
+        if hasattr(signal, name)  # Windows has none
+    }
+    os.environ["TPVFORMER_ENDPOINT"] = args.rdzv_endpoint  # tells jobs of one name apart
+    seconds = int(patience())
+    limits = {"c10d": f"join_timeout={seconds}", "static": f"timeout={seconds}"}
+    if args.rdzv_backend in limits and "timeout" not in args.rdzv_conf:
+        args.rdzv_conf = ",".join(filter(None, (args.rdzv_conf, limits[args.rdzv_backend])))
+    word = threading.Timer(FIRST_WORD, _say_waiting, (args.nnodes, args.rdzv_endpoint or args.master_addr, seconds))
+    word.daemon = True
+    word.start()
     try:
         run(args)
     except ChildFailedError as err:
@@ -60,8 +76,9 @@ def run_agent(flags: List[str]) -> int:
         print(f"agent: the machines did not find each other, or lost each other: {_reason(err)}", file=sys.stderr)
         return 1
     finally:
-        if warning is not None:
-            signal.signal(warning, before)
+        word.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
         del store
     return 0
 
@@ -80,25 +97,47 @@ def endpoint(args: Any) -> Tuple[Optional[str], int]:
     return (address_to_listen_at(host.strip("[]")), int(port)) if hosts else (None, 0)
 
 
-def _pass_on(number: int) -> None:
-    """Send a signal to the processes that this one has started; they are looked up, for torch's agent keeps them."""
-    for pid in _children():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.kill(pid, number)
-
-
 def _children() -> List[int]:
-    """The processes that this one has started: by /proc, on macOS by pgrep."""
+    """The processes that this one has started, which torch's agent keeps to itself: by /proc, on macOS by pgrep."""
     if not Path("/proc/self/stat").exists():
         found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
     pids = []
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             pid, _, rest = file.read_text().partition(" ")
             if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
                 pids.append(int(pid))
     return pids
+
+
+def _pass_on(number: int) -> None:
+    """Send a signal to the processes."""
+    for pid in _children():
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def _stand_still() -> None:
+    """Stop the processes with all that they started, then this one, and go on with them when this one does."""
+    groups = [pid for pid in _children() if os.getpgid(pid) == pid]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for group in groups:
+            with contextlib.suppress(OSError):
+                os.killpg(group, number)
+        if number == signal.SIGSTOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _say_waiting(machines: str, place: str, seconds: int) -> None:
+    """A line where no process has been started yet."""
+    if not _children():
+        print(
+            f"agent: waits for the other machines ({machines} in all) at {place}, until {seconds / 60:g} minutes have "
+            f"passed ({WAIT})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _reason(err: BaseException) -> str:

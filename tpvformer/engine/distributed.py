@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tpvformer.config import ConfigError
 
+from . import meeting
 from .device import collective_backend
-from .rendezvous import listening_at_master_address
+from .faults.in_words import RunEnded
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,46 @@ def read_world() -> World:
     values = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         text = os.environ.get(name, "")
-        if not text.isdigit():
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
             raise ConfigError(f"environment: RANK is set but {name} is {text!r}; start many processes with torchrun")
         values[name] = int(text)
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if values[rank] >= values[size]:
+            raise ConfigError(f"environment: {rank} is {values[rank]}; expected less than {size}, {values[size]}")
     return World(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], values["LOCAL_WORLD_SIZE"])
 
 
-_TIMEOUT = datetime.timedelta(minutes=30)
+# of an exchange, where nothing else ends a process that waits in vain; and where a watchdog does, which does not count
+# the time in which a run is suspended
+_TIMEOUT, _WATCHED = datetime.timedelta(minutes=30), datetime.timedelta(days=7)
 _hosts: Optional[Any] = None  # the group in which processors talk; None where that is the only group there is
 
 
-def start(world: World, device: torch.device) -> None:
-    """Join the process group; with one process there is none. The device must be current already."""
+def start(world: World, device: torch.device, watched: bool = False) -> None:
+    """Join the process group; with one process there is none. The device must be current already.
+
+    ``watched``: a watchdog ends a process that waits in vain, so that exchanges need no short limit of their own.
+    Raises ConfigError and RunEnded where the processes do not find each other.
+    """
     global _hosts
-    if world.size > 1:
-        backend = collective_backend(device)
-        with listening_at_master_address(world.is_main, _TIMEOUT):
-            dist.init_process_group(backend, timeout=_TIMEOUT)
-        _hosts = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    if world.size == 1:
+        return
+    backend = collective_backend(device)
+    meeting.check_interface()
+    timeout = _WATCHED if watched else _TIMEOUT
+    options: Dict[str, Any] = {"timeout": timeout}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agents have met already
+        about = {"device": device.type, "WORLD_SIZE": str(world.size)}
+        store = meeting.meet(world.rank, world.size, world.local_rank == 0, about)
+        options.update(store=store, rank=world.rank, world_size=world.size)
+    try:
+        dist.init_process_group(backend, **options)
+        _hosts = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+    except RuntimeError as err:
+        raise RunEnded(
+            f"process {world.rank} cannot exchange numbers with the others ({' '.join(str(err).split())[:300]}); name "
+            "the interface that connects them, GLOO_SOCKET_IFNAME and its like (docs/distributed.md)"
+        ) from err
 
 
 def stop() -> None:

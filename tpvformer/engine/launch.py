@@ -13,7 +13,8 @@ from typing import Dict, List
 from tpvformer.cores import cores
 
 from .device import visible_cards
-from .signals import SIGNALS
+from .parent import Tether
+from .signals import heard
 
 _GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come
 
@@ -22,9 +23,9 @@ def launch(processes: int, argv: List[str]) -> int:
     """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
 
     They find each other as those of ``torchrun --standalone --nproc_per_node=<processes>`` do. A process that fails has
-    said why itself; the others are stopped. SIGTERM and SIGUSR1 are passed on, and it is theirs to end, for which
-    training first saves; torchrun would kill them after 30 s. Without OMP_NUM_THREADS the cores are shared out among
-    the processes.
+    said why itself; the others are stopped, and all end where this process does. SIGTERM, SIGUSR1 and SIGHUP are passed
+    on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. Without
+    OMP_NUM_THREADS the cores are shared out among the processes.
     """
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
@@ -33,22 +34,26 @@ def launch(processes: int, argv: List[str]) -> int:
         if name in ("lo", "lo0"):  # nothing listens where other machines could connect
             common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))
     children: List[subprocess.Popen] = []
+    tether = Tether()
+    common.update(tether.environment)
 
     def pass_on(number: int, _: object) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in heard()}
     try:
         for rank in range(processes):
             env: Dict[str, str] = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            children.append(subprocess.Popen([sys.executable, "-m", "tpvformer", *argv], env=env))
+            command = [sys.executable, "-m", "tpvformer", *argv]
+            children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
         return _wait(children)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
         _stop(children)
+        tether.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

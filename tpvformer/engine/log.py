@@ -41,7 +41,7 @@ class RunLog:
         self._writers: Optional[Writers] = None
         if not is_main:
             return
-        self._handlers.append(logging.StreamHandler(sys.stdout))
+        self._handlers.append(_Screen(sys.stdout))
         if work_dir is not None:
             self.path = _new_file(work_dir)
             self._handlers.append(_LogFile(self.path))
@@ -144,6 +144,13 @@ class RunLog:
                 yield bar
             finally:
                 self._bar = Progress(None, None)
+
+
+class _Screen(logging.StreamHandler):
+    """Where nobody reads any more (a pipe to ``head``, a closed terminal) training goes on, and so does the file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing can be said to anybody."""
 
 
 class _LogFile(logging.FileHandler):

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 import socket
 from datetime import timedelta
-from typing import Any, Dict, Generator, Optional
+from typing import Any, Dict, Optional
 
 from torch.distributed import TCPStore
-
-
-@contextlib.contextmanager
-def listening_at_master_address(is_main: bool, timeout: timedelta) -> Generator[None, None, None]:
-    """A process group that is made within, and whose store process 0 keeps, has it listen at MASTER_ADDR alone."""
-    host, port = address_to_listen_at(os.environ.get("MASTER_ADDR", "")), os.environ.get("MASTER_PORT", "")
-    kept_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    ours = is_main and host is not None and port.isdigit() and not kept_by_agent
-    store = listen_at(host, int(port), timeout) if ours and host is not None else None
-    yield
-    del store  # the process group holds on to the server
 
 
 def address_to_listen_at(host: str) -> Optional[str]:

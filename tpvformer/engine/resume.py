@@ -104,7 +104,7 @@ def moment(global_batch: int, losses: LossWatch, world: World, device: torch.dev
 def restore_moment(
     content: Dict[str, Any], losses: LossWatch, world: World, device: torch.device, seeds: List[int]
 ) -> None:
-    """Go on from a ``moment``, once the loader has begun, which draws a number itself.
+    """Go on from a ``moment``.
 
     On another number of processes than then, where nobody's random numbers go on, they begin anew from ``seeds``.
     """

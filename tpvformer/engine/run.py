@@ -16,9 +16,10 @@ from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.cores import load_of_others
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
+from tpvformer.data.room import fit_workers
 from tpvformer.model import TPVFormer
 
-from . import checkpoint, distributed, precision, store, summary, writers
+from . import checkpoint, distributed, precision, same, store, summary, writers
 from .bench.report import surroundings
 from .checkpoint import Progress
 from .compile import compile_images
@@ -32,11 +33,15 @@ from .limits import check_cameras, check_kernels
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
+from .parent import end_with_parent
 from .resume import MOMENT, Origin, find_origin, keep_global_batch
 from .saving import Saver
 from .signals import Stopped, StopSignals
 from .train import Run, fit
 from .warm import agree_on_threads, warm_up
+from .work_dir import check_name, entered
+
+_STARTING = 1800.0  # seconds in which a run has read its infos and compiled its kernels, or hangs
 
 
 def train(
@@ -51,16 +56,34 @@ def train(
     """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
     Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
-    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM and SIGUSR1 save and stop:
-    the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
+    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM, SIGUSR1 and SIGHUP save and
+    stop: the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
     Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
     writers.check(config.train.writers)
-    world, place, remarks = enter(device)
+    check_name(work_dir)
+    world, place, remarks = enter(device, watched=config.train.hang_minutes > 0)
     if deterministic:
         remarks = remarks + be_deterministic(place)
-    work_dir.mkdir(parents=True, exist_ok=True)
+    with entered(work_dir, world):
+        same.check_settings(config, resume_from=resume_from, max_steps=max_steps, deterministic=deterministic)
+        return _train(config, work_dir, world, place, remarks, resume_from, max_steps, deterministic, command, began)
+
+
+def _train(
+    config: Config,
+    work_dir: Path,
+    world: World,
+    place: torch.device,
+    remarks: List[str],
+    resume_from: Optional[Path],
+    max_steps: Optional[int],
+    deterministic: bool,
+    command: str,
+    began: float,
+) -> Dict[str, Any]:
+    """The same, once the work dir is this run's."""
     if world.is_main:
         summary.remove_stale(work_dir)
         store.remove_partial(work_dir)
@@ -73,7 +96,8 @@ def train(
         origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
         if origin is not None:
             config = keep_global_batch(origin, config, world, log)
-        run = build(config, work_dir, world, place, log, max_steps)
+        with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
+            run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, origin)
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
@@ -116,13 +140,16 @@ def _record_start(run: Run, command: str) -> None:
         file.write(json.dumps({**start, **around}) + "\n")
 
 
-def enter(device: str) -> Tuple[World, torch.device, List[str]]:
-    """Find this process's place among the others, its device, and remarks on how that was chosen."""
+def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List[str]]:
+    """Find this process's place among the others, its device, and remarks on how that was chosen.
+
+    ``watched``: see distributed.start."""
+    end_with_parent()
     world = distributed.read_world()
     place, remarks = pick_device(device, world.local_rank, world.local_size)
     if place.type == "cpu":
         agree_on_threads()
-    distributed.start(world, place)
+    distributed.start(world, place, watched)
     if world.is_main:
         remarks = remarks + checkout.remarks(Path.cwd())
     return world, place, remarks
@@ -170,12 +197,16 @@ def build(
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
-    train_loader = make_loader(train_set, config.data, world.rank, world.size, True, seed, **pin)
+    sets = {same.TRAIN: same.identity(train_set)}
+    data = fit_workers(train_set, config.data, world.local_size, log.warn)
+    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
     val_loader = None
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
-        val_loader = make_loader(val_set, config.data, world.rank, world.size, False, seed, **pin)
+        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
+        sets[same.VAL] = same.identity(val_set)
+    same.check_data(**sets)
     if len(train_loader) < config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
@@ -197,6 +228,7 @@ def build(
         device=device,
         log=log,
         model=model,
+        sets=sets,
         parallel=distributed.wrap(model, world, device),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
@@ -219,6 +251,7 @@ def start_from(run: Run, origin: Optional[Origin]) -> None:
     config, log = run.config, run.log
     if origin is not None:
         path, content = origin
+        same.check_resumed(content, path, run.sets, log)
         run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
         run.moment = {name: content[name] for name in MOMENT if name in content}
         log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")

@@ -86,7 +86,10 @@ class Saver:
     def _explain(self, name: str, content: Dict[str, Any], err: OSError) -> str:
         tensors = (leaf for leaf in tree_flatten(content)[0] if isinstance(leaf, torch.Tensor))
         needed = sum(tensor.nbytes for tensor in tensors) / 2**20
-        free = shutil.disk_usage(self._work_dir).free / 2**20
+        try:
+            free = shutil.disk_usage(self._work_dir).free / 2**20
+        except OSError:
+            return f"checkpoint {self._work_dir / name} cannot be written: the work dir is gone ({err.strerror or err})"
         whole = store.newest_first(self._work_dir)
         kept = f"{whole[0].name} before it is whole" if whole else "there was none before it"
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import ContextManager, Optional, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from tpvformer.compat import load_weights
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
+from tpvformer.data.room import fit_workers
 from tpvformer.model import TPVFormer
 
 from . import distributed, precision
@@ -20,6 +21,7 @@ from .controls import run_controls
 from .device import pin_options
 from .distributed import World
 from .evaluate import Evaluation, evaluate, report, write_scores
+from .faults.in_words import in_words
 from .limits import check_cameras
 from .log import RunLog
 from .run import build_model, enter
@@ -52,11 +54,12 @@ def evaluate_checkpoint(
             raise ConfigError(
                 "controls compare the classes of LiDAR points, and this data set has none; leave them out"
             )
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        room = fit_workers(data, config.data, world.local_size, log.warn)
+        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
         kept = contextlib.nullcontext()
         if submission is not None:
             kept = Submission(submission, data, config.data, "val", uses, world)
-        with kept as writer:
+        with kept as writer, _in_words(config, place, "the evaluation"):
             model = _loaded(config, weights, world, place, log)
             keep = None if writer is None else writer.add
             result = evaluate(model, loader, config, world, place, log, keep=keep)
@@ -93,13 +96,19 @@ def predict_test_set(
             log.warn(remark)
         data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
         check_cameras(data, config)
-        loader = make_loader(data, config.data, world.rank, world.size, False, config.train.seed, **pin_options(place))
-        with Submission(submission, data, config.data, "test", uses, world) as writer:
+        room = fit_workers(data, config.data, world.local_size, log.warn)
+        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        told = _in_words(config, place, "the predictions")
+        with Submission(submission, data, config.data, "test", uses, world) as writer, told:
             predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)
             writer.finish(log)
     finally:
         log.close()
     distributed.stop()
+
+
+def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
+    return in_words(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
 
 
 def _loaded(config: Config, weights: Path, world: World, place: torch.device, log: RunLog) -> TPVFormer:

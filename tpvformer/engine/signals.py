@@ -5,10 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Dict, Optional, Type
+from typing import Any, Dict, List, Optional, Type
 
-# an end from outside; Slurm's warning before one (--signal=USR1@90), which Windows has not
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# an end from outside; Slurm's warning before one (--signal=USR1@90); the terminal or connection is gone. Windows has
+# the first alone.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+
+
+def heard() -> List[signal.Signals]:
+    """Those of SIGNALS that this process listens to: not SIGHUP where nohup started it, to outlive its terminal."""
+    return [n for n in SIGNALS if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
 class Stopped(Exception):
@@ -16,7 +22,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Within it, SIGTERM and SIGUSR1 end nothing: they are noted in ``received``.
+    """Within it, SIGTERM, SIGUSR1 and SIGHUP end nothing: they are noted in ``received``.
 
     Some schedulers send them to every process and some launchers pass them on as well, so a second one says no more
     than the first. Outside the main thread, where Python takes no signals, everything stays as it was.
@@ -28,7 +34,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(

@@ -68,6 +68,7 @@ class Run:
     watchdog: Watchdog
     saver: Saver
     signals: StopSignals
+    sets: Dict[str, str]  # what the data are, for checkpoints; see same.py
     moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
 
     @property
@@ -260,7 +261,7 @@ def write(run: Run, name: str, required: bool, best: bool = False) -> str:
     run.watchdog.beat(f"saving {name}")
     now = {**moment(run.global_batch, run.losses, run.world, run.device), "precision": run.precision.name}
     if run.world.is_main:
-        content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, now)
+        content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
         try:
             run.saver.submit(name, content, required, best)
             if required:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from tpvformer import ops
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
+from tpvformer.data.room import fit_workers
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.engine.compile import compile_images
@@ -242,7 +244,8 @@ def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[B
     """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
     dataset = FrameDataset(config.data, config.model.grid, "train", seed)
-    loader = make_loader(dataset, config.data, 0, 1, True, seed, **pin_options(device))
+    data = fit_workers(dataset, config.data, 1, lambda text: print(text, file=sys.stderr))
+    loader = make_loader(dataset, data, 0, 1, True, seed, **pin_options(device))
     dataset[0]  # the first reading compiles and opens what later ones find ready
     runs = []
     for index in range(min(3, len(dataset))):

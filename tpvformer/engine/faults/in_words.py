@@ -1,4 +1,4 @@
-"""What ends a run from outside, said so that it helps: memory that ran out, a loader's worker that died."""
+"""What ends a run from outside, said so that it helps: memory that ran out, a worker or another process that died."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ class RunEnded(RuntimeError):
     """The run cannot go on; the message says where, why, and what to change."""
 
 
+# what PyTorch says of another process that ended; of a worker that died, and of batches that did not come through
+_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
+
+
 @contextlib.contextmanager
 def in_words(
     config: Config, precision: str, device: torch.device, doing: Callable[[], str]
@@ -31,8 +36,13 @@ def in_words(
         text = " ".join(str(err).split())
         if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
             raise RunEnded(_memory(config, precision, device, doing(), text)) from err
-        if "DataLoader worker" in text:
+        if any(words in text for words in _WORKER):
             raise RunEnded(_worker(config, doing(), text)) from err
+        if any(words in text for words in _PEER):
+            raise RunEnded(
+                f"another process of this run has ended, as this one found at {doing()} ({text[:200]}); its own output "
+                "says why; the same command resumes from the newest checkpoint"
+            ) from err
         raise
 
 
@@ -53,6 +63,17 @@ def _memory(config: Config, precision: str, device: torch.device, doing: str, te
 
 
 def _worker(config: Config, doing: str, text: str) -> str:
+    if "Bus error" in text or "shared memory" in text:
+        return (
+            f"shared memory ran out at {doing} ({text[:200]}): /dev/shm is full; give it more (docker run "
+            f"--shm-size=16g), or lower data.workers (now {config.data.workers}); the same command resumes from the "
+            "newest checkpoint"
+        )
+    if "ancdata" in text or "Too many open files" in text:
+        return (
+            f"open files ran out at {doing} ({text[:200]}); raise the limit (ulimit -n) or lower data.workers (now "
+            f"{config.data.workers}); the same command resumes from the newest checkpoint"
+        )
     return (
         f"a worker process of the loader died at {doing} ({text[:200]}); most often the machine has no memory left: "
         f"lower data.workers (now {config.data.workers}) or data.batch_size, and look at the kernel's log; the same "

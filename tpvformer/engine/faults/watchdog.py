@@ -6,7 +6,6 @@ import faulthandler
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Optional
 
@@ -14,7 +13,10 @@ EXIT = 1
 
 
 class Watchdog:
-    """Ends this process where ``beat`` is not called for ``seconds``; 0 never does.
+    """Ends this process where ``beat`` is not called for ``seconds`` in which it ran; 0 never does.
+
+    Time in which the whole process stood still (SIGSTOP, a scheduler's suspension, Ctrl-Z) does not count: of each of
+    its own pauses the watch counts no more than it asked for.
 
     All threads' stacks go to ``<folder>/stacks_rank<n>.txt`` and to stderr first. A process that waits for one that
     hangs stands still as well, so each process writes its own and the one that hangs is the one that does not wait in
@@ -23,7 +25,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, folder: Path, rank: int) -> None:
         self._seconds, self._folder, self._rank = seconds, folder, rank
-        self._last = time.monotonic()
+        self._silent = 0.0  # seconds since the last beat, as counted by the watch
         self.doing = "the start"  # what the run is at
         self._stop = threading.Event()
         self._thread: Optional[threading.Thread] = None
@@ -41,14 +43,14 @@ class Watchdog:
 
     def beat(self, doing: str) -> None:
         """The run goes on; ``doing`` says what comes next."""
-        self._last, self.doing = time.monotonic(), doing
+        self._silent, self.doing = 0.0, doing
 
     def _watch(self) -> None:
         pause = min(self._seconds / 4, 10.0)
         while not self._stop.wait(pause):
-            silent = time.monotonic() - self._last
-            if silent > self._seconds:
-                self._end(silent)
+            self._silent += pause
+            if self._silent > self._seconds:
+                self._end(self._silent)
 
     def _end(self, silent: float) -> None:
         path = self._folder / f"stacks_rank{self._rank}.txt"

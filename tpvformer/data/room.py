@@ -1,0 +1,108 @@
+"""What loader workers need of a machine, looked at before they start: shared memory, open files, a temporary folder.
+
+Workers hand batches on through files in /dev/shm, of which a container has 64 MB by default. Where it fills, the kernel
+ends the worker; where a file or a socket cannot be opened, the batch is lost and nobody would hear of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Callable, Optional, Sequence, Tuple
+
+import torch
+
+from tpvformer.config import DataConfig
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.types import DataError
+
+SHARED = Path("/dev/shm")
+_LARGE = 2**28  # bytes; no sample is larger
+_FILES, _FILES_A_BATCH, _FILES_A_WORKER = 128, 32, 16  # open at once
+_SOCKET_NAME = 108 - 34  # bytes of a temporary folder's name, so that a socket in it has a legal one
+
+
+def fit_workers(data: FrameDataset, cfg: DataConfig, processes: int, warn: Callable[[str], None]) -> DataConfig:
+    """``cfg`` with as many workers as the machine can serve, at most those asked for; fewer are said.
+
+    ``processes`` of this machine each start as many.
+    """
+    for look in (_folder, _files, _memory):
+        workers, reason = look(data, cfg, processes)
+        if workers < cfg.workers:
+            warn(f"data.workers is {workers} instead of {cfg.workers}: {reason}")
+            cfg = dataclasses.replace(cfg, workers=workers)
+    return cfg
+
+
+def _folder(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:
+        return 0, "no temporary folder can be written, and workers need one; set TMPDIR to a folder that can"
+    if len(os.fsencode(folder)) > _SOCKET_NAME:
+        return 0, f"the temporary folder's name is longer than {_SOCKET_NAME} bytes; set TMPDIR to a shorter one"
+    return cfg.workers, ""
+
+
+def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
+    """The limit of open files is raised as far as it may be."""
+    try:
+        import resource
+    except ImportError:
+        return cfg.workers, ""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = [_FILES + batches(w) * _FILES_A_BATCH + w * _FILES_A_WORKER for w in range(cfg.workers + 1)]
+    if soft in (-1, resource.RLIM_INFINITY) or soft >= needed[-1]:
+        return cfg.workers, ""
+    most = needed[-1] if hard in (-1, resource.RLIM_INFINITY) else min(hard, needed[-1])
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return _most(cfg.workers, needed, soft), (
+        f"this process may open {soft} files, and they need {needed[-1]}; raise the limit (ulimit -n {needed[-1]}, "
+        f"docker run --ulimit nofile={needed[-1]})"
+    )
+
+
+def _memory(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:  # another system, which shares memory in another way
+        return cfg.workers, ""
+    free = found.f_bavail * found.f_frsize // max(1, processes)
+    copies = 1 if cfg.batch_size == 1 else 2  # of a batch while it is put together
+    if not cfg.workers or free >= batches(cfg.workers) * copies * cfg.batch_size * _LARGE:
+        return cfg.workers, ""
+    size = _size(data)
+    if size is None:
+        return cfg.workers, ""
+    needed = [batches(w) * copies * cfg.batch_size * size if w else 0 for w in range(cfg.workers + 1)]
+    more = processes * needed[-1] / 2**20
+    return _most(cfg.workers, needed, free), (
+        f"{SHARED} has {free / 2**20:.0f} MiB free for each of {processes} processes, and {cfg.workers} workers need "
+        f"{needed[-1] / 2**20:.0f}; give it {more:.0f} MiB or more (docker run --shm-size={more + 64:.0f}m, on "
+        "Kubernetes an emptyDir with medium: Memory at /dev/shm)"
+    )
+
+
+def batches(workers: int) -> int:
+    """How many are in shared memory at once: two a worker are read ahead, one is computed on and one on its way."""
+    return 2 * workers + 2
+
+
+def _most(workers: int, needed: Sequence[int], there: int) -> int:
+    return max((w for w in range(workers + 1) if needed[w] <= there), default=0)
+
+
+def _size(data: FrameDataset) -> Optional[int]:
+    """Bytes of a sample; None where the first cannot be read, which those who train on it will say."""
+    try:
+        sample = data.sample(0, augment=False)
+    except (DataError, OSError):
+        return None
+    values = (getattr(sample, field.name) for field in dataclasses.fields(sample))
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))

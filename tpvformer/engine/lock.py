@@ -1,0 +1,188 @@
+"""One training a work dir: a file that says who trains there.
+
+Two locks in one. The kernel's (``lockf``) ends with its process, whatever ends it, and is not inherited by a loader's
+workers; it holds on one machine, and on shared file systems that carry locks. What the file says (host, process, since
+when) holds on every file system: there a run of another machine cannot be looked at, and only a person knows whether it
+has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from tpvformer.config import ConfigError
+
+NAME = "run.lock"
+_PATIENCE = 5.0  # seconds for a process that is about to end
+
+
+class WorkDirLock:
+    """Held from ``acquire`` to ``release`` by the process that writes the work dir."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._path, self._handle = work_dir / NAME, -1
+
+    def acquire(self) -> None:
+        """Raises ConfigError, which says who holds it, where another training does; OSError where no file can be."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            problem = self._try()
+            if not problem:
+                return
+            if time.monotonic() > until:
+                raise ConfigError(problem)
+            time.sleep(0.2)
+
+    def release(self) -> None:
+        """Take the file away. Nothing happens where it is not held, or is no longer this process's."""
+        if self._handle < 0:
+            return
+        try:
+            if _same_file(self._handle, self._path) and _is_ours(_read(self._handle)):
+                self._path.unlink()
+        except OSError:
+            pass  # the work dir is gone, or can no longer be written; the kernel's lock ends all the same
+        finally:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _try(self) -> str:
+        """Why the lock cannot be had now; empty where it is held from now on."""
+        try:
+            handle, new = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+        except FileExistsError:
+            try:
+                handle, new = os.open(self._path, os.O_RDWR), False
+            except FileNotFoundError:
+                return f"{self._path} came and went"
+        held = False
+        try:
+            alone = _lock(handle)
+            if not _same_file(handle, self._path):
+                return f"{self._path} came and went"
+            problem = "" if new else self._held_by(_read(handle), alone)
+            if not problem:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps(_ourselves()).encode() + b"\n", 0)
+                self._handle, held = handle, True
+            return problem
+        finally:
+            if not held:
+                os.close(handle)
+
+    def _held_by(self, owner: Dict[str, Any], alone: Optional[bool]) -> str:
+        """A sentence about the run that holds the lock; empty where it has ended.
+
+        ``alone``: whether the kernel gave its lock to this process; None where the file system has none.
+        """
+        pid, host, since = (_printable(owner.get(key, "?")) for key in ("pid", "host", "since"))
+        text = f"work dir {self._path.parent} is in use: process {pid} on {host} trains there since {since}"
+        ways = "choose another --work-dir, or stop that run first; it saves what it has at SIGTERM"
+        here = _ourselves()
+        if alone is False:
+            return f"{text}; {ways}"
+        if owner.get("boot") == here["boot"]:
+            started = _started(owner.get("pid"))
+            alive = owner.get("namespace") == here["namespace"] and started and started == owner.get("started")
+            unknown = owner.get("namespace") != here["namespace"] and alone is None
+            return f"{text}; {ways}" if alive or unknown else ""
+        if not owner or owner.get("host") == here["host"]:
+            return ""  # written by half, or before this machine was started anew
+        if owner.get("job") and owner.get("job") == here["job"] and owner.get("start") != here["start"]:
+            return ""  # the same job, which its scheduler has started again on another machine
+        return (
+            f"{text}; {ways}. Where that run has ended without taking its lock away (its machine is gone), delete "
+            f"{self._path} and start again"
+        )
+
+
+def _ourselves() -> Dict[str, Any]:
+    """What the file says about this process. ``started`` tells it from a later process of the same number."""
+    job, start = _job()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "started": _started(os.getpid()),
+        "boot": _text("/proc/sys/kernel/random/boot_id") or socket.gethostname(),
+        "namespace": _link("/proc/self/ns/pid"),
+        "job": job,
+        "start": start,
+    }
+
+
+def _job() -> Any:
+    """The name of the job that this process belongs to, empty without a scheduler, and which of its starts this is."""
+    elastic = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if elastic != "none":
+        # one rendezvous lets in one training at a time, wherever its processes run
+        return f"{elastic} at {os.environ.get('TPVFORMER_ENDPOINT', '')}", f"{os.getpid()} {time.time()}"
+    slurm = os.environ.get("SLURM_JOB_ID", "")
+    return (f"slurm {slurm}", os.environ.get("SLURM_RESTART_COUNT", "0")) if slurm else ("", "")
+
+
+def _is_ours(owner: Dict[str, Any]) -> bool:
+    here = _ourselves()
+    return all(owner.get(key) == here[key] for key in ("host", "pid", "started", "boot"))
+
+
+def _lock(handle: int) -> Optional[bool]:
+    """Whether the kernel gives the lock to this process; None where the file system knows no locks."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        return False if err.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    """Whether ``path`` still names the open file; another process may have taken it away meanwhile."""
+    try:
+        found, opened = os.stat(path), os.fstat(handle)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _read(handle: int) -> Dict[str, Any]:
+    """The content; nothing where it is not what ``acquire`` writes.
+
+    Through the handle: to close another one of the same file would end the kernel's lock.
+    """
+    try:
+        owner = json.loads(os.pread(handle, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) and isinstance(owner.get("host"), str) else {}
+
+
+def _printable(value: Any) -> str:
+    """What may be shown on a terminal of a value that a file gives."""
+    return "".join(c for c in str(value)[:100] if c.isprintable())
+
+
+def _started(pid: Any) -> str:
+    """When a process of this machine started, in the kernel's ticks; empty where there is none."""
+    stat = _text(f"/proc/{pid}/stat") if isinstance(pid, int) else ""
+    return stat.rpartition(")")[2].split()[19] if stat else ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
