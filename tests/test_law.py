@@ -17,16 +17,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
     "__init__": (("api",), ()),  # when it is asked for
-    "config": (("grids", "sections"), ("yaml",)),
-    "sections": (("grids",), ()),
-    "grids": ((), ()),
+    "config": (("grids", "sections", "ranges", "guard", "labels"), ("yaml",)),
+    "sections": (("grids", "ranges", "labels"), ()),
+    "grids": (("ranges", "guard"), ()),
+    "ranges": (("guard",), ()),
     "labels": ((), ()),
+    "guard": (("guard",), ("numpy", "numba", "yaml")),  # of what comes from others; every reader may use it
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
-    "data": (("data", "config", "labels"), ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath")),
-    "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
-    "engine": (("engine", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
-    "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
+    "data": (
+        ("data", "guard", "config", "labels"),
+        ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
+    ),
+    "compat": (("compat", "guard", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
+    "engine": (("engine", "guard", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
+    "viz": (("viz", "guard", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
     "api": None,
     "cli": None,
@@ -34,7 +39,7 @@ LAW = {
     "predict": None,
     "predict_files": None,
     "result": None,
-    "view_files": (("data", "viz"), ("numpy", "cv2")),
+    "view_files": (("data", "guard", "viz"), ("numpy", "cv2")),
     "deploy": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hints
 
 from tpvformer.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
+from tpvformer.guard.names import is_file_name
+from tpvformer.labels import LABEL_MAPS
+from tpvformer.ranges import short
 from tpvformer.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -43,7 +46,24 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):
+            kinds = {"name": str, "model": ModelConfig, "data": DataConfig, "loss": LossConfig, "optim": OptimConfig}
+            expected = kinds.get(part.name, TrainConfig)
+            if not isinstance(getattr(self, part.name), expected):
+                raise ConfigError(f"{part.name} is {short(getattr(self, part.name))}; expected {expected.__name__}")
         kind, grid, classes = self.data.occupancy, self.model.grid, self.model.num_classes
+        if not is_file_name(self.name):
+            raise ConfigError(f"name is {short(self.name)}; expected what can be part of a file's name")
+        known = LABEL_MAPS[self.data.label_map]
+        if not len(known.names) <= classes <= len(known.colors):
+            raise ConfigError(
+                f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {len(known.names)} "
+                "classes; set one of the two to what the other needs"
+            )
+        if self.data.fill_label >= classes and self.data.fill_label != self.data.ignore_label:
+            raise ConfigError(
+                f"data.fill_label is {self.data.fill_label}; expected a class below model.num_classes, {classes}"
+            )
         if self.loss.class_weights and len(self.loss.class_weights) != classes:
             raise ConfigError(
                 f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
@@ -131,18 +151,18 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return _coerce(value, next(a for a in get_args(kind) if a is not type(None)), where)
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {value!r}")
+            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {short(value)}")
         return tuple(_coerce(v, get_args(kind)[0], where) for v in value)
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         try:
             return float(value)
         except ValueError:
             pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {short(value)}")
 
 
 def from_dict(tree: Dict[str, Any]) -> Config:
@@ -156,7 +176,7 @@ def from_dict(tree: Dict[str, Any]) -> Config:
         unknown = set(node) - set(hints)
         if unknown:
             raise ConfigError(
-                f"stored configuration: {where or 'Config'} has unknown fields {sorted(map(str, unknown))}"
+                f"stored configuration: {where or 'Config'} has unknown fields {short(sorted(map(str, unknown)))}"
             )
         values = {}
         for name, value in node.items():
