@@ -26,7 +26,7 @@ LAW = {
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
     "data": (
-        ("data", "guard", "config", "labels"),
+        ("data", "guard", "ranges", "config", "labels"),
         ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
     ),
     "compat": (("compat", "guard", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),

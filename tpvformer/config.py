@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hi
 
 from tpvformer.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
 from tpvformer.guard.names import is_file_name
+from tpvformer.guard.text import TextError, parse_yaml
 from tpvformer.labels import LABEL_MAPS
 from tpvformer.ranges import short
 from tpvformer.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -110,17 +111,15 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
     value does not fit.
     """
-    import yaml
-
     tree = dataclasses.asdict(config)
     for text in assignments:
         path, eq, raw = text.partition("=")
         if not eq:
             raise ConfigError(f"override {text!r}: expected section.field=value, for example optim.lr=1e-4")
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as err:
-            raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
+            value = parse_yaml(raw)
+        except TextError as err:
+            raise ConfigError(f"override {short(text)}: {short(raw)} is not a YAML value ({err})") from err
         _assign(tree, Config, " ".join(path.split()), value)
     return from_dict(tree)
 
@@ -165,6 +164,10 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {kind.__name__}, got {short(value)}")
 
 
+def _has_default(part: Any) -> bool:
+    return part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
+
+
 def from_dict(tree: Dict[str, Any]) -> Config:
     """The inverse of ``dataclasses.asdict`` and of ``Config.dump`` (used by checkpoints); strict about names."""
 
@@ -178,6 +181,9 @@ def from_dict(tree: Dict[str, Any]) -> Config:
             raise ConfigError(
                 f"stored configuration: {where or 'Config'} has unknown fields {short(sorted(map(str, unknown)))}"
             )
+        lost = [f.name for f in dataclasses.fields(kind) if f.name not in node and not _has_default(f)]
+        if lost:
+            raise ConfigError(f"stored configuration: {where or 'Config'} has no {lost[0]}")
         values = {}
         for name, value in node.items():
             here = f"{where}.{name}" if where else name

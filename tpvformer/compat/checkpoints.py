@@ -24,6 +24,7 @@ from tpvformer.compat.keys import (
 )
 from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
 from tpvformer.config import ModelConfig
+from tpvformer.guard.names import shown
 
 FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
 _BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
@@ -243,4 +244,4 @@ def _last(name: str) -> str:
 def _some(names: Sequence[str], count: int = 3) -> str:
     """The first few names, and how many follow."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(shown(name)[:120] for name in names[:count]) + more

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from tpvformer.data.types import DataError
+from tpvformer.guard.names import has_unseen, is_file_name
+from tpvformer.ranges import short
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
 Row = Dict[str, Any]
@@ -118,6 +120,15 @@ def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
         ) from err
 
 
+def _check_names(path: Path, name: str, rows: List[Row]) -> None:
+    """Tokens, channels and file names reach terminals, archives and the names of files. Raises DataError."""
+    for text in map(itemgetter(name), rows):
+        if len(text) > 4096 or has_unseen(text):
+            raise DataError(f"{path}: a row's {name} is {short(text)}; expected a name that can be printed")
+        if name == "token" and text and not is_file_name(text):
+            raise DataError(f"{path}: a row's token is {short(text)}; expected letters and digits")
+
+
 _TYPES: Dict[str, Tuple[type, ...]] = {
     "timestamp": (int,), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
     "camera_intrinsic": (list,),
@@ -133,6 +144,8 @@ def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
         except (KeyError, TypeError, IndexError):
             good = False
         if good:
+            if str in expected:
+                _check_names(path, name, rows)
             continue
         for row in rows:
             text = json.dumps(row)[:80]
