@@ -38,6 +38,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--py-config", metavar="CONFIG", help="its configuration (default: the stored one, or told by the shapes)"
     )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="go on where weights hold NaN or infinite numbers"
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -80,7 +83,8 @@ def _convert(args: argparse.Namespace) -> int:
     from tpvformer.api import TPVFormer
     from tpvformer.compat import save_reference
 
-    model = TPVFormer.from_pretrained(args.source, config=args.py_config, device="cpu")
+    found = {"config": args.py_config, "device": "cpu", "allow_nonfinite": args.allow_nonfinite}
+    model = TPVFormer.from_pretrained(args.source, **found)
     print(model.report)
     if args.out.suffix in (".pth", ".pt", ".safetensors"):
         save_reference(model.network, args.out)
