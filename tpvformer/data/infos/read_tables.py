@@ -148,11 +148,11 @@ def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
                 _check_names(path, name, rows)
             continue
         for row in rows:
-            text = json.dumps(row)[:80]
+            text = short(row)
             if not isinstance(row, dict) or name not in row:
                 raise DataError(f"{path}: a row has no {name!r} ({text}); expected a table of nuScenes v1.0")
             if type(row[name]) not in expected:
                 raise DataError(
-                    f"{path}: a row's {name} is {json.dumps(row[name])[:40]}, not {expected[0].__name__} ({text}); "
+                    f"{path}: a row's {name} is {short(row[name])}, not {expected[0].__name__} ({text}); "
                     "unpack the nuScenes metadata archive again"
                 )
