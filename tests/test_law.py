@@ -22,7 +22,7 @@ LAW = {
     "grids": (("ranges", "guard"), ()),
     "ranges": (("guard",), ()),
     "labels": ((), ()),
-    "guard": (("guard",), ("numpy", "numba", "yaml")),  # of what comes from others; every reader may use it
+    "guard": (("guard", "ranges"), ("numpy", "numba", "yaml")),  # of what comes from others; every reader may use it
     "ops": (("ops",), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
     "data": (
