@@ -30,7 +30,10 @@ LAW = {
         ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
     ),
     "compat": (("compat", "guard", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
-    "engine": (("engine", "guard", "compat", "data", "model", "ops", "labels", "config"), ("torch", "numpy", "rich")),
+    "engine": (
+        ("engine", "guard", "ranges", "compat", "data", "model", "ops", "labels", "config"),
+        ("torch", "numpy", "rich"),
+    ),
     "viz": (("viz", "guard", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
     "api": None,
