@@ -55,19 +55,20 @@ class Config:
         kind, grid, classes = self.data.occupancy, self.model.grid, self.model.num_classes
         if not is_file_name(self.name):
             raise ConfigError(f"name is {short(self.name)}; expected what can be part of a file's name")
-        known = LABEL_MAPS[self.data.label_map]
-        if not len(known.names) <= classes <= len(known.colors):
+        if self.loss.class_weights and len(self.loss.class_weights) != classes:
             raise ConfigError(
-                f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {len(known.names)} "
-                "classes; set one of the two to what the other needs"
+                f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
+            )
+        known = LABEL_MAPS[self.data.label_map]
+        least = known.evaluated[-1] + 1
+        if not least <= classes <= len(known.colors):
+            raise ConfigError(
+                f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {least} to "
+                f"{len(known.colors)}; set one of the two to what the other needs"
             )
         if self.data.fill_label >= classes and self.data.fill_label != self.data.ignore_label:
             raise ConfigError(
                 f"data.fill_label is {self.data.fill_label}; expected a class below model.num_classes, {classes}"
-            )
-        if self.loss.class_weights and len(self.loss.class_weights) != classes:
-            raise ConfigError(
-                f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
             )
         if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
             raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")

@@ -161,7 +161,7 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
         "world_size": 1,
         "global_batch": 1,
         "losses": losses.state(),
-        "rng": {name: [state] for name, state in random_state(CPU).items()},
+        "rng": {name: state[None] for name, state in random_state(CPU).items()},
     }
     whole = checkpoint.capture(model, stepper, config, Progress(epoch=1, global_iter=3), moment)
     plain = {name: value for name, value in whole.items() if name not in ("state_dict", "optimizer")}

@@ -60,7 +60,7 @@ _CONTENT = fields(
         "world_size": whole(1, 10**6),
         "global_batch": whole(1, 10**9),
         "losses": fields({"sum": number(), "count": _count, "last": _score}, needed=("sum", "count", "last")),
-        "rng": fields({name: list_of(_tensor, 1, 10**6) for name in _RNG}, needed=tuple(_RNG)),
+        "rng": fields(dict.fromkeys(_RNG, _tensor), needed=tuple(_RNG)),  # each (processes, n)
     },
     needed=("config", "epoch", "global_iter"),
 )
@@ -77,7 +77,5 @@ def check_content(content: Any) -> None:
     for name, states in content.get("rng", {}).items():
         if name not in _RNG:
             continue
-        if len(states) != content["world_size"]:
-            raise SchemaError(f"rng.{name} has {len(states)} tensors, expected one of each of the processes")
-        if any(state.ndim != 1 or len(state) < _RNG[name] for state in states):
-            raise SchemaError(f"rng.{name} holds a tensor of another shape")
+        if states.ndim != 2 or len(states) != content["world_size"] or states.shape[1] < _RNG[name]:
+            raise SchemaError(f"rng.{name} has the shape {tuple(states.shape)}, expected a row of each process")
