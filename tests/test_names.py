@@ -15,7 +15,7 @@ from tpvformer.cli import in_one_line
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.infos.read_tables import read_table
 from tpvformer.data.lidarseg import LabelFiles, scan_tokens
-from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.nuscenes import load_infos, resolve
 from tpvformer.data.scenes import frames_by_scene
 from tpvformer.data.types import DataError
 from tpvformer.engine.log import RunLog
@@ -96,6 +96,13 @@ def test_a_submission_stays_in_its_folder(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="a record's token is '../../../../home/x'"):
         scan_tokens(tmp_path, VERSION)
+
+
+@pytest.mark.parametrize("root", ["/sets/a", "s3://bucket/set", "ftp://example.org/x"])
+def test_records_open_no_connection(root: str) -> None:
+    for stored in ("ftp://example.invalid/x.jpg", "s3://bucket2/x.jpg", "http://s3://bucket/x"):
+        with pytest.raises(DataError, match="another storage than data.root"):
+            resolve(stored, root, "t")
 
 
 def test_a_configuration_s_name(tmp_path: Path) -> None:
