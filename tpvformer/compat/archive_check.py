@@ -167,7 +167,7 @@ def check_archive(file: Path) -> None:
     """Raises CheckpointError for an archive that is larger inside than outside, nests or repeats itself without end, or
     has tensors that are not plain ones within their storages.
 
-    What is no archive at all passes; that is for ``torch.load`` to say. Raises OSError.
+    What is no archive at all passes; that is for ``torch.load`` to say.
     """
     try:
         with file.open("rb") as opened:
@@ -182,7 +182,7 @@ def check_archive(file: Path) -> None:
         raise CheckpointError(
             f"{file}: not a readable PyTorch checkpoint of tensors, {err}; it is damaged, cut short or of another kind"
         ) from err
-    except (*_BROKEN, zipfile.BadZipFile, NotImplementedError) as err:
+    except (*_BROKEN, zipfile.BadZipFile, NotImplementedError, OSError) as err:
         raise CheckpointError(
             f"{file}: not a readable PyTorch checkpoint of tensors; it is damaged, cut short or of another kind"
         ) from err

@@ -102,7 +102,7 @@ def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
 def _surroundocc(rows: np.ndarray, where: str) -> DenseLabels:
     shape: Tuple[int, int, int] = OCCUPANCY_GRIDS["surroundocc"].voxels
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
-        raise DataError(f"{where} has shape {rows.shape} of {rows.dtype}; expected numbers (N, 4): x, y, z, class")
+        raise DataError(f"{where} has shape {rows.shape}; expected (N, 4) numbers: x, y, z, class")
     if not np.isfinite(rows).all():
         raise DataError(f"{where} holds numbers that are not finite; copy it again")
     whole = rows.astype(np.int64)

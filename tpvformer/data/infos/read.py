@@ -18,7 +18,7 @@ from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, r
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
-from tpvformer.guard.names import has_unseen, is_file_name
+from tpvformer.guard.names import has_unseen, is_file_name, shown
 from tpvformer.ranges import short
 
 _OLD = "the info format of TPVFormer and mmdetection3d 0.x"
@@ -123,7 +123,7 @@ def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any]
             ) from err
         if seen.setdefault(record.token, i) != i:
             raise DataError(
-                f"{where} has the token {short(record.token)} of record {seen[record.token]}; expected one each"
+                f"{where} has the token {shown(record.token)[:200]} of record {seen[record.token]}; expected one each"
             )
         records.append(record)
     return _checked(path, records)

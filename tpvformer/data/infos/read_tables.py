@@ -135,6 +135,14 @@ _TYPES: Dict[str, Tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def _shown(value: Any, most: int) -> str:
+    """The value as JSON, cut short."""
+    try:
+        return json.dumps(value)[:most]
+    except RecursionError:
+        return "nested too deeply"
+
+
 def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
     """Raises DataError for the first row that lacks a field or has a value of another type than the schema gives it."""
     for name in fields:
@@ -148,11 +156,11 @@ def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
                 _check_names(path, name, rows)
             continue
         for row in rows:
-            text = short(row)
+            text = _shown(row, 80)
             if not isinstance(row, dict) or name not in row:
                 raise DataError(f"{path}: a row has no {name!r} ({text}); expected a table of nuScenes v1.0")
             if type(row[name]) not in expected:
                 raise DataError(
-                    f"{path}: a row's {name} is {short(row[name])}, not {expected[0].__name__} ({text}); "
+                    f"{path}: a row's {name} is {_shown(row[name], 40)}, not {expected[0].__name__} ({text}); "
                     "unpack the nuScenes metadata archive again"
                 )
