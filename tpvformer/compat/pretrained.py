@@ -21,6 +21,7 @@ from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer import infer_config
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.config import Config, ConfigError, DataConfig, from_dict
+from tpvformer.guard.names import is_file_name
 from tpvformer.guard.text import TextError, parse_json, parse_yaml
 
 FORMAT = "tpvformer-model-1"
@@ -173,6 +174,8 @@ def _built(tree: Dict[str, Any], source: str) -> Config:
 def _without_places(config: Config) -> Config:
     usual = DataConfig()
     data = dataclasses.replace(config.data, **{name: getattr(usual, name) for name in _PLACES})
+    if not is_file_name(data.version):  # the name of a folder below data.root
+        data = dataclasses.replace(data, version=usual.version)
     return dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, load_from=None))
 
 
