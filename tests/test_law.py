@@ -17,24 +17,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
     "__init__": (("api", "cores"), ()),  # when it is asked for
-    "config": (("grids", "sections"), ("yaml",)),
-    "sections": (("grids",), ()),
-    "grids": ((), ()),
+    "config": (("grids", "sections", "ranges", "guard", "labels"), ("yaml",)),
+    "sections": (("grids", "ranges", "labels"), ()),
+    "grids": (("ranges", "guard"), ()),
+    "ranges": (("guard",), ()),
     "labels": ((), ()),
+    "guard": (("guard", "ranges"), ("numpy", "numba", "yaml")),  # of what comes from others; every reader may use it
     "compiling": ((), ("numba",)),
     "cores": ((), ()),
     "ops": (("ops", "compiling"), ("torch", "numba", "llvmlite", "numpy", "triton")),
     "model": (("model", "ops", "config"), ("torch",)),
     "data": (
-        ("data", "config", "labels", "compiling", "cores"),
+        ("data", "guard", "ranges", "config", "labels", "compiling", "cores"),
         ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
     ),
-    "compat": (("compat", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
+    "compat": (("compat", "guard", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
     "engine": (
-        ("engine", "compat", "data", "model", "ops", "labels", "config", "compiling", "cores"),
+        ("engine", "guard", "ranges", "compat", "data", "model", "ops", "labels", "config", "compiling", "cores"),
         ("torch", "numpy", "rich"),
     ),
-    "viz": (("viz", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
+    "viz": (("viz", "guard", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
     "__main__": None,
     "api": None,
     "cli": None,
@@ -42,7 +44,7 @@ LAW = {
     "predict": None,
     "predict_files": None,
     "result": None,
-    "view_files": (("data", "viz"), ("numpy", "cv2")),
+    "view_files": (("data", "guard", "viz"), ("numpy", "cv2")),
     "deploy": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them

@@ -87,6 +87,7 @@ def place(quick: None, tmp_path_factory: Any) -> Path:
     checkpoint = capture(model, Stepper(model, config.optim, CPU, "fp32"), config, Progress())
     (folder / "run").mkdir()
     torch.save(checkpoint, folder / "run" / "latest.pth")
+    (folder / "run" / "config.yaml").write_text(config.dump())  # as a run does: weights alone name no places
     assert main(["convert", str(folder / "run"), str(folder / "shared")]) == 0
     torch.save(model.state_dict(), folder / "alone.pth")
     return folder

@@ -44,7 +44,6 @@ def test_plain_values_and_arrays_survive(tmp_path, protocol):
         "matrix": np.arange(12.0).reshape(3, 4),
         "fortran": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
         "names": np.array(["car", "bus"]),
-        "objects": np.array(["car", None], dtype=object),
         "flags": np.array([True, False]),
         "scalar": np.float32(2.5),
         "count": np.int64(7),

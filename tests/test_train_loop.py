@@ -241,9 +241,10 @@ def test_scores_do_not_depend_on_the_batch_size(data: DataConfig) -> None:
 
 
 def test_occupancy_is_scored_from_dense_voxels(data: DataConfig) -> None:
-    base = tiny_config(dataclasses.replace(data, label_map="nuscenes-noIgnore", fill_label=17))
+    base = tiny_config(data)
     config = dataclasses.replace(
         base,
+        data=dataclasses.replace(base.data, label_map="nuscenes-noIgnore", fill_label=17),
         model=dataclasses.replace(base.model, num_classes=18),
         loss=dataclasses.replace(base.loss, lovasz_input="voxel"),
     )

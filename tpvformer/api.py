@@ -57,19 +57,21 @@ class TPVFormer:
         config: Optional[ConfigLike] = None,
         device: DeviceLike = "auto",
         revision: Optional[str] = None,
+        allow_nonfinite: bool = False,
     ) -> TPVFormer:
         """Open weights: "demo", those inside this package; a folder of ``save_pretrained``, a run's work dir or
         checkpoint, the reference's .pth, or the ``owner/name`` of a hub's repository (``revision``: of that), where
         huggingface_hub is installed. A folder of one's own called demo is ``"./demo"`` or a ``Path``.
 
         The configuration is the stored one; of the reference's files it is told by their shapes. ``config`` is taken
-        instead. Every tensor must be there and fit: raises CheckpointError that names what is missing, unknown or of
-        another shape, and for a file that would run something. Raises ConfigError for a configuration or device.
+        instead. Every tensor must be there and fit: raises CheckpointError that names what is missing, unknown, of
+        another shape, or not finite (``allow_nonfinite`` warns of that instead), and for a file that would run
+        something. Raises ConfigError for a configuration or device.
         """
         given = config if config is None or isinstance(config, Config) else load_config(config)
         found = open_pretrained(source, given, revision)
         model = cls(found.config, device)
-        model.report = load_content(model.network, found.content, found.source)
+        model.report = load_content(model.network, found.content, found.source, allow_nonfinite)
         if model.report.kind == "backbone":
             raise CheckpointError(
                 f"{found.source}: holds a detector's image backbone alone; expected a whole TPVFormer (a backbone is "

@@ -17,6 +17,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 from tpvformer.config import ConfigError
 from tpvformer.cores import set_up_threads
+from tpvformer.guard.names import shown_lines
 
 
 class _Command(NamedTuple):
@@ -107,7 +108,7 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         if rank != "0":
             time.sleep(1)  # what goes wrong everywhere is said by process 0, whose end stops this one meanwhile
         where = "" if rank == "0" else f" (process {rank})"
-        print(f"{name}{where}: {err}", file=sys.stderr)
+        print(f"{name}{where}: {shown_lines(str(err))}", file=sys.stderr)
         return code
     except OSError as err:
         if isinstance(err, BrokenPipeError) and _nobody_reads():

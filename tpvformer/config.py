@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hints
 
 from tpvformer.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
+from tpvformer.guard.names import is_file_name
+from tpvformer.guard.text import TextError, parse_yaml
+from tpvformer.labels import LABEL_MAPS
+from tpvformer.ranges import short
 from tpvformer.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -43,10 +47,28 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):
+            kinds = {"name": str, "model": ModelConfig, "data": DataConfig, "loss": LossConfig, "optim": OptimConfig}
+            expected = kinds.get(part.name, TrainConfig)
+            if not isinstance(getattr(self, part.name), expected):
+                raise ConfigError(f"{part.name} is {short(getattr(self, part.name))}; expected {expected.__name__}")
         kind, grid, classes = self.data.occupancy, self.model.grid, self.model.num_classes
+        if not is_file_name(self.name):
+            raise ConfigError(f"name is {short(self.name)}; expected what can be part of a file's name")
         if self.loss.class_weights and len(self.loss.class_weights) != classes:
             raise ConfigError(
                 f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
+            )
+        known = LABEL_MAPS[self.data.label_map]
+        least = known.evaluated[-1] + 1
+        if not least <= classes <= len(known.colors):
+            raise ConfigError(
+                f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {least} to "
+                f"{len(known.colors)}; set one of the two to what the other needs"
+            )
+        if self.data.fill_label >= classes and self.data.fill_label != self.data.ignore_label:
+            raise ConfigError(
+                f"data.fill_label is {self.data.fill_label}; expected a class below model.num_classes, {classes}"
             )
         if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
             raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
@@ -97,17 +119,15 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
     value does not fit.
     """
-    import yaml
-
     tree = dataclasses.asdict(config)
     for text in assignments:
         path, eq, raw = text.partition("=")
         if not eq:
             raise ConfigError(f"override {text!r}: expected section.field=value, for example optim.lr=1e-4")
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as err:
-            raise ConfigError(f"override {text!r}: {raw!r} is not a YAML value") from err
+            value = parse_yaml(raw)
+        except TextError as err:
+            raise ConfigError(f"override {short(text)}: {short(raw)} is not a YAML value ({err})") from err
         _assign(tree, Config, " ".join(path.split()), value)
     return from_dict(tree)
 
@@ -138,18 +158,22 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return _coerce(value, next(a for a in get_args(kind) if a is not type(None)), where)
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {value!r}")
+            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {short(value)}")
         return tuple(_coerce(v, get_args(kind)[0], where) for v in value)
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         try:
             return float(value)
         except ValueError:
             pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {short(value)}")
+
+
+def _has_default(part: Any) -> bool:
+    return part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
 
 
 def from_dict(tree: Dict[str, Any]) -> Config:
@@ -163,8 +187,11 @@ def from_dict(tree: Dict[str, Any]) -> Config:
         unknown = set(node) - set(hints)
         if unknown:
             raise ConfigError(
-                f"stored configuration: {where or 'Config'} has unknown fields {sorted(map(str, unknown))}"
+                f"stored configuration: {where or 'Config'} has unknown fields {short(sorted(map(str, unknown)))}"
             )
+        lost = [f.name for f in dataclasses.fields(kind) if f.name not in node and not _has_default(f)]
+        if lost:
+            raise ConfigError(f"stored configuration: {where or 'Config'} has no {lost[0]}")
         values = {}
         for name, value in node.items():
             here = f"{where}.{name}" if where else name

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, NamedTuple, Tuple
 
+from tpvformer.guard.errors import ConfigError
+from tpvformer.ranges import check_grid, check_section, short
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what, where, and what was expected."""
+__all__ = ["OCCUPANCY_GRIDS", "ConfigError", "GridConfig", "OccupancyGrid"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class GridConfig:
     frame: str = "lidar"  # whose axes: "lidar", or "ego" (x forward, y left, z up, on the ground under the rear axle)
 
     def __post_init__(self) -> None:
+        check_section("model.grid", self)
+        check_grid(self)
         if self.frame not in ("lidar", "ego"):
-            raise ConfigError(f"model.grid.frame is {self.frame!r}; expected 'lidar' or 'ego'")
+            raise ConfigError(f"model.grid.frame is {short(self.frame)}; expected 'lidar' or 'ego'")
 
     @property
     def plane_shapes(self) -> Tuple[Tuple[int, int], ...]:

@@ -6,19 +6,15 @@ from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
 from tpvformer.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig
+from tpvformer.labels import LABEL_MAPS
+from tpvformer.ranges import check_model_size, check_section, short
 
 
 def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
     for name, (value, known) in fields.items():
         if value not in known:
             words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
-            raise ConfigError(f"{section}.{name} is {value!r}; expected {words}")
-
-
-def _at_least(section: str, **fields: Tuple[int, int]) -> None:
-    for name, (value, least) in fields.items():
-        if value < least:
-            raise ConfigError(f"{section}.{name} is {value}; expected {least} or more")
+            raise ConfigError(f"{section}.{name} is {short(value)}; expected {words}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,10 @@ class BackboneConfig:
     frozen_stages: int = 1  # 0: the stem learns; 1: stem and stage 1 are fixed
     norm: str = "frozen"  # "frozen": running statistics, fixed affine (the reference); "batch": ordinary batch norm
     bn3_init: float = 0.0  # scale of a fresh residual branch; a frozen norm with 0 can only be trained from weights
+
+    def __post_init__(self) -> None:
+        check_section("model.backbone", self)
+        _one_of("model.backbone", norm=(self.norm, ("frozen", "batch")))
 
     @property
     def out_channels(self) -> Tuple[int, int, int]:
@@ -71,14 +71,14 @@ class ModelConfig:
             if not ok:
                 raise ConfigError(f"model: {text}")
 
-        for name in ("dim", "image_heads", "plane_heads", "plane_points", "plane_anchors", "num_cams", "num_levels"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("pillar_anchors", "image_points"):
-            need(min(getattr(self, name), default=0) >= 1, f"{name} is {getattr(self, name)}; expected numbers above 0")
-        need(self.view_attn in ("cross_view", "hw"), f"view_attn is {self.view_attn!r}; expected 'cross_view' or 'hw'")
+        check_section("model", self)
+        need(
+            self.view_attn in ("cross_view", "hw"),
+            f"view_attn is {short(self.view_attn)}; expected 'cross_view' or 'hw'",
+        )
         need(
             self.planes in (("hw", "zh", "wz"), ("hw",)),
-            f"planes is {self.planes}; expected all of hw, zh, wz in this order, or hw alone",
+            f"planes is {short(self.planes)}; expected all of hw, zh, wz in this order, or hw alone",
         )
         need(
             self.view_attn == "hw" or len(self.planes) == 3,
@@ -87,30 +87,27 @@ class ModelConfig:
         parts = {"cross_view": 3, "hw": 2}[self.view_attn]
         need(
             len(self.position_dims) == parts and sum(self.position_dims) == self.dim,
-            f"position_dims {self.position_dims} must be {parts} numbers that add up to dim {self.dim}",
+            f"position_dims {short(self.position_dims)} must be {parts} numbers that add up to dim {self.dim}",
         )
         need(self.dim % self.image_heads == 0, f"dim {self.dim} is not divisible by image_heads {self.image_heads}")
         need(self.dim % self.plane_heads == 0, f"dim {self.dim} is not divisible by plane_heads {self.plane_heads}")
         need(
             all(p % a == 0 for p, a in zip(self.image_points, self.pillar_anchors)),
-            f"image_points {self.image_points} must be multiples of pillar_anchors {self.pillar_anchors}",
-        )
-        need(
-            len(self.image_points) == 3 and len(self.pillar_anchors) == 3,
-            "image_points and pillar_anchors need three numbers, one a plane",
+            f"image_points {short(self.image_points)} must be multiples of pillar_anchors {short(self.pillar_anchors)}",
         )
         need(
             all(kind in ("self_cross", "self") for kind in self.layers),
-            f"layers {self.layers} may hold 'self_cross' and 'self' only",
+            f"layers {short(self.layers)} may hold 'self_cross' and 'self' only",
         )
         need(
             self.view_attn == "hw" or self.plane_points % self.plane_anchors == 0,
             f"plane_points {self.plane_points} must be a multiple of plane_anchors {self.plane_anchors}",
         )
         need(
-            self.backbone.norm in ("frozen", "batch"),
-            f"backbone.norm is {self.backbone.norm!r}; expected 'frozen' or 'batch'",
+            self.plane_init_mode == 0 or self.view_attn == "hw" or self.plane_heads == 6,
+            f"plane_init_mode 1 needs 6 plane_heads, not {self.plane_heads}",
         )
+        check_model_size(self)
 
 
 @dataclass(frozen=True)
@@ -144,22 +141,26 @@ class DataConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")))
-        _at_least("data", batch_size=(self.batch_size, 1), workers=(self.workers, 0))
+        check_section("data", self)
+        _one_of(
+            "data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")), label_map=(self.label_map, (*LABEL_MAPS,))
+        )
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
-                f"data.occupancy is {self.occupancy!r}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
+                f"data.occupancy is {short(self.occupancy)}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
             )
         if self.format not in ("nuscenes", "semantickitti"):
-            raise ConfigError(f"data.format is {self.format!r}; expected 'nuscenes' or 'semantickitti'")
+            raise ConfigError(f"data.format is {short(self.format)}; expected 'nuscenes' or 'semantickitti'")
         kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
         if any(kitti) and not all(kitti):
             raise ConfigError(
-                f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy {self.occupancy!r}; "
-                "expected semantickitti in all three or in none"
+                f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy "
+                f"{short(self.occupancy)}; expected semantickitti in all three or in none"
             )
         if self.occupancy_mask not in ("", "camera", "lidar"):
-            raise ConfigError(f"data.occupancy_mask is {self.occupancy_mask!r}; expected 'camera', 'lidar' or nothing")
+            raise ConfigError(
+                f"data.occupancy_mask is {short(self.occupancy_mask)}; expected 'camera', 'lidar' or nothing"
+            )
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
 
@@ -187,10 +188,11 @@ class LossConfig:
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
 
     def __post_init__(self) -> None:
+        check_section("loss", self)
         for name, known in (("lovasz_input", ("points", "voxel", "none")), ("ce_input", ("points", "voxel"))):
             if getattr(self, name) not in known:
                 expected = " or ".join(map(repr, known))
-                raise ConfigError(f"loss.{name} is {getattr(self, name)!r}; expected {expected}")
+                raise ConfigError(f"loss.{name} is {short(getattr(self, name))}; expected {expected}")
         if (self.class_weights or self.affinity) and self.ce_input != "voxel":
             raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
 
@@ -206,6 +208,9 @@ class OptimConfig:
     warmup_steps: int = 500
     warmup_lr: float = 1e-5
     min_lr: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_section("optim", self)
 
 
 @dataclass(frozen=True)
@@ -235,15 +240,10 @@ class TrainConfig:
     writers: Tuple[str, ...] = ()  # curves besides metrics.jsonl: "tensorboard", "wandb" (docs/report.md)
 
     def __post_init__(self) -> None:
+        check_section("train", self)
         _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
         for writer in self.writers:
             _one_of("train", writers=(writer, ("tensorboard", "wandb")))
-        _at_least("train", max_skipped=(self.max_skipped, 0))
-        _at_least("train", epochs=(self.epochs, 1), print_every=(self.print_every, 1), accumulate=(self.accumulate, 1))
-        _at_least("train", save_every_steps=(self.save_every_steps, 0), keep_checkpoints=(self.keep_checkpoints, 1))
-        for name in ("save_every_minutes", "hang_minutes"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; expected at least 0")
         _one_of("train", precision=(self.precision, ("auto", "fp32", "bf16", "fp16")))
         if self.recompute not in (None, "none", "cheap", "blocks"):
-            raise ConfigError(f"train.recompute is {self.recompute!r}; expected 'none', 'cheap', 'blocks' or null")
+            raise ConfigError(f"train.recompute is {short(self.recompute)}; expected 'none', 'cheap', 'blocks' or null")

@@ -12,6 +12,7 @@ from tpvformer.data.types import DataError  # and PyTorch, before OpenCV: see "s
 import cv2
 import numpy as np
 
+from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.viz.result import CameraView, Result
@@ -186,7 +187,9 @@ def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
 
 def _jpeg_width(data: np.ndarray) -> int:
     """In pixels; 0 where the bytes are no JPEG that can be decoded."""
-    if data[:2].tolist() != [255, 216]:
+    content = data.tobytes()
+    size = declared_size(content) if content[:2] == b"\xff\xd8" else None
+    if size is None or too_large(size, len(content)):
         return 0
     try:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR)

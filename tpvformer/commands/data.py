@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Tuple
 
 from tpvformer.config import ConfigError
+from tpvformer.guard.names import shown
 
 if TYPE_CHECKING:
     from tpvformer.config import GridConfig
@@ -140,7 +141,7 @@ def _check(args: argparse.Namespace) -> int:
     from tpvformer.data.doctor.examine import examine
 
     report = examine(args.root, args.version, args.splits, args.whole, every(5))
-    print("\n".join(report.lines(args.limit)))
+    print("\n".join(map(shown, report.lines(args.limit))))
     return 1 if report.count else 0
 
 

@@ -41,6 +41,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--half", action="store_true", help="to a folder: parameters as float16, in half the bytes; opened as float32"
     )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="go on where weights hold NaN or infinite numbers"
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -86,7 +89,8 @@ def _convert(args: argparse.Namespace) -> int:
     to_file = args.out.suffix in (".pth", ".pt", ".safetensors")
     if to_file and args.half:
         raise ConfigError(f"--half is for a folder, but OUT is the file {args.out}; leave --half away or name a folder")
-    model = TPVFormer.from_pretrained(args.source, config=args.py_config, device="cpu")
+    found = {"config": args.py_config, "device": "cpu", "allow_nonfinite": args.allow_nonfinite}
+    model = TPVFormer.from_pretrained(args.source, **found)
     print(model.report)
     if to_file:
         save_reference(model.network, args.out)

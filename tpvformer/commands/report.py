@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from tpvformer.commands.options import add_device, folder
-from tpvformer.config import Config, ConfigError, from_dict
+from tpvformer.config import Config, ConfigError
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
@@ -142,16 +142,10 @@ def _files(work_dir: Path, last: Optional[dict]) -> List[Path]:
 
 
 def _config(work_dir: Path) -> Config:
-    """What the run was made of."""
-    import yaml
+    """What the run was made of. Raises ConfigError."""
+    from tpvformer.compat.pretrained import RUN_CONFIG, read_run_config
 
-    file = work_dir / "config.yaml"
-    try:
-        return from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as err:
-        raise ConfigError(f"{file} cannot be read ({err.strerror}); a run writes it when it starts") from err
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{file} is not YAML; a run writes it when it starts") from err
+    return read_run_config(work_dir / RUN_CONFIG)
 
 
 def _read(path: Path) -> Optional[bytes]:

@@ -24,6 +24,7 @@ from tpvformer.compat.keys import (
 )
 from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
 from tpvformer.config import ModelConfig
+from tpvformer.guard.names import shown
 
 FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
 _BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
@@ -72,13 +73,16 @@ def load_weights(model: Model, path: PathLike) -> Report:
 
     Accepted: our checkpoints and safetensors; the reference's state dict, flat or under ``state_dict``, with or without
     ``module.``; mmdetection3d's port of it; a detector checkpoint with this backbone. Raises CheckpointError naming
-    entries that are unknown, missing or of another shape; the model is then unchanged.
+    entries that are unknown, missing, of another shape or not finite; the model is then unchanged.
     """
     return load_content(model, read_archive(path), str(path))
 
 
-def load_content(model: Model, content: Dict[str, Any], source: str) -> Report:
-    """The same for what ``read_archive`` has read; ``source`` is its name in messages."""
+def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False) -> Report:
+    """The same for what ``read_archive`` has read; ``source`` is its name in messages.
+
+    Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
+    """
     tensors = named_tensors(content, source)
     state = model.state_dict()
     if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
@@ -91,6 +95,12 @@ def load_content(model: Model, content: Dict[str, Any], source: str) -> Report:
     report.missing = [name for name in state if name not in values]
     _refuse_missing(source, report)
     _refuse_shapes(source, values, state)
+    strange = nonfinite(values)
+    if strange:
+        text = f"{len(strange)} tensors hold NaN or infinite numbers: {_some(strange)}"
+        if not allow_nonfinite:
+            raise CheckpointError(f"{source}: {text}; take a checkpoint from before the training diverged")
+        report.warnings.append(text)
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)
@@ -117,6 +127,16 @@ def export_reference(model: Model) -> Dict[str, Tensor]:
 def save_reference(model: Model, path: PathLike) -> None:
     """Write ``export_reference`` to ``path``: flat, as the published files are; safetensors by its ending."""
     write_tensors(export_reference(model), path)
+
+
+def nonfinite(values: Dict[str, Tensor]) -> List[str]:
+    """The names of floating tensors that hold NaN or an infinite number."""
+
+    def strange(tensor: Tensor) -> bool:
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # the small ones have no such question
+        return not bool(torch.isfinite(wide).all())
+
+    return [name for name, tensor in values.items() if tensor.is_floating_point() and strange(tensor)]
 
 
 def named_tensors(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
@@ -245,4 +265,4 @@ def _last(name: str) -> str:
 def _some(names: Sequence[str], count: int = 3) -> str:
     """The first few names, and how many follow."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(shown(name)[:120] for name in names[:count]) + more

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from tpvformer.config import ConfigError
+from tpvformer.guard.text import parse_yaml
 from tpvformer.labels import raw_to_class
 
 _RAW = range(32)  # the bytes of nuScenes-lidarseg
@@ -19,11 +20,9 @@ def check_label_table(path: str, label_map: str) -> None:
     file = Path(path)
     if not file.is_file():
         return
-    import yaml  # here, because a machine that only measures may lack it
-
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:  # TextError; what is no UTF-8
         raise ConfigError(f"{path}: not YAML ({' '.join(str(err).split())}); expected the table of raw labels") from err
     wanted = raw_to_class(label_map)
     for table in _tables(content):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional
 
@@ -24,12 +25,15 @@ from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer import infer_config
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.config import Config, ConfigError, DataConfig, from_dict
+from tpvformer.guard.names import is_file_name
+from tpvformer.guard.text import TextError, parse_json, parse_yaml
 
 FORMAT = "tpvformer-model-1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 EMBEDDED = "demo"  # the name of the weights inside the package
 EMBEDDED_FILE = Path(__file__).parents[1] / "weights" / f"{EMBEDDED}.safetensors"
 _RUN_FILES = ("best.pth", "latest.pth")  # of a work dir
+RUN_CONFIG = "config.yaml"  # of a work dir
 _PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
 
 
@@ -137,7 +141,45 @@ def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
         notes = read_notes(path)
         if CONFIG in notes:
             return _parsed(notes[CONFIG], f"{path}: its {CONFIG}")
-    return _built(content["config"], str(path)) if isinstance(content.get("config"), dict) else None
+    if not isinstance(content.get("config"), dict):
+        return None
+    config = _built(content["config"], str(path))
+    run = path.parent / RUN_CONFIG
+    if not run.is_file():
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **_read_places(read_run_config(run))))
+
+
+def read_run_config(file: Path) -> Config:
+    """The configuration that a run wrote into its work dir; of its places those to read from on this machine.
+
+    Where a run may write, and what lies on other machines, only the user says. Raises ConfigError.
+    """
+    try:
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"{file} cannot be read ({err.strerror}); a run writes it when it starts") from err
+    except ValueError as err:  # TextError; what is no UTF-8
+        raise ConfigError(f"{file} is not YAML ({err}); a run writes it when it starts") from err
+    try:
+        config = from_dict(tree)
+    except ConfigError as err:
+        raise ConfigError(f"{file}: {err}") from err
+    remote = [name for name in _PLACES if "://" in getattr(config.data, name)]
+    if remote:
+        warnings.warn(
+            f"{file}: data.{remote[0]} is on another machine, which is only asked where it is typed; add "
+            f"--set data.{remote[0]}=URL",
+            stacklevel=2,
+        )
+    bare = _without_places(config)
+    return dataclasses.replace(bare, data=dataclasses.replace(bare.data, **_read_places(config)))
+
+
+def _read_places(config: Config) -> Dict[str, str]:
+    """The local places of a configuration that are read from."""
+    places = {name: getattr(config.data, name) for name in _PLACES if name != "image_cache"}
+    return {name: value for name, value in places.items() if "://" not in value}
 
 
 def _read_config(file: Path) -> Config:
@@ -149,19 +191,18 @@ def _read_config(file: Path) -> Config:
 
 def _parsed(text: str, source: str) -> Config:
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise CheckpointError(
-            f"{source}: cannot be read ({' '.join(str(err).split())[:200]}); restore the file"
-        ) from err
+        tree = parse_json(text)
+    except TextError as err:
+        raise CheckpointError(f"{source}: cannot be read ({err}); restore the file") from err
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("config"), dict):
         raise CheckpointError(f'{source}: is not of the format "{FORMAT}"; expected what save_pretrained wrote')
     return _built(tree["config"], source)
 
 
 def _built(tree: Dict[str, Any], source: str) -> Config:
+    """What weights say about their model; the places that they name are dropped: only the user chooses those."""
     try:
-        return from_dict(tree)
+        return _without_places(from_dict(tree))
     except (ConfigError, TypeError) as err:
         raise CheckpointError(f"{source}: {err}; it was written by another version, or damaged") from err
 
@@ -169,6 +210,8 @@ def _built(tree: Dict[str, Any], source: str) -> Config:
 def _without_places(config: Config) -> Config:
     usual = DataConfig()
     data = dataclasses.replace(config.data, **{name: getattr(usual, name) for name in _PLACES})
+    if not is_file_name(data.version):  # the name of a folder below data.root
+        data = dataclasses.replace(data, version=usual.version)
     return dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, load_from=None))
 
 

@@ -12,6 +12,7 @@ from typing import Any, ContextManager, Dict, Mapping, Optional, Union
 import torch
 from torch import Tensor
 
+from tpvformer.compat.archive_check import check_archive, first_not_plain
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.seal import check_seal
 
@@ -93,10 +94,11 @@ def _no_safetensors(path: PathLike, err: Exception) -> CheckpointError:
 
 def _read_torch(file: Path) -> Any:
     check_seal(file)
+    check_archive(file)
     try:
         with _others_as_nothing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # PyTorch 2.1 says so of its own reading
-            return torch.load(str(file), map_location="cpu", weights_only=True)
+            content = torch.load(str(file), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as err:  # damaged bytes end in KeyError, EOFError, RuntimeError, UnpicklingError and others
@@ -112,6 +114,12 @@ def _read_torch(file: Path) -> Any:
         raise CheckpointError(
             f"{file}: not a readable PyTorch checkpoint of tensors; it is damaged, cut short or of another kind"
         ) from err
+    strange = first_not_plain(content)
+    if strange is not None:
+        raise CheckpointError(
+            f"{file}: refused, its entry {strange[:80]!r} is no dense tensor on the CPU; save it again"
+        )
+    return content
 
 
 class _Nothing:

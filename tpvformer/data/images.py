@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 import cv2
 import numpy as np
 
+from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.types import DataError
 
 try:
@@ -39,6 +40,7 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
     out = torch.empty(0)
     for i, path in enumerate(paths):
         data = path.read_bytes()
+        _check_header(data, path, token, sizes[i] if sizes else None)
         shape, image = _jpeg_shape(data), None
         if shape is None:
             image = _opencv(data, path, token)
@@ -65,6 +67,7 @@ def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarra
 
     Raises DataError as ``read_images`` does."""
     data = path.read_bytes()
+    _check_header(data, path, token, size)
     shape = _jpeg_shape(data)
     image = _opencv(data, path, token) if shape is None else np.empty(shape, np.uint8)
     if size is not None:
@@ -72,6 +75,23 @@ def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarra
     if shape is not None:
         _simplejpeg(data, image, path, token)
     return image
+
+
+def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> None:
+    """Raises DataError for a file whose header asks for more memory than an image may take, before any is taken."""
+    declared = declared_size(data)
+    if declared is None:
+        if _is_whole(data):
+            raise DataError(
+                f"sample {token}: {path} is no whole image ({len(data)} bytes); expected a JPEG or PNG, copy the file "
+                "again"
+            )
+        return
+    if size is not None:
+        _check_size(path, token, declared[::-1], size)
+    problem = too_large(declared, len(data))
+    if problem:
+        raise DataError(f"sample {token}: {path} {problem}; copy the file again")
 
 
 def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
@@ -115,7 +135,10 @@ def _simplejpeg(data: bytes, out: np.ndarray, path: Path, token: str) -> None:
 
 
 def _opencv(data: bytes, path: Path, token: str) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
+    except cv2.error:  # more pixels than it takes
+        image = None
     if image is None:
         raise DataError(f"sample {token}: {path} is no whole image ({len(data)} bytes); copy the file again")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

@@ -14,6 +14,8 @@ from typing import Dict, Iterator, Union
 
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
+from tpvformer.guard.names import has_unseen, is_file_name
+from tpvformer.ranges import short
 
 _CHUNK = 16 * 1024 * 1024  # bytes
 
@@ -98,9 +100,18 @@ def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:
 def _parse(path: str, text: bytes, fields: tuple) -> dict:
     try:
         record = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise DataError(f"{path}: not JSON at {text[:80]!r} ({err}); download the table again") from err
-    missing = [name for name in fields if name not in record]
+    missing = [name for name in fields if not isinstance(record, dict) or name not in record]
     if missing:
         raise DataError(f"{path}: a record has no {missing[0]!r} ({text[:80]!r}); expected a table of nuScenes v1.0")
+    for name in fields:
+        value = record[name]
+        if name == "is_key_frame":
+            fits = isinstance(value, bool)
+        else:
+            fits = isinstance(value, str) and len(value) <= 4096 and not has_unseen(value)
+            fits = fits and (name == "filename" or not value or is_file_name(value))
+        if not fits:
+            raise DataError(f"{path}: a record's {name} is {short(value)}; expected a table of nuScenes v1.0")
     return record

@@ -17,6 +17,7 @@ from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError, Frame
+from tpvformer.ranges import short
 
 __all__ = ["Record", "lidar_to_image", "load_infos", "read_frame", "read_labels", "read_scan", "resolve"]
 
@@ -28,6 +29,7 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
 
     Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then the bare file name. Raises DataError.
     """
+    _refuse_another_machine(stored, root, token)
     parts = Path(stored).parts
     tried = [place(stored)]
     starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
@@ -41,6 +43,18 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
         f"sample {token}: {stored} is missing; looked for {', '.join(map(str, tried))}. "
         f"Set data.root ({root}) to the folder that holds samples/, or complete the download"
     )
+
+
+def _refuse_another_machine(stored: str, root: Union[str, Path], token: str) -> None:
+    """Raises DataError for a URL that does not begin with the storage of data.root, which the user has typed."""
+    if "://" not in stored:
+        return
+    scheme, _, rest = str(root).partition("://")
+    if not rest or not stored.startswith(f"{scheme}://{rest.split('/')[0]}/"):
+        raise DataError(
+            f"sample {token}: its record names {short(stored)}, another storage than data.root ({root}), which is not "
+            "asked unless you say so; set data.root to a URL there"
+        )
 
 
 def read_frame(

@@ -27,6 +27,7 @@ from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
 from tpvformer.labels import EMPTY
 
 HAS_MASKS = ("occ3d",)
+_PARTS = ("semantics", "mask_lidar", "mask_camera")  # of a file of occ3d
 HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
 
 
@@ -67,7 +68,10 @@ class OccupancyLabels:
         try:
             with path.open("rb") as file, memory_budget(path.stat().st_size):
                 stored: Any = np.load(file, allow_pickle=False)
-                arrays = dict(stored) if self._kind == "occ3d" else {"rows": np.asarray(stored)}
+                if self._kind == "occ3d":  # the rest of an archive is not unpacked
+                    arrays = {name: stored[name] for name in _PARTS if name in getattr(stored, "files", ())}
+                else:
+                    arrays = {"rows": np.asarray(stored)}
         except DAMAGED as err:
             why = " ".join(str(err).split())
             raise DataError(f"{where} is not a {self._kind} label file ({why}); copy it again") from err
@@ -84,12 +88,12 @@ def _occ3d_files(root: str) -> Dict[str, Path]:
 
 def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
     shape = OCCUPANCY_GRIDS["occ3d"].voxels
-    for name in ("semantics", "mask_lidar", "mask_camera"):
+    for name in _PARTS:
         found = arrays.get(name)
-        if found is None or found.shape != shape:
-            what = "is missing" if found is None else f"has shape {found.shape}"
+        if found is None or found.shape != shape or found.dtype.kind not in "biu":
+            what = "is missing" if found is None else f"has shape {found.shape} of {found.dtype}"
             raise DataError(f"{where}: {name} {what}; expected {shape}, as Occ3D-nuScenes publishes it")
-    classes, lidar, camera = (arrays[name] for name in ("semantics", "mask_lidar", "mask_camera"))
+    classes, lidar, camera = (arrays[name] for name in _PARTS)
     _check_classes(classes, EMPTY, where)
     mask = (lidar > 0) * np.uint8(LIDAR_BIT) | (camera > 0) * np.uint8(CAMERA_BIT)
     return DenseLabels(classes.astype(np.uint8), mask.astype(np.uint8))
@@ -97,8 +101,10 @@ def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
 
 def _surroundocc(rows: np.ndarray, where: str) -> DenseLabels:
     shape: Tuple[int, int, int] = OCCUPANCY_GRIDS["surroundocc"].voxels
-    if rows.ndim != 2 or rows.shape[1] != 4:
-        raise DataError(f"{where} has shape {rows.shape}; expected (N, 4): x, y, z, class")
+    if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
+        raise DataError(f"{where} has shape {rows.shape}; expected (N, 4) numbers: x, y, z, class")
+    if not np.isfinite(rows).all():
+        raise DataError(f"{where} holds numbers that are not finite; copy it again")
     whole = rows.astype(np.int64)
     if (whole != rows).any() or (whole[:, :3] < 0).any() or (whole[:, :3] >= shape).any():
         raise DataError(f"{where} holds voxels outside the grid {shape}; expected its whole indices")

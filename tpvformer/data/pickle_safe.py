@@ -6,50 +6,62 @@ are the handful below; the first other name stops the reading before anything of
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any, Dict, Tuple, Union
 
-import numpy as np
-
 from tpvformer.data.memory_budget import memory_budget
+from tpvformer.data.pickle_arrays import Callables, Refused, numpy_names
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
+from tpvformer.guard.pickle_scan import scan
 
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
     MemoryError,  # a damaged length asks for more than there is
+    RecursionError,
 )  # fmt: skip
 
 
-class _Refused(Exception):
-    """Carries the refused name out of the unpickler."""
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
+def _latin1_bytes(text: Any, encoding: Any = None) -> bytes:
     # Protocols 0 to 2 write bytes as _codecs.encode(text, "latin1"). A codec name from the file would import a module.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"_codecs.encode with {encoding!r}")
+        raise Refused(f"_codecs.encode with {encoding!r}")
     return text.encode("latin-1")
 
 
-def _numpy_callables() -> Dict[Tuple[str, str], Any]:
-    # numpy's own pickling names, taken from what it writes: they moved from numpy.core to numpy._core in 2.0.
-    rebuild = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    from_buffer = np.empty(1).__reduce_ex__(5)[0]
-    table: Dict[Tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-    for core in ("numpy.core", "numpy._core"):
-        table[core + ".multiarray", "_reconstruct"] = rebuild
-        table[core + ".multiarray", "scalar"] = scalar
-        table[core + ".numeric", "_frombuffer"] = from_buffer
-    return table
+def _no_bytes(*arguments: Any) -> bytes:
+    if arguments:  # a number would make as many
+        raise Refused("bytes() with arguments")
+    return b""
 
 
-_ALLOWED: Dict[Tuple[str, str], Any] = {**_numpy_callables(), ("_codecs", "encode"): _latin1_bytes}
+def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
+    return bytearray(data if isinstance(data, bytes) else _latin1_bytes(data, encoding))
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise Refused("a complex number of other parts than two numbers")
+    return complex(real, imaginary)
+
+
+def _of_list(kind: type) -> Callables:
+    def make(values: Any = ()) -> Any:
+        if not isinstance(values, (list, tuple)):
+            raise Refused(f"a {kind.__name__} of something else than a list")
+        return kind(values)
+
+    return Callables(make)
+
+
+_ALLOWED: Dict[Tuple[str, str], Any] = {**numpy_names(), ("_codecs", "encode"): Callables(_latin1_bytes)}
 for _module in ("builtins", "__builtin__"):
-    for _type in (set, frozenset, bytes, bytearray, complex):
-        _ALLOWED[_module, _type.__name__] = _type
+    _ALLOWED[_module, "bytes"], _ALLOWED[_module, "bytearray"] = Callables(_no_bytes), Callables(_bytearray)
+    _ALLOWED[_module, "complex"] = Callables(_complex)
+    for _type in (set, frozenset):
+        _ALLOWED[_module, _type.__name__] = _of_list(_type)
 
 
 class _Restricted(pickle.Unpickler):
@@ -57,10 +69,10 @@ class _Restricted(pickle.Unpickler):
         try:
             return _ALLOWED[module_name, global_name]
         except KeyError:
-            raise _Refused(f"{module_name}.{global_name}") from None
+            raise Refused(f"{module_name}.{global_name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("a persistent id")
+        raise Refused("a persistent id")
 
 
 def _printable(err: BaseException) -> str:
@@ -71,13 +83,18 @@ def _printable(err: BaseException) -> str:
 def load_pickle(path: Union[str, Path]) -> Any:
     """The object stored in ``path``, made of dict, list, tuple, set, numbers, text, bytes and numpy values.
 
-    Raises DataError where the file is missing, is no pickle, or names anything else (nothing of it is then executed).
+    Raises DataError where the file is missing, is no pickle, names anything else (nothing of it is then executed),
+    holds arrays of other than plain numbers and text, or nests or repeats itself beyond what infos need
+    (guard/pickle_scan.py looks before anything is built).
     """
     try:
         file_path = place(path)
         with file_path.open("rb") as file, memory_budget(file_path.stat().st_size):
-            return _Restricted(file).load()
-    except _Refused as refusal:
+            data = file.read()
+        scan(data)  # outside of the budget, which would count what compiling takes
+        with memory_budget(len(data)):
+            return _Restricted(io.BytesIO(data)).load()
+    except Refused as refusal:
         raise DataError(
             f"{path}: refused, the pickle calls for {_printable(refusal)}; only plain containers and numpy arrays are "
             "read. Use a file of a source you trust, saved again without that object"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from tpvformer.data.types import DataError
+from tpvformer.guard.names import has_unseen
+from tpvformer.guard.text import parse_json
 
 
 def frames_by_scene(root: str, version: str, tokens: Sequence[str]) -> Dict[str, List[int]]:
@@ -31,8 +32,11 @@ def frames_by_scene(root: str, version: str, tokens: Sequence[str]) -> Dict[str,
 def _column(path: Path, name: str) -> Dict[str, str]:
     """One column of a table by token."""
     try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {row["token"]: row[name] for row in rows}
+        rows: Any = parse_json(path.read_bytes())
+        found = {row["token"]: row[name] for row in rows}
+        if not all(isinstance(text, str) and not has_unseen(text) for pair in found.items() for text in pair):
+            raise ValueError("one of them is no name that can be printed")
+        return found
     except OSError as err:
         raise DataError(
             f"{path}: {err.strerror}, so the scenes cannot be found; unpack the nuScenes metadata there"

@@ -71,7 +71,8 @@ def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[flo
     """Cells the points (P, 3) lie in: (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64."""
     low, last, pitch = _lattice(voxels, pc_range, whole)
     inside = np.clip(np.asarray(points, np.float64), low, np.asarray(pc_range[3:], np.float64))
-    return np.minimum(np.floor((inside - low) / pitch).astype(np.int64), last)
+    with np.errstate(invalid="ignore", divide="ignore"):  # as in the kernel: no number, cell 0
+        return np.maximum(np.minimum(np.floor((inside - low) / pitch).astype(np.int64), last), 0)
 
 
 def occupied_voxels(index: np.ndarray, voxels: Sequence[int]) -> Tuple[np.ndarray, np.ndarray]:

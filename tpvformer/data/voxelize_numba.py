@@ -21,8 +21,11 @@ def voxelize(
     """The four arrays of ``Cells`` for points (P,3) with labels (P,) uint8.
 
     The others are what voxelize.py makes of its arguments: for each axis the bounds and the pitch (metres), and the
-    last index. Arrays are made here: within the kernel each way to make one takes time to compile.
+    last index. Arrays are made here: within the kernel each way to make one takes time to compile. Nothing is written
+    outside of them, whatever the arguments: a place that is no number belongs to cell 0.
     """
+    if min(last) < 0 or len(labels) != len(points) or points.shape[1] < 3 or labels.dtype != np.uint8:
+        raise ValueError("voxelize: a grid with cells, points (P,3) and as many labels, uint8, are needed")
     count, shape = len(points), tuple(int(n) + 1 for n in last)
     size, kinds = int(np.prod(shape)), int(labels.max(initial=0)) + 1
     hit = np.zeros((size + 7) // 8 * 8, np.uint8)

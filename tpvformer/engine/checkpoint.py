@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -14,6 +15,7 @@ from tpvformer.compat.checkpoints import FORMAT
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.config import Config, ConfigError, from_dict
 
+from .checkpoint_schema import TO_RESUME
 from .optim import Stepper, load_portable_state, portable_state
 
 
@@ -90,6 +92,9 @@ def resume(
     Also says in which settings this run differs from the one that wrote it. Raises CheckpointError if the file belongs
     to another model or optimiser; nothing is dropped or guessed.
     """
+    absent = [name for name in TO_RESUME if name not in content]
+    if absent:
+        raise CheckpointError(f"checkpoint {source} has no {absent[0]!r}; it is damaged, name another one")
     try:
         stored = from_dict(content["config"])
     except ConfigError as err:
@@ -102,10 +107,11 @@ def resume(
     try:
         model.load_state_dict(content["state_dict"], strict=True)
         settings = [{k: v for k, v in g.items() if k != "params"} for g in stepper.optimizer.param_groups]
+        _check_moments(stepper.optimizer, content["optimizer"])
         load_portable_state(stepper.optimizer, content["optimizer"])
         if stepper.scaler is not None and content.get("scaler"):
             stepper.scaler.load_state_dict(content["scaler"])
-    except (RuntimeError, ValueError) as err:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
         raise CheckpointError(f"checkpoint {source} does not fit: {' '.join(str(err).split())}") from err
     for group, own in zip(stepper.optimizer.param_groups, settings):
         group.update(own)  # moments come from the file, settings from the configuration
@@ -113,6 +119,21 @@ def resume(
     if "best_val_leading" not in content:  # written before dense labels, when points led everywhere
         progress.best_val_leading = progress.best_val_miou_pts
     return progress, difference(stored, config)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:
+    """Raises ValueError for moments of another shape than their parameters: PyTorch would take them and fail later."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    places = [place for group in content["param_groups"] for place in group["params"]]
+    if len(places) != len(parameters) or len(set(places)) != len(places):
+        raise ValueError(f"its optimiser has {len(places)} parameters, this one {len(parameters)}")
+    shapes = dict(zip(places, (parameter.shape for parameter in parameters)))
+    for place, state in content["state"].items():
+        for name, value in state.items():
+            if place not in shapes or (isinstance(value, Tensor) and value.ndim and value.shape != shapes[place]):
+                raise ValueError(f"its optimiser's {name[:40]} of parameter {place} has another shape than that")
+            if value is None or (name != "step" and not isinstance(value, Tensor)):
+                raise ValueError(f"its optimiser's {name[:40]} of parameter {place} is no tensor")
 
 
 def _plain(value: Any) -> Any:

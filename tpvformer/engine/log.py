@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
 
+from tpvformer.guard.names import shown_lines
+
 from .meters import Lap
 from .writers import Writers
 
@@ -64,7 +66,7 @@ class RunLog:
     def _write(self, level: int, text: str) -> None:
         if self.is_main:
             self._bar.make_room()
-            self._logger.log(level, text)
+            self._logger.log(level, "%s", shown_lines(text))  # of files' names, a terminal obeys some characters
 
     def record(self, kind: str, **values: Any) -> None:
         """One JSON object for programs. What is not a finite number is written as null."""

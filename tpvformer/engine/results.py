@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from tpvformer.config import ConfigError
+from tpvformer.guard.run_files import check_record, check_summary
+from tpvformer.guard.text import parse_json
 
 NETWORK = "TPVFormer"
 
@@ -21,7 +22,13 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
     source = work_dir / "summary.json"
     if not source.is_file():
         raise ConfigError(f"{source} does not exist: no run has finished in {work_dir}")
-    summary: Dict[str, Any] = json.loads(source.read_text())
+    try:
+        summary: Dict[str, Any] = parse_json(source.read_bytes())
+        check_summary(summary)
+    except ValueError as err:  # TextError, SchemaError
+        raise ConfigError(
+            f"{source} is not the outcome of a run ({err}); run it again, or name another folder"
+        ) from err
     seconds = summary["duration_s"] if duration is None else duration
     accuracy = summary["best_val_miou_pts" if _has_points(summary) else "best_val_leading"]
     kind = "perf" if summary["evaluation"] is None else "miou"
@@ -72,10 +79,20 @@ def _has_points(summary: Dict[str, Any]) -> bool:
     return summary["evaluation"] is None or summary["evaluation"].get("pts", {}) is not None
 
 
-def _losses(work_dir: Path, run: str) -> List[float]:
+def _losses(work_dir: Path, run: Optional[str]) -> List[Optional[float]]:
     """The printed losses of this very run."""
-    records = (json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines())
-    return [r["loss"] for r in records if r["kind"] == "train" and r["run"] == run]
+    source, losses = work_dir / "metrics.jsonl", []
+    if not source.is_file():
+        raise ConfigError(f"{source} does not exist: no run has written to {work_dir}")
+    for number, line in enumerate(source.read_bytes().splitlines(), start=1):
+        try:
+            record = parse_json(line)
+            check_record(record)
+        except ValueError as err:  # TextError, SchemaError
+            raise ConfigError(f"{source}, line {number}: {err}; take the line out") from err
+        if record["kind"] == "train" and record["run"] == run:
+            losses.append(record.get("loss"))
+    return losses
 
 
 def _number(value: Optional[float], digits: int) -> str:

@@ -112,7 +112,13 @@ def restore_moment(
     if content["world_size"] == world.size:
         # cloned, because torch.set_rng_state crashes on a view that begins inside its storage
         own = {name: states[world.rank].clone() for name, states in content["rng"].items()}
-        restore_random_state(own, device)
+        try:
+            restore_random_state(own, device)
+        except (ValueError, TypeError, RuntimeError, KeyError, IndexError, OverflowError) as err:
+            reason = " ".join(str(err).split())[:200]
+            raise CheckpointError(
+                f"the checkpoint's random numbers cannot be put in place ({reason}); it is damaged, name another one"
+            ) from err
     else:
         seed_all(mixed([*seeds, world.rank]))
 

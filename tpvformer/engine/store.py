@@ -19,6 +19,9 @@ from tpvformer.compat.checkpoints import FORMAT
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.seal import sealed_step, write_sealed
 from tpvformer.compat.tensors import read_archive
+from tpvformer.guard.schema import SchemaError
+
+from .checkpoint_schema import check_content
 
 LATEST = "latest.pth"
 BEST = "best.pth"
@@ -58,6 +61,10 @@ def read(path: Path) -> Dict[str, Any]:
             f"checkpoint {path} was not written by this trainer, so it has no run to resume; "
             "to start from its weights set train.load_from"
         )
+    try:
+        check_content(content)
+    except SchemaError as err:
+        raise CheckpointError(f"checkpoint {path}: {err}; it is damaged, name another one") from err
     return content
 
 

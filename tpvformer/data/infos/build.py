@@ -14,6 +14,7 @@ from tpvformer.data.infos.geometry import relative, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.types import DataError
+from tpvformer.ranges import short
 
 LIDAR = "LIDAR_TOP"
 # the order of the exchanged info files, which is the camera index of every trained model
@@ -208,8 +209,8 @@ def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
     if numeric and all(abs(n) < LARGEST for n in numbers) and any(numbers[3:]):
         return numbers
     raise DataError(
-        f"{path}: row {row['token']} has no usable pose (translation {str(row['translation'])[:80]}, rotation "
-        f"{str(row['rotation'])[:80]}); expected 3 finite metres and a quaternion of 4"
+        f"{path}: row {row['token']} has no usable pose (translation {short(row['translation'])}, rotation "
+        f"{short(row['rotation'])}); expected 3 finite metres and a quaternion of 4"
     )
 
 
@@ -274,7 +275,7 @@ def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
             found[token] = np.array(stored, np.float64).reshape(3, 3)
         except (TypeError, ValueError, OverflowError):
             raise DataError(
-                f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {str(stored)[:80]}; "
+                f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {short(stored)}; "
                 "expected 3x3 numbers, as it belongs to a camera"
             ) from None
     return np.array([found[shot.calibration] for shot in images])
@@ -287,6 +288,6 @@ def _check_projections(tables: Tables, infos: Infos, images: List[Shot]) -> None
         raise DataError(
             f"sample {infos.tokens[bad[0] // len(infos.cameras)]}: the calibration {token} of "
             f"{infos.cameras[bad[0] % len(infos.cameras)]} in {tables.folder / 'calibrated_sensor.json'} gives no "
-            f"projection (camera_intrinsic {tables.calibrations[token]['camera_intrinsic']}); expected focal lengths "
-            "above 0 and finite numbers"
+            f"projection (camera_intrinsic {short(tables.calibrations[token]['camera_intrinsic'])}); expected focal "
+            "lengths above 0 and finite numbers"
         )

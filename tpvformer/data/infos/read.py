@@ -18,6 +18,8 @@ from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, r
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
+from tpvformer.guard.names import has_unseen, is_file_name, shown
+from tpvformer.ranges import short
 
 _OLD = "the info format of TPVFormer and mmdetection3d 0.x"
 _NEW = "the info format of mmdetection3d 1.x"
@@ -120,13 +122,16 @@ def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any]
                 f"{layout}, with rotations or poses, translations and 3x3 intrinsics for each camera"
             ) from err
         if seen.setdefault(record.token, i) != i:
-            raise DataError(f"{where} has the token {record.token} of record {seen[record.token]}; expected one each")
+            raise DataError(
+                f"{where} has the token {shown(record.token)[:200]} of record {seen[record.token]}; expected one each"
+            )
         records.append(record)
     return _checked(path, records)
 
 
 def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
     for i, record in enumerate(records):
+        _check_names(f"{path}: record {i}", record)
         bad = np.flatnonzero(unusable(record.lidar2img))
         if len(bad):
             raise DataError(
@@ -135,6 +140,23 @@ def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
                 "make the infos again, tpvformer data infos does so from the nuScenes tables"
             )
     return records
+
+
+def _check_names(where: str, record: Record) -> None:
+    """Raises DataError for names that are no names: they reach terminals, archives and the names of files."""
+    if not is_file_name(record.token):
+        raise DataError(
+            f"{where} has the token {short(record.token)}; expected one that can be a file's name: no slash, no dot in "
+            "front, nothing that cannot be printed, 200 letters at most"
+        )
+    for kind, names in (
+        ("scene", (record.scene,)),
+        ("camera", record.camera_names),
+        ("file", (record.scan, *record.images)),
+    ):
+        for name in names:
+            if len(name) > 4096 or has_unseen(name):
+                raise DataError(f"{where} has the {kind} {short(name)}; expected a name that can be printed")
 
 
 def _old_record(info: Any) -> Record:
@@ -210,7 +232,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         raise DataError(f"{path}: {_NO_FRAMES}")
     if unusable(lidar2img).any():
         _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
-    return [
+    records = [
         Record(
             tokens[i],
             scans[i],
@@ -223,3 +245,6 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         )
         for i in range(count)
     ]
+    for i, record in enumerate(records):
+        _check_names(f"{path}: record {i}", record)
+    return records

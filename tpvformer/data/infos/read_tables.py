@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from tpvformer.data.types import DataError
+from tpvformer.guard.names import has_unseen, is_file_name
+from tpvformer.ranges import short
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
 Row = Dict[str, Any]
@@ -118,10 +120,27 @@ def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
         ) from err
 
 
+def _check_names(path: Path, name: str, rows: List[Row]) -> None:
+    """Tokens, channels and file names reach terminals, archives and the names of files. Raises DataError."""
+    for text in map(itemgetter(name), rows):
+        if len(text) > 4096 or has_unseen(text):
+            raise DataError(f"{path}: a row's {name} is {short(text)}; expected a name that can be printed")
+        if name == "token" and text and not is_file_name(text):
+            raise DataError(f"{path}: a row's token is {short(text)}; expected letters and digits")
+
+
 _TYPES: Dict[str, Tuple[type, ...]] = {
     "timestamp": (int,), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
     "camera_intrinsic": (list,),
 }  # fmt: skip
+
+
+def _shown(value: Any, most: int) -> str:
+    """The value as JSON, cut short."""
+    try:
+        return json.dumps(value)[:most]
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
@@ -133,13 +152,15 @@ def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
         except (KeyError, TypeError, IndexError):
             good = False
         if good:
+            if str in expected:
+                _check_names(path, name, rows)
             continue
         for row in rows:
-            text = json.dumps(row)[:80]
+            text = _shown(row, 80)
             if not isinstance(row, dict) or name not in row:
                 raise DataError(f"{path}: a row has no {name!r} ({text}); expected a table of nuScenes v1.0")
             if type(row[name]) not in expected:
                 raise DataError(
-                    f"{path}: a row's {name} is {json.dumps(row[name])[:40]}, not {expected[0].__name__} ({text}); "
+                    f"{path}: a row's {name} is {_shown(row[name], 40)}, not {expected[0].__name__} ({text}); "
                     "unpack the nuScenes metadata archive again"
                 )

@@ -7,11 +7,12 @@ nuscenes-devkit 1.2.0 returns them from create_splits_scenes(). A data set may b
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Dict, List
 
 from tpvformer.data.types import DataError
+from tpvformer.guard.text import parse_json
+from tpvformer.ranges import short
 
 OFFICIAL = {
     "train": (
@@ -51,8 +52,8 @@ def own_splits(folder: Path) -> Dict[str, List[str]]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as err:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as err:
         raise DataError(f"{path}: not readable as JSON ({err}); expected {{split: [scene names]}}") from err
     if not isinstance(found, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
@@ -60,7 +61,7 @@ def own_splits(folder: Path) -> Dict[str, List[str]]:
         raise DataError(f"{path}: expected {{split: [scene names]}}, as nuscenes-devkit 1.2 reads it")
     for split in found:  # it becomes part of file names
         if not split.replace("_", "").replace("-", "").replace(".", "").isalnum() or ".." in split:
-            raise DataError(f"{path}: the split's name {split!r} is not made of letters, digits, '_', '-' and '.'")
+            raise DataError(f"{path}: the split's name {short(split)} is not made of letters, digits, '_', '-' and '.'")
     return found
 
 

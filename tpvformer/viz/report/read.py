@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+from tpvformer.guard.run_files import check_record, check_start, check_summary
+from tpvformer.guard.schema import SchemaError
+from tpvformer.guard.text import TextError, parse_json
 
 Record = Dict[str, Any]
 
@@ -46,8 +50,8 @@ def read_run(work_dir: Path) -> RunFiles:
     source = work_dir / "metrics.jsonl"
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: no run has written to {work_dir}")
-    records = list(_records(source))
-    starts = list(_records(work_dir / "starts.jsonl")) if (work_dir / "starts.jsonl").is_file() else []
+    records = list(_records(source, check_record))
+    starts = list(_records(work_dir / "starts.jsonl", check_start)) if (work_dir / "starts.jsonl").is_file() else []
     bounded = {start["run"] for start in starts if start.get("max_steps")}
     if all(r.get("run") in bounded for r in records):
         bounded = set()
@@ -61,12 +65,16 @@ def read_run(work_dir: Path) -> RunFiles:
     evals = {r["epoch"]: r for r in found["eval"]}  # a finished run that is asked again evaluates again
     summary, config = work_dir / "summary.json", work_dir / "config.yaml"
     try:
-        outcome = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-    except ValueError as err:
+        outcome = parse_json(summary.read_bytes()) if summary.is_file() else {}
+        if outcome:
+            check_summary(outcome)
+        elif not isinstance(outcome, dict):
+            raise ValueError("expected a dictionary")
+    except (OSError, ValueError) as err:  # TextError, SchemaError
         raise ValueError(f"{summary} is not the outcome of a run ({err}); take it away to draw without it") from err
     return RunFiles(
         work_dir.resolve().name,
-        config.read_text(encoding="utf-8") if config.is_file() else "",
+        _text(config) if config.is_file() else "",
         {} if outcome.get("run") in bounded else outcome,
         starts[fresh:],
         [train[step] for step in sorted(train)],
@@ -76,18 +84,30 @@ def read_run(work_dir: Path) -> RunFiles:
     )
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ValueError(f"{path} cannot be read ({err}); take it away to draw without it") from err
+
+
+def _records(path: Path, check: Callable[[Any], None]) -> Iterator[Record]:
     """Half a line at the end, left by a process that was killed, is no record."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError as err:
+            record = parse_json(line)
+        except TextError as err:
             if number == len(lines):
                 return
             raise ValueError(f"{path}, line {number}, is not JSON ({err}); take the line out") from err
-        if isinstance(record, dict):
-            yield record
+        try:
+            check(record)
+        except SchemaError as err:
+            raise ValueError(f"{path}, line {number}: {err}; take the line out") from err
+        yield record
 
 
 def _steps(path: Path, left_out: Any) -> Iterator[Step]:
@@ -95,12 +115,12 @@ def _steps(path: Path, left_out: Any) -> Iterator[Step]:
     if not path.is_file():
         return
     rows: Dict[int, Step] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                step = Step(int(row["step"]), float(row["waited_s"]), float(row["computed_s"]))
-            except (KeyError, TypeError, ValueError):  # half a row, as above
-                continue
-            if row["run"] not in left_out:
-                rows[step.step] = step
+    for row in csv.DictReader(io.StringIO(_text(path).replace("\0", ""))):
+        try:
+            step = Step(int(row["step"]), float(row["waited_s"]), float(row["computed_s"]))
+            fits = 0 <= step.step < 2**63 and all(0 <= value < 1e9 for value in step[1:])
+        except (KeyError, TypeError, ValueError, OverflowError):  # half a row, as above
+            continue
+        if fits and row.get("run") not in left_out:
+            rows[step.step] = step
     yield from (rows[number] for number in sorted(rows))

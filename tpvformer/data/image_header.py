@@ -1,0 +1,63 @@
+"""The size that an image file declares, read before anything is decoded: a header of 30 bytes can ask for 17 GB."""
+
+from __future__ import annotations
+
+import struct
+from typing import Optional, Tuple
+
+MOST_PIXELS = 2**26  # of one image; nuScenes' have 1.4 million
+# Of the densest JPEG (one colour, one bit a block) a byte holds 341 pixels, of the densest PNG 344.
+PIXELS_A_BYTE = 512
+_SPARE = 2**16
+# of JPEG: beginnings of a frame, which hold its size; markers without a length
+_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
+_BARE = frozenset((0x01, *range(0xD0, 0xD9)))
+
+
+def declared_size(data: bytes) -> Optional[Tuple[int, int]]:
+    """(width, height) of a JPEG, PNG or BMP by its header; None where it is none of them or its header is damaged."""
+    if data[:2] == b"\xff\xd8":
+        return _jpeg(data)
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return (width, height)
+    if data[:2] == b"BM" and len(data) >= 26:
+        width, height = struct.unpack("<ii", data[18:26])
+        return (abs(width), abs(height))
+    return None
+
+
+def _jpeg(data: bytes) -> Optional[Tuple[int, int]]:
+    """Of several frames the largest: decoders differ in which one they take."""
+    at, found = 2, None
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            at = data.find(b"\xff", at)
+            if at < 0:
+                break
+            continue
+        marker = data[at + 1]
+        if marker in _BARE or marker in (0x00, 0xFF):
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xD9:
+            break
+        length = (data[at + 2] << 8) + data[at + 3]
+        if marker in _FRAMES and at + 9 <= len(data):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            if found is None or width * height > found[0] * found[1]:
+                found = (width, height)
+        if marker == 0xDA and found is not None:  # the pictures themselves
+            break
+        at += 2 + max(length, 2)
+    return found
+
+
+def too_large(size: Tuple[int, int], length: int) -> str:
+    """Why an image of this size is not decoded; empty where nothing is wrong. ``length`` is its file's, in bytes."""
+    pixels = size[0] * size[1]
+    if pixels > MOST_PIXELS:
+        return f"says to have {size[0]}x{size[1]} pixels; expected {MOST_PIXELS} of them at most"
+    if pixels > PIXELS_A_BYTE * length + _SPARE:
+        return f"says to have {size[0]}x{size[1]} pixels, which its {length} bytes cannot hold"
+    return ""

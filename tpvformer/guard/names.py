@@ -1,0 +1,32 @@
+"""Names that files bring along: tokens, cameras, scenes, paths. They reach terminals, logs and file names."""
+
+from __future__ import annotations
+
+import unicodedata
+
+LONGEST_NAME = 200  # characters of what becomes a file's name
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, breaks of lines
+
+
+def has_unseen(text: str) -> bool:
+    """Whether a text has characters that a terminal obeys or hides: escape codes, line breaks, marks of direction."""
+    return not text.isprintable() and any(unicodedata.category(c) in _UNSEEN for c in text)
+
+
+def shown(text: str) -> str:
+    """The text for one line of a terminal or a log; what ``has_unseen`` looks for becomes its escape, as ``\\x1b``."""
+    if not has_unseen(text):
+        return text
+    parts = (c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text)
+    return "".join(parts)
+
+
+def shown_lines(text: str) -> str:
+    """The same for a text of several lines, whose breaks and tabs stay."""
+    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text may become a file's name as it is: no way to another folder, nothing unseen, not hidden."""
+    fits = 0 < len(text) <= LONGEST_NAME and not text.startswith(".")
+    return fits and not has_unseen(text) and not set(text) & set("/\\\0:")
