@@ -37,6 +37,8 @@ def read_camera(node: Node) -> Camera:
     """Raises DataError for whatever cannot be a pinhole camera."""
     fields = node.fields(KEYS, needed=("name", "width", "height", "intrinsics"))
     name = fields["name"].text()
+    if len(name) > 200:
+        raise fields["name"].refuse("a name of 200 letters at most")
     fields = {key: Node(field.value, f"{node.where} ({name}): {key}") for key, field in fields.items()}
     given = [key for key in PLACES if key in fields]
     if len(given) != 1:

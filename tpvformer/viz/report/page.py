@@ -96,7 +96,7 @@ def _tiles(run: RunFiles) -> str:
             tiles.append((f"{last['loss']:.3f}", "validation loss"))
     if run.train and run.train[-1].get("mean_loss") is not None:
         tiles.append((f"{run.train[-1]['mean_loss']:.3f}", "training loss, mean of the last epoch"))
-    if summary.get("samples_per_s"):
+    if summary.get("samples_per_s") and summary.get("step_time_ms"):
         step = f"{number(summary['step_time_ms'])} ms a step of {summary['global_batch']}"
         tiles.append((number(summary["samples_per_s"]), f"samples a second, {step}"))
     if summary.get("peak_memory_mib"):
