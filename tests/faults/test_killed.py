@@ -20,7 +20,7 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import store
 
 SLOW = os.environ.get("TPVFORMER_SLOW") == "1"
-KILLS = int(os.environ.get("TPVFORMER_KILLS", "20")) if SLOW else 4
+KILLS = 20 if SLOW else 4
 
 
 def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
