@@ -18,7 +18,7 @@ from tpvformer.ops import blocked
 pytest.importorskip("numba", reason="numba is not installed")
 
 CONFIG = ModelConfig(
-    grid=GridConfig(w=9, h=8, z=3), dim=32, image_heads=2, plane_heads=2, position_dims=(12, 12, 8), num_levels=2,
+    grid=GridConfig(w=9, h=8, z=3), dim=32, image_heads=2, plane_heads=2, position_dims=(12, 12, 8), num_levels=3,
     pillar_anchors=(4, 8, 8), image_points=(4, 8, 8), plane_points=8, plane_anchors=8, plane_init_anchors=8,
     dropout=0.0,
 )  # fmt: skip

@@ -150,10 +150,10 @@ def test_a_damaged_file_is_one_sentence(tables, capsys, name, damage):
 
 @pytest.mark.parametrize("name", ["scene", "ego_pose"])
 def test_a_table_that_cannot_be_opened(tables, capsys, monkeypatch, name):
-    def denied(path: Path, *_: Any) -> Any:
+    def denied(path: Path, *args: Any, **options: Any) -> Any:
         if path.stem == name:
             raise PermissionError(13, "Permission denied")
-        return plain_open(path, *_)
+        return plain_open(path, *args, **options)
 
     plain_open = Path.open
     monkeypatch.setattr(Path, "open", denied)

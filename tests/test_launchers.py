@@ -316,7 +316,8 @@ def test_speed_is_that_of_the_real_number_of_processes(tmp_path: Path) -> None:
     summary = {
         "config": "c", "run": "r", "world_size": 4, "batch_size": 2, "global_batch": 8, "device_name": "card",
         "steps": 12, "measured_steps": 9, "step_time_ms": 500.0, "samples_per_s": 16.0, "final_loss": 1.5,
-        "evaluation": {}, "best_val_miou_pts": 68.6612, "duration_s": 7.0,
+        "evaluation": {}, "best_val_miou_pts": 68.6612, "best_val_leading": 68.6612,
+        "leading_metric": "miou_points", "duration_s": 7.0,
     }  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "run": "older", "loss": 9}\n')

@@ -147,9 +147,9 @@ def test_mistakes_about_labels_are_named(data, words) -> None:
 def test_the_grid_must_be_that_of_the_labels() -> None:
     data = DataConfig(occupancy="occ3d", fill_label=17, ignore_label=255)
     with pytest.raises(ValueError, match="in the ego frame, but model.grid makes"):
-        Config("x", data=data)
+        Config("x", model=ModelConfig(num_classes=18), data=data)
     with pytest.raises(ValueError, match="frame is 'car'"):
         GridConfig(frame="car")
     grid = GridConfig(pc_range=(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4), frame="ego")
     with pytest.raises(ValueError, match="labels voxels; set loss.lovasz_input"):
-        Config("x", model=ModelConfig(grid=grid), data=data)
+        Config("x", model=ModelConfig(num_classes=18, grid=grid), data=data)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.data import pixels
 from tpvformer.engine import run, train
@@ -109,6 +110,7 @@ def test_training_steps(config: Config, tmp_path: Path, monkeypatch: pytest.Monk
         waits.found = []
         real_read()
 
+    monkeypatch.setattr(ops, "in_blocks", lambda *_: False)  # a way of the CPU alone
     monkeypatch.setattr(train, "set_learning_rates", next_step)
     monkeypatch.setattr(job.losses, "read", last_or_printed)
     unread = list(job.train_loader)  # collating makes tensors of lists, in the loader's processes
@@ -132,6 +134,7 @@ def test_evaluation(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
             counts.append(len(waits.found))
             yield batch
 
+    monkeypatch.setattr(ops, "in_blocks", lambda *_: False)  # a way of the CPU alone
     monkeypatch.setattr("tpvformer.engine.evaluate.on_device", watched)
     with waits:
         evaluate(model, loader, config, World(), CPU, RunLog(None, False))

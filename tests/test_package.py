@@ -135,7 +135,7 @@ def test_the_three_lines_run_with_the_wheel_alone(fresh: Path, tmp_path: Path) -
     """So do configurations by name."""
     quick = {"TPVFORMER_OPS": "reference"}  # kernels would be compiled once more, for the files of this environment
     said = run(str(fresh / "python"), "-c", HERE + THREE_LINES, cwd=tmp_path, **quick)
-    assert said.splitlines() == ["(18, 14, 5)", "(64, 64, 8)", "(1,) scene.npz", "demo"]
+    assert said.splitlines() == ["(18, 14, 5)", "(128, 128, 8)", "(1,) scene.npz", "demo"]
     assert sorted(os.listdir(tmp_path)) == ["model", "scene.npz"]
 
 

@@ -18,6 +18,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer import cli, upstream
 from tpvformer.compat import checkout, load_config
+from tpvformer.config import ConfigError
 from tpvformer.engine import device, launch
 from tpvformer.engine.run import enter
 from tpvformer.labels import RAW_TO_CLASS
@@ -120,7 +121,9 @@ def test_machines_as_the_reference_counts_them(calls: Calls, tmp_path: Path, mon
 def test_cards_are_counted(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
-    assert [device.visible_cards(name) for name in ("auto", "cuda", "cpu", "nonsense")] == [5, 5, 0, 0]
+    assert [device.visible_cards(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == [5, 5, 1, 0]
+    with pytest.raises(ConfigError, match="'nonsense' is unknown"):
+        device.visible_cards("nonsense")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.visible_cards() == 0
 

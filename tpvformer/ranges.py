@@ -61,7 +61,7 @@ RANGES: Dict[str, Range] = {
     "model.dropout": Range(0, 1, below=True),
     "data.ignore_label": Range(0, 255),
     "data.fill_label": Range(0, 255),
-    "data.image_scale": Range(0, 4, above=True),
+    "data.image_scale": Range(0, 16, above=True),
     "data.batch_size": Range(1, 4096),
     "data.workers": Range(0, 256),
     "loss.class_weights": Range(0, 1e9, (0, 255)),

@@ -93,7 +93,7 @@ def image_cross_attention(
 
 def in_blocks(value: Tensor, query: Tensor) -> bool:
     """Whether ``projected_attention`` takes these: float32 on a CPU that has kernels, nothing traced or compiled."""
-    plain = value.device.type == "cpu" and value.dtype == query.dtype == torch.float32
+    plain = type(value) is Tensor and value.device.type == "cpu" and value.dtype == query.dtype == torch.float32
     if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or _casts():
         return False
     return served(library.ATTENTION, value)
