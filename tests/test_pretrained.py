@@ -150,7 +150,7 @@ def test_every_naming_of_the_same_weights_says_the_same(model: TPVFormer, rig: P
                 told = TPVFormer.from_pretrained(tmp_path / name, device="cpu")
                 assert config_of(tmp_path / name) == told.config  # as the commands do
             assert told.config.name == "inferred" and told.config.data.label_map == "nuscenes"
-                told.network.image_autocast = None  # the other model is fp32; "auto" may be bf16
+            told.network.image_autocast = None  # the other model is fp32; "auto" may be bf16
             assert_same(told.predict(images_of(rig), rig), expected)
     save_file({key: value.contiguous() for key, value in reference.items()}, str(tmp_path / "reference.safetensors"))
     with pytest.warns(UserWarning, match="of no published size"):
