@@ -162,22 +162,22 @@ def serve(config_name: str, size: str, precision: str) -> int:
 
 
 def compare(args: argparse.Namespace) -> Dict[str, Any]:
-    """Steps of both checkouts in turn; the first of each, which compiles, does not count."""
+    """Steps of both checkouts in turn, each with its own configuration; the first, which compiles, does not count."""
     with tempfile.TemporaryDirectory() as folder:
         other = Path(args.against)
         if not other.is_dir():
             archive = subprocess.run(
-                ["git", "archive", args.against, "tpvformer"], cwd=ROOT, check=True, stdout=subprocess.PIPE
+                ["git", "archive", args.against, "tpvformer", "config"], cwd=ROOT, check=True, stdout=subprocess.PIPE
             )
             subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
             other = Path(folder)
         found: Dict[str, Any] = {}
         for name, (config, size) in CASES.items():
-            command = [sys.executable, __file__, "--serve", str(ROOT / config), size, "--precision", args.precision]
-            command += ["--threads", str(args.threads)]
+            options = ["--precision", args.precision, "--threads", str(args.threads)]
             sides = {
                 side: subprocess.Popen(
-                    command, env={**os.environ, "PYTHONPATH": str(path)}, cwd=path, text=True,
+                    [sys.executable, __file__, "--serve", str(path / config), size, *options],
+                    env={**os.environ, "PYTHONPATH": str(path)}, cwd=path, text=True,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 )
                 for side, path in (("before", other), ("after", ROOT))
