@@ -63,7 +63,7 @@ if [ ! -e "$dir/installed" ]; then
   compile "$site"
   touch "$dir/installed"
 fi
-mkdir -p "$root/src" "$root/work"
+mkdir -p "$root/src" "$root/trial"
 find "$root/src" -type f ! -path "*/__pycache__/*" -delete # kernels that were compiled before stay
 (cd "$source" && git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf -) | tar -xf - -C "$root/src"
 compile "$root/src/tpvformer" "$root/src/tests"
@@ -86,7 +86,7 @@ check() { # NAME WHAT COMMAND: runs it if its name was asked for
   echo "${rows[-1]}"
 }
 
-cat >"$root/work/import.py" <<'END'
+cat >"$root/trial/import.py" <<'END'
 import importlib, platform, pkgutil, tpvformer
 
 assert platform.machine() == "aarch64"
@@ -101,7 +101,7 @@ for name in names:
 print(len(names), "modules")
 END
 # "cannot allocate memory in static TLS block" depends on which library is loaded first
-cat >"$root/work/order.py" <<'END'
+cat >"$root/trial/order.py" <<'END'
 import subprocess, sys
 
 names = ["torch", "cv2", "simplejpeg", "numba.np.ufunc.omppool"]
@@ -111,25 +111,25 @@ for order in (names[i:] + names[:i] for i in range(len(names))):
     print(done.returncode, *order, done.stderr.strip().splitlines()[-1:], flush=True)
     assert done.returncode == 0
 END
-data="--set data.root=/work/data --set data.train_infos=/work/data/nuscenes_infos_train.pkl --set data.val_infos=/work/data/nuscenes_infos_val.pkl"
+data="--set data.root=/trial/data --set data.train_infos=/trial/data/nuscenes_infos_train.pkl --set data.val_infos=/trial/data/nuscenes_infos_val.pkl"
 pytest="python3 -m pytest -q -p no:cacheprovider -o addopts="
 run="python3 -m tpvformer"
 
 echo "== $(qemu-aarch64-static --version | head -n 1), processor ${QEMU_CPU:-max}, on $(uname -m)"
-check import "every module is imported" "python3 /work/import.py"
-check order "PyTorch, OpenCV, simplejpeg, Numba's OpenMP: each first once" "python3 /work/order.py"
+check import "every module is imported" "python3 /trial/import.py"
+check order "PyTorch, OpenCV, simplejpeg, Numba's OpenMP: each first once" "python3 /trial/order.py"
 check doctor "tpvformer doctor" "$run doctor --device cpu"
 check decoders "both JPEG decoders give the same bytes" "$pytest tests/test_images.py"
 check oracle "plain PyTorch operations give the recorded results" "$pytest tests/test_ops.py -k 'recorded_convolution or integer or groups'"
 check kernels "Numba's kernels against the oracle, forward and backward" "$pytest tests/test_ops.py -k 'deform_attn and case1 or attention and case0 or deform_conv and 32-16'"
 check synth "tpvformer synth, two scenes of two frames" \
-  "rm -rf /work/data && $run synth --out /work/data --scenes 2 --frames 2 --size 152x90 --seed 25 --workers 1"
+  "rm -rf /trial/data && $run synth --out /trial/data --scenes 2 --frames 2 --size 152x90 --seed 25 --workers 1"
 check reference "two training steps of config/debug.py with plain PyTorch" \
-  "rm -rf /work/reference && TPVFORMER_OPS=reference $run train --py-config config/debug.py --device cpu $data --work-dir /work/reference"
+  "rm -rf /trial/reference && TPVFORMER_OPS=reference $run train --py-config config/debug.py --device cpu $data --work-dir /trial/reference"
 check train "two training steps of config/debug.py with the kernels" \
-  "rm -rf /work/run && $run train --py-config config/debug.py --device cpu $data --work-dir /work/run"
+  "rm -rf /trial/run && $run train --py-config config/debug.py --device cpu $data --work-dir /trial/run"
 check predict "tpvformer predict of two frames" \
-  "rm -rf /work/out && $run predict --ckpt-path /work/run --device cpu --root /work/data --out /work/out"
+  "rm -rf /trial/out && $run predict --ckpt-path /trial/run --device cpu --root /trial/data --out /trial/out"
 check selfcheck "tpvformer selfcheck" "$run selfcheck --device cpu --py-config config/debug.py --size 152x90"
 echo
 printf '%s\n' "${rows[@]}"
