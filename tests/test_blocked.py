@@ -56,11 +56,11 @@ def test_blocks_are_the_layers_and_the_operation(kind: str, monkeypatch: pytest.
             return attention(x, position, anchors)
     else:
         attention = roughened(ImageCrossAttention(CONFIG))
-        shapes, projections = ((5, 7), (3, 4)), []
+        shapes, projections = ((5, 7), (3, 4), (2, 2)), []
         for cells, count in zip(CONFIG.grid.plane_sizes, CONFIG.pillar_anchors):
             places = torch.rand(2, 3, cells, count, 2, generator=generator) * 1.2 - 0.1
             projections.append(Projection(places, torch.rand(2, 3, cells, count, generator=generator) > 0.7))
-        leaves = [x, torch.randn(2, 3, 47, CONFIG.dim, generator=generator)]
+        leaves = [x, torch.randn(2, 3, 51, CONFIG.dim, generator=generator)]
 
         def run(x: Tensor, tokens: Tensor) -> Tensor:
             return attention(x, tokens, shapes, projections)

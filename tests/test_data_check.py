@@ -99,7 +99,7 @@ def test_a_broken_file_is_named(root, capsys, channel, change, more, text):
     said = capsys.readouterr()
     assert re.search("(?m)^" + text.format(token=row["sample_token"]), said.out), said.out
     assert said.out.endswith("1 faults\n")
-    assert said.err == ""
+    assert [line for line in said.err.splitlines() if "CPU kernel" not in line] == []  # compiled once a machine
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_speed_is_that_of_the_real_number_of_processes(tmp_path: Path) -> None:
         "leading_metric": "miou_points", "duration_s": 7.0,
     }  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "run": "older", "loss": 9}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "run": "older", "step": 1, "loss": 9}\n')
     results = block("\n".join(publish(tmp_path, duration=99)))
     assert results == dict(zip(BLOCK, ("16.000", "99.0", "500.000", "68.661")))
     assert keys(tmp_path / "c_bs2_4p_miou.log")["RankSize"] == "4"

@@ -66,7 +66,7 @@ model = TPVFormer.from_pretrained("demo", device="cpu")
 result = model.predict(images, rig, points)
 result.save("scene.npz")
 
-assert result.voxels.labels.shape == (64, 64, 8) and result.point_labels.shape == (len(points),)
+assert result.voxels.labels.shape == (128, 128, 8) and result.point_labels.shape == (len(points),)
 assert np.isfinite(result.voxels.probabilities).all()
 print(len(set(result.point_labels.tolist())), "classes")
 """

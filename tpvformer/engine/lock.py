@@ -1,15 +1,14 @@
 """One training a work dir: a file that says who trains there.
 
 Two locks in one. The kernel's (``lockf``) ends with its process, whatever ends it, and is not inherited by a loader's
-workers; it holds on one machine, and on shared file systems that carry locks. What the file says (host, process, since
-when) holds on every file system: there a run of another machine cannot be looked at, and only a person knows whether it
-has ended.
+workers; it holds on one machine, and on shared file systems that carry locks. Windows has none. What the file says
+(host, process, since when) holds on every file system: there a run of another machine cannot be looked at, and only a
+person knows whether it has ended.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -70,7 +69,8 @@ class WorkDirLock:
             problem = "" if new else self._held_by(_read(handle), alone)
             if not problem:
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(_ourselves()).encode() + b"\n", 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, json.dumps(_ourselves()).encode() + b"\n")
                 self._handle, held = handle, True
             return problem
         finally:
@@ -134,9 +134,13 @@ def _is_ours(owner: Dict[str, Any]) -> bool:
 
 
 def _lock(handle: int) -> Optional[bool]:
-    """Whether the kernel gives the lock to this process; None where the file system knows no locks."""
+    """Whether the kernel gives the lock to this process; None where the file system, or the system, knows no locks."""
     try:
+        import fcntl
+
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return None
     except OSError as err:
         return False if err.errno in (errno.EACCES, errno.EAGAIN) else None
     return True
@@ -157,7 +161,8 @@ def _read(handle: int) -> Dict[str, Any]:
     Through the handle: to close another one of the same file would end the kernel's lock.
     """
     try:
-        owner = json.loads(os.pread(handle, 4096, 0))
+        os.lseek(handle, 0, os.SEEK_SET)
+        owner = json.loads(os.read(handle, 4096))
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) and isinstance(owner.get("host"), str) else {}
