@@ -60,6 +60,10 @@ def other_shape(data: bytes) -> bytes:
     return data.replace(b"K\x00K\x04\x85", b"K\x00M\x00\x40\x85")
 
 
+def ordered_pairs(pairs: Any) -> bytes:
+    return b"\x80\x02}X\x01\x00\x00\x00accollections\nOrderedDict\n" + pickle.dumps(pairs, 2)[2:-1] + b"\x85Rs."
+
+
 FOUR = saved({"a": torch.zeros(4)})
 ARCHIVES: Dict[str, bytes] = {
     "compressed zeros": rewritten(saved({"a": torch.zeros(64 * MiB // 4)}), lambda _, data: data, compress=True),
@@ -72,6 +76,12 @@ ARCHIVES: Dict[str, bytes] = {
     "a deep tuple as a key": with_pickle(FOUR, lambda d: b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s."),
     "a sparse tensor": saved({"a": torch.eye(3).to_sparse()}),
     "a tensor without memory": saved({"a": torch.empty(3, device="meta")}),
+    "keys with one hash": saved({"a": {i * (2**61 - 1): 0 for i in range(7000)}}),
+    "old format, keys with one hash": saved(
+        {i * (2**61 - 1): 0 for i in range(7000)}, _use_new_zipfile_serialization=False
+    ),
+    "a set of one hash": saved({"a": {i * (2**61 - 1) for i in range(1, 20)}}),
+    "pairs of one hash": with_pickle(FOUR, lambda _: ordered_pairs([(i * (2**61 - 1), 0) for i in range(1, 20)])),
     "a huge bytearray": with_pickle(FOUR, lambda d: b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x08\x85R."),
     "old format, beyond its storage": saved({"a": torch.zeros(4)}, _use_new_zipfile_serialization=False).replace(
         b"K\x00K\x04\x85", b"K\x00K\x7f\x85"

@@ -14,6 +14,7 @@ import pytest
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
+from tpvformer.guard import pickle_scan
 
 # in a process of its own, because the reader before this one ended by SIGSEGV
 READ = """
@@ -146,6 +147,25 @@ BOMBS: Dict[str, bytes] = {
     "a duplicate": b"\x80\x02]2\x86.",
 }
 
+# keys with one hash: each is compared with all before it
+ALIKE = [i * (2**61 - 1) for i in range(1, 7001)]
+COMPARED: Dict[str, bytes] = {
+    "whole numbers": pickle.dumps(dict.fromkeys(ALIKE), protocol=4),
+    "whole numbers in digits": pickle.dumps(dict.fromkeys(ALIKE), protocol=0),
+    "floats": pickle.dumps(dict.fromkeys(float(i) for i in range(7000))),
+    "tuples": pickle.dumps({("", i): 0 for i in ALIKE}, protocol=4),
+    "a few large tuples": pickle.dumps({(0,) * 1000 + (i,): 0 for i in ALIKE[:300]}, protocol=4),
+    "many dicts": pickle.dumps([dict.fromkeys(ALIKE[:3000], 0) for _ in range(9)], protocol=4),
+    "a set": pickle.dumps(set(ALIKE), protocol=4),
+    "a frozen set": pickle.dumps(frozenset(ALIKE), protocol=4),
+    "a set made of a list": pickle.dumps({"a": set(ALIKE[:100])}, protocol=2),
+    "a dict filled in two goes": b"\x80\x02}("
+    + b"".join(pickle.dumps(i, 2)[2:-1] + b"N" for i in ALIKE[:4000])
+    + b"u("
+    + b"".join(pickle.dumps(i, 2)[2:-1] + b"N" for i in ALIKE[4000:])
+    + b"u.",
+}
+
 
 def test_no_file_chooses_an_address_or_endless_work(tmp_path: Path) -> None:
     contents = {kind: pickle.dumps({"infos": [{"t": value}]}, protocol=2) for kind, value in POINTERS.items()}
@@ -153,6 +173,32 @@ def test_no_file_chooses_an_address_or_endless_work(tmp_path: Path) -> None:
     for kind, line in said.items():
         assert line.startswith("refused: "), (kind, line)
         assert kind in BOMBS or "refused, the pickle calls for" in line, (kind, line)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kind", COMPARED)
+def test_keys_that_may_have_one_hash(
+    tmp_path: Path, kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickle_scan, "COMPILED_FROM", 0 if compiled else 2**40)
+    (tmp_path / "x.pkl").write_bytes(COMPARED[kind])
+    with pytest.raises(DataError, match="keys that are neither text nor small whole numbers|have the same hash"):
+        load_pickle(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_keys_that_people_have(tmp_path: Path, protocol: int) -> None:
+    """Numbers of classes and parameters, times in microseconds, places in a grid, and long names."""
+    content = {
+        "times": {1_532_402_927_647_951 + 50_000 * i: i for i in range(20_000)},
+        "classes": {i: str(i) for i in range(-20_000, 20_000)},
+        "names": {f"{i:070d}": {f"{i:032x}".encode(): i} for i in range(5000)},
+        "cells": {(i // 50, i % 50): float(i) for i in range(1000)},
+        "set": {2**70 + i for i in range(1000)} | {"a", 0.5, None},
+        "values": ALIKE,
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    assert load_pickle(tmp_path / "x.pkl") == content
 
 
 def test_a_shared_calibration_is_no_bomb(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 TESTS = Path(__file__).parents[1]
-PUTS = 300  # pieces of a checkpoint that count as one event of its writing
-Moment = Tuple[int, str, str, int]  # rank, signal, kind of event ("step" or "save"), which event of that kind
+PUTS = 1000  # pieces of a checkpoint, of 4,855, that count as one event of its writing
+Moment = Tuple[int, str, str, int]  # rank, signal, kind of event ("step", "save", "score"), which event of that kind
 
 
 class Lives:
@@ -53,6 +53,11 @@ def records(work_dir: Path) -> List[Dict[str, Any]]:
 
 def output(work_dir: Path) -> str:
     return work_dir.with_suffix(".txt").read_text()
+
+
+def kills(work_dir: Path) -> List[str]:
+    """Before which function each signal came, in order: "step backward", "save fsync"."""
+    return work_dir.with_suffix(".kills").read_text().splitlines()
 
 
 def samples(work_dir: Path, size: int) -> Dict[str, List[str]]:
@@ -152,16 +157,33 @@ def _live(asked: Dict[str, Any], rank: int, port: int) -> None:
 
 
 def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
-    """Note each step's samples, and send this process the signal when its moment comes."""
+    """Note each step's samples, and send this process the signal when its moment comes.
+
+    Events of the kind "save" lie within the writing of a checkpoint, wherever else the same functions are called.
+    """
     from tpvformer.compat import seal
-    from tpvformer.engine import meters, optim, train
+    from tpvformer.engine import meters, optim, store, train
 
-    counts = {"step": 0.0, "save": 0.0}
+    counts, writing = {"step": 0.0, "save": 0.0, "score": 0.0}, [False]
+    write, said = store.write, work_dir.with_suffix(".kills")
 
-    def event(kind: str, share: float = 1.0) -> None:
+    def within(*args: Any, **kwargs: Any) -> Path:
+        writing[0] = True
+        try:
+            return write(*args, **kwargs)
+        finally:
+            writing[0] = False
+
+    store.write = within
+
+    def event(kind: str, name: str, share: float) -> None:
+        if kind == "save" and not writing[0]:
+            return
         counts[kind] += share
         if moment is not None and moment[0] == rank and moment[2] == kind and counts[kind] >= moment[3]:
             counts[kind] = -1e9
+            with said.open("a") as out:
+                out.write(f"{kind} {name}\n")
             os.kill(os.getpid(), getattr(signal, moment[1]))
             time.sleep(0.01)  # SIGKILL is not always instant
 
@@ -169,7 +191,7 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
         real: Callable[..., Any] = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            event(kind, share)
+            event(kind, name, share)
             return real(*args, **kwargs)
 
         setattr(owner, name, watched)
@@ -179,6 +201,7 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
     before(optim.Stepper, "update", "step")
     before(train, "log_step", "step")
     before(train, "save_if_due", "step")
+    before(train, "evaluate", "score")
     before(seal._Hashing, "_put", "save", 1 / PUTS)
     before(os, "fsync", "save")
     before(os, "replace", "save")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, List
 
 import pytest
 import torch
 from engine_tools import MODEL, tiny_config
-from lives import Lives, output, records, samples
+from lives import Lives, kills, output, records, samples
 from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import Config, DataConfig, GridConfig
@@ -21,7 +24,8 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import store
 
 SLOW = os.environ.get("TPVFORMER_SLOW") == "1"
-KILLS = 20 if SLOW else 4
+KILLS = 100 if SLOW else 4
+STEPS = 96 if SLOW else 16  # of the training, so that it outlives its kills
 
 
 def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
@@ -31,15 +35,15 @@ def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
 
 
 def assert_same(work_dir: Path, straight: Path) -> None:
-    """The same losses and scores, weights, optimiser state and random numbers."""
+    """The same losses and scores; in every file the same weights, optimiser state and random numbers."""
     assert records(work_dir) == records(straight)
-    for name in ("latest.pth", "best.pth"):
-        ours, theirs = store.read(work_dir / name), store.read(straight / name)
+    assert sorted(p.name for p in work_dir.glob("*.pth")) == sorted(p.name for p in straight.glob("*.pth"))
+    for path in straight.glob("*.pth"):
+        ours, theirs = store.read(work_dir / path.name), store.read(path)
         assert ours.keys() == theirs.keys()
         for key in ours:
             for a, b in zip(tree_flatten(ours[key])[0], tree_flatten(theirs[key])[0]):
-                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key
-    assert sorted(p.name for p in work_dir.glob("*.pth")) == sorted(p.name for p in straight.glob("*.pth"))
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, (path.name, key)
 
 
 def with_workers(job: Config, workers: int) -> Config:
@@ -69,6 +73,18 @@ def test_resumed_from_a_step_and_from_an_epoch(
     assert_same(work_dir, straight)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_before_an_epoch_is_scored(size: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
+    """The epoch's file, written again with its scores by the next life, is the one that nothing happened to."""
+    job = with_workers(config(data), 1)
+    straight, work_dir = tmp_path / "straight", tmp_path / "killed"
+    assert lives.run(job, straight, size) == [0] * size, output(straight)
+    for epoch in (1, 2):
+        assert lives.run(job, work_dir, size, (0, "SIGKILL", "score", epoch))[0] == -signal.SIGKILL, output(work_dir)
+    assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
+    assert_same(work_dir, straight)
+
+
 def data_tokens(job: Config) -> List[str]:
     return FrameDataset(job.data, job.model.grid, "train", 0).tokens
 
@@ -76,8 +92,12 @@ def data_tokens(job: Config) -> List[str]:
 @pytest.mark.parametrize("workers", [0, 1] if SLOW else [1])
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_at_random_moments(size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
+    """Half of the kills come before a step's parts, half while a checkpoint is written."""
     job = with_workers(config(data, save_every_steps=2), workers)
+    epochs = STEPS * size // len(data_tokens(job))
+    job = dataclasses.replace(job, train=dataclasses.replace(job.train, epochs=epochs))
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
+    began = time.monotonic()
     assert lives.run(job, straight, size) == [0] * size, output(straight)
     draw, partial = random.Random(7 * size), 0
     for kill in range(KILLS):
@@ -86,12 +106,17 @@ def test_killed_at_random_moments(size: int, workers: int, lives: Lives, data: D
         moment = (rank, "SIGKILL", kind, draw.randint(1, 14))
         codes = lives.run(job, work_dir, size, moment)
         # the other rank is killed as well, unless it has found its peer gone before
-        assert codes[rank] == -signal.SIGKILL and all(codes), (moment, output(work_dir))
-        partial += bool(list(work_dir.glob(".*.tmp")))
+        assert codes[rank] == -signal.SIGKILL and all(codes), (kill, moment, output(work_dir))
+        partial += bool(list(work_dir.glob(".*.pth.tmp")))
     assert partial, "no kill fell into the writing of a checkpoint"
+    assert sum(line.startswith("save ") for line in kills(work_dir)) == KILLS // 2, kills(work_dir)
     assert lives.run(job, work_dir, size) == [0] * size, output(work_dir)
     assert_same(work_dir, straight)
     assert not list(work_dir.glob(".*"))
+    resumed = Counter(re.findall(r"resumed .* at (epoch \d+, iteration \d+)", output(work_dir)))
+    assert resumed, "every kill came before the first save"
+    print(f"\n{size} processes, {workers} workers: {KILLS} kills before {dict(Counter(kills(work_dir)))}, {partial} of")
+    print(f"them left half a file; resumed at {len(resumed)} steps; {time.monotonic() - began:.0f} s")
 
 
 @pytest.mark.parametrize("size", [1, 2])

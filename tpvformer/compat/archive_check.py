@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from tpvformer.compat.errors import CheckpointError
-from tpvformer.guard.pickle_scan import ScanError, scan
+from tpvformer.guard.pickle_scan import ScanError, check_hashes, scan
 
 LARGEST_PICKLE = 2**27  # bytes; ours take 0.3 MB, and tensors lie outside of it
 _SIZES = {
@@ -121,6 +121,9 @@ class _Reader(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v3"): _Call(_tensor_3),
             ("torch._utils", "_rebuild_parameter"): _Call(lambda tensor, *_: tensor),
             ("collections", "OrderedDict"): _Call(_ordered),
+            ("collections", "Counter"): _Call(_keyed),
+            ("builtins", "set"): _Call(_keyed),
+            ("__builtin__", "set"): _Call(_keyed),
             ("torch", "Size"): _Call(lambda sides=(): tuple(sides)),
             ("builtins", "bytearray"): _Call(_bytearray),
             ("__builtin__", "bytearray"): _Call(_bytearray),
@@ -129,7 +132,14 @@ class _Reader(pickle.Unpickler):
 
 
 def _ordered(*pairs: Any) -> Any:
+    check_hashes(key for key, _ in (pairs[0] if pairs and isinstance(pairs[0], (list, tuple)) else ()))
     return collections.OrderedDict(*pairs)
+
+
+def _keyed(*keys: Any) -> Any:
+    """A set, or a Counter of a list or dict."""
+    check_hashes(keys[0] if keys and isinstance(keys[0], (list, tuple)) else ())
+    return _Anything()
 
 
 def _bytearray(*arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.pickle_arrays import Callables, Refused, numpy_names
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
-from tpvformer.guard.pickle_scan import scan
+from tpvformer.guard.pickle_scan import check_hashes, scan
 
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
@@ -51,6 +51,7 @@ def _of_list(kind: type) -> Callables:
     def make(values: Any = ()) -> Any:
         if not isinstance(values, (list, tuple)):
             raise Refused(f"a {kind.__name__} of something else than a list")
+        check_hashes(values)
         return kind(values)
 
     return Callables(make)

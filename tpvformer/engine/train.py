@@ -182,6 +182,8 @@ def fit(run: Run) -> Optional[Evaluation]:
     config, progress, result = run.config, run.progress, None
     finished = progress.epoch >= config.train.epochs
     if run.val_loader is not None and progress.epoch and (finished or not progress.evaluated):
+        # as the last step had them, so that the file written again with the scores is what it would have been
+        set_learning_rates(run.stepper.optimizer, progress.global_iter - 1, run.schedule_steps, config.optim)
         result = evaluate_epoch(run)  # asked again for what is finished, or interrupted before its evaluation
     for epoch in range(progress.epoch, config.train.epochs):
         train_epoch(run, epoch)
@@ -259,7 +261,9 @@ def write(run: Run, name: str, required: bool, best: bool = False) -> str:
     """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
     failure = ""
     run.watchdog.beat(f"saving {name}")
-    now = {**moment(run.global_batch, run.losses, run.world, run.device), "precision": run.precision.name}
+    # until a step is trained, the moment is that of the checkpoint which this run goes on from
+    now = run.moment or moment(run.global_batch, run.losses, run.world, run.device)
+    now = {**now, "precision": run.precision.name}
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
         try:

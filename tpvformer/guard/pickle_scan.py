@@ -4,20 +4,28 @@ A few hundred bytes can describe a list that holds itself ten times over at each
 hashing it overflows the C stack. ``scan`` simulates the unpickler's stack with sizes in place of objects. It accepts
 what Python's picklers write for trees of data, not every program: no objects that refer to themselves, none that
 change after they were used elsewhere, no opcode that only hand-made pickles have.
+
+Keys can be chosen so that all have the same hash: a dict then compares each with all before it. Text is safe from that
+(Python hashes it with a secret), and so are whole numbers below 2**55, which differ in their hashes. Of all other keys
+``scan`` counts what comparing each with each would take.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import logging
 import pickle
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
 import numpy as np
 
 DEEPEST = 64  # levels of containers; info files and checkpoints have fewer than 12
 SPREAD = 64  # objects a byte of the file, once every reference is counted as a copy
 FREE = 2**20  # objects that are allowed whatever the size of the file
+COMPARED = 4  # comparisons of keys that may be alike, a byte of the file; a large key counts as its parts
+FREE_COMPARED = 2**24  # that are allowed whatever the size of the file: 5,792 such keys in one dict
+ALIKE = 16  # keys of a set with the same hash
 COMPILED_FROM = 2**22  # bytes; smaller pickles are scanned sooner than the compiled function is loaded
 
 
@@ -32,7 +40,7 @@ class Scanned(NamedTuple):
     spread: int  # objects, with every reference counted as a copy; a long text counts as one for each 16 bytes
 
 
-_BAD_OPCODE, _SHORT, _STACK, _MEMO, _DEEP, _SPREAD, _ITSELF, _LONG = range(1, 9)
+_BAD_OPCODE, _SHORT, _STACK, _MEMO, _DEEP, _SPREAD, _ITSELF, _LONG, _KEYS = range(1, 10)
 _WORDS = {
     _BAD_OPCODE: "an opcode that pickles of plain data do not have",
     _SHORT: "it ends early",
@@ -42,6 +50,7 @@ _WORDS = {
     _SPREAD: "it refers to its own parts so often that they would not fit in memory",
     _ITSELF: "one of its objects holds itself or changes after its use",
     _LONG: "a number or a name of it is too long",
+    _KEYS: "it has so many keys that are neither text nor small whole numbers that finding one could take hours",
 }
 _LONGEST = 1024  # characters of a number or a name
 
@@ -73,6 +82,11 @@ for _code, (_argument, _action) in _OPCODES.items():
 _TEXTS = np.zeros(256, np.bool_)  # lines that are content and may be long
 for _code in b"SV":
     _TEXTS[_code] = True
+# the longest content with which two different values of an opcode cannot have been given the same hash; -1: with none
+_APART = np.full(256, -1, np.int64)
+for _code in b"N\x88\x89JKMSVTUX\x8c\x8dBC\x8e":
+    _APART[_code] = 2**61
+_APART[ord("I")], _APART[ord("L")], _APART[0x8A], _APART[0x8B] = 16, 17, 7, 7  # digits, and bytes, below 2**55
 _MOST = 2**61
 
 
@@ -84,10 +98,21 @@ def scan(data: Any, compiled: bool = True) -> Scanned:
     most = min(SPREAD * len(data) + FREE, _MOST)
     walk = _compiled() if compiled and len(data) >= COMPILED_FROM else _walk
     found = data if walk is _walk else np.frombuffer(data, np.uint8)  # Python indexes bytes sooner than arrays
-    problem, end, spread = walk(found, _ARGUMENT, _ACTION, _TEXTS, DEEPEST, most)
+    compared = float(COMPARED * len(data) + FREE_COMPARED)
+    problem, end, spread = walk(found, _ARGUMENT, _ACTION, _TEXTS, _APART, DEEPEST, most, compared)
     if problem:
         raise ScanError(f"{_WORDS[int(problem)]}, at byte {int(end)}")
     return Scanned(int(end), int(spread))
+
+
+def check_hashes(keys: Iterable[Any]) -> None:
+    """Raises ScanError where more than ALIKE keys have the same hash, TypeError where one has none.
+
+    For lists that a pickle has a set or a dict made of, which ``scan`` cannot tell from other lists.
+    """
+    hashes = collections.Counter(map(hash, keys))
+    if hashes and max(hashes.values()) > ALIKE:
+        raise ScanError(f"{max(hashes.values())} keys of a set or dict have the same hash")
 
 
 @functools.lru_cache(maxsize=None)
@@ -101,12 +126,16 @@ def _compiled() -> Callable[..., Any]:
         return _walk
 
 
-def _walk(data, argument, action, texts, deepest, most):  # type: ignore[no-untyped-def]
+def _walk(data, argument, action, texts, apart, deepest, most, compared):  # type: ignore[no-untyped-def]
     """(problem or 0, place, objects) of the pickle in ``data``. Plain enough for Numba."""
-    end, at, marks_used, used, nodes, memorised = len(data), 0, 0, 0, 1, 0
+    end, at, marks_used, used, nodes, memorised = len(data), 0, 0, 0, 2, 0
     stack, marks, memo = np.zeros(256, np.int64), np.zeros(64, np.int64), np.full(256, -1, np.int64)
-    # node 0 stands for all small values
+    # node 0 stands for all small values, node 1 for those of them whose hashes differ
     size, depth, fetched = np.ones(256, np.int64), np.zeros(256, np.int64), np.zeros(256, np.bool_)
+    # of keys whose hashes may be the same: how many a container has, and their sizes together
+    differs, keys, key_sizes = np.zeros(256, np.bool_), np.zeros(256, np.int64), np.zeros(256, np.float64)
+    differs[1] = True
+    work = 0.0
     while at < end:
         opcode = data[at]
         begin = at
@@ -162,14 +191,18 @@ def _walk(data, argument, action, texts, deepest, most):  # type: ignore[no-unty
         if nodes + 2 > len(size):
             size, depth = np.concatenate((size, np.ones_like(size))), np.concatenate((depth, np.zeros_like(depth)))
             fetched = np.concatenate((fetched, np.zeros_like(fetched)))
+            differs = np.concatenate((differs, np.zeros_like(differs)))
+            keys = np.concatenate((keys, np.zeros_like(keys)))
+            key_sizes = np.concatenate((key_sizes, np.zeros_like(key_sizes)))
         floor = marks[marks_used - 1] if marks_used else 0
         if does == _NONE:
             continue
         if does == _PUSH:
             if content < 64:
-                stack[used] = 0
+                stack[used] = 1 if content <= apart[opcode] else 0
             else:
                 size[nodes], depth[nodes], fetched[nodes] = 1 + content // 16, 0, False
+                differs[nodes] = content <= apart[opcode]
                 stack[used] = nodes
                 nodes += 1
             used += 1
@@ -194,7 +227,7 @@ def _walk(data, argument, action, texts, deepest, most):  # type: ignore[no-unty
             if number >= len(memo) or memo[number] < 0:
                 return _MEMO, begin, 0
             node = memo[number]
-            if node:
+            if node > 1:
                 fetched[node] = True
             stack[used] = node
             used += 1
@@ -219,19 +252,24 @@ def _walk(data, argument, action, texts, deepest, most):  # type: ignore[no-unty
             adds = _ADD_1 <= does <= _ADD_MARK
             if used - taken - (1 if adds else 0) < floor:
                 return _STACK, begin, 0
-            total, below = 0, 0
-            for k in range(used - taken, used):
+            # d, s and u have a key and a value in turn, sets keys alone
+            every = 2 if opcode in (0x64, 0x73, 0x75) else 1 if opcode in (0x90, 0x91) else 0
+            total, below, more, more_sizes, first = 0, 0, 0, 0.0, used - taken
+            for k in range(first, used):
                 total += size[stack[k]]
                 below = max(below, depth[stack[k]])
                 if total > most:
                     return _SPREAD, begin, 0
+                if every and (k - first) % every == 0 and not differs[stack[k]]:
+                    more += 1
+                    more_sizes += size[stack[k]]
             used -= taken
             if does == _POP_2_PUSH:
                 stack[used] = 0
                 used += 1
             elif adds:
                 node = stack[used - 1]
-                if node == 0:
+                if node <= 1:
                     return _STACK, begin, 0
                 if fetched[node]:
                     return _ITSELF, begin, 0
@@ -242,10 +280,17 @@ def _walk(data, argument, action, texts, deepest, most):  # type: ignore[no-unty
                 if depth[node] > deepest:
                     return _DEEP, begin, 0
             else:
-                size[nodes], depth[nodes], fetched[nodes] = 1 + total, below + 1, False
+                size[nodes], depth[nodes], fetched[nodes], differs[nodes] = 1 + total, below + 1, False, False
+                node = nodes
                 if below + 1 > deepest:
                     return _DEEP, begin, 0
                 stack[used] = nodes
                 nodes += 1
                 used += 1
+            if more:
+                # so many pairs, times the size of a key
+                work += (more * key_sizes[node] + (keys[node] + more) * more_sizes) / 2
+                keys[node], key_sizes[node] = keys[node] + more, key_sizes[node] + more_sizes
+                if work > compared:
+                    return _KEYS, begin, 0
     return _SHORT, end, 0
