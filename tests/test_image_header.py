@@ -17,6 +17,7 @@ from tiny_nuscenes import write_tiny
 from tpvformer.data import images
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.image_header import declared_size, too_large
+from tpvformer.data.jpeg_scans import too_many_scans
 from tpvformer.data.types import DataError
 
 PICTURE = np.random.RandomState(0).randint(0, 255, (45, 77, 3), np.uint8)
@@ -66,6 +67,32 @@ def test_bombs(tmp_path: Path, kind: str, fast: bool, monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="its camera is said to have 77x45"):
         images.read_image(tmp_path / "a.jpg", "t", (77, 45))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
+
+
+def scans(count: int, jpeg: bytes = PROGRESSIVE) -> bytes:
+    """Its last scan over and over: ten bytes each, and each makes a decoder go over all pixels."""
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * count + jpeg[-2:]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("jpeg", [BASE, PROGRESSIVE])
+def test_very_many_scans(tmp_path: Path, jpeg: bytes, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FAST", fast and images.FAST)
+    (tmp_path / "a.jpg").write_bytes(scans(101, jpeg))
+    for read in (images.read_image, lambda path, token: images.read_images([path] * 6, token)):
+        with pytest.raises(
+            DataError, match="sample t: .*a.jpg has more than 100 scans of its pixels; expected 1 to 20"
+        ):
+            read(tmp_path / "a.jpg", "t")
+
+
+def test_scans_of_real_files() -> None:
+    """Those in a comment, in a preview or behind the end are not counted."""
+    comment = b"\xff\xfe\x20\x02" + b"\xff\xda\x00\x08" * 2048
+    for data in (BASE, PROGRESSIVE, BASE[:2] + comment + BASE[2:], BASE + comment, PNG, BASE[:2], scans(60)):
+        assert too_many_scans(data) == ""
+    assert too_many_scans(BASE[:2] + comment + scans(101)[2:])
 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp"])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tpvformer.data import images
+from tpvformer.data import images, jpeg_scans
 from tpvformer.data.images import read_images
 from tpvformer.data.types import DataError
 
@@ -65,15 +65,54 @@ def test_other_formats_are_left_to_opencv(tmp_path):
 
 @pytest.mark.skipif(not images.FAST, reason="OpenCV hides what libjpeg warns of")
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.95])
-def test_holes_are_a_fault(tmp_path, place):
-    """Zeros inside, as after a write that never reached the disk: begin and end are there, the pixels are not."""
-    jpeg = bytearray(encoded(natural(300, 400)))
-    start = int(place * len(jpeg)) - 300
-    jpeg[start : start + 300] = bytes(300)
-    (path,) = written(tmp_path, bytes(jpeg))
+def test_what_the_decoder_warns_of_is_a_fault(tmp_path, place):
+    """A piece that is gone: begin and end are there, the pixels are not."""
+    jpeg = encoded(natural(300, 400))
+    start = int(place * len(jpeg)) - 1000
+    (path,) = written(tmp_path, jpeg[:start] + jpeg[start + 1000 :])
     for read in (lambda: read_images([path], "t"), lambda: images.read_image(path, "t")):
         with pytest.raises(DataError, match=r"sample t: .* is damaged \(Corrupt JPEG data: .*; copy the file again"):
             read()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (cv2.IMWRITE_JPEG_QUALITY, 90),
+        (cv2.IMWRITE_JPEG_QUALITY, 30),
+        (cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+        (cv2.IMWRITE_JPEG_RST_INTERVAL, 4),
+        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    ],
+)
+def test_small_holes_that_decoders_pass_over(tmp_path, monkeypatch, extra, installed):
+    """64 zero bytes wherever pixels are coded. Of such files libjpeg lets up to four in five pass without a word."""
+    monkeypatch.setattr(images, "FAST", installed and images.FAST)
+    jpeg = encoded(natural(300, 400), *extra)
+    first = jpeg.index(b"\xff\xda") + 14
+    for place in np.linspace(first, len(jpeg) - 2 - 64, 60).astype(int):
+        paths = written(tmp_path, jpeg[:place] + bytes(64) + jpeg[place + 64 :])
+        with pytest.raises(DataError, match=r"sample t: .* is damaged \(zeros from byte \d+ on, where its pixels"):
+            read_images(paths, "t")
+
+
+def test_zeros_that_belong_there(tmp_path):
+    """In a comment, a table, behind the end, and as flat pixels in files whose codes allow that."""
+    flat, soft = np.full((200, 300, 3), 255, np.uint8), natural(300, 400)
+    comment = b"\xff\xfe\x04\x02" + bytes(1024)
+    for data in (
+        encoded(soft)[:2] + comment + encoded(soft)[2:],
+        encoded(soft)[:2] + b"\xff\xdb\x00\x43\x03" + bytes(64) + encoded(soft)[2:],
+        encoded(soft) + bytes(1000),
+        encoded(flat, cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+        encoded(flat, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        encoded(soft, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        encoded(soft, cv2.IMWRITE_JPEG_QUALITY, 100),
+    ):
+        assert jpeg_scans.hole(data) < 0
+        read_images(written(tmp_path, data), "t")
+    assert bytes(jpeg_scans.HOLE) in encoded(flat, cv2.IMWRITE_JPEG_OPTIMIZE, 1)
 
 
 @pytest.mark.parametrize("installed", [True, False])

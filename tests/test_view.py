@@ -123,6 +123,8 @@ def test_a_rerun_file(tmp_path: Path, capsys) -> None:
         assert status == 0 and (tmp_path / "a.rrd").read_bytes()[:3] == b"RRF"
 
 
+PICTURE = cv2.imencode(".jpg", np.zeros((45, 77, 3), np.uint8))[1].tobytes()
+MANY_SCANS = PICTURE[:-2] + PICTURE[PICTURE.rindex(b"\xff\xda") : -2] * 101 + PICTURE[-2:]
 BAD: List[Any] = [
     (lambda a: a.pop("voxels"), "has no array 'voxels'"),
     (lambda a: a.update(voxels=np.zeros((3, 3), np.uint8)), "voxels is uint8 of shape (3, 3)"),
@@ -136,6 +138,7 @@ BAD: List[Any] = [
     (lambda a: a.update(point_labels=np.zeros(1, np.uint8)), "point_labels is uint8 of shape (1,)"),
     (lambda a: a.update(confidence=np.zeros((1, 1, 1))), "confidence is float64 of shape (1, 1, 1)"),
     (lambda a: a.update(image_0=np.frombuffer(b"\xff\xd8 no picture", np.uint8)), "image_0 is no JPEG"),
+    (lambda a: a.update(image_0=np.frombuffer(MANY_SCANS, np.uint8)), "image_0 is no JPEG"),
     (lambda a: a.pop("image_1"), "has no array 'image_1'"),
     (lambda a: a.update(image_sizes=np.zeros((2, 2), int)), "image_0 is no JPEG"),
     (lambda a: a.update(lidar2grid=np.zeros((4, 4))), "lidar2grid has no inverse"),

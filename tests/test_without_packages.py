@@ -30,17 +30,19 @@ def test_synth_without_numba_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_opencv_decodes_where_simplejpeg_is_missing(tmp_path: Path) -> None:
-    """The same bytes: tests/test_images.py compares both decoders."""
+    """The same bytes (tests/test_images.py compares both decoders), and one line about damage that it does not show."""
     path, image = tmp_path / "0.jpg", np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
     path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     code = """
 from pathlib import Path
 from tpvformer.data import images
 assert not images.FAST
+images.read_image(Path(sys.argv[2]), "t")
 sys.stdout.write(images.read_images([Path(sys.argv[2])], "t").numpy().tobytes().hex())
 """
     done = without("simplejpeg", code, str(path))
     assert bytes.fromhex(done.stdout) == cv2.imread(str(path)).tobytes(), done.stderr
+    assert done.stderr.count("simplejpeg is not installed, so OpenCV decodes JPEGs") == 1, done.stderr
 
 
 def test_plain_pytorch_serves_where_numba_is_missing_and_it_is_said_once() -> None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from tpvformer.data.image_header import declared_size, too_large
+from tpvformer.data.jpeg_scans import too_many_scans
 from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.viz.result import CameraView, Result
@@ -189,7 +190,7 @@ def _jpeg_width(data: np.ndarray) -> int:
     """In pixels; 0 where the bytes are no JPEG that can be decoded."""
     content = data.tobytes()
     size = declared_size(content) if content[:2] == b"\xff\xd8" else None
-    if size is None or too_large(size, len(content)):
+    if size is None or too_large(size, len(content)) or too_many_scans(content):
         return 0
     try:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR)

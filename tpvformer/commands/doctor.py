@@ -86,9 +86,11 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
             f"OpenCV is installed but does not load ({problem}): pip install --force-reinstall opencv-python-headless"
         )
     if versions["simplejpeg"] is None:
-        lines.append("note: without simplejpeg OpenCV decodes JPEG, more slowly")
+        lines.append("note: without simplejpeg OpenCV decodes JPEG, more slowly, and less damage is noticed")
     elif problem := _load("simplejpeg"):
-        lines.append(f"note: simplejpeg does not load ({problem}): OpenCV decodes JPEG, more slowly")
+        lines.append(
+            f"note: simplejpeg does not load ({problem}): OpenCV decodes JPEG, more slowly, and less damage is noticed"
+        )
     return lines, mend[0] if mend else None
 
 

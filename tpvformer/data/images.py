@@ -2,11 +2,14 @@
 
 JPEG is left to simplejpeg where it is installed: libjpeg-turbo with the exact transform and up-sampling, hence the same
 bytes as OpenCV's decoder gives, sooner. What it warns of (data that are missing, left over or out of order) is a fault:
-the pixels behind it are not those of the camera. Other formats and colours go to OpenCV, which hides such warnings.
+the pixels behind it are not those of the camera. Other formats and colours go to OpenCV, which hides such warnings;
+zeros in place of coded pixels are looked for in all of them (jpeg_scans.py).
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
@@ -19,6 +22,7 @@ import cv2
 import numpy as np
 
 from tpvformer.data.image_header import declared_size, too_large
+from tpvformer.data.jpeg_scans import hole, too_many_scans
 from tpvformer.data.types import DataError
 
 try:
@@ -89,9 +93,15 @@ def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> 
         return
     if size is not None:
         _check_size(path, token, declared[::-1], size)
-    problem = too_large(declared, len(data))
+    problem = too_large(declared, len(data)) or too_many_scans(data)
     if problem:
         raise DataError(f"sample {token}: {path} {problem}; copy the file again")
+    zeros = hole(data)
+    if zeros >= 0:
+        raise DataError(
+            f"sample {token}: {path} is damaged (zeros from byte {zeros} on, where its pixels should be); copy the "
+            "file again"
+        )
 
 
 def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
@@ -134,7 +144,18 @@ def _simplejpeg(data: bytes, out: np.ndarray, path: Path, token: str) -> None:
         ) from err
 
 
+@functools.lru_cache(maxsize=None)
+def _say_what_is_missed() -> None:
+    logging.getLogger(__name__).warning(
+        "simplejpeg is not installed, so OpenCV decodes JPEGs: of files that are damaged within, it notices those that "
+        "are cut short or have zeros in place of pixels, no others; pip install simplejpeg"
+    )
+
+
 def _opencv(data: bytes, path: Path, token: str) -> np.ndarray:
+    worker = get_worker_info()
+    if not FAST and data[:2] == b"\xff\xd8" and (worker is None or worker.id == 0):
+        _say_what_is_missed()
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
     except cv2.error:  # more pixels than it takes
