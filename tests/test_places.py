@@ -78,6 +78,8 @@ def alias_bomb() -> str:
         ("- 1\n", "expected a dict"), ("null", "expected a dict"), ("name: a\nmodel: 3", "expected a dict"),
         ("x: 1", "unknown"),
         ("{}", "has no name"), ("a: 2001-99-99", "is not YAML"), ("? [1]\n: 2", "unknown|not YAML"),
+        # each key is compared with all before it, because all have one hash
+        pytest.param("".join(f"{i * (2**61 - 1)}: 1\n" for i in range(1, 12000)), "more than 262144", id="one hash"),
     ],
 )  # fmt: skip
 def test_a_run_configuration_that_is_none(tmp_path: Path, text: str, words: str) -> None:
