@@ -127,6 +127,25 @@ def test_a_worker_that_is_killed(config: Config, tmp_path: Path, monkeypatch, ca
     )
 
 
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_worker_whose_end_is_seen_as_a_broken_pipe(
+    config: Config, tmp_path: Path, monkeypatch, capsys, error: Exception
+) -> None:
+    """What a third of killed workers left: the batch that it was about to hand on comes to an end."""
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    real, calls = iterator._next_data, []
+
+    def next_data(self: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return real(self)
+
+    monkeypatch.setattr(iterator, "_next_data", next_data)
+    assert start(tmp_path, with_data(config, workers=1)) == 1
+    assert re.search(r"a worker process of the loader died at epoch 0 .*lower data.workers \(now 1\)", sentence(capsys))
+
+
 @pytest.mark.parametrize(
     "text",
     [
