@@ -110,7 +110,7 @@ def test_sizes_are_those_of_the_images(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"sample rig: .*front.jpg is 77x40 pixels, but .* said to have 77x45"):
             dataset(path, labels=False)[0]
         picture.unlink()
-        with pytest.raises(DataError, match=r"front.jpg is missing; correct its path in .*rig.json"):
+        with pytest.raises(DataError, match=r"front.{jpg,jpeg,png} is missing; correct its path in .*rig.json"):
             dataset(path, labels=False)[0]
 
 

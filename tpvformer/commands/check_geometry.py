@@ -39,10 +39,12 @@ class GeometryReport:
     in_image: Dict[str, int]  # by camera name
     seen_by_any: int
     seen_by_two_or_more: int
+    lost: int = 0  # points of the file without finite coordinates, left out
 
     def lines(self) -> List[str]:
         """The report as text."""
         rows = [f"sample {self.token}: {self.points} points, {len(self.in_image)} cameras"]
+        rows += [f"  {self.lost} more points have no finite coordinates and are left out"] if self.lost else []
         rows += [f"  {name:<16} {count:>6} points in the image" for name, count in self.in_image.items()]
         rows.append(f"  seen by any camera {self.seen_by_any}, by two or more {self.seen_by_two_or_more}")
         return rows
@@ -61,6 +63,7 @@ def count_points(frame: Frame) -> GeometryReport:
         in_image={name: int(mask.sum()) for name, mask in zip(frame.camera_names, seen)},
         seen_by_any=int((cameras > 0).sum()),
         seen_by_two_or_more=int((cameras > 1).sum()),
+        lost=frame.lost_points,
     )
 
 

@@ -51,6 +51,7 @@ class FrameDataset(Dataset[Sample]):
             raise ConfigError(str(err)) from err
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
+        self.whole_scans = False  # True refuses scans of which points had to be left out
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
@@ -132,6 +133,11 @@ class FrameDataset(Dataset[Sample]):
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
         frame = read_frame(record, self._cfg.root, label_file, self._to_class, self._pictures)
+        if self.whole_scans and frame.lost_points:
+            raise DataError(
+                f"sample {record.token}: {frame.lost_points} points of {record.scan} have coordinates that are not "
+                "finite numbers; every point of the file needs a place, so copy it again"
+            )
         if self._cfg.format == "semantickitti":
             frame.images = crop(frame.images, record.token)
         if self._occupancy is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Union
 
@@ -13,15 +12,15 @@ from tpvformer.data.canvas import placements, read_pictures
 from tpvformer.data.images import Size
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
-from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
+from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError, Frame
 from tpvformer.ranges import short
 
-__all__ = ["Record", "lidar_to_image", "load_infos", "read_frame", "read_labels", "read_scan", "resolve"]
-
-SCAN_COLUMNS = 5  # x, y, z (metres, LiDAR frame), intensity, ring
+__all__ = [
+    "SCAN_COLUMNS", "Record", "lidar_to_image", "load_infos", "read_frame", "read_labels", "read_scan", "resolve",
+]  # fmt: skip
 
 
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
@@ -65,20 +64,21 @@ def read_frame(
     pictures: Callable[[Sequence[Path], str, Sequence[Size]], Tensor] = read_pictures,
 ) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
-    A record without LiDAR has no points. Cameras of different sizes are brought to one canvas (canvas.py).
+    A record without LiDAR has no points; points whose coordinates are not finite, and their labels, are left out and
+    counted. Cameras of different sizes are brought to one canvas (canvas.py).
 
     ``to_class`` gives the class of each raw label; ``pictures`` reads images as ``read_pictures`` does. Raises
     DataError for a missing, short or unreadable file.
     """
-    points = np.empty((0, 3), np.float32)
+    cloud = Cloud(np.empty((0, 3), np.float32), None)
     if record.scan:
         scan = _file_of(record, record.scan, root)
-        points = read_scan(scan, record.token, record.scan_columns)
-    labels = np.zeros(len(points), np.uint8)
+        cloud = read_cloud(scan, record.token, record.scan_columns)
+    labels = np.zeros(len(cloud.points), np.uint8)
     if label_file is not None and record.scan:
         file = place(label_file) if record.rig else place(root, label_file)
-        raw = read_labels(file, scan, record.token, len(points), len(to_class))
-        labels = np.asarray(to_class, np.uint8)[raw]
+        raw = read_labels(file, scan, record.token, len(labels) + cloud.lost, len(to_class))
+        labels = np.asarray(to_class, np.uint8)[raw if cloud.kept is None else raw[cloud.kept]]
     paths = [_file_of(record, path, root) for path in record.images]
     images = pictures(paths, record.token, record.sizes)
     lidar2img, inner = record.lidar2img, []
@@ -90,11 +90,12 @@ def read_frame(
         images,
         list(record.camera_names),
         lidar2img,
-        points,
+        cloud.points,
         labels,
         record.lidar2ego,
         camera_slots=record.slots,
         inner=inner,
+        lost_points=cloud.lost,
     )
 
 
@@ -108,37 +109,9 @@ def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:
     return path
 
 
-def read_scan(path: Path, token: str, columns: int = SCAN_COLUMNS) -> np.ndarray:
-    """(P, 3) float32, metres, LiDAR frame: the first three of ``columns`` float32 a point, or of an array's columns
-    (.npy). Raises DataError for a file that is cut short or holds no numbers."""
-    if path.suffix == ".npy":
-        return _read_array(path, token)
-    size = path.stat().st_size
-    if size == 0 or size % (4 * columns):
-        kind = "x, y, z, intensity, ring" if columns == SCAN_COLUMNS else f"x, y, z and {columns - 3} more"
-        raise DataError(
-            f"sample {token}: {path} has {size} bytes; expected a multiple of {4 * columns} (float32 {kind}), so the "
-            "file is cut short: copy it again"
-        )
-    return _finite(np.frombuffer(path.read_bytes(), "<f4").reshape(-1, columns)[:, :3], path, token)
-
-
-def _read_array(path: Path, token: str) -> np.ndarray:
-    expected = "expected an array of numbers with a point a row: x, y, z and whatever follows"
-    try:
-        with memory_budget(path.stat().st_size):
-            array = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
-    except DAMAGED as err:
-        raise DataError(f"sample {token}: {path} is no array file ({err}); {expected}") from err
-    if array.ndim != 2 or array.shape[1] < 3 or len(array) == 0 or array.dtype.kind not in "iuf":
-        raise DataError(f"sample {token}: {path} holds {array.dtype} of shape {array.shape}; {expected}")
-    return _finite(np.asarray(array[:, :3], np.float32), path, token)
-
-
-def _finite(points: np.ndarray, path: Path, token: str) -> np.ndarray:
-    if not np.isfinite(points).all():
-        raise DataError(f"sample {token}: {path} holds coordinates that are not finite numbers; copy the file again")
-    return np.ascontiguousarray(points, np.float32)
+def read_scan(path: Path, token: str, columns: Optional[int] = None) -> np.ndarray:
+    """(P, 3) float32, metres, LiDAR frame: the points of ``read_cloud``, which says how a file is read."""
+    return read_cloud(path, token, columns).points
 
 
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:

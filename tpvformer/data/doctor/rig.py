@@ -12,7 +12,8 @@ from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.infos.build import CAMERA_ORDER
 from tpvformer.data.infos.read import Record, load_infos
-from tpvformer.data.nuscenes import read_labels, read_scan
+from tpvformer.data.nuscenes import read_labels
+from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
 
 # where nuScenes' cameras look, degrees to the right of forward, in CAMERA_ORDER
@@ -108,7 +109,13 @@ def _remark(report: Report, view: View) -> None:
 def _check_scan(report: Report, record: Record) -> None:
     kind, scan = "scans", Path(record.scan)
     try:
-        points = len(read_scan(scan, record.token, record.scan_columns))
+        cloud = read_cloud(scan, record.token, record.scan_columns)
+        points = len(cloud.points) + cloud.lost
+        if cloud.lost:
+            report.notes.append(
+                f"sample {record.token}: {cloud.lost} of {points} points of {scan} have no finite coordinates, as "
+                "lidars write where no light came back; they are left out"
+            )
         kind = "labels"
         if record.labels:
             read_labels(Path(record.labels), scan, record.token, points, RAW_CLASSES)

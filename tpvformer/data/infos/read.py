@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from tpvformer.data.infos.columns import Infos
+from tpvformer.data.infos.declared import check_distortion, scan_columns
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, relative, unusable
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
@@ -41,7 +42,7 @@ class Record:
     rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
     sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
     slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
-    scan_columns: int = 5  # float32 numbers a point, x, y, z first
+    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
 
 
 def is_rig(path: Union[str, Path]) -> bool:
@@ -161,6 +162,7 @@ def _check_names(where: str, record: Record) -> None:
 
 def _old_record(info: Any) -> Record:
     cameras: Dict[str, Any] = info["cams"]
+    _check_distortions(cameras)
     placed = [_placed(info, camera) for camera in cameras.values()]
     rotation, translation = np.stack([r for r, _ in placed]), np.stack([t for _, t in placed])
     intrinsics = np.stack([_numbers(c["cam_intrinsic"], 3, 3) for c in cameras.values()])
@@ -171,8 +173,21 @@ def _old_record(info: Any) -> Record:
         for name in ("lidar2ego", "ego2global")
     ]
     return Record(
-        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+        str(info["token"]),
+        scan,
+        tuple(map(str, cameras)),
+        images,
+        lidar2img,
+        _scene(info, scan),
+        poses[0],
+        poses[1],
+        scan_columns=scan_columns(info),
     )
+
+
+def _check_distortions(cameras: Mapping[str, Any]) -> None:
+    for name, camera in cameras.items():
+        check_distortion(str(name), camera)
 
 
 def _scene(info: Mapping[str, Any], scan: str) -> str:
@@ -197,6 +212,7 @@ def _pose(source: Mapping[str, Any], name: str) -> np.ndarray:
 
 def _new_record(info: Any) -> Record:
     cameras = info["images"]
+    _check_distortions(cameras)
     to_camera = np.stack([_numbers(c["lidar2cam"], 4, 4) for c in cameras.values()])
     lidar2img = pixels_of(np.stack([_numbers(c["cam2img"], 3, 3) for c in cameras.values()])) @ to_camera
     images = tuple(_below(name, str(c["img_path"])) for name, c in cameras.items())
@@ -204,7 +220,15 @@ def _new_record(info: Any) -> Record:
     stored = (info["lidar_points"].get("lidar2ego"), info.get("ego2global"))
     poses = [None if value is None else _numbers(value, 4, 4) for value in stored]
     return Record(
-        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+        str(info["token"]),
+        scan,
+        tuple(map(str, cameras)),
+        images,
+        lidar2img,
+        _scene(info, scan),
+        poses[0],
+        poses[1],
+        scan_columns=scan_columns(info),
     )
 
 
