@@ -20,7 +20,7 @@ import numpy as np
 
 from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.types import DataError
-from tpvformer.guard.kinds import HEAD, kind_by_head, kind_by_suffix
+from tpvformer.guard.kinds import HEAD, kind_of
 
 try:
     import simplejpeg
@@ -99,7 +99,7 @@ def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> 
 
 def _refuse_other_kinds(data: bytes, path: Path, token: str) -> None:
     """Raises DataError for a video, a recording or another file that is named in place of an image."""
-    kind = kind_by_head(data[:HEAD]) or kind_by_suffix(path.name)
+    kind = kind_of(path, data[:HEAD])
     if not kind or "image" in kind:
         return
     mend = "write its frames as images (ffmpeg, cv2.VideoCapture)" if "video" in kind else "name the camera's image"

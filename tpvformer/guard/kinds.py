@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-HEAD = 64  # bytes that are enough to tell
+HEAD = 1024  # bytes that are enough to tell
 _BEGINNINGS = (
     (b"\x93NUMPY", "a NumPy array (.npy)"),
     (b"\x89MCAP0\r\n", "an MCAP recording"),
@@ -50,6 +50,14 @@ def kind_by_head(head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "an AVI video"
     return next((kind for beginning, kind in _BEGINNINGS if head.startswith(beginning)), "")
+
+
+def kind_of(path: PurePath, head: bytes) -> str:
+    """The same by both. A YAML file that holds a camera's calibration is called so."""
+    kind = kind_by_head(head) or kind_by_suffix(path.name)
+    if kind == "a YAML file" and any(key in head for key in (b"distortion_model", b"camera_matrix", b"image_width")):
+        return "a YAML file of one camera's intrinsics, as ROS' calibrator writes"
+    return kind
 
 
 def kind_by_suffix(name: str) -> str:

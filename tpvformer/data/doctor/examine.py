@@ -8,15 +8,18 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 import numpy as np
 
 from tpvformer.config import ConfigError
+from tpvformer.data.doctor.directions import Mount, remarks
 from tpvformer.data.doctor.files import image_fault, label_fault, scan_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.doctor.tree import Tree, check_folder, check_tables, name_archive
 from tpvformer.data.infos.build import LIDAR, pose_numbers
 from tpvformer.data.infos.files import no_collection
-from tpvformer.data.infos.geometry import lidar_to_image, unusable
+from tpvformer.data.infos.geometry import lidar_to_image, rotations, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.types import DataError
+
+_TO_LIDAR_AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x forward, y left becomes x right, y forward
 
 
 class _Shot(NamedTuple):
@@ -85,7 +88,7 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
     if not samples:
         report.fault("tables", f"{folder}: no sample of the scenes asked for is in the sample table")
     sensors = {row["token"]: row for row in read_table(folder, "sensor", "channel", "modality")}
-    channel_of, channels = {}, {LIDAR}
+    channel_of, channels, poses = {}, {LIDAR}, {}
     fields = ("sensor_token", "translation", "rotation", "camera_intrinsic")
     for row in read_table(folder, "calibrated_sensor", *fields):
         sensor = sensors.get(row["sensor_token"])
@@ -98,15 +101,25 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
         if sensor["modality"] == "camera":
             channels.add(sensor["channel"])
             _check_intrinsics(report, row, sensor["channel"])
-        _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
+        pose = _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
+        if pose is not None and sensor["modality"] == "camera":
+            poses.setdefault(sensor["channel"], pose)
+    report.notes += remarks([_mount(channel, pose) for channel, pose in sorted(poses.items())], _TO_LIDAR_AXES.T)
     return _Chosen(samples, channel_of, channels, {token: {} for token in samples})
 
 
-def _check_pose(report: Report, kind: str, row: Row, path: Path) -> None:
+def _check_pose(report: Report, kind: str, row: Row, path: Path) -> Optional[np.ndarray]:
+    """(7,) float64: translation and quaternion; None where they are at fault, which is said."""
     try:
-        pose_numbers(row, path)
+        return np.array(pose_numbers(row, path), np.float64)
     except DataError as err:
         report.fault(kind, str(err))
+        return None
+
+
+def _mount(channel: str, pose: np.ndarray) -> Mount:
+    """A camera by its pose (7,) on the vehicle, whose frame begins on the ground."""
+    return Mount(channel, _TO_LIDAR_AXES @ rotations(pose[3:]), float(pose[2]))
 
 
 def _check_intrinsics(report: Report, row: Row, channel: str) -> None:

@@ -16,6 +16,7 @@ from tpvformer.data.infos.columns import Infos
 from tpvformer.data.infos.declared import check_distortion, scan_columns
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, relative, unusable
+from tpvformer.data.infos.kinds import refuse_other_kinds
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
@@ -47,7 +48,7 @@ class Record:
 
 def is_rig(path: Union[str, Path]) -> bool:
     """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
-    return Path(path).suffix == ".json" or Path(path).is_dir()
+    return Path(path).suffix.lower() == ".json" or Path(path).is_dir()
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
@@ -59,6 +60,7 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
         return read_rig(path)
     if Path(path).suffix == SUFFIX:
         return _from_tensors(path)
+    refuse_other_kinds(path)
     with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
         return _from_pickle(path)
 

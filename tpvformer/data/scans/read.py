@@ -121,7 +121,7 @@ def on_its_side(array: np.ndarray) -> bool:
 def _finite(points: np.ndarray, path: Path, token: str) -> Cloud:
     with np.errstate(over="ignore"):
         points = np.ascontiguousarray(points, np.float32)
-    good: np.ndarray = np.isfinite(points).all(axis=-1, keepdims=True)[:, 0]
+    good = np.asarray(np.isfinite(points).all(1))
     if good.all():
         return Cloud(points, None)
     if not good.any():
