@@ -10,7 +10,7 @@ import numpy as np
 from tpvformer.config import ConfigError
 from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.infos.read import Record, load_infos
 from tpvformer.data.nuscenes import read_labels, read_scan
 from tpvformer.data.types import DataError
