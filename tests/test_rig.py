@@ -21,11 +21,12 @@ from tiny_nuscenes import write_tiny
 from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import canvas_size, fitted
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.read import load_infos
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import read_scan
 from tpvformer.data.pixels import network_images
-from tpvformer.data.rig.read import NUSCENES_LIDAR, camera_slots
+from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.types import DataError
 from tpvformer.engine import run
 from tpvformer.engine.forward import predict

@@ -165,9 +165,13 @@ def run(args: argparse.Namespace) -> int:
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
     labelled = _is_labelled(data, args.split)
-    dataset = FrameDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
+    dataset = FrameDataset(
+        data, config.model.grid, args.split, config.train.seed, require_labels=labelled, require_scans=labelled
+    )
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))
+    if dataset.camera_note:
+        print(f"  {dataset.camera_note}")
     colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
     print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of LiDAR'}")
     if data.format == "semantickitti":

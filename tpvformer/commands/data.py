@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Tuple
 
+from tpvformer.commands.options import folder_prefix
 from tpvformer.config import ConfigError
 from tpvformer.guard.names import shown
 
@@ -30,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     infos.add_argument(
         "--format", choices=("both", "pkl", "safetensors"), default="both", help="which files (default: %(default)s)"
     )
-    infos.add_argument("--prefix", help="put before the file names in the infos (default: the root as given)")
+    infos.add_argument(
+        "--prefix",
+        metavar="PREFIX",
+        help="put before the file names in the infos; TPVFormer's published loader opens these from its working "
+        "directory (default: the root as given)",
+    )
     infos.add_argument(
         "--sweeps", type=_count, default=10, metavar="N", help="LiDAR files before a key frame (default: 10)"
     )
@@ -114,7 +120,7 @@ def _infos(args: argparse.Namespace) -> int:
     splits = args.splits or default_splits(folder)
     if not splits:
         raise ConfigError(f"version is {args.version}, which has no official splits; name some with --splits")
-    prefix = f"{args.root.as_posix()}/" if args.prefix is None else args.prefix
+    prefix = folder_prefix(args.root.as_posix() if args.prefix is None else args.prefix)
     out = args.root.parent if args.out is None else args.out
     writers = {"pkl": write_pickle, "safetensors": write_tensors}
     formats = list(writers) if args.format == "both" else [args.format]

@@ -12,9 +12,10 @@ import torch
 
 from tpvformer.data.canvas import on_canvas, placements
 from tpvformer.data.images import Size, read_image, three_channels
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import unusable
 from tpvformer.data.rig.json_file import Node, read_json
-from tpvformer.data.rig.read import camera_slots, records_of
+from tpvformer.data.rig.read import records_of
 from tpvformer.data.scans.read import on_its_side
 from tpvformer.data.types import DataError, Frame
 

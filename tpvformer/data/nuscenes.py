@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from torch import Tensor
@@ -26,22 +26,40 @@ __all__ = [
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
     """The file an info record names: as stored (absolute, or from the working directory), else below ``root``.
 
-    Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then the bare file name. Raises DataError.
+    Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then every ending of the path, the longest
+    first and the bare file name last. Raises DataError.
     """
+    found = _found(stored, root, token)
+    if found is not None:
+        return found
+    below = ", ".join(str(place(root, *part)) for part in _endings(stored)[:2])
+    raise DataError(
+        f"sample {token}: {stored} is missing; looked for {stored}, {below} and shorter endings of it there. "
+        f"Set data.root ({root}) to the folder that holds samples/, or those that the records name, or complete the "
+        "download"
+    )
+
+
+def _found(stored: str, root: Union[str, Path], token: str) -> Optional[Path]:
+    """As ``resolve``, but None where there is no such file."""
     _refuse_another_machine(stored, root, token)
-    parts = Path(stored).parts
-    tried = [place(stored)]
-    starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
-    if starts:
-        tried.append(place(root, *parts[starts[-1] :]))
-    tried.append(place(root, parts[-1] if parts else ""))
-    for path in tried:
+    if place(stored).is_file():
+        return place(stored)
+    for parts in _endings(stored):
+        path = place(root, *parts)
         if path.is_file():
             return path
-    raise DataError(
-        f"sample {token}: {stored} is missing; looked for {', '.join(map(str, tried))}. "
-        f"Set data.root ({root}) to the folder that holds samples/, or complete the download"
-    )
+    return None
+
+
+def _endings(stored: str) -> List[Tuple[str, ...]]:
+    """Where a file may lie below the root: from samples/ or sweeps/ on, then all endings that do not lead upwards."""
+    parts = Path(stored).parts
+    starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
+    upwards = [i + 1 for i, part in enumerate(parts) if part == ".."]
+    drive = bool(parts) and (Path(stored).is_absolute() or parts[0].endswith(":"))  # of Windows, or a URL's scheme
+    first = max([int(drive), *upwards])
+    return [parts[i:] for i in (*starts[-1:], *range(first, len(parts)))]
 
 
 def _refuse_another_machine(stored: str, root: Union[str, Path], token: str) -> None:
@@ -62,24 +80,28 @@ def read_frame(
     label_file: Optional[str],
     to_class: Sequence[int],
     pictures: Callable[[Sequence[Path], str, Sequence[Size]], Tensor] = read_pictures,
+    require_scan: bool = True,
 ) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
-    A record without LiDAR has no points; points whose coordinates are not finite, and their labels, are left out and
-    counted. Cameras of different sizes are brought to one canvas (canvas.py).
+    A record without LiDAR has no points; nor has, without ``require_scan``, an info record whose scan is absent or
+    empty. Points whose coordinates are not finite, and their labels, are left out and counted. Cameras of different
+    sizes are brought to one canvas (canvas.py).
 
     ``to_class`` gives the class of each raw label; ``pictures`` reads images as ``read_pictures`` does. Raises
     DataError for a missing, short or unreadable file.
     """
     cloud = Cloud(np.empty((0, 3), np.float32), None)
-    if record.scan:
+    no_scan = "" if record.rig else _no_scan(record, root, require_scan)
+    if record.scan and not no_scan:
         scan = _file_of(record, record.scan, root)
         cloud = read_cloud(scan, record.token, record.scan_columns)
     labels = np.zeros(len(cloud.points), np.uint8)
-    if label_file is not None and record.scan:
+    if label_file is not None and record.scan and not no_scan:
         file = place(label_file) if record.rig else place(root, label_file)
         raw = read_labels(file, scan, record.token, len(labels) + cloud.lost, len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw if cloud.kept is None else raw[cloud.kept]]
     paths = [_file_of(record, path, root) for path in record.images]
+    _refuse_twice(record, paths)
     images = pictures(paths, record.token, record.sizes)
     lidar2img, inner = record.lidar2img, []
     if len(set(record.sizes)) > 1:
@@ -96,7 +118,33 @@ def read_frame(
         camera_slots=record.slots,
         inner=inner,
         lost_points=cloud.lost,
+        no_scan=no_scan,
     )
+
+
+def _no_scan(record: Record, root: Union[str, Path], require: bool) -> str:
+    """Why an info record's sample has no points, empty where it has; without ``require`` for want of its file too."""
+    if not record.scan:
+        return "its record names no LiDAR scan"
+    if require:
+        return ""
+    path = _found(record.scan, root, record.token)
+    if path is None:
+        return f"its LiDAR scan {record.scan} is missing"
+    return "" if path.stat().st_size else f"its LiDAR scan {path} is empty"
+
+
+def _refuse_twice(record: Record, paths: Sequence[Path]) -> None:
+    """Raises DataError where two images that the record tells apart are one file below data.root."""
+    first: Dict[Path, int] = {}
+    for i, path in enumerate(paths):
+        k = first.setdefault(path, i)
+        if record.images[k] != record.images[i]:
+            one, other = (f"{record.camera_names[n]} ({record.images[n]})" for n in (k, i))
+            raise DataError(
+                f"sample {record.token}: {path} would be the image of both {one} and {other}; put each camera's images "
+                "where the record names them, below data.root"
+            )
 
 
 def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:

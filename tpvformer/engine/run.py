@@ -197,6 +197,8 @@ def build(
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
+    if train_set.camera_note:
+        log.line(train_set.camera_note)
     sets = {same.TRAIN: same.identity(train_set)}
     data = fit_workers(train_set, config.data, world.local_size, log.warn)
     train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
@@ -204,6 +206,8 @@ def build(
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
+        if val_set.camera_note and val_set.infos != train_set.infos:
+            log.line(val_set.camera_note)
         val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)

@@ -11,8 +11,8 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tpvformer.data.infos.build import CAMERA_ORDER
-from tpvformer.data.infos.geometry import rotations
+from tpvformer.data.infos.cameras import CAMERA_ORDER
+from tpvformer.data.infos.geometry import quaternions, rotations
 
 # where nuScenes' cameras look, degrees to the right of forward, in CAMERA_ORDER
 NUSCENES_AZIMUTHS = (0, 55, -55, 180, -110, 110)
@@ -159,21 +159,7 @@ def _convention(mounts: Sequence[Mount], expected: Dict[str, float], vehicle: Op
 
 def _reordered(axes: np.ndarray) -> np.ndarray:
     """The rotation whose quaternion is stored as x, y, z, w, of the one that comes of reading it as w, x, y, z."""
-    return rotations(np.roll(quaternion(axes), 1))
-
-
-def quaternion(matrix: np.ndarray) -> np.ndarray:
-    """(4,) w, x, y, z of a rotation matrix (3, 3), up to its sign."""
-    m = matrix
-    products = np.array(
-        [
-            [m[0, 0] + m[1, 1] + m[2, 2], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],
-            [m[2, 1] - m[1, 2], m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]],
-            [m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], m[1, 1] - m[0, 0] - m[2, 2], m[1, 2] + m[2, 1]],
-            [m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], m[2, 2] - m[0, 0] - m[1, 1]],
-        ]
-    )
-    return np.linalg.eigh(products)[1][:, -1]
+    return rotations(np.roll(quaternions(axes), 1))
 
 
 def _yaw(degrees: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 import numpy as np
 
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.infos.columns import Infos, Shots
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
@@ -17,8 +18,6 @@ from tpvformer.data.types import DataError
 from tpvformer.ranges import short
 
 LIDAR = "LIDAR_TOP"
-# the order of the exchanged info files, which is the camera index of every trained model
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 LARGEST = 1e12  # metres: what is larger is no place, and a comparison with NaN is false as well
 SWEEPS = 10  # before each key frame, as the exchanged files list them
 

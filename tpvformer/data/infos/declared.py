@@ -24,8 +24,16 @@ def scan_columns(info: Mapping[str, Any]) -> Optional[int]:
     return None
 
 
-def check_distortion(name: str, camera: Mapping[str, Any]) -> None:
-    """Raises ValueError where a camera's record holds coefficients of distortion other than zero."""
+def check_distortions(info: Mapping[str, Any]) -> None:
+    """Raises ValueError where the record of a camera holds coefficients of distortion other than zero."""
+    cameras = next((info[key] for key in ("cams", "images", "cam_infos") if isinstance(info.get(key), Mapping)), {})
+    for name, camera in cameras.items():
+        inner = camera.get("calibrated_sensor")  # of BEVDepth's
+        for source in (camera, inner if isinstance(inner, Mapping) else {}):
+            _check_distortion(str(name), source)
+
+
+def _check_distortion(name: str, camera: Mapping[str, Any]) -> None:
     for key, value in camera.items():
         if isinstance(key, str) and _is_distortion(key) and _any_number(value):
             raise ValueError(

@@ -24,6 +24,6 @@ def refuse_other_kinds(path: Union[str, Path]) -> None:
     if kind:
         frames = "; frames of a video are written as images first (ffmpeg, cv2.VideoCapture)" if "video" in kind else ""
         raise DataError(
-            f"{path}: is {kind}; expected infos (.pkl, .safetensors), or a rig file, a .json that describes all cameras "
-            f"as docs/rig.md shows{frames}"
+            f"{path}: is {kind}; expected infos (.pkl, .safetensors), or a rig file, a .json that describes all "
+            f"cameras as docs/rig.md shows{frames}"
         )

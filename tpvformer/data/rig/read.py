@@ -8,14 +8,14 @@ published models expect their grid there.
 from __future__ import annotations
 
 import contextlib
-from itertools import count
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import lidar_to_image, unusable
+from tpvformer.data.infos.parts import file_of
 from tpvformer.data.infos.read import Record
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import Node, read_json
@@ -67,14 +67,6 @@ def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
         "scan_columns": columns,
     }
     return [Record(**frame, **calibration) for frame in frames]
-
-
-def camera_slots(names: Sequence[str]) -> List[int]:
-    """The camera embedding of each name: nuScenes' six have their own, others take those left in alphabetical order."""
-    slots = {name: CAMERA_ORDER.index(name) for name in names if name in CAMERA_ORDER}
-    free = (slot for slot in count() if slot not in slots.values())
-    others = {name: next(free) for name in sorted(set(names).difference(slots))}
-    return [{**slots, **others}[name] for name in names]
 
 
 def _refuse_twice(names: Iterable[str], text: str) -> None:
@@ -144,8 +136,8 @@ def _frame(node: Node, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
         raise DataError(f"{node.where} (token {token}): images has no {lost[0]!r}; expected one image of each camera")
     if "labels" in fields and "lidar" not in fields:
         raise DataError(f"{node.where} (token {token}): has labels but no lidar; labels are those of its points")
-    scan, labels = (str(folder / fields[key].text()) if key in fields else "" for key in ("lidar", "labels"))
-    paths = tuple(str(folder / images[name].text()) for name in names)
+    scan, labels = (str(folder / file_of(fields[key].text())) if key in fields else "" for key in ("lidar", "labels"))
+    paths = tuple(str(folder / file_of(images[name].text())) for name in names)
     made: Dict[str, Any] = {"token": token, "images": paths, "scan": scan, "labels": labels}
     if "scene" in fields:
         made["scene"] = fields["scene"].text()
