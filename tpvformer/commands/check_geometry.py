@@ -17,6 +17,7 @@ from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.read import is_rig
+from tpvformer.data.lidarseg import label_table
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
@@ -187,4 +188,4 @@ def _is_labelled(data: DataConfig, split: str) -> bool:
     if is_rig(path):
         scans = [record for record in load_infos(path) if record.scan]
         return bool(scans) and all(record.labels for record in scans)
-    return Path(data.root, data.version, "lidarseg.json").is_file()
+    return label_table(data.root, data.version) is not None

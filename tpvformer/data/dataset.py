@@ -17,12 +17,11 @@ from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
 from tpvformer.data.infos.cameras import note_on
-from tpvformer.data.lidarseg import LabelFiles
+from tpvformer.data.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes import Record, load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
 from tpvformer.data.semantickitti import crop, load_sequences
-from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
@@ -70,7 +69,7 @@ class FrameDataset(Dataset[Sample]):
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or place(cfg.root, cfg.version, "lidarseg.json").is_file()
+        point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
         if require_labels and point_labels:
             self._label_files = self._find_labels()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.

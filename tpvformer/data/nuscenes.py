@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -12,6 +13,8 @@ from tpvformer.data.canvas import placements, read_pictures
 from tpvformer.data.images import Size
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
+from tpvformer.data.memory_budget import memory_budget
+from tpvformer.data.numpy_files import DAMAGED
 from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
 from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.storage import place
@@ -162,13 +165,29 @@ def read_scan(path: Path, token: str, columns: Optional[int] = None) -> np.ndarr
     return read_cloud(path, token, columns).points
 
 
+def _panoptic(path: Path, token: str) -> np.ndarray:
+    """(P,) raw classes of nuScenes-panoptic, whose labels are 1000 times the class of nuScenes-lidarseg and the number
+    of the object. Raises DataError."""
+    try:
+        with memory_budget(path.stat().st_size), np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            labels = np.asarray(stored["data"])
+    except DAMAGED as err:
+        why = " ".join(str(err).split())
+        raise DataError(f"sample {token}: {path} is no file of nuScenes-panoptic ({why}); copy it again") from err
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and not labels.min() >= 0):
+        raise DataError(
+            f"sample {token}: {path} holds {labels.dtype} of shape {labels.shape}; expected a label a point"
+        )
+    return np.minimum(labels // 1000, 255).astype(np.uint8)
+
+
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
     """(P,) uint8 raw classes, one for each of the ``points`` of ``scan``; raises DataError where they do not fit."""
     if not path.is_file():
         raise DataError(
             f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"
         )
-    raw = np.frombuffer(path.read_bytes(), np.uint8)
+    raw = _panoptic(path, token) if path.suffix == ".npz" else np.frombuffer(path.read_bytes(), np.uint8)
     if len(raw) != points:
         raise DataError(
             f"sample {token}: {path} holds {len(raw)} labels for the {points} points of {scan}; expected one byte a "

@@ -92,7 +92,7 @@ def label_fault(path: Path, scan: Path, token: str, whole: bool) -> Optional[str
     """What is wrong with a label file; ``whole`` also looks at every label."""
     try:
         points = scan.stat().st_size // POINT_BYTES
-        if whole or path.stat().st_size != points:
+        if whole or path.suffix == ".npz" or path.stat().st_size != points:
             read_labels(path, scan, token, points, RAW_CLASSES)
     except OSError as err:
         return f"sample {token}: {err.filename} cannot be read ({err.strerror}); copy it again"

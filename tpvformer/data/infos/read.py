@@ -128,18 +128,20 @@ def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable
 def record_of(infos: Infos, index: int) -> Record:
     """The record of one sample of infos that are in memory already."""
     width = len(infos.cameras)
-    images = tuple(infos.images.files[index * width : (index + 1) * width])
+    files = infos.images.files[index * width : (index + 1) * width]
     lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
-    return Record(
-        infos.tokens[index],
-        infos.scans.files[index],
-        infos.cameras,
-        images,
-        infos.lidar2img()[index],
-        infos.scenes[index],
-        lidar2ego,
-        ego2global,
-    )
+    cameras = _present(infos.cameras, files, infos.lidar2img()[index])
+    return Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+
+
+def _present(
+    names: Tuple[str, ...], files: Sequence[str], lidar2img: np.ndarray
+) -> Tuple[Tuple[str, ...], Tuple[str, ...], np.ndarray]:
+    """Names, files and projections (N, 4, 4) of the cameras that a sample has an image of."""
+    if all(files):
+        return names, tuple(files), lidar2img
+    there = [i for i, file in enumerate(files) if file]
+    return tuple(names[i] for i in there), tuple(files[i] for i in there), lidar2img[there]
 
 
 _NO_FRAMES = (
@@ -297,9 +299,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         Record(
             tokens[i],
             scans[i],
-            file.cameras,
-            tuple(images[i * width : (i + 1) * width]),
-            lidar2img[i],
+            *_present(file.cameras, images[i * width : (i + 1) * width], lidar2img[i]),
             scenes[i],
             lidar2ego[i],
             ego2global[i],
