@@ -87,7 +87,8 @@ def read_frame(
 ) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
     A record without LiDAR has no points; nor has, without ``require_scan``, an info record whose scan is absent or
-    empty. Points whose coordinates are not finite, and their labels, are left out and counted. Cameras of different
+    empty. Points whose coordinates are not finite, and their labels, are left out and counted, but refused where
+    nuScenes' tables have labels of them. Cameras of different
     sizes are brought to one canvas (canvas.py).
 
     ``to_class`` gives the class of each raw label; ``pictures`` reads images as ``read_pictures`` does. Raises
@@ -100,6 +101,11 @@ def read_frame(
         cloud = read_cloud(scan, record.token, record.scan_columns)
     labels = np.zeros(len(cloud.points), np.uint8)
     if label_file is not None and record.scan and not no_scan:
+        if cloud.lost and not record.rig:
+            raise DataError(
+                f"sample {record.token}: {scan} holds {cloud.lost} points whose coordinates are not finite numbers, "
+                "which no labelled scan of nuScenes has; copy the file again"
+            )
         file = place(label_file) if record.rig else place(root, label_file)
         raw = read_labels(file, scan, record.token, len(labels) + cloud.lost, len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw if cloud.kept is None else raw[cloud.kept]]

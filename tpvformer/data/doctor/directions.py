@@ -148,7 +148,7 @@ def _convention(mounts: Sequence[Mount], expected: Dict[str, float], vehicle: Op
             for mount in found
         )
 
-    if fit(mounts):
+    if len(mounts) < 2 or fit(mounts):  # one camera alone tells too little
         return ""
     for turn in (np.eye(3),) if vehicle is None else (vehicle, np.eye(3)):
         for what, change in _CONVENTIONS:
