@@ -134,7 +134,7 @@ KINDS: Dict[str, Tuple[Damage, str]] = {
     "JPEG cut short": (everywhere(IMAGE, lambda data: data[: len(data) // 2]), "is no whole image"),
     "JPEG of no bytes": (everywhere(IMAGE, lambda _: b""), r"is no whole image \(0 bytes\)"),
     "text in place of a JPEG": (everywhere(IMAGE, lambda _: b"<html>not found</html>"), "is no whole image"),
-    "grey JPEG": (everywhere(IMAGE, lambda _: jpeg((45, 77))), "expected an 8-bit colour image"),
+    "video in place of a JPEG": (everywhere(IMAGE, lambda _: b"\0\0\0\x18ftypmp42" + bytes(99)), "an MP4 .* video"),
     "JPEG of another size": (everywhere(IMAGE, lambda _: jpeg((44, 77, 3))), r"different sizes|stated size"),
     "missing JPEG": (removed("samples/CAM_BACK/*"), "is missing; looked for"),
     # scans and labels

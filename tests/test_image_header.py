@@ -43,6 +43,16 @@ BOMBS: Dict[str, bytes] = {
 }
 
 
+def test_png_whose_chunk_ends_behind_the_file(tmp_path: Path) -> None:
+    """OpenCV would take the 3.6 GiB that the chunk declares."""
+    at = PNG.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(PNG[:at] + struct.pack(">I", 0xE7000000) + PNG[at + 4 :])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="a.png is no whole image"):
+        images.read_image(tmp_path / "a.png", "t")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
+
+
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("fast", [True, False])
 def test_bombs(tmp_path: Path, kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:

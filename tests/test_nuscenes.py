@@ -136,7 +136,7 @@ PHOTO = "samples/CAM_BACK/log__CAM_BACK__0.jpg"
         (PHOTO, lambda data: data[:-200], "no whole image"),
         (PHOTO, lambda data: b"\xff\xd8 nothing \xff\xd9", "no whole image"),
         (PHOTO, lambda data: b"", "no whole image"),
-        (PHOTO, lambda data: cv2.imencode(".jpg", np.zeros((45, 77), np.uint8))[1].tobytes(), "colour image"),
+        (PHOTO, lambda data: cv2.imencode(".png", np.zeros((45, 77), np.uint16))[1].tobytes(), "colour image"),
     ],
 )
 def test_broken_files_are_named_in_one_sentence(tmp_path, name, change, message):

@@ -96,8 +96,13 @@ class FramePredictions:
         points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.points)} points"
         return (
             f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {points}, "
-            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
+            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
         )
+
+
+def left_out(frame: Frame) -> str:
+    """What is said of a frame whose scan has points without coordinates; empty for others."""
+    return f", {frame.lost_points} points without finite coordinates left out" if frame.lost_points else ""
 
 
 def seconds_of(marks: Marks) -> Dict[str, float]:

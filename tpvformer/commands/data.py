@@ -113,13 +113,13 @@ def every(seconds: float) -> Callable[[str, int, int], None]:
 def _infos(args: argparse.Namespace) -> int:
     from tpvformer.data.infos.build import build
     from tpvformer.data.infos.pickle_file import write_pickle
-    from tpvformer.data.infos.splits import default_splits, scenes_of
+    from tpvformer.data.infos.splits import default_splits, further, scenes_of
     from tpvformer.data.infos.tensor_file import write_tensors
 
     folder = args.root / args.version
     splits = args.splits or default_splits(folder)
     if not splits:
-        raise ConfigError(f"version is {args.version}, which has no official splits; name some with --splits")
+        raise ConfigError(f"version is {args.version}, which has no official splits; {further(folder)}")
     prefix = folder_prefix(args.root.as_posix() if args.prefix is None else args.prefix)
     out = args.root.parent if args.out is None else args.out
     writers = {"pkl": write_pickle, "safetensors": write_tensors}
@@ -196,14 +196,14 @@ def _paint(args: argparse.Namespace) -> int:
     from tpvformer.commands.check_geometry import count_points, write_picture
     from tpvformer.data.infos.build import build_scene
     from tpvformer.data.infos.read import record_of
-    from tpvformer.data.lidarseg import LabelFiles
+    from tpvformer.data.lidarseg import LabelFiles, label_table
     from tpvformer.data.nuscenes import read_frame
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 
     record = record_of(*build_scene(args.root, args.version, args.paint, every(5)))
     file = None
-    if (args.root / args.version / "lidarseg.json").is_file():
+    if label_table(args.root, args.version) is not None:
         file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)
     frame = read_frame(record, args.root, file, raw_to_class("nuscenes"))
     labels = None if file is None else frame.labels

@@ -17,12 +17,11 @@ from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
 from tpvformer.data.infos.cameras import note_on
-from tpvformer.data.lidarseg import LabelFiles
+from tpvformer.data.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes import Record, load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
 from tpvformer.data.semantickitti import crop, load_sequences
-from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
@@ -61,6 +60,7 @@ class FrameDataset(Dataset[Sample]):
             raise ConfigError(str(err)) from err
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
+        self.whole_scans = False  # True refuses scans of which points had to be left out
         self._require_scans = require_scans
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
@@ -69,7 +69,7 @@ class FrameDataset(Dataset[Sample]):
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or place(cfg.root, cfg.version, "lidarseg.json").is_file()
+        point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
         if require_labels and point_labels:
             self._label_files = self._find_labels()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
@@ -162,6 +162,11 @@ class FrameDataset(Dataset[Sample]):
         frame = read_frame(
             record, self._cfg.root, label_file, self._to_class, self._pictures, require_scan=self._require_scans
         )
+        if self.whole_scans and frame.lost_points:
+            raise DataError(
+                f"sample {record.token}: {frame.lost_points} points of {record.scan} have coordinates that are not "
+                "finite numbers; every point of the file needs a place, so copy it again"
+            )
         if self._cfg.format == "semantickitti":
             frame.images = crop(frame.images, record.token)
         if self._occupancy is not None:

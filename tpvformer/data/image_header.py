@@ -20,11 +20,24 @@ def declared_size(data: bytes) -> Optional[Tuple[int, int]]:
         return _jpeg(data)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
-        return (width, height)
+        return (width, height) if _chunks_fit(data) else None
     if data[:2] == b"BM" and len(data) >= 26:
         width, height = struct.unpack("<ii", data[18:26])
         return (abs(width), abs(height))
     return None
+
+
+def _chunks_fit(data: bytes) -> bool:
+    """Whether a PNG's chunks end within the file: OpenCV takes the memory that a chunk declares before it reads it."""
+    at = 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        at += 12 + length
+        if at > len(data):
+            return False
+        if name == b"IEND":
+            break
+    return True
 
 
 def _jpeg(data: bytes) -> Optional[Tuple[int, int]]:

@@ -90,7 +90,7 @@ def _losses(work_dir: Path, run: Optional[str]) -> List[Optional[float]]:
             check_record(record)
         except ValueError as err:  # TextError, SchemaError
             raise ConfigError(f"{source}, line {number}: {err}; take the line out") from err
-        if record["kind"] == "train" and record["run"] == run:
+        if record["kind"] == "train" and record.get("run") == run:
             losses.append(record.get("loss"))
     return losses
 

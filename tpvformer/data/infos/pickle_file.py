@@ -50,7 +50,7 @@ def to_records(infos: Infos) -> List[Dict[str, Any]]:
                 "lidar_path": infos.scans.files[i],
                 "token": token,
                 "sweeps": sweeps[start[i] : start[i + 1]],
-                "cams": dict(zip(infos.cameras, own)),
+                "cams": {name: record for name, record in zip(infos.cameras, own) if record["data_path"]},
                 "lidar2ego_translation": scans[i]["sensor2ego_translation"],
                 "lidar2ego_rotation": scans[i]["sensor2ego_rotation"],
                 "ego2global_translation": scans[i]["ego2global_translation"],

@@ -7,7 +7,7 @@ as a bare list. Other keys are ignored. Our own tensor files are known by their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from tpvformer.data.infos.cameras import by_name
 from tpvformer.data.infos.columns import Infos
+from tpvformer.data.infos.declared import check_distortions, scan_columns
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, relative, unusable
+from tpvformer.data.infos.kinds import refuse_other_kinds
 from tpvformer.data.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, token_of
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
@@ -45,12 +47,12 @@ class Record:
     rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
     sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
     slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
-    scan_columns: int = 5  # float32 numbers a point, x, y, z first
+    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
 
 
 def is_rig(path: Union[str, Path]) -> bool:
     """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
-    return Path(path).suffix == ".json" or Path(path).is_dir()
+    return Path(path).suffix.lower() == ".json" or Path(path).is_dir()
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
@@ -62,6 +64,7 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
         return read_rig(path)
     if Path(path).suffix == SUFFIX:
         return by_name(_from_tensors(path))
+    refuse_other_kinds(path)
     with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
         return by_name(_from_pickle(path))
 
@@ -125,18 +128,20 @@ def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable
 def record_of(infos: Infos, index: int) -> Record:
     """The record of one sample of infos that are in memory already."""
     width = len(infos.cameras)
-    images = tuple(infos.images.files[index * width : (index + 1) * width])
+    files = infos.images.files[index * width : (index + 1) * width]
     lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
-    return Record(
-        infos.tokens[index],
-        infos.scans.files[index],
-        infos.cameras,
-        images,
-        infos.lidar2img()[index],
-        infos.scenes[index],
-        lidar2ego,
-        ego2global,
-    )
+    cameras = _present(infos.cameras, files, infos.lidar2img()[index])
+    return Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+
+
+def _present(
+    names: Tuple[str, ...], files: Sequence[str], lidar2img: np.ndarray
+) -> Tuple[Tuple[str, ...], Tuple[str, ...], np.ndarray]:
+    """Names, files and projections (N, 4, 4) of the cameras that a sample has an image of."""
+    if all(files):
+        return names, tuple(files), lidar2img
+    there = [i for i, file in enumerate(files) if file]
+    return tuple(names[i] for i in there), tuple(files[i] for i in there), lidar2img[there]
 
 
 _NO_FRAMES = (
@@ -159,6 +164,13 @@ def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any]
                 f"{where} has an unusable calibration or layout ({' '.join(str(err).split())[:300]}); expected "
                 f"{layout}, with rotations or poses, translations and 3x3 (3x4, 4x4) intrinsics for each camera"
             ) from err
+        try:
+            check_distortions(info)
+            columns = scan_columns(info)
+        except ValueError as err:
+            raise DataError(f"{where} (sample {shown(record.token)[:200]}): {err}") from err
+        if columns is not None:
+            record = replace(record, scan_columns=columns)
         if seen.setdefault(record.token, i) != i:
             raise DataError(
                 f"{where} has the token {shown(record.token)[:200]} of record {seen[record.token]}; expected one each"
@@ -287,9 +299,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         Record(
             tokens[i],
             scans[i],
-            file.cameras,
-            tuple(images[i * width : (i + 1) * width]),
-            lidar2img[i],
+            *_present(file.cameras, images[i * width : (i + 1) * width], lidar2img[i]),
             scenes[i],
             lidar2ego[i],
             ego2global[i],
