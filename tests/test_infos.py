@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,17 @@ def test_the_published_loader_opens_what_is_named(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert open_as_published(made, tmp_path / folder, tmp_path / folder / VERSION) == 1
     assert main(["synth", "--kitti", "--out", "x", "--prefix", "y"]) == 2
+
+
+def test_pickles_name_what_every_numpy_knows(root, tmp_path):
+    """numpy 1.23, which the published code pins, has no numpy._core."""
+    write_pickle(build(root, VERSION, ["synthetic_val"])["synthetic_val"], tmp_path / "a.pkl")
+    for path in (tmp_path / "a.pkl", root / "nuscenes_infos_val.pkl"):
+        texts = {argument for _, argument, _ in pickletools.genops(path.read_bytes()) if isinstance(argument, str)}
+        assert {name for name in texts if name.startswith("numpy")} == {"numpy.core.multiarray", "numpy"}
+        assert len(pickle.loads(path.read_bytes())["infos"]) == 6  # noqa: S301 - what this test has just written
+    assert np.zeros(1).__reduce__()[0].__module__ == np.float64(0).__reduce__()[0].__module__ != ""
+    assert ("numpy._core" in np.zeros(1).__reduce__()[0].__module__) == (int(np.__version__.split(".")[0]) > 1)
 
 
 def test_official_splits_have_their_sizes():

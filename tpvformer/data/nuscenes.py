@@ -38,8 +38,7 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
     below = ", ".join(str(place(root, *part)) for part in _endings(stored)[:2])
     raise DataError(
         f"sample {token}: {stored} is missing; looked for {stored}, {below} and shorter endings of it there. "
-        f"Set data.root ({root}) to the folder that holds samples/, or those that the records name, or complete the "
-        "download"
+        f"Set data.root ({root}) to the folder that holds samples/, or complete the download"
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from tpvformer.config import ConfigError
 from tpvformer.cores import cores
+from tpvformer.data.infos.pickle_file import PROTOCOL, public_names
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info, prefixed, rig_file
@@ -233,8 +234,8 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
         ]
         stored = [prefixed(info, wanted.get("prefix", "")) for info in infos]
         content = {"infos": stored, "metadata": {"version": VERSION}}
-        # protocol 4 is the newest whose arrays every numpy from 1.23 on reads under the names of the public files
-        (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, protocol=4))
+        with public_names():
+            (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, PROTOCOL))
         if split == "val":
             labels = f"lidarseg/{VERSION}/{token.reading(names[0][0], 0, rig.LIDAR_CHANNEL)}_lidarseg.bin"
             (root / RIG).write_text(json.dumps(rig_file(infos[0], labels, size), indent=1) + "\n")

@@ -89,7 +89,7 @@ def _from_pickle(path: Union[str, Path]) -> List[Record]:
 def _listed(stored: Any) -> Optional[Sequence[Any]]:
     """The records of a file, wherever they are; None where there is no list of them."""
     if isinstance(stored, (list, tuple)):
-        return stored
+        return stored if not stored or isinstance(stored[0], Mapping) else None
     if not isinstance(stored, Mapping):
         return None
     for name in ("infos", "data_list"):
