@@ -86,6 +86,20 @@ def test_a_sample_without_any_camera_is_refused(root: Path) -> None:
         build(root, VERSION, ["mini_train"])
 
 
+def test_distortion_beside_intrinsics_is_refused(root: Path, capsys: Any) -> None:
+    def add(value: list) -> None:
+        edit(root, "calibrated_sensor", lambda rows: [{**row, "camera_distortion": value} for row in rows])
+
+    add([0.0, 0.0])
+    assert main(["data", "check", "--root", str(root), "--version", VERSION]) == 0
+    add([-0.2, 0.1])
+    with pytest.raises(DataError, match="calibrated_sensor.json: row .*: CAM_FRONT.* has the camera_distortion"):
+        build(root, VERSION, ["mini_train"])
+    capsys.readouterr()
+    assert main(["data", "check", "--root", str(root), "--version", VERSION]) == 1
+    assert "CAM_FRONT has the camera_distortion [-0.2, 0.1], but the model knows pinhole" in capsys.readouterr().out
+
+
 def lyft(root: Path) -> None:
     """Another version name, folders of their own, fractions of microseconds, no labels, no splits."""
     for name in ("sample", "sample_data", "ego_pose"):

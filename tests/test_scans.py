@@ -241,6 +241,28 @@ def test_data_check_finds_a_scan_of_another_width(tmp_path: Path, capsys: Any) -
     assert "if they had 4 numbers each" in capsys.readouterr().out
 
 
+def test_data_check_looks_at_infos(tmp_path: Path, capsys: Any) -> None:
+    """Their scans by the width that they declare, their calibration, and files that are missing."""
+    cfg = write_tiny(tmp_path / "set", (100, 100))
+    command = ["data", "check", "--infos", cfg.val_infos, "--root", cfg.root]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "CAM_FRONT          77x45      embedding 0" in said and "note: CAM_FRONT looks 180 degrees away" in said
+    assert "2 frames: 12 images, 2 scans and 0 label files looked at\nno faults\n" in said
+    scan = next((tmp_path / "set" / "samples" / "LIDAR_TOP").iterdir())
+    raw(scan.parent, cloud(500, columns=4), scan.name)
+    assert main(command) == 1
+    assert "if they had 4 numbers each" in capsys.readouterr().out
+    changed_infos(cfg, lambda info: info.update(lidar_points={"num_pts_feats": 4}))
+    assert main(command) == 1  # of the two the other one has five
+    assert "if they had 4 numbers each" not in capsys.readouterr().out
+    scan.unlink()
+    next((tmp_path / "set" / "samples" / "CAM_BACK").iterdir()).unlink()
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "11 images" in said and said.count("is missing; looked for") == 2
+
+
 def changed_infos(cfg: DataConfig, change: Callable[[dict], None]) -> str:
     stored = pickle.loads(Path(cfg.val_infos).read_bytes())  # noqa: S301 - written by the test
     for info in stored["infos"]:

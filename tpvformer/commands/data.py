@@ -47,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other = check.add_mutually_exclusive_group()
     other.add_argument(
         "--rig",
+        "--infos",
         type=Path,
         metavar="PATH",
-        help="instead: look at a rig file of one's own, or its folder, and all it names",
+        help="instead: look at a rig file of one's own, or its folder, or at an info file, and all it names",
     )
     check.add_argument("--py-config", metavar="CONFIG", help="with --rig: whose grid is looked at (default: the usual)")
     check.add_argument(
@@ -158,7 +159,7 @@ def _check_rig(args: argparse.Namespace) -> int:
 
     config = load_config(args.py_config) if args.py_config else Config(name="usual")
     grid = config.model.grid
-    report, records = examine_rig(args.rig, args.whole)
+    report, records = examine_rig(args.rig, args.whole, args.root)
     if records:
         record = records[0]
         origin = "LiDAR" if grid.frame == "lidar" else "ego"
@@ -166,9 +167,10 @@ def _check_rig(args: argparse.Namespace) -> int:
         if grid.frame != "lidar" and record.lidar2ego is None:
             report.fault("rig", f"{args.rig}: has no lidar2ego, which model.grid.frame=ego needs; add it")
         else:
-            shares, any_camera = _seen(record, grid)
-            print("\n".join(view.line(share) for view, share in zip(views(record), shares)))
-            print(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
+            if record.sizes:
+                shares, any_camera = _seen(record, grid)
+                print("\n".join(view.line(share) for view, share in zip(views(record), shares)))
+                print(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
     print("\n".join(report.lines(args.limit)))
     return 1 if report.count else 0
 

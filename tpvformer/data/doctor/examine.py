@@ -13,6 +13,7 @@ from tpvformer.data.doctor.files import image_fault, label_fault, scan_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.doctor.tree import Tree, check_folder, check_tables, name_archive
 from tpvformer.data.infos.build import LIDAR, pose_numbers
+from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, rotations, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
@@ -124,6 +125,10 @@ def _mount(channel: str, pose: np.ndarray) -> Mount:
 
 
 def _check_intrinsics(report: Report, row: Row, channel: str) -> None:
+    try:
+        check_distortion(channel, row)
+    except ValueError as err:
+        report.fault("calibration", f"calibrated_sensor {row['token']}: {err}")
     stored = row["camera_intrinsic"]
     try:
         matrix = np.array(stored, np.float64).reshape(3, 3)

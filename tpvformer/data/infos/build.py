@@ -11,6 +11,7 @@ import numpy as np
 
 from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.infos.columns import Infos, Shots
+from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
@@ -125,6 +126,10 @@ def _read(folder: Path, scenes: Set[str], progress: Optional[Progress]) -> Table
                 "which the sensor table does not have; expected tables of one download"
             )
         kinds[token] = sensor["channel"]
+        try:
+            check_distortion(sensor["channel"], row if sensor["modality"] == "camera" else {})
+        except ValueError as err:
+            raise DataError(f"{table_path(folder, 'calibrated_sensor')}: row {token}: {err}") from err
     mounted = {r["channel"] for r in channels.values() if r["modality"] == "camera"} & set(kinds.values())
     cameras = tuple(c for c in CAMERA_ORDER if c in mounted) + tuple(sorted(mounted - set(CAMERA_ORDER)))
     tables = Tables(folder, cameras, samples, [{} for _ in samples], calibrations=calibrations)

@@ -30,10 +30,11 @@ def check_distortions(info: Mapping[str, Any]) -> None:
     for name, camera in cameras.items():
         inner = camera.get("calibrated_sensor")  # of BEVDepth's
         for source in (camera, inner if isinstance(inner, Mapping) else {}):
-            _check_distortion(str(name), source)
+            check_distortion(str(name), source)
 
 
-def _check_distortion(name: str, camera: Mapping[str, Any]) -> None:
+def check_distortion(name: str, camera: Mapping[str, Any]) -> None:
+    """The same for one camera, or its row of calibrated_sensor."""
     for key, value in camera.items():
         if isinstance(key, str) and _is_distortion(key) and _any_number(value):
             raise ValueError(
