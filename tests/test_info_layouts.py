@@ -150,7 +150,7 @@ def kitti(cfg: DataConfig) -> Info:
     record.pop("token")
     images = record["images"]
     record["images"] = {f"CAM{i}": {"cam2img": [*KITTI_P2, [0.0, 0, 0, 1]]} for i in (0, 1, 3)}
-    record["images"]["CAM2"] = images["CAM_FRONT"]
+    record["images"].update(CAM2=images["CAM_FRONT"], R0_rect=np.eye(4).tolist())
     return record
 
 
@@ -169,8 +169,15 @@ def test_cameras_without_an_image_are_left_out(tmp_path: Path) -> None:
     [
         (lambda images: images["CAM2"].pop("lidar2cam"), "camera CAM2 has no 'lidar2cam'"),
         (lambda images: images["CAM2"].pop("cam2img"), "camera CAM2 has no 'cam2img'"),
-        (lambda images: images["CAM2"].pop("img_path"), "none of its cameras (CAM0, CAM1, CAM3, CAM2) has an img_path"),
+        (
+            lambda images: images["CAM2"].pop("img_path"),
+            "(CAM0, CAM1, CAM3, CAM2, R0_rect) has an img_path",
+        ),
         (lambda images: images["CAM0"].update(img_path="000000.png"), "camera CAM0 has no 'lidar2cam'"),
+        (
+            lambda images: images["CAM2"].update(lidar2cam=(np.eye(4) + 5).T.tolist()),
+            "CAM2: a matrix with the last row",
+        ),
         (lambda images: images.clear(), "lists no cameras"),
     ],
 )
@@ -179,6 +186,25 @@ def test_an_image_without_calibration_is_named(tmp_path: Path, change: Callable[
     record = kitti(cfg)
     change(record["images"])
     assert text in refused(cfg, {"data_list": [record]})
+
+
+def test_images_that_are_no_dict(tmp_path: Path) -> None:
+    """As ScanNet's infos have them."""
+    cfg = write_set(tmp_path, (9,))
+    record = {**modern(records(cfg)[0]), "images": ["a.jpg"]}
+    assert "its images are list, not a dict of them by camera" in refused(cfg, {"data_list": [record]})
+
+
+def test_transforms_without_their_last_row(tmp_path: Path) -> None:
+    cfg = write_set(tmp_path, (9,))
+    whole, record = load_infos(cfg.val_infos)[0], modern(records(cfg)[0])
+    for view in record["images"].values():
+        view["lidar2cam"] = view["lidar2cam"][:3]
+    record["ego2global"] = np.eye(4)[:3].tolist()
+    store(cfg, {"data_list": [record]})
+    (found,) = load_infos(cfg.val_infos)
+    np.testing.assert_allclose(found.lidar2img, whole.lidar2img, atol=1e-9)
+    assert np.array_equal(np.asarray(found.ego2global), np.eye(4))
 
 
 def test_a_whole_projection_in_place_of_its_parts(tmp_path: Path) -> None:
@@ -337,13 +363,15 @@ def test_a_sample_without_a_scan_is_predicted(tmp_path: Path, capsys, kind: str,
         assert "LiDAR scan" in said or "is missing" in said or "0 bytes" in said
 
 
-def test_geometry_is_painted_without_a_scan(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", NO_SCAN)
+def test_geometry_is_painted_without_a_scan(tmp_path: Path, capsys, kind: str, labelled: bool) -> None:
     cfg = write_set(tmp_path / "set", (9,))
-    shutil.rmtree(tmp_path / "set" / "samples" / "LIDAR_TOP")
+    edit(cfg, lambda infos: NO_SCAN[kind](infos[0], tmp_path / "set"))
+    if not labelled:
+        (tmp_path / "set" / VERSION / "lidarseg.json").unlink()
     words = ["check-geometry", "--infos", cfg.val_infos, "--root", cfg.root, "--version", VERSION]
-    assert main([*words, "--out", str(tmp_path / "a.png")]) == 2  # the set has labels, which are those of its points
-    assert "is missing" in capsys.readouterr().err
-    (tmp_path / "set" / VERSION / "lidarseg.json").unlink()
     assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
-    assert "for want of LiDAR" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without points: its " in said and "lines on the ground every 10 m, for want of LiDAR" in said
     assert (tmp_path / "a.png").is_file()

@@ -41,10 +41,12 @@ class GeometryReport:
     seen_by_any: int
     seen_by_two_or_more: int
     lost: int = 0  # points of the file without finite coordinates, left out
+    no_scan: str = ""  # why there are no points, where these are wanting
 
     def lines(self) -> List[str]:
         """The report as text."""
         rows = [f"sample {self.token}: {self.points} points, {len(self.in_image)} cameras"]
+        rows += [f"  without points: {self.no_scan}"] if self.no_scan else []
         rows += [f"  {self.lost} more points have no finite coordinates and are left out"] if self.lost else []
         rows += [f"  {name:<16} {count:>6} points in the image" for name, count in self.in_image.items()]
         rows.append(f"  seen by any camera {self.seen_by_any}, by two or more {self.seen_by_two_or_more}")
@@ -65,6 +67,7 @@ def count_points(frame: Frame) -> GeometryReport:
         seen_by_any=int((cameras > 0).sum()),
         seen_by_two_or_more=int((cameras > 1).sum()),
         lost=frame.lost_points,
+        no_scan=frame.no_scan,
     )
 
 
@@ -167,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
     labelled = _is_labelled(data, args.split)
     dataset = FrameDataset(
-        data, config.model.grid, args.split, config.train.seed, require_labels=labelled, require_scans=labelled
+        data, config.model.grid, args.split, config.train.seed, require_labels=labelled, require_scans=False
     )
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))

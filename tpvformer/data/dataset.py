@@ -81,6 +81,8 @@ class FrameDataset(Dataset[Sample]):
         Raises DataError where no record has a scan.
         """
         scans = [record for record in self._records if record.scan]
+        if not scans and not self._require_scans:
+            return [""] * len(self._records)
         if not scans:
             raise DataError(
                 f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "

@@ -28,6 +28,8 @@ def check_distortions(info: Mapping[str, Any]) -> None:
     """Raises ValueError where the record of a camera holds coefficients of distortion other than zero."""
     cameras = next((info[key] for key in ("cams", "images", "cam_infos") if isinstance(info.get(key), Mapping)), {})
     for name, camera in cameras.items():
+        if not isinstance(camera, Mapping):
+            continue  # KITTI's R0_rect stands among the cameras
         inner = camera.get("calibrated_sensor")  # of BEVDepth's
         for source in (camera, inner if isinstance(inner, Mapping) else {}):
             check_distortion(str(name), source)

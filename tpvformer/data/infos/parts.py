@@ -50,6 +50,16 @@ def intrinsics(value: Any) -> np.ndarray:
     return made
 
 
+def square(value: Any) -> np.ndarray:
+    """(4, 4) float64 of a transform that is stored with its last row, 0 0 0 1, or without; raises ValueError."""
+    array = np.asarray(value)
+    given, made = numbers(value, *((3, 4) if array.shape == (3, 4) else (4, 4))), np.eye(4)
+    made[: len(given)] = given
+    if not np.abs(made[3] - [0, 0, 0, 1]).max() < 1e-6:
+        raise ValueError(f"a matrix with the last row {made[3].tolist()}, where [0, 0, 0, 1] belongs (transposed?)")
+    return made
+
+
 def pose(source: Mapping[str, Any], name: str = "") -> np.ndarray:
     """(1, 7): translation and quaternion, of ``name``_translation and ``name``_rotation: w, x, y, z, or a matrix."""
     translation, rotation = (source[f"{name}{part}"] for part in ("translation", "rotation"))

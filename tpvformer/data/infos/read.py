@@ -19,7 +19,7 @@ from tpvformer.data.infos.declared import check_distortions, scan_columns
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, relative, unusable
 from tpvformer.data.infos.kinds import refuse_other_kinds
-from tpvformer.data.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, token_of
+from tpvformer.data.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
@@ -251,14 +251,17 @@ def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndar
 
 
 def _new_record(info: Any) -> Record:
-    """Cameras without an image, whose calibration alone KITTI's infos hold, are left out."""
-    cameras = {name: c for name, c in info["images"].items() if file_of(c.get("img_path"))}
-    if info["images"] and not cameras:
-        raise ValueError(f"none of its cameras ({', '.join(map(str, info['images']))}) has an img_path")
+    """Cameras without an image, whose calibration alone KITTI's infos hold (and R0_rect beside them), are left out."""
+    listed = info["images"]
+    if not isinstance(listed, Mapping):
+        raise ValueError(f"its images are {type(listed).__name__}, not a dict of them by camera")
+    cameras = {name: c for name, c in listed.items() if isinstance(c, Mapping) and file_of(c.get("img_path"))}
+    if listed and not cameras:
+        raise ValueError(f"none of its cameras ({', '.join(map(str, listed))}) has an img_path")
     points = info.get("lidar_points") or {}
     scan = _below("LIDAR_TOP", file_of(points.get("lidar_path")))
     stored = (points.get("lidar2ego"), info.get("ego2global"))
-    poses = [None if value is None else numbers(value, 4, 4) for value in stored]
+    poses = [None if value is None else square(value) for value in stored]
     return Record(
         token_of(info),
         scan,
@@ -273,8 +276,8 @@ def _new_record(info: Any) -> Record:
 
 def _new_projection(camera: Mapping[str, Any]) -> np.ndarray:
     if "lidar2cam" not in camera and "lidar2img" in camera:
-        return numbers(camera["lidar2img"], 4, 4)
-    to_camera = numbers(camera["lidar2cam"], 4, 4)
+        return square(camera["lidar2img"])
+    to_camera = square(camera["lidar2cam"])
     return intrinsics(camera["cam2img"]) @ to_camera
 
 
