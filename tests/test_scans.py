@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -68,6 +69,33 @@ def test_a_wrong_declaration_is_found(tmp_path: Path) -> None:
         read_cloud(raw(tmp_path, np.random.RandomState(0).randint(0, 256, 8000).astype(np.uint8)), "t", 4)
     equal = np.random.RandomState(0).uniform(-9, 9, (400, 6)).astype("<f4")  # nothing speaks against what is declared
     assert layout_problem(equal.ravel(), 6) == ""
+
+
+@pytest.mark.parametrize("columns", [3, 4, 5, 6, 7, 8])
+def test_only_the_right_width_is_taken(columns: int) -> None:
+    """Of any size, in the order of a scan or in none; a width of which the true one is a multiple cannot be told."""
+    for seed, points in ((0, 120), (1, 840), (2, 42000)):
+        rng = np.random.RandomState(seed)
+        turn = np.sort(rng.uniform(0, 6.3, points)) if seed else rng.uniform(0, 6.3, points)
+        far = rng.uniform(3, 60, points)
+        rows = [far * np.cos(turn), far * np.sin(turn), rng.uniform(-2, 3, points), rng.randint(0, 256, points)]
+        rows += [rng.uniform(0, 0.1, points), rng.uniform(0, 1.5, points), np.arange(points) * 1e-5, np.zeros(points)]
+        numbers = np.stack(rows[:columns], 1).astype("<f4").ravel()
+        assert layout_problem(numbers, columns) == ""
+        for wrong in {None, 3, 4, 5, 6, 7, 8} - {columns}:
+            width = wrong or 5
+            if numbers.size % width == 0 and columns % width and width != columns and (wrong or columns != 5):
+                assert layout_problem(numbers, wrong), (points, wrong)
+
+
+@pytest.mark.skipif(not os.environ.get("TPVFORMER_REAL_DATA"), reason="TPVFORMER_REAL_DATA names no nuscenes_real")
+def test_a_real_scan() -> None:
+    path = next(Path(os.environ["TPVFORMER_REAL_DATA"], "sample").glob("*LIDAR_TOP*"))
+    rows = np.fromfile(path, "<f4").reshape(-1, 5)
+    assert len(read_cloud(path, "t").points) == len(rows) == len(read_cloud(path, "t", 5).points)
+    for columns in (3, 4):  # as tools cut such scans
+        numbers = rows[:34680, :columns].ravel()
+        assert layout_problem(numbers, columns) == "" and layout_problem(numbers, None) and layout_problem(numbers, 5)
 
 
 def pcd(rows: np.ndarray, kind: str, header: str = "") -> bytes:

@@ -16,7 +16,8 @@ WIDTHS = (4, 5, 3, 6, 7, 8, 9, 10)  # that others write, the most frequent first
 MOST_RINGS = 4096
 MOST_METRES = 1e6  # no scan reaches that far; numbers of another type read as float32 do
 _FAR = 0.01  # share of such coordinates that is no accident
-_ROWS, _FEWEST = 2000, 30  # that are looked at, at most and at least
+_ROWS, _FEWEST = 1000, 30  # that are looked at, at most and at least
+_BETTER = 1.25  # so much more must columns differ by another width that it is taken for the right one
 _DISTANCE = 0.12  # between distributions (0 to 1) that says that columns differ
 _NOISE = 2.5  # this over the root of the rows is what chance makes of equal columns, at most
 
@@ -32,13 +33,18 @@ def layout_problem(numbers: np.ndarray, columns: Optional[int]) -> str:
         far = np.isfinite(rows[:, :3]) & (np.abs(rows[:, :3]) > MOST_METRES)
     if far.mean() > _FAR:
         return (
-            f"{100 * far.mean():.0f} % of its coordinates lie beyond {MOST_METRES:.0e} m, so its numbers are no float32"
+            f"{100 * far.mean():.0f} % of its coordinates lie beyond {MOST_METRES:.0e} m, so its numbers are no "
+            "float32, or no metres from the LiDAR"
         )
     if width == USUAL and _is_ring(rows[:, USUAL - 1]):
         return ""
     others = [part for part in WIDTHS if part < width and width % part == 0 and _repeats(numbers, part, width)]
-    if differ(numbers, width) and not others:
-        return ""
+    if not others and differ(numbers, width):
+        # mixing makes columns more alike, so no wrong width tells them apart as well as the right one
+        least = _BETTER * _spread(numbers, width)
+        others = [w for w in likely_widths(numbers, width) if width % w and _spread(numbers, w) > least]
+        if not others:
+            return ""
     others = others or likely_widths(numbers, width)
     if others:
         read = "declared" if columns is not None else "taken for want of a declaration"
@@ -68,6 +74,12 @@ def differ(numbers: np.ndarray, width: int) -> bool:
     return bool(np.abs(below - below.mean(0)).max() > max(_DISTANCE, noise))
 
 
+def _spread(numbers: np.ndarray, width: int) -> float:
+    """How much the columns differ, 0 to 1."""
+    below, _ = _shares(numbers, width)
+    return float(np.abs(below - below.mean(0)).mean())
+
+
 def _repeats(numbers: np.ndarray, part: int, width: int) -> bool:
     """Whether several points of ``part`` numbers stand in a row of ``width``: the columns differ, but not from those
     that many places on."""
@@ -81,7 +93,8 @@ def _shares(numbers: np.ndarray, width: int) -> Tuple[np.ndarray, float]:
     """(width, 9): the shares of each column below nine marks that all numbers have in common, and by how much these
     differ by chance; more than 1 where there are too few rows to tell."""
     rows = numbers.reshape(-1, width)
-    rows = rows[:: max(1, len(rows) // _ROWS)]
+    if len(rows) > _ROWS:  # not every n-th, because a true width may go into n rows
+        rows = rows[np.random.RandomState(0).randint(0, len(rows), _ROWS)]
     rows = rows[np.isfinite(rows).all(1)].astype(np.float64)
     if len(rows) < _FEWEST:
         return np.zeros((width, 9)), 2.0
