@@ -29,7 +29,7 @@ from .faults.bad_samples import BadSamples
 from .faults.guard import Guard
 from .faults.in_words import in_words
 from .faults.watchdog import Watchdog
-from .limits import check_cameras, check_kernels
+from .limits import check_cameras, check_kernels, check_same_cameras
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -206,6 +206,7 @@ def build(
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
         if val_set.camera_note and val_set.infos != train_set.infos:
             log.line(val_set.camera_note)
         val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
