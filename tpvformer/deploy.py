@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tpvformer import ops
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.pixels import MEAN_BGR, padded_shape
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer

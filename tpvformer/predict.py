@@ -150,7 +150,7 @@ def draw_frames(
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
     precision = choose(config.train.precision, place)
-    for line in (*remarks, precision.warning):
+    for line in (*remarks, precision.warning, dataset.camera_note):
         if line:
             logging.getLogger(__name__).warning(line)
     prepare(config, place)

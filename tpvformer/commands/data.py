@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Tuple
 
+from tpvformer.commands.options import folder_prefix
 from tpvformer.config import ConfigError
 from tpvformer.guard.names import shown
 
@@ -30,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     infos.add_argument(
         "--format", choices=("both", "pkl", "safetensors"), default="both", help="which files (default: %(default)s)"
     )
-    infos.add_argument("--prefix", help="put before the file names in the infos (default: the root as given)")
+    infos.add_argument(
+        "--prefix",
+        metavar="PREFIX",
+        help="put before the file names in the infos; TPVFormer's published loader opens these from its working "
+        "directory (default: the root as given)",
+    )
     infos.add_argument(
         "--sweeps", type=_count, default=10, metavar="N", help="LiDAR files before a key frame (default: 10)"
     )
@@ -107,14 +113,14 @@ def every(seconds: float) -> Callable[[str, int, int], None]:
 def _infos(args: argparse.Namespace) -> int:
     from tpvformer.data.infos.build import build
     from tpvformer.data.infos.pickle_file import write_pickle
-    from tpvformer.data.infos.splits import default_splits, scenes_of
+    from tpvformer.data.infos.splits import default_splits, further, scenes_of
     from tpvformer.data.infos.tensor_file import write_tensors
 
     folder = args.root / args.version
     splits = args.splits or default_splits(folder)
     if not splits:
-        raise ConfigError(f"version is {args.version}, which has no official splits; name some with --splits")
-    prefix = f"{args.root.as_posix()}/" if args.prefix is None else args.prefix
+        raise ConfigError(f"version is {args.version}, which has no official splits; {further(folder)}")
+    prefix = folder_prefix(args.root.as_posix() if args.prefix is None else args.prefix)
     out = args.root.parent if args.out is None else args.out
     writers = {"pkl": write_pickle, "safetensors": write_tensors}
     formats = list(writers) if args.format == "both" else [args.format]
@@ -190,14 +196,14 @@ def _paint(args: argparse.Namespace) -> int:
     from tpvformer.commands.check_geometry import count_points, write_picture
     from tpvformer.data.infos.build import build_scene
     from tpvformer.data.infos.read import record_of
-    from tpvformer.data.lidarseg import LabelFiles
+    from tpvformer.data.lidarseg import LabelFiles, label_table
     from tpvformer.data.nuscenes import read_frame
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 
     record = record_of(*build_scene(args.root, args.version, args.paint, every(5)))
     file = None
-    if (args.root / args.version / "lidarseg.json").is_file():
+    if label_table(args.root, args.version) is not None:
         file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)
     frame = read_frame(record, args.root, file, raw_to_class("nuscenes"))
     labels = None if file is None else frame.labels

@@ -62,6 +62,11 @@ def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
     return override(config_of(weights), args.assignments), weights
 
 
+def folder_prefix(text: str) -> str:
+    """What is put before the names of files: a folder, with the slash that belongs behind it."""
+    return text if not text or text.endswith(("/", "\\")) else f"{text}/"
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) == 0:

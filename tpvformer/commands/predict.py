@@ -84,13 +84,17 @@ def _set_below(
         return
     from tpvformer.commands.data import every
     from tpvformer.data.infos.build import build
-    from tpvformer.data.infos.splits import default_splits
+    from tpvformer.data.infos.splits import default_splits, further
     from tpvformer.data.infos.tensor_file import write_tensors
 
     version = version or _version_below(root)
-    named = [name for name in default_splits(root / version) if name.endswith(split)]
+    splits = default_splits(root / version)
+    named = [name for name in splits if name.endswith(split)] or (splits if len(splits) == 1 else [])
     if not named:
-        raise ConfigError(f"{root / version} has no split that is called {split}; give another --split or --version")
+        raise ConfigError(
+            f"{root / version} has no split that is called {split}; give another --split or --version; "
+            f"{further(root / version)}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         infos = Path(folder, "infos.safetensors")
         write_tensors(build(root, version, named[:1], f"{root.as_posix()}/", 0, every(5))[named[0]], infos)

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from tpvformer.data.canvas import on_canvas, placements
-from tpvformer.data.images import Size, read_image
+from tpvformer.data.images import Size, read_image, three_channels
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import unusable
 from tpvformer.data.rig.json_file import Node, read_json
-from tpvformer.data.rig.read import camera_slots, records_of
+from tpvformer.data.rig.read import records_of
+from tpvformer.data.scans.read import on_its_side
 from tpvformer.data.types import DataError, Frame
 
-Image = Any  # a path, an array (H, W, 3) uint8 RGB, or whatever has PIL's ``convert``
+# a path, an array (H, W, 3) uint8 RGB, also grey or with one alpha everywhere, or whatever has PIL's ``convert``
+Image = Any
 Images = Union[Sequence[Image], Mapping[str, Image]]
 Rig = Union[str, "os.PathLike[str]", Mapping[str, Any], Sequence[Any], np.ndarray]
 TOKEN = "given"  # the frame's name in messages
@@ -77,8 +80,14 @@ def checked_points(points: Any) -> np.ndarray:
         raise DataError(
             f"points are {array.dtype} of shape {array.shape}; expected numbers (points, 3): x, y, z metres"
         )
-    if not np.isfinite(array[:, :3]).all():
-        raise DataError("points hold coordinates that are not finite numbers; leave those out")
+    if on_its_side(array):
+        raise DataError(f"points have the shape {array.shape}, but rows are points: give their transpose, points.T")
+    bad = int((~np.isfinite(array[:, :3]).all(1)).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(array)} points have coordinates that are not finite numbers, as lidars write where no "
+            "light came back; leave them out: points[np.isfinite(points[:, :3]).all(1)]"
+        )
     return np.ascontiguousarray(array[:, :3], np.float32)
 
 
@@ -162,7 +171,15 @@ def _picture(image: Image, name: str) -> np.ndarray:
         if not path.is_file():
             raise DataError(f"image {name}: {path} is missing; name the camera's file")
         return read_image(path, f"{TOKEN} ({name})")
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+    array = np.asarray(_opened(image) if hasattr(image, "convert") else image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         raise DataError(f"image {name} is {array.dtype} of shape {array.shape}; expected (height, width, 3) uint8, RGB")
-    return np.ascontiguousarray(array[:, :, ::-1])
+    try:
+        return np.ascontiguousarray(three_channels(array)[:, :, ::-1])
+    except ValueError as err:
+        raise DataError(f"image {name} {err}, (height, width, 3) uint8, RGB") from err
+
+
+def _opened(image: Any) -> Any:
+    """An image of PIL in a mode that NumPy takes as it is; others, such as a palette's, are converted."""
+    return image if getattr(image, "mode", "") in ("L", "RGB", "RGBA") else image.convert("RGB")

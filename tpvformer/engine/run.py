@@ -29,7 +29,7 @@ from .faults.bad_samples import BadSamples
 from .faults.guard import Guard
 from .faults.in_words import in_words
 from .faults.watchdog import Watchdog
-from .limits import check_cameras, check_kernels
+from .limits import check_cameras, check_kernels, check_same_cameras
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -197,6 +197,8 @@ def build(
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
+    if train_set.camera_note:
+        log.line(train_set.camera_note)
     sets = {same.TRAIN: same.identity(train_set)}
     data = fit_workers(train_set, config.data, world.local_size, log.warn)
     train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
@@ -204,6 +206,9 @@ def build(
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
+        if val_set.camera_note and val_set.infos != train_set.infos:
+            log.line(val_set.camera_note)
         val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)

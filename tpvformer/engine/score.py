@@ -50,6 +50,8 @@ def evaluate_checkpoint(
             log.warn(remark)
         data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
         check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
         if controls and not data.has_points:
             raise ConfigError(
                 "controls compare the classes of LiDAR points, and this data set has none; leave them out"
@@ -96,6 +98,8 @@ def predict_test_set(
             log.warn(remark)
         data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
         check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
         room = fit_workers(data, config.data, world.local_size, log.warn)
         loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
         told = _in_words(config, place, "the predictions")

@@ -8,16 +8,13 @@ from typing import List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from tpvformer.config import ConfigError
+from tpvformer.data.doctor.directions import Mount, remarks
 from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
-from tpvformer.data.infos.build import CAMERA_ORDER
 from tpvformer.data.infos.read import Record, load_infos
-from tpvformer.data.nuscenes import read_labels, read_scan
+from tpvformer.data.nuscenes import read_labels
+from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
-
-# where nuScenes' cameras look, degrees to the right of forward, in CAMERA_ORDER
-NUSCENES_AZIMUTHS = (0, 55, -55, 180, -110, 110)
-_OFF = 60.0  # degrees from there that are worth a note
 
 
 class View(NamedTuple):
@@ -58,6 +55,8 @@ def examine_rig(path: Path, whole: bool = False) -> Tuple[Report, List[Record]]:
         raise ConfigError(f"rig is {path}, which is no .json file; tpvformer data check looks at nuScenes with --root")
     for view in views(records[0]):
         _remark(report, view)
+    vehicle = None if records[0].lidar2ego is None else records[0].lidar2ego[:3, :3]
+    report.notes += remarks(mounts(records[0]), vehicle)
     scans = labels = 0
     for record in records:
         for stored, size in zip(record.images, record.sizes):
@@ -95,20 +94,33 @@ def _remark(report: Report, view: View) -> None:
             f"{view.name}: its principal point ({u:.0f}, {v:.0f}) lies outside of {width}x{height} pixels; are the "
             "intrinsics those of another image size?"
         )
-    if view.name in CAMERA_ORDER:
-        usual = NUSCENES_AZIMUTHS[CAMERA_ORDER.index(view.name)]
-        off = (view.azimuth - usual + 180) % 360 - 180
-        if abs(off) > _OFF:
-            report.notes.append(
-                f"{view.name} looks {abs(off):.0f} degrees away from where nuScenes' looks; is x right, y forward and "
-                "z up in the LiDAR frame, and x forward, y left and z up in the ego frame?"
-            )
+
+
+def mounts(record: Record) -> List[Mount]:
+    """How the cameras of a record are mounted, in its LiDAR frame (x right, y forward, z up)."""
+    found = []
+    # an ego frame whose LiDAR lies on the ground does not begin there, so it says nothing of heights
+    ground = record.lidar2ego if record.lidar2ego is not None and record.lidar2ego[2, 3] > 0.05 else None
+    for name, matrix in zip(record.camera_names, record.lidar2img):
+        forward = matrix[2, :3] / np.linalg.norm(matrix[2, :3])
+        down = matrix[1, :3] - (matrix[1, :3] @ forward) * forward
+        down = down / np.linalg.norm(down)
+        centre = -np.linalg.inv(matrix[:3, :3]) @ matrix[:3, 3]
+        height = None if ground is None else float(ground[2, :3] @ centre + ground[2, 3])
+        found.append(Mount(name, np.stack([np.cross(down, forward), down, forward], axis=1), height))
+    return found
 
 
 def _check_scan(report: Report, record: Record) -> None:
     kind, scan = "scans", Path(record.scan)
     try:
-        points = len(read_scan(scan, record.token, record.scan_columns))
+        cloud = read_cloud(scan, record.token, record.scan_columns)
+        points = len(cloud.points) + cloud.lost
+        if cloud.lost:
+            report.notes.append(
+                f"sample {record.token}: {cloud.lost} of {points} points of {scan} have no finite coordinates, as "
+                "lidars write where no light came back; they are left out"
+            )
         kind = "labels"
         if record.labels:
             read_labels(Path(record.labels), scan, record.token, points, RAW_CLASSES)
