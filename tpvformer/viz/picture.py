@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Collection, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
 from tpvformer.labels import NUSCENES, Classes
-from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points, palette_bgr
+from tpvformer.viz.legend import legend_panel
+from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points
 from tpvformer.viz.top_view import voxel_top_view
 
 _HEADER = 44
@@ -52,7 +53,7 @@ def frame_picture(
     below = canvas[_HEADER + cameras.shape[0] + GAP :]
     below[:, :size] = views[0]
     below[:, size + GAP : 2 * size + GAP] = views[1]
-    _legend(below[:, 2 * (size + GAP) :], present, classes)
+    legend_panel(below[:, 2 * (size + GAP) :], present, classes)
     return canvas
 
 
@@ -71,18 +72,3 @@ def jpeg_of(path: Union[str, Path], width: int) -> bytes:
     size = (width, round(image.shape[0] * width / image.shape[1]))
     smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-
-
-def _legend(panel: np.ndarray, present: Collection[int], classes: Classes) -> None:
-    """Writes the names of the evaluated classes beside their colours; those absent from the frame are dimmed."""
-    step = (panel.shape[0] - 90) // len(classes.evaluated)
-    palette = palette_bgr(classes)
-    cv2.putText(panel, "classes", (28, 40), FONT, 0.75, INK, 1, cv2.LINE_AA)
-    for row, number in enumerate(classes.evaluated):
-        weight = 1.0 if number in present else 0.4
-        top = 66 + row * step
-        swatch = tuple(int(v) for v in palette[number] * weight + np.array(BACKGROUND) * (1 - weight))
-        ink = tuple(int(v * weight + b * (1 - weight)) for v, b in zip(INK, BACKGROUND))
-        cv2.rectangle(panel, (28, top), (28 + 34, top + step - 12), swatch, cv2.FILLED)
-        text = classes.names[number].replace("_", " ")
-        cv2.putText(panel, text, (78, top + (step - 12) // 2 + 7), FONT, 0.62, ink, 1, cv2.LINE_AA)

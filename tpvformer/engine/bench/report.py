@@ -39,8 +39,6 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
     }
 
 
-
-
 def _version(package: str) -> Optional[str]:
     try:
         return metadata.version(package)
