@@ -190,7 +190,7 @@ def _draw(
         vehicle_place(config.model.grid.pc_range, axes),
     )
     try:
-        write_png(out, picture)
+        write_png(out, picture, title)
     except OSError as err:
         raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
     return f"{out}: {title}"

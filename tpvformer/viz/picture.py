@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Sequence, Tuple, Union
 
@@ -15,6 +17,7 @@ from tpvformer.viz.top_view import voxel_top_view
 
 _HEADER = 44
 _LEGEND = 300
+_HEAD = 33  # bytes of a PNG file before its second chunk: the signature and IHDR
 
 
 def frame_picture(
@@ -57,11 +60,28 @@ def frame_picture(
     return canvas
 
 
-def write_png(path: Union[str, Path], image: np.ndarray) -> None:
-    """Stores a BGR picture, making the folder where needed; raises OSError where the place cannot be written to."""
+def write_png(path: Union[str, Path], image: np.ndarray, title: str = "") -> None:
+    """Stores a BGR picture, making the folder where needed; ``title`` is kept beside the pixels, as ``title_of`` finds
+    it. Raises OSError where the place cannot be written to."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    target.write_bytes(titled(cv2.imencode(".png", image)[1].tobytes(), title))
+
+
+def titled(png: bytes, title: str) -> bytes:
+    """A PNG file with its title, in PNG's own field for it; as it is where there is none."""
+    if not title:
+        return png
+    content = b"tEXtTitle\0" + title.encode("latin-1", "replace")
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:_HEAD] + chunk + png[_HEAD:]
+
+
+def title_of(png: bytes) -> str:
+    """The title of a PNG file that ``titled`` made; empty where it has none."""
+    length, kind = struct.unpack(">I4s", png[_HEAD : _HEAD + 8])
+    content = png[_HEAD + 8 : _HEAD + 8 + length]
+    return content[6:].decode("latin-1") if kind == b"tEXt" and content.startswith(b"Title\0") else ""
 
 
 def jpeg_of(path: Union[str, Path], width: int) -> bytes:
