@@ -44,6 +44,7 @@ LAW = {
     "predict": None,
     "predict_files": None,
     "result": None,
+    "looking": (("config", "data", "viz"), ("numpy", "cv2", "IPython")),
     "view_files": (("data", "guard", "view_labels", "viz"), ("numpy", "cv2")),
     "view_labels": (("config", "data", "guard", "labels", "viz"), ("numpy",)),
     "deploy": None,

@@ -55,6 +55,11 @@ def read_result(path: Path) -> Result:
     return _of_archive(_Arrays(path, loaded)) if kind is None else read_label_file(path, kind)
 
 
+def result_of(arrays: Mapping[str, np.ndarray]) -> Result:
+    """One frame from the arrays that an archive would hold. Raises DataError."""
+    return _of_archive(_Arrays(Path(str(arrays.get("token", ""))), arrays))
+
+
 def _of_archive(arrays: _Arrays) -> Result:
     path = arrays.path
     voxels = arrays.take("voxels", "whole numbers", (None, None, None), required=True).astype(np.uint8)

@@ -159,7 +159,12 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
-    model = TPVFormer(config.model).to(device)
+    return settle(TPVFormer(config.model), config, device)
+
+
+def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
+    """Move a model to a device, in the layout and the precision that serve there; returns it."""
+    model = model.to(device)
     model.image_layout = image_layout(device)
     # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
     model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
