@@ -50,7 +50,7 @@ def picture(result: Result, path: Optional[PathLike]) -> np.ndarray:
     drawn = video_frame(result)
     if path is not None:
         try:
-            write_png(path, drawn)
+            write_png(Path(path), drawn)
         except OSError as err:
             raise ConfigError(f"path is {path}, which cannot be written ({err.strerror}); name another file") from err
     return np.ascontiguousarray(drawn[..., ::-1])
@@ -83,7 +83,7 @@ def _in_notebook(file: Path) -> bool:
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or not hasattr(shell, "kernel"):
         return False
-    from IPython.display import HTML, display  # ty: ignore[unresolved-import]  # loaded by whoever runs the notebook
+    from IPython.display import HTML, display  # ty: ignore[import-not-found]  # loaded by whoever runs the notebook
 
     source = html.escape(file.read_text(encoding="utf-8"), quote=True)
     frame = f'<iframe srcdoc="{source}" style="width:100%;height:{_HEIGHT}px;border:0"></iframe>'

@@ -169,4 +169,5 @@ class Results(List[Result]):
         return [result._viewed() for result in self]
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} frames: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"
+        many = "1 frame" if len(self) == 1 else f"{len(self)} frames"
+        return f"Results({many}: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"

@@ -79,6 +79,8 @@ def _is_batch(images: Any) -> bool:
 
 def _named_by(rig: Rig, root: str) -> Iterator[Moment]:
     if isinstance(rig, (str, os.PathLike)):
+        if "://" not in str(rig) and not Path(rig).exists():
+            raise DataError(f"{rig}: no such file or folder; expected a rig file (docs/rig.md), or its folder")
         records: Sequence[Record] = load_infos(str(rig))
     elif isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig):
         records = rig_records(rig)
@@ -93,8 +95,8 @@ def _stored(record: Record, root: str) -> Callable[[], Frame]:
 
 
 def _in_folder(folder: Path, rig: Rig) -> List[Dict[str, Path]]:
-    """The frames of a folder: one, with a file named after each camera, or one for each name of a file that the
-    cameras' own folders share, in order. Raises DataError."""
+    """The frames of a folder: one, with a file named after each camera or alone in a folder named so, else one for each
+    name of a file that the cameras' own folders share, in order. Raises DataError."""
     if not folder.is_dir():
         raise DataError(
             f"images are the path {folder}, which is no folder; expected a folder, or images by the cameras' names"
@@ -102,6 +104,8 @@ def _in_folder(folder: Path, rig: Rig) -> List[Dict[str, Path]]:
     names = _camera_names(rig)
     if all((folder / name).is_dir() for name in names):
         files = {name: _images_in(folder / name) for name in names}
+        if all(len(by_stem) == 1 for by_stem in files.values()):
+            return [{name: next(iter(by_stem.values())) for name, by_stem in files.items()}]
         shared = set.intersection(*(set(by_stem) for by_stem in files.values()))
         for by_stem in files.values():
             lone = sorted(set(by_stem) - shared)
