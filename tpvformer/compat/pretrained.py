@@ -71,20 +71,26 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     path = Path(source)
     if source == EMBEDDED:  # which no Path is
         return _inside(path)
-    name = path.stem if path.suffix == ".py" else str(source)
-    if not path.exists() and name in shipped():
+    if isinstance(source, str) and not path.exists():
+        _refuse_a_name(source)
+    if not path.exists() and is_hub_id(str(source)):
+        path = download(str(source), revision, (CONFIG, WEIGHTS))
+    return _file_in(path) if path.is_dir() else path
+
+
+def _refuse_a_name(source: str) -> None:
+    """Raises CheckpointError for a word that may have been meant as the name of weights, and is none."""
+    name = source[: -len(".py")] if source.endswith(".py") else source
+    if name in shipped():
         raise CheckpointError(
             f"{source}: is the name of a configuration, of which this package has no weights; docs/configs.md says "
             f"where published ones come from, and TPVFormer({name!r}) makes fresh ones"
         )
-    if not path.exists() and not path.suffix and "/" not in str(source) and os.sep not in str(source):
+    if not Path(source).suffix and not set(source) & set("/\\"):
         raise CheckpointError(
             f"{source}: is neither a file nor a folder here, nor the name of weights in this package ({EMBEDDED}); "
             "docs/python.md lists what can be opened"
         )
-    if not path.exists() and is_hub_id(str(source)):
-        path = download(str(source), revision, (CONFIG, WEIGHTS))
-    return _file_in(path) if path.is_dir() else path
 
 
 def config_of(path: Path) -> Config:
