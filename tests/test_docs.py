@@ -17,6 +17,7 @@ from engine_tools import ROOT
 
 from tpvformer.compat import load_config
 from tpvformer.model import TPVFormer
+from tpvformer.viz.picture import title_of
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -101,6 +102,29 @@ def test_the_shapes_are_drawn_right() -> None:
     expected += [f"(B,6,{sum(h * w for _, _, h, w in levels)},{config.dim})", "(B,46400,64)", "(B,17,200,200,16)"]
     assert shapes[7:] == [(1, 46400, 64), (1, 17, 200, 200, 16), (1, 17, 100)]
     assert not [shape for shape in expected if shape not in drawn]
+
+
+def test_the_picture_is_of_the_run_whose_numbers_stand_beside_it() -> None:
+    """docs/demo.png carries the line that `tpvformer picture` printed; the READMEs quote it."""
+    title = title_of((DOCS / "demo.png").read_bytes())
+    assert re.fullmatch(r"demo, validation frame 0: \d+\.\d % of \d+ points right", title)
+    for name in ("README.md", "README.zh-CN.md"):
+        text = text_of(ROOT / name)
+        assert "docs/demo.png" in text and re.findall(r"^out/demo\.png: (.*)$", text, re.M) == [title]
+
+
+def test_the_demo_s_number_is_one_number() -> None:
+    """README, docs/configs.md and the configuration's header say the same of `make demo`."""
+    quoted = re.search(r"^Final Train Accuracy : ([\d.]+)$", text_of(ROOT / "README.md"), re.M)
+    assert quoted
+    number = f"{float(quoted[1]):.1f}"
+    row = re.search(r"^\| `demo` \| (.*)$", text_of(DOCS / "configs.md"), re.M)
+    header = load_header(ROOT / "config" / "demo.py")
+    assert row and f"{number} % point mIoU" in row[1] and f"{number} % point mIoU" in header
+
+
+def load_header(config: Path) -> str:
+    return " ".join(config.read_text(encoding="utf-8").split('"""')[1].split())
 
 
 def pages_of(nav: Any) -> List[str]:
