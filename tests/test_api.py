@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_said(model: TPVFormer, rig: Path) -> None:
         (some, rig, "'left', there is no such image; expected front, left, right"),
         ({**images, "top": grey}, rig, "'top', the rig has no such camera"),
         (list(images.values())[:2], rig, "images are 2; expected a list of 3: front, left, right"),
-        (str(rig), rig, "images are a path"),
+        (str(rig), rig, "images are the path .*rig.json, which is no folder"),
         (
             {**images, "front": grey},
             rig,

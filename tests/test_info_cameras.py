@@ -110,6 +110,16 @@ def test_more_cameras_than_embeddings_are_refused(tmp_path: Path) -> None:
         check_cameras(val_set(cfg), tiny_config(cfg))
 
 
+def test_a_camera_is_scored_with_the_embedding_it_is_trained_with(tmp_path: Path) -> None:
+    """Names that are not nuScenes' take what the others of their file leave, which may differ from file to file."""
+    cfg = write_set(tmp_path / "set", (9, 8), cameras=("a", "b", "c"))
+    store(replace(cfg, val_infos=str(tmp_path / "val.pkl")), {"infos": [listed(records(cfg)[0], ("a", "c"))]})
+    config = tiny_config(replace(cfg, val_infos=str(tmp_path / "val.pkl")), epochs=1)
+    with pytest.raises(ConfigError, match=r"camera c has embedding 2 in .*infos\.pkl and 1 in .*val\.pkl") as caught:
+        run.train(config, tmp_path / "work", "cpu")
+    assert "\n" not in str(caught.value)
+
+
 def unequal(tmp_path: Path, orders: List[Any], batch_size: int) -> Config:
     """A set whose records list the cameras of ``orders``, one after the other."""
     cfg = write_set(tmp_path / "set", POINTS)

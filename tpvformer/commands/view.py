@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``view``."""
     parser.description = _VIEW
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="npz files, or folders of them")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="files, or folders of them")
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with everything, to be opened in a browser")
     parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="of the page (default: %(default)s)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _VIEW = (
-    "RESULTs come from tpvformer predict (with --truth also the labels of the set). The page needs no network and no "
+    "RESULTs come from tpvformer predict (with --truth also the labels of the set), or are published labels: Occ3D's "
+    "labels.npz, SurroundOcc's .npy, SemanticKITTI's .label. The page needs no network and no "
     "other file; its slider goes over all frames given: files in their order, folders by scene and time. Pictures, "
     "video and PLY files show what is predicted; of a model that was not taught free space, where LiDAR points lie."
 )

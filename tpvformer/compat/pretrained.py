@@ -20,6 +20,7 @@ from torch import Tensor
 from tpvformer import __version__
 from tpvformer.compat.card import model_card
 from tpvformer.compat.checkpoints import Model, named_tensors
+from tpvformer.compat.config_file import shipped
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer import infer_config
@@ -70,9 +71,26 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     path = Path(source)
     if source == EMBEDDED:  # which no Path is
         return _inside(path)
+    if isinstance(source, str) and not path.exists():
+        _refuse_a_name(source)
     if not path.exists() and is_hub_id(str(source)):
         path = download(str(source), revision, (CONFIG, WEIGHTS))
     return _file_in(path) if path.is_dir() else path
+
+
+def _refuse_a_name(source: str) -> None:
+    """Raises CheckpointError for a word that may have been meant as the name of weights, and is none."""
+    name = source[: -len(".py")] if source.endswith(".py") else source
+    if name in shipped():
+        raise CheckpointError(
+            f"{source}: is the name of a configuration, of which this package has no weights; docs/configs.md says "
+            f"where published ones come from, and TPVFormer({name!r}) makes fresh ones"
+        )
+    if not Path(source).suffix and not set(source) & set("/\\"):
+        raise CheckpointError(
+            f"{source}: is neither a file nor a folder here, nor the name of weights in this package ({EMBEDDED}); "
+            "docs/python.md lists what can be opened"
+        )
 
 
 def config_of(path: Path) -> Config:

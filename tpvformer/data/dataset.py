@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
-from tpvformer.data.infos.cameras import note_on
+from tpvformer.data.infos.cameras import given_to, note_on
 from tpvformer.data.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes import Record, load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
@@ -117,6 +117,11 @@ class FrameDataset(Dataset[Sample]):
     def slots_used(self) -> int:
         """Camera embeddings that the samples ask for: one more than the highest."""
         return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
+
+    @property
+    def embeddings(self) -> Dict[str, int]:
+        """The camera embedding of each name that the samples' cameras have."""
+        return given_to(self._records)
 
     @property
     def camera_note(self) -> str:

@@ -19,6 +19,18 @@ def check_cameras(data: FrameDataset, config: Config) -> None:
     check_embeddings(data.slots_used, data.infos, config)
 
 
+def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
+    """Raises ConfigError where a camera has another embedding in the validation set than it is trained with: names
+    that are not nuScenes' take what the others of their file leave."""
+    taught = train.embeddings
+    for name, slot in val.embeddings.items():
+        if taught.get(name, slot) != slot:
+            raise ConfigError(
+                f"camera {name} has embedding {taught[name]} in {train.infos} and {slot} in {val.infos}, because the "
+                "files hold other cameras beside it; list the same cameras in both, or give them nuScenes' names"
+            )
+
+
 def check_embeddings(used: int, source: str, config: Config) -> None:
     """Raises ConfigError where the cameras of ``source`` use more embeddings than the model has."""
     cameras = config.model.num_cams

@@ -29,7 +29,7 @@ from .faults.bad_samples import BadSamples
 from .faults.guard import Guard
 from .faults.in_words import in_words
 from .faults.watchdog import Watchdog
-from .limits import check_cameras, check_kernels
+from .limits import check_cameras, check_kernels, check_same_cameras
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -101,7 +101,7 @@ def _train(
         start_from(run, origin)
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
-        _record_start(run, command)
+        _record_start(run, command, began)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
         words = in_words(config, run.precision.name, place, lambda: run.watchdog.doing)
@@ -125,9 +125,9 @@ def _train(
     return outcome
 
 
-def _record_start(run: Run, command: str) -> None:
-    """Add a line to starts.jsonl: what this process runs, where and from which step on. Open the writers of a run that
-    trains in earnest."""
+def _record_start(run: Run, command: str, began: float) -> None:
+    """Add a line to starts.jsonl: what this process runs, where, from when and from which step on; ``began`` is what
+    the clock of ``time.perf_counter`` said then. Open the writers of a run that trains in earnest."""
     log, step = run.log, run.progress.global_iter
     if log.path is None:
         return
@@ -135,7 +135,8 @@ def _record_start(run: Run, command: str) -> None:
         log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
     start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
     start.update(run.precision.facts())
-    around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
+    past = time.perf_counter() - began
+    around = {**surroundings(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
     with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**start, **around}) + "\n")
 
@@ -158,7 +159,12 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
-    model = TPVFormer(config.model).to(device)
+    return settle(TPVFormer(config.model), config, device)
+
+
+def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
+    """Move a model to a device, in the layout and the precision that serve there; returns it."""
+    model = model.to(device)
     model.image_layout = image_layout(device)
     # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
     model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
@@ -206,6 +212,7 @@ def build(
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
         if val_set.camera_note and val_set.infos != train_set.infos:
             log.line(val_set.camera_note)
         val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)

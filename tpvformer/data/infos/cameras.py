@@ -54,12 +54,17 @@ def by_name(records: Sequence[Record]) -> List[Record]:
     return made
 
 
-def note_on(source: str, records: Sequence[Record]) -> str:
-    """What is to be said about cameras that are not nuScenes' in an info file; empty where there are none."""
+def given_to(records: Iterable[Record]) -> Dict[str, int]:
+    """The embedding that each camera of the records has."""
     given: Dict[str, int] = {}
     for record in records:
-        if not record.rig:
-            given.update(zip(record.camera_names, record.slots or range(len(record.camera_names))))
+        given.update(zip(record.camera_names, record.slots or range(len(record.camera_names))))
+    return given
+
+
+def note_on(source: str, records: Sequence[Record]) -> str:
+    """What is to be said about cameras that are not nuScenes' in an info file; empty where there are none."""
+    given = given_to(record for record in records if not record.rig)
     own = sorted(set(given).difference(CAMERA_ORDER), key=lambda name: given[name])
     if not own:
         return ""

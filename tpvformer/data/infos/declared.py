@@ -19,7 +19,8 @@ def scan_columns(info: Mapping[str, Any]) -> Optional[int]:
         if value is not None:
             number = np.asarray(value)
             if number.shape != () or number.dtype.kind not in "iu" or not 3 <= number <= _MOST_COLUMNS:
-                raise ValueError(f"{name} is {str(value)[:40]}; expected 3 to {_MOST_COLUMNS} numbers a point")
+                shown = " ".join(str(value).split())[:40]
+                raise ValueError(f"{name} is {shown}; expected 3 to {_MOST_COLUMNS} numbers a point")
             return int(number)
     return None
 
