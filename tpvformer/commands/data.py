@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_set(check, required=False)
     other = check.add_mutually_exclusive_group()
     other.add_argument(
-        "--rig",
         "--infos",
+        "--rig",
         type=Path,
         metavar="PATH",
         help="instead: look at a rig file of one's own, or its folder, or at an info file, and all it names",
@@ -139,7 +139,7 @@ def _infos(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    if args.rig is not None:
+    if args.infos is not None:
         return _check_rig(args)
     if args.version is None:
         raise ConfigError("version is not given; expected --version v1.0-mini or another table folder, or --rig FILE")
@@ -159,13 +159,13 @@ def _check_rig(args: argparse.Namespace) -> int:
 
     config = load_config(args.py_config) if args.py_config else Config(name="usual")
     grid = config.model.grid
-    report, records = examine_rig(args.rig, args.whole, args.root)
+    report, records = examine_rig(args.infos, args.whole, args.root)
     if records:
         record = records[0]
         origin = "LiDAR" if grid.frame == "lidar" else "ego"
-        print(f"{args.rig}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
+        print(f"{args.infos}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
         if grid.frame != "lidar" and record.lidar2ego is None:
-            report.fault("rig", f"{args.rig}: has no lidar2ego, which model.grid.frame=ego needs; add it")
+            report.fault("rig", f"{args.infos}: has no lidar2ego, which model.grid.frame=ego needs; add it")
         else:
             if record.sizes:
                 shares, any_camera = _seen(record, grid)
