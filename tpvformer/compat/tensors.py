@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpvformer.compat.archive_check import read_torch
 from tpvformer.compat.archive_values import not_a_dictionary
+from tpvformer.compat.container import unpacked
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.seal import check_seal
 
@@ -31,7 +32,7 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
     strange = not_a_dictionary(content)
     if strange is not None:
         raise CheckpointError(f"{file}: {strange}")
-    return dict(content)
+    return dict(unpacked(content))
 
 
 def read_notes(path: PathLike) -> Dict[str, str]:
