@@ -19,7 +19,7 @@ from tpvformer.guard.names import shown
 # keys of a checkpoint that hold its weights; of several the first counts
 _CONTAINERS = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params_ema",
-    "params", "state_dict_ema", "ema_state_dict", "model_ema",
+    "params", "state_dict_ema", "ema_state_dict", "model_ema", "checkpoint",
 )  # fmt: skip
 # parts of names that wrappers put in, at the front or where a part of the model was wrapped
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
@@ -43,9 +43,7 @@ def find_tensors(content: Mapping[str, Any], source: str) -> Found:
     Raises CheckpointError where there are none, where some are none, and where it is not clear which are meant.
     """
     entries = _entries(content, source)
-    strange = [
-        str(key) for key, value in entries.items() if not isinstance(value, Tensor) and not (_is_flat(key) and entries)
-    ]
+    strange = [str(key) for key, value in entries.items() if not (isinstance(value, Tensor) or _is_flat(key))]
     tensors = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if strange or not tensors:
         found = f"{some(strange)} {'is' if len(strange) == 1 else 'are'} no named tensor" if strange else "it is empty"
