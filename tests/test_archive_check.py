@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
+import operator
 import os
 import pickle
 import re
@@ -140,6 +141,8 @@ INERT = {
     "function": torch.nn.functional.relu,
     "class": torch.nn.Linear,
     "method": "text".upper,
+    "type": Dict[str, int],
+    "getter": operator.attrgetter("a.b"),
     "space": SimpleNamespace(a=1),
     "score": np.float64(3.5),
     "curve": np.arange(3.0),
@@ -219,6 +222,7 @@ def set_by(folder: Path) -> Dict[str, Any]:
         "subprocess.Popen": Calls(subprocess.Popen, ["touch", mark]),
         "torch.load|torch.serialization.load": Calls(torch.load, mark),
         "pathlib.Path.mkdir|pathlib.PosixPath.mkdir": Calls(Path.mkdir, Path(mark)),
+        "an object of operator.attrgetter": Calls(operator.attrgetter("upper"), "text"),
         "an object of functools.partial": Calls(partial(os.mkdir, mark)),
     }
 

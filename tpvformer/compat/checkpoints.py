@@ -43,8 +43,8 @@ class Model(Protocol):
 
 @dataclass
 class Report:
-    """What became of every entry of a file. Names are the file's, except ``missing`` and ``zeroed``,
-    which are ours."""
+    """What became of every entry of a file. Names are the file's without what wrappers put there; ``missing`` and
+    ``zeroed`` are ours."""
 
     source: str
     kind: str  # "tpvformer", "reference", "mmdetection3d" or "backbone"

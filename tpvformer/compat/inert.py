@@ -34,6 +34,7 @@ _PLAIN_CALLS = frozenset((
     *_named("numpy.random._pickle", "__randomstate_ctor __generator_ctor __bit_generator_ctor"),
     "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     *_named("torch", "device Generator"),
+    *_named("operator", "getitem itemgetter attrgetter"),  # getitem: of typing's Dict[str, int]
     "types.SimpleNamespace", "functools.partial", "collections.deque", "decimal.Decimal", "fractions.Fraction",
     "uuid.UUID", "re._compile", "_codecs.encode", "torch.serialization._get_layout",
 ))  # fmt: skip
@@ -117,4 +118,4 @@ class StandIns:
 def whole_name(module: str, name: str) -> Tuple[str, str]:
     """Module and name as this Python has them."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    return ("pathlib" if module == "pathlib._local" else module), name
+    return {"pathlib._local": "pathlib", "_operator": "operator"}.get(module, module), name
