@@ -12,6 +12,7 @@ import torch
 
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
+from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.cores import load_of_others
 from tpvformer.data.dataset import FrameDataset
@@ -96,6 +97,8 @@ def _train(
         origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
         if origin is not None:
             config = keep_global_batch(origin, config, world, log)
+        else:
+            _check_start(config, max_steps)
         with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
             run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, origin)
@@ -277,16 +280,25 @@ def start_from(run: Run, origin: Optional[Origin]) -> None:
             )
     elif config.train.load_from is None:
         _warn_dead_backbone(run)
-    elif Path(config.train.load_from).exists():
-        for line in str(load_weights(run.model, config.train.load_from)).splitlines():
+    elif starting_weights(config.train.load_from).exists():
+        report = load_weights(run.model, starting_weights(config.train.load_from))
+        for line in report.lines():
             log.line(line)
-    elif run.max_steps is not None:
-        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+        for text in report.warnings:
+            log.warn(f"train.load_from {report.source}: {text}")
     else:
-        raise ConfigError(
-            f"train.load_from: {config.train.load_from} does not exist; put the pre-trained backbone there, or start "
-            "from random weights with --set train.load_from=null"
-        )
+        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+
+
+def _check_start(config: Config, max_steps: Optional[int]) -> None:
+    """Raises ConfigError, before anything large is built, where the weights to start from are not there."""
+    weights = config.train.load_from
+    if weights is None or max_steps is not None or starting_weights(weights).exists():
+        return
+    raise ConfigError(
+        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
+        "from random weights with --set train.load_from=null"
+    )
 
 
 def _warn_dead_backbone(run: Run) -> None:
