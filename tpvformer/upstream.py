@@ -31,6 +31,7 @@ def main(script: str, argv: Optional[List[str]] = None) -> int:
     """Do what the reference's ``script`` does; returns the exit status, as ``cli.main`` does."""
     argv = sys.argv[1:] if argv is None else argv
     name = Path(script).name
+    cli.open_streams()
     cli.prepare_torch()
     _hide_script()
     return cli.in_one_line(name, lambda: _run(Path(script), argv))
@@ -41,6 +42,7 @@ def _run(script: Path, argv: List[str]) -> int:
     if run is None:
         raise ConfigError(f"is no script of the reference that is known here; known: {', '.join(_SCRIPTS)}")
     args, more = _parser(script.name, argv)
+    cli.check_environment()
     _forget_machines()
     root = script.resolve().parent
     root = root.parent if root.name == "visualization" else root

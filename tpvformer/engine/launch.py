@@ -29,7 +29,7 @@ def launch(processes: int, argv: List[str]) -> int:
     """
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads(processes)))
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
     for _, name in socket.if_nameindex():
         if name in ("lo", "lo0"):  # nothing listens where other machines could connect
             common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))

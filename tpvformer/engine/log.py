@@ -46,9 +46,9 @@ class RunLog:
         self._handlers.append(_Screen(sys.stdout))
         if work_dir is not None:
             self.path = _new_file(work_dir)
-            self._handlers.append(_LogFile(self.path))
-            self._metrics = (work_dir / "metrics.jsonl").open("a")
-            self._timeline = (work_dir / TIMELINE).open("a")
+            self._handlers.append(_LogFile(self.path, encoding="utf-8"))
+            self._metrics = (work_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self._timeline = (work_dir / TIMELINE).open("a", encoding="utf-8")
             if self._timeline.tell() == 0:
                 self._timeline.write("run,epoch,step,began_s,waited_s,computed_s\n")
         for handler in self._handlers:
@@ -90,14 +90,14 @@ class RunLog:
         if self._metrics is None:
             return
         path = Path(self._metrics.name)
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _stands(line, step, evaluated)]
         if len(kept) < len(lines):
             self._metrics.close()
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(kept), encoding="utf-8")
             os.replace(temporary, path)
-            self._metrics = path.open("a")
+            self._metrics = path.open("a", encoding="utf-8")
 
     def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
         """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.

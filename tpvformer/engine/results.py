@@ -46,7 +46,9 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
         "E2ETrainingTime": _number(seconds, 1),
         "miou": _number(accuracy, 3),
     }
-    (work_dir / f"{case}.log").write_text("".join(f"{name} = {value}\n" for name, value in keys.items()))
+    (work_dir / f"{case}.log").write_text(
+        "".join(f"{name} = {value}\n" for name, value in keys.items()), encoding="utf-8"
+    )
     losses = "".join(f"{value}\n" for value in _losses(work_dir, summary["run"]))
     (work_dir / f"train_{case}_loss.txt").write_text(losses)
     return [
