@@ -140,7 +140,8 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 
