@@ -100,6 +100,9 @@ prepare() {
     fi
     work_dir=${work_dir:-$root/output/$name/$(basename "$py_config" .py)}
     mkdir -p "$work_dir" && work_dir=$(cd "$work_dir" && pwd) || refuse "--work_dir=$work_dir cannot be made"
+    case "$work_dir" in "$root"/*) # in a checkout of the reference, git is not to list what is written
+        [ -d "$root/tpvformer" ] || [ -n "$(ls -A "$work_dir")" ] || echo '*' > "$work_dir/.gitignore" ;;
+    esac
     python=$(interpreter "$root") || exit 2
 
     cd "$root" || exit 2 # configurations name their data from here

@@ -9,7 +9,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("is this machine ready?", "tpvformer doctor"),
     ("do the kernels compute the same here?", "tpvformer selfcheck"),
     ("a synthetic data set", "tpvformer synth --out data/demo --scenes 10 --size 224x128"),
-    ("info files of a nuScenes download", "tpvformer data infos --root data/nuscenes --version v1.0-mini"),
+    ("info files of a nuScenes download", "tpvformer data infos --root data/nuscenes"),
     ("look at calibration and points", "tpvformer check-geometry --rig rig.json --out rig.png"),
     ("train", "tpvformer train --py-config tpv_lidarseg_dim64"),
     ("score a checkpoint", "tpvformer eval --ckpt-path output/demo/best.pth"),
