@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any, Dict, List
 
+from tpvformer.config import ConfigError
 from tpvformer.cores import cores
 from tpvformer.data.workers import interrupts_held
 
@@ -27,8 +28,10 @@ def launch(processes: int, argv: List[str]) -> int:
     said why itself; the others are stopped, and all end where this process does. SIGTERM, SIGUSR1 and SIGHUP are passed
     on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. So is the first
     Ctrl-C of a training that saves; else, and at the second, KeyboardInterrupt is raised when all have been ended.
-    Without OMP_NUM_THREADS the cores are shared out among the processes.
+    Without OMP_NUM_THREADS the cores are shared out among the processes. Raises ConfigError on Windows.
     """
+    if sys.platform == "win32":
+        raise ConfigError(f"{processes} processes at once are for Linux and macOS; start one, without --processes")
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
