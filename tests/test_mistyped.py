@@ -58,7 +58,7 @@ def test_version_and_help_need_no_torch(capsys: Any) -> None:
     [("trian", "train"), ("Predict", "predict"), ("evaluate", "eval"), ("visualize", "view"), ("version", "--version")],
 )
 def test_a_mistyped_command(word: str, meant: str, capsys: Any) -> None:
-    assert f"{word!r} is not known; did you mean {meant}? (tpvformer --help" in refused(word, capsys)
+    assert f"there is no command {word!r}; did you mean {meant}? (tpvformer --help" in refused(word, capsys)
     assert f"did you mean {meant}?" in refused(f"help {word}", capsys)
 
 

@@ -58,11 +58,13 @@ class Parser(argparse.ArgumentParser):
         """A word that is none of an argument's choices. Overrides argparse's, whose sentence lists them alone."""
         if action.choices is None or value in action.choices:
             return
-        names = [str(choice) for choice in action.choices]
-        near = nearest(str(value), names, _COMMANDS if action.dest == "command" else {})
-        listed = "" if action.dest == "command" else f"; expected {' or '.join(names)}"
+        names, word = [str(choice) for choice in action.choices], str(value)
+        command = action.dest == "command"
+        near = _nearest(word, names, _COMMANDS if command else {})
         hint = f"; did you mean {near}?" if near else ""
-        raise argparse.ArgumentError(action, f"{str(value)[:40]!r} is not known{listed}{hint}")
+        if command:
+            self.error(f"there is no command {word[:40]!r}{hint}")
+        raise argparse.ArgumentError(action, f"{word[:40]!r} is not known; expected {' or '.join(names)}{hint}")
 
     def _unknown(self, words: List[str]) -> Optional[int]:
         """The place of the first long option that is none of this parser's, nor the beginning of one."""
@@ -82,11 +84,10 @@ class Parser(argparse.ArgumentParser):
         return {option for option in self._option_string_actions if option.startswith("--")}
 
 
-def nearest(word: str, names: Iterable[str], elsewhere: Any = None) -> Optional[str]:
-    """The name that was probably meant; None where none is near."""
-    known = (elsewhere or {}).get(word.lower())
+def _nearest(word: str, names: Iterable[str], elsewhere: Dict[str, str]) -> Optional[str]:
+    """The name that was probably meant: one of ``names``, or ours for what is called so elsewhere."""
     near = difflib.get_close_matches(word.lower(), list(names), 1)
-    return known or (near[0] if near else None)
+    return elsewhere.get(word.lower()) or (near[0] if near else None)
 
 
 def _hyphens(word: str) -> str:
