@@ -168,6 +168,7 @@ def test_onnxruntime_says_the_same(model: ModelConfig, onnx_file: Callable[[Mode
     graph = onnx.load(str(file))
     onnx.checker.check_model(graph)
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", OPSET)]
+    assert (graph.ir_version, OPSET) == (8, 18)  # as published together: runtimes of that opset read the file
     assert not graph.functions and {node.domain for node in graph.graph.node} == {""}
     facts = {entry.key: json.loads(entry.value) for entry in graph.metadata_props if entry.key != "producer"}
     assert facts["class_names"][4] == "car" and facts["frame"] == "lidar" and facts["pc_range"][0] == -51.2

@@ -151,6 +151,11 @@ def test_command_writes_both_files(root, tmp_path, capsys):
     assert "nuscenes_infos_synthetic_train.pkl: 6 samples of 2 scenes, 6 cameras, 6 sweeps" in said.out
     names = [f"nuscenes_infos_synthetic_{part}.{end}" for part in ("train", "val") for end in ("pkl", "safetensors")]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+    found = [word for word in command if word not in ("--version", VERSION)]  # the one that is there
+    assert main(found[:-1] + [str(tmp_path / "found")]) == 0
+    for name in names:
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
+    capsys.readouterr()
     record = load_infos(tmp_path / "new" / names[0])[0]
     assert record.scan.startswith(f"{root}/samples/LIDAR_TOP/")
     assert main([*command, "--splits", "mini_train", "--format", "pkl", "--prefix", ""]) == 0

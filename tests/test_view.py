@@ -198,13 +198,36 @@ def test_no_archive_and_nothing_to_do(tmp_path: Path, capsys, monkeypatch: pytes
         ([str(tmp_path / "huge.npz"), *html], "cannot be read"),
         ([str(tmp_path / "bomb.npz"), *html], "unpacks to more than 1 MB"),
         ([str(tmp_path / "empty"), *html], "holds no .npz files"),
-        ([good], "nothing to write"),
         ([good, "--video", "x.mkv"], "expected a name that ends in"),
         ([good, "--video", "x.gif", "--fps", "0"], "--fps is 0.0"),
     ):
         assert main(["view", *words]) == 2
         said = capsys.readouterr().err
         assert text in said and said.count("\n") == 1
+
+
+def test_what_predict_wrote_is_found_and_becomes_a_page(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["view"]) == 2
+    said = capsys.readouterr().err
+    assert "RESULT is not given, and out, where tpvformer predict writes, holds no .npz" in said
+    assert said.count("\n") == 1
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "out" / "a.npz", archive())
+    assert main(["view"]) == 0
+    assert (tmp_path / "out/view.html").is_file() and "out/view.html: 1 frames" in capsys.readouterr().out
+    assert main(["view", "--ply", "p"]) == 0  # something else is asked for
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) and len(list(tmp_path.rglob("*.html"))) == 1
+    save(tmp_path / "b.npz", archive())
+    assert main(["view", "b.npz"]) == 0
+    assert (tmp_path / "view.html").is_file()
+
+
+def test_view_looks_where_predict_writes() -> None:
+    from tpvformer.cli import _parser
+    from tpvformer.commands.view import FOLDER
+
+    assert _parser(["predict"]).parse_args(["predict", "--ckpt-path", "x"]).out == FOLDER
 
 
 def test_results_of_two_models_are_not_mixed(tmp_path: Path) -> None:

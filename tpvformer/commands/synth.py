@@ -69,13 +69,16 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _quarters() -> Callable[[int, int], None]:
-    """A callback that says when another quarter of the frames is done."""
-    said = 0
+    """A callback that says when another quarter of the frames is done, and when all will be."""
+    from tpvformer.engine.ending import remaining
+
+    said, began = 0, time.perf_counter()
 
     def say(done: int, total: int) -> None:
         nonlocal said
         if done < total and done * 4 // total > said:
             said = done * 4 // total
-            print(f"{done} of {total} frames", file=sys.stderr)
+            left = remaining((time.perf_counter() - began) * (total - done) / done)
+            print(f"{done} of {total} frames, {left}", file=sys.stderr)
 
     return say

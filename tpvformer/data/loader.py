@@ -113,8 +113,9 @@ def start_worker(_: int) -> None:
     """What a worker process does first."""
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_worker)
-    for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):  # some schedulers send them to everybody: the trainer decides
-        if hasattr(signal, name):  # Windows has one of them
+    # some schedulers send them to everybody, and a terminal its Ctrl-C: the process that started this one decides
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):  # Windows has two of them
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
 

@@ -14,7 +14,7 @@ import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -29,6 +29,7 @@ from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
 from tpvformer.data.street.infos import frame_info, prefixed, rig_file
 from tpvformer.data.street.kitti import SIZES, SequenceTask, record_sequence
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
+from tpvformer.data.workers import interrupts_held
 
 GENERATOR = 4  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
@@ -271,10 +272,17 @@ def _record(
         store(record_one(task), task.index)
     if tasks[alone:]:
         with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
-            futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
+            if os.name == "posix":
+                resource_tracker.ensure_running()  # which would let Ctrl-C through when it starts
+            with interrupts_held():
+                futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
             try:
                 for future in as_completed(futures):
                     store(future.result(), futures[future])
+            except KeyboardInterrupt:
+                for worker in list((pool._processes or {}).values()):
+                    worker.terminate()  # a scene may take minutes
+                raise
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import List
 
 import torch
@@ -46,9 +45,12 @@ def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
 
     Raises ConfigError instead where TPVFORMER_OPS insists on the kernels.
     """
-    forced = os.environ.get("TPVFORMER_OPS")
-    if forced == "reference":
+    forced = ops.asked()
+    if forced == ops.REFERENCE:
         return []
+    problem = ops.misfit(device.type)
+    if problem is not None:
+        raise ConfigError(problem)
     cfg = model.config
     attentions = [(cfg.plane_heads, cfg.dim // cfg.plane_heads, 3 if cfg.view_attn == "cross_view" else 1)]
     if "self_cross" in cfg.layers:

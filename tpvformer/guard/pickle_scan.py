@@ -100,8 +100,12 @@ def _compiled() -> Callable[..., Any]:
         import numba
 
         return numba.njit(cache=True, boundscheck=True)(_walk)
-    except (ImportError, RuntimeError) as err:  # RuntimeError: no folder to cache in
-        logging.getLogger(__name__).warning("the Numba kernel is not available (%s); pickles are scanned slowly", err)
+    except (ImportError, RuntimeError) as err:
+        told = "it finds no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
+        reason = err if isinstance(err, ImportError) else told
+        logging.getLogger(__name__).warning(
+            "the Numba kernel is not available (%s); pickles are scanned slowly", reason
+        )
         return _walk
 
 
