@@ -22,8 +22,8 @@ usage_of_flags() {
                       follows the whole training's schedule (default 0: train to the end and evaluate)
   --work_dir=DIR      where everything is written (default: output/$1/<config> in the repository);
                       an unfinished training found there is continued
-SIGTERM, SIGHUP and SIGUSR1 (Slurm: --signal=B:USR1@90) save, and end with exit code 0; the same command goes on from
-there. Ctrl-Z stops the training as well, and fg or bg continues it.
+SIGTERM, SIGHUP, SIGUSR1 (Slurm: --signal=B:USR1@90) and Ctrl-C save, and end with exit code 0; the same command goes on
+from there. A second Ctrl-C ends without waiting. Ctrl-Z stops the training as well, and fg or bg continues it.
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
   On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does it too.
 EOF
@@ -47,7 +47,7 @@ pass_signals() {
     trap 'heard=1; kill -"${on_term:-TERM}" "$child"' TERM
     trap 'heard=1; kill -USR1 "$child"' USR1
     trap 'heard=1; kill -"${on_term:-HUP}" "$child"' HUP # nothing where nohup has it ignored
-    trap 'heard=1; kill -INT "$child"' INT
+    trap 'heard=1; kill -"${on_int:-INT}" "$child"; on_int=INT' INT
     trap 'heard=1; kill -TSTP -- "-$child"; kill -STOP $$; kill -CONT -- "-$child"' TSTP # goes on when this shell does
     while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child
         heard=0
@@ -100,6 +100,9 @@ prepare() {
     fi
     work_dir=${work_dir:-$root/output/$name/$(basename "$py_config" .py)}
     mkdir -p "$work_dir" && work_dir=$(cd "$work_dir" && pwd) || refuse "--work_dir=$work_dir cannot be made"
+    case "$work_dir" in "$root"/*) # in a checkout of the reference, git is not to list what is written
+        [ -d "$root/tpvformer" ] || [ -n "$(ls -A "$work_dir")" ] || echo '*' > "$work_dir/.gitignore" ;;
+    esac
     python=$(interpreter "$root") || exit 2
 
     cd "$root" || exit 2 # configurations name their data from here

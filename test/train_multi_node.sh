@@ -86,7 +86,7 @@ except OSError:
 
 prepare train_multi_node ${others[@]+"${others[@]}"}
 [ -n "$endpoint" ] && is_here "${endpoint%:*}" && node_rank=0
-on_term=USR1 # at SIGTERM torch's agent would give the processes 30 s and end with an error
+on_term=USR1 on_int=USR1 # at others torch's agent would give the processes 30 s and end with an error
 [ "$node_rank" = 0 ] && rm -f "$work_dir/summary.json" # what is found there afterwards was written by this run
 run_to_end -m tpvformer.engine.agent "--nnodes=$nnodes" "--nproc_per_node=$processes" "${meeting[@]}" "${training[@]}"
 [ "$node_rank" = 0 ] || exit 0

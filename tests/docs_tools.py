@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Set, Tuple
+from typing import Iterator, List, NamedTuple, Tuple
 
 from engine_tools import ROOT
 
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md")
-PAGES = tuple(sorted((ROOT / "docs").glob("*.md")))
+DOCS = ROOT / "docs"
+PAGES = tuple(sorted(DOCS.rglob("*.md")))
 DOCUMENTS = (*READMES, *PAGES)
+# Chinese document: the English one that it translates
+TRANSLATIONS = {ROOT / "README.zh-CN.md": ROOT / "README.md"}
+TRANSLATIONS.update({page: DOCS / page.name for page in sorted((DOCS / "zh").glob("*.md"))})
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # a program of ours, or one that runs something of ours
@@ -77,11 +82,45 @@ def links(document: Path) -> List[str]:
     return [target for target in found if not re.match(r"[a-z]+:", target)]
 
 
-def anchors(document: Path) -> Set[str]:
-    """Names of the headings as mkdocs (and GitHub, for such headings) makes them."""
+def anchors(document: Path) -> List[str]:
+    """Names of the headings as mkdocs (and GitHub, for such headings) makes them, in their order."""
     headings = re.findall(r"^#+ (.+)$", prose(document), re.M)
     plain = [re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings]
-    return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+    return [re.sub(r"[\s-]+", "-", heading) for heading in plain]
+
+
+class Parts(NamedTuple):
+    """What a translation must not change."""
+
+    commands: List[str]  # lines of code blocks without their comments
+    numbers: Counter  # outside code blocks and links
+    code: Counter  # inline
+    links: List[Tuple[Path, int]]  # file in the repository, English where there are two; which of its headings, or -1
+    elsewhere: List[str]  # links out of the repository
+    headings: List[int]  # their levels
+    columns: List[int]  # of each table row
+
+
+def parts(document: Path, other: Path) -> Parts:
+    """Of ``document``; its link to ``other``, the same text in the other language, does not count."""
+    lines = [line.split("#")[0].rstrip() for _, body in FENCE.findall(text_of(document)) for line in body.splitlines()]
+    text = prose(document)
+    targets = [_target(document, link) for link in links(document)]
+    return Parts(
+        [line for line in lines if line],
+        Counter(re.findall(r"\d+(?:[.,:]\d+)*", re.sub(r"\]\([^)\s]+\)", "]", text))),
+        Counter(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)),
+        [(TRANSLATIONS.get(file, file), heading) for file, heading in targets if file != other],
+        re.findall(r"\]\(([a-z]+:[^)\s]+)\)", text),
+        [len(level) for level in re.findall(r"^(#+) ", text, re.M)],
+        [len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")],
+    )
+
+
+def _target(document: Path, link: str) -> Tuple[Path, int]:
+    name, _, anchor = link.partition("#")
+    file = (document.parent / name).resolve() if name else document
+    return file, anchors(file).index(anchor) if anchor else -1
 
 
 def blocks(document: Path) -> Iterator[str]:

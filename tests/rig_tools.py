@@ -52,7 +52,9 @@ def write_rig(
         }
         if number:
             frame["lidar"] = f"{i}.bin"
-            rng.uniform(-50, 50, (number, 5)).astype("<f4").tofile(folder / frame["lidar"])
+            cloud = rng.uniform(-50, 50, (number, 5)).astype("<f4")
+            cloud[:, 4] = np.arange(number) % 32  # the ring
+            cloud.tofile(folder / frame["lidar"])
         if number and labelled:
             frame["labels"] = f"{i}.label.bin"
             rng.randint(0, 32, number).astype(np.uint8).tofile(folder / frame["labels"])

@@ -55,7 +55,7 @@ def make(folder: Path, rest: str = REST) -> str:
     _write(folder / "requirements.txt", "a-framework==0.1\nanother==2.3\n")
     _write(folder / "launcher.sh", LAUNCHER)
     _write(folder / "README.md", "a stand-in\n")
-    _write(folder / ".gitignore", "data/\nckpts/\nout/\noutput/\n__pycache__/\n")
+    _write(folder / ".gitignore", "data/\nckpts/\n__pycache__/\n")
     for name in ("tpvformer04", "tpvformer10"):
         _write(folder / name / "__init__.py", "x = 1\n")
         _write(folder / name / "modules/encoder.py", "y = 2\n")

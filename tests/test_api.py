@@ -132,18 +132,18 @@ def test_any_number_of_cameras_in_any_order(model: TPVFormer, tmp_path: Path, nu
 
 
 def test_what_does_not_fit_is_said(model: TPVFormer, rig: Path) -> None:
-    images, grey = images_of(rig), np.zeros((45, 77), np.uint8)
+    images, grey = images_of(rig), np.zeros((45, 77), np.uint16)
     projections = matrices(list(THREE))
     some = {name: path for name, path in images.items() if name != "left"}
     cases: Tuple[Tuple[Any, Any, str], ...] = (
         (some, rig, "'left', there is no such image; expected front, left, right"),
         ({**images, "top": grey}, rig, "'top', the rig has no such camera"),
         (list(images.values())[:2], rig, "images are 2; expected a list of 3: front, left, right"),
-        (str(rig), rig, "images are a path"),
+        (str(rig), rig, "images are the path .*rig.json, which is no folder"),
         (
             {**images, "front": grey},
             rig,
-            r"image front is uint8 of shape \(45, 77\); expected \(height, width, 3\) uint8",
+            r"image front is uint16 of shape \(45, 77\); expected \(height, width, 3\) uint8",
         ),
         ({**images, "front": images["left"]}, rig, "image front is 96x64 pixels, but its camera is said to have 77x45"),
         ({**images, "front": rig.parent / "no.jpg"}, rig, "image front: .*no.jpg is missing"),

@@ -1,17 +1,16 @@
-"""The plane hw alone: voxels are hw plus a height's vector, the model's promises hold, the rest is refused."""
+"""The plane hw alone: voxels are hw plus a height's vector, and the rest is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from typing import Any, Tuple
 
 import pytest
-import test_deploy
-import test_model
 import torch
 from engine_tools import MODEL, tiny_config, write_config
+from model_cases import BEV, build, inputs
 from rig_tools import THREE, write_rig
 from tiny_nuscenes import write_tiny
 from torch import Tensor
@@ -20,12 +19,11 @@ from tpvformer import TPVFormer as Interface
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.checkpoints import load_content
-from tpvformer.config import Config, ConfigError, ModelConfig, override
+from tpvformer.config import Config, ConfigError, override
 from tpvformer.model import TPVFormer
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-BEV = dataclasses.replace(test_model.HW, planes=("hw",), layers=("self_cross", "self"))
 TINY = dataclasses.replace(MODEL, planes=("hw",), view_attn="hw", position_dims=(8, 8), layers=("self_cross", "self"))
 
 
@@ -37,23 +35,12 @@ def test_only_the_other_planes_weights_go() -> None:
     model = TPVFormer(BEV)
     names = list(model.state_dict())
     assert names.pop(names.index("aggregator.height")) and names == kept
-    assert model.planes(*test_model.inputs(1)[:2]).shape == (1, 14 * 18, 16)
-
-
-@pytest.mark.parametrize(
-    "promise",
-    [test_model.test_a_batch_equals_its_samples, test_model.test_sparse_and_dense_heads_agree]
-    + [lambda cfg: test_model.test_recomputation_changes_no_gradient(cfg, "cheap")]
-    + [lambda cfg: test_model.test_recomputation_changes_no_gradient(cfg, "blocks")],
-    ids=["batch", "sparse", "cheap", "blocks"],
-)
-def test_it_keeps_the_model_s_promises(promise: Callable[[ModelConfig], None]) -> None:
-    promise(BEV)
+    assert model.planes(*inputs(1)[:2]).shape == (1, 14 * 18, 16)
 
 
 def test_every_parameter_learns() -> None:
-    model = test_model.build(BEV).train()
-    out = model(*test_model.inputs(2))
+    model = build(BEV).train()
+    out = model(*inputs(2))
     (out.voxel_logits.square().mean() + out.point_logits.square().mean()).backward()
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     assert "aggregator.height" in dict(trained)
@@ -78,7 +65,7 @@ def naive(model: TPVFormer, planes: Tensor, points: Tensor) -> Tuple[Tensor, Ten
 
 
 def test_a_voxel_is_the_plane_plus_its_height() -> None:
-    model = test_model.build(BEV)
+    model = build(BEV)
     torch.manual_seed(1)
     planes, points = torch.randn(2, 14 * 18, 16), torch.tensor([[3.0, 2, 1], [17, 13, 4], [1, 1, 1]])
     with torch.no_grad():
@@ -131,10 +118,6 @@ def test_weights_of_other_models_are_refused() -> None:
     network = {f"img_{name}": t for name, t in three.state_dict().items() if name.startswith("backbone.")}
     assert load_content(bev, network, "r101.pth").kind == "backbone"
     assert torch.equal(bev.backbone.conv1.weight, three.backbone.conv1.weight)
-
-
-def test_exported_operations_are_the_oracle_s() -> None:
-    test_deploy.test_static_operations_are_the_oracle_s(TINY)
 
 
 def test_the_commands_take_it(tmp_path: Path, capsys: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 from pathlib import Path
+from typing import Any, Dict
 
 import numpy as np
 import pytest
@@ -56,8 +57,8 @@ def test_round_trip_restores_everything(saved) -> None:
 
 
 def test_file_holds_tensors_and_plain_values_only(saved) -> None:
-    content = torch.load(saved[0], weights_only=True)
-    assert content["epoch"] == 3
+    note, content = torch.load(saved[0], weights_only=True).values()
+    assert "tpvformer convert" in note and content["epoch"] == 3
     assert content["config"]["train"]["epochs"] == 2
 
     def plain(value) -> bool:
@@ -68,6 +69,45 @@ def test_file_holds_tensors_and_plain_values_only(saved) -> None:
         return value is None or isinstance(value, (torch.Tensor, str, int, float, bool))
 
     assert plain(content)
+
+
+@pytest.mark.parametrize("name", ["latest.pth", "epoch_3.pth", "best.pth"])
+@pytest.mark.parametrize("first", [lambda key: key[:7] == "module.", lambda key: key.startswith("module.")])
+def test_other_programs_cannot_take_it_for_weights(saved, tmp_path: Path, name: str, first) -> None:
+    """The reference's eval.py would score random weights: it loads whatever it finds, and is not strict."""
+    store.write(tmp_path, "epoch_3.pth", store.read(saved[0]), best=True)
+
+    def as_the_reference(file: Path) -> Dict[str, Any]:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        state = content.get("state_dict", content)
+        return state if first(next(iter(state))) else {f"module.{key}": value for key, value in state.items()}
+
+    with pytest.raises((TypeError, AttributeError)):
+        as_the_reference(tmp_path / name)
+    with pytest.raises((TypeError, AttributeError)):
+        tiny_model().load_state_dict(torch.load(tmp_path / name, weights_only=True), strict=False)
+    old = store.read(tmp_path / name)
+    torch.save(old, tmp_path / "old.pth")  # as versions before wrote it
+    assert as_the_reference(tmp_path / "old.pth")["module.neck.lateral.0.bias"] is not None
+    for a, b in zip(store.read(tmp_path / "old.pth")["state_dict"].values(), old["state_dict"].values()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("where", ["weights", "moments"])
+def test_what_is_not_finite_is_named_and_not_resumed(saved, where: str) -> None:
+    path, _, stepper, _ = saved
+    content = store.read(path)
+    if where == "weights":
+        content["state_dict"]["neck.lateral.0.bias"][0] = float("nan")
+    else:
+        place = next(iter(content["optimizer"]["state"]))
+        content["optimizer"]["state"][place]["exp_avg"].view(-1)[0] = float("inf")
+    named = "neck.lateral.0.bias" if where == "weights" else "exp_avg of parameter"
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"1 tensors hold NaN or infinite numbers: {named}.*--resume-from"):
+        checkpoint.resume(content, path, model, Stepper(model, CONFIG.optim, CPU), CONFIG)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_can_start_another_training(saved) -> None:

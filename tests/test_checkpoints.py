@@ -279,8 +279,6 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_a_trainer_s_numpy_scores_do_no_harm(tmp_path: Path) -> None:
     import numpy as np
 
-    if tuple(int(p) for p in torch.__version__.split(".")[:2]) < (2, 6):
-        pytest.skip("PyTorch before 2.6 refuses NumPy scalars beside weights")
     source, model = random_model(CROSS_VIEW), TPVFormer(CROSS_VIEW)
     torch.save({"state_dict": export_reference(source), "best_val_miou_pts": np.float64(3.5)}, tmp_path / "w.pth")
     load_weights(model, tmp_path / "w.pth")

@@ -17,7 +17,7 @@ import torch
 from engine_tools import POINTS, environment, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer import predict
+from tpvformer import ops, predict
 from tpvformer.cli import main
 from tpvformer.data.dataset import FrameDataset
 
@@ -99,6 +99,67 @@ def test_a_reader_may_leave(words: List[str]) -> None:
     done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("word", ["", " "])
+def test_an_empty_backend_variable_is_unset(place: Path, word: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", word)
+    assert ops.asked() is None
+    more = ("--ckpt-path", str(place / "weights.pth"), "--split", "test")
+    assert main(arguments(place, "eval", *more)) == 2
+    assert "--submission FILE.zip" in capsys.readouterr().err  # the command's own sentence: it was started
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("cpu", "TPVFORMER_OPS is 'cpu'; expected one of reference, numba, triton, mx_driving, or unset"),
+        ("Numba", "did you mean 'numba'?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["results --work-dir w", "predict --ckpt-path demo --rig r.json", "doctor"])
+def test_a_misspelt_backend_is_one_sentence(word: str, text: str, command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", word)
+    assert main(command.split()) == (1 if command == "doctor" else 2)
+    said = capsys.readouterr()
+    if command == "doctor":
+        assert f"mend first: TPVFORMER_OPS is '{word}'" in said.out and text in said.out
+    else:
+        assert said.err.startswith("tpvformer ") and text in said.err and said.err.count("\n") == 1
+
+
+def test_a_backend_of_another_device_is_one_sentence(place: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", "triton")
+    more = ("--ckpt-path", str(place / "weights.pth"), "--index", "0", "--out", str(tmp_path))
+    assert main(arguments(place, "predict", *more)) == 2
+    err = capsys.readouterr().err
+    assert "TPVFORMER_OPS=triton serves cuda, but the tensors are on cpu; unset it" in err and err.count("\n") == 1
+    assert main(["doctor", "--device", "cpu"]) == 1
+    assert "mend first: TPVFORMER_OPS=triton serves cuda" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_terminal_does_not_know_loses_no_frame(place: Path, tmp_path: Path, encoding: str) -> None:
+    out = tmp_path / "\u0434\u043e\u0440\u043e\u0433\u0430 \u8def"
+    words = arguments(place, "predict", "--ckpt-path", str(place / "weights.pth"), "--out", str(out))
+    command = [sys.executable, "-m", "tpvformer", *words]
+    env = environment(PYTHONIOENCODING=encoding, PYTHONUTF8="1")  # files by any name, a terminal that has few
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(list(out.glob("*.npz"))) == len(POINTS)
+    assert done.stdout.count(b"\\u0434\\u043e") == len(POINTS)
+
+
+def test_logs_hold_every_name_whatever_the_locale(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "\u8def.py"
+    config.write_text((place / "tiny.py").read_text().replace("'tiny'", "'\u8def'"), encoding="utf-8")
+    words = ["train", "--py-config", str(config), "--device", "cpu", "--max-steps", "1"]
+    command = [sys.executable, "-m", "tpvformer", *words, "--work-dir", str(tmp_path / "w")]
+    env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0")
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    (log,) = (tmp_path / "w").glob("*.log")
+    assert "\u8def on 1 x cpu" in log.read_text(encoding="utf-8")
 
 
 def test_overrides_reach_the_run(place: Path, tmp_path: Path) -> None:

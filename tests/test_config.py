@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
+from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError, from_dict, override
 
 
@@ -65,3 +67,24 @@ def test_unknown_stored_field() -> None:
     tree["optim"]["momentum"] = 0.9
     with pytest.raises(ConfigError, match=r"optim has unknown fields \['momentum'\]"):
         from_dict(tree)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 16, 19, 25, 30, 255])
+@pytest.mark.parametrize("label_map", ["nuscenes", "nuscenes-noIgnore", "occ3d"])
+def test_as_many_classes_as_the_label_map_has(label_map: str, classes: int) -> None:
+    """Fewer would end in the first step's counts, more would train classes that nothing has."""
+    wanted = [f"model.num_classes={classes}", f"data.label_map={label_map}"]
+    with pytest.raises(ConfigError) as caught:
+        override(Config("run"), wanted)
+    said = str(caught.value)
+    assert said.startswith(f"model.num_classes is {classes}, but data.label_map {label_map} has 17 to 18; set one")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("classes", [5, 25])
+def test_the_command_says_so_before_it_makes_anything(tmp_path: Path, classes: int, capsys) -> None:
+    command = ["train", "--py-config", "debug", "--work-dir", str(tmp_path / "run"), "--set"]
+    assert main([*command, f"model.num_classes={classes}"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said and f"model.num_classes is {classes}" in said and "data.label_map nuscenes" in said
+    assert not (tmp_path / "run").exists()

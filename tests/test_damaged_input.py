@@ -134,7 +134,7 @@ KINDS: Dict[str, Tuple[Damage, str]] = {
     "JPEG cut short": (everywhere(IMAGE, lambda data: data[: len(data) // 2]), "is no whole image"),
     "JPEG of no bytes": (everywhere(IMAGE, lambda _: b""), r"is no whole image \(0 bytes\)"),
     "text in place of a JPEG": (everywhere(IMAGE, lambda _: b"<html>not found</html>"), "is no whole image"),
-    "grey JPEG": (everywhere(IMAGE, lambda _: jpeg((45, 77))), "expected an 8-bit colour image"),
+    "video in place of a JPEG": (everywhere(IMAGE, lambda _: b"\0\0\0\x18ftypmp42" + bytes(99)), "an MP4 .* video"),
     "JPEG of another size": (everywhere(IMAGE, lambda _: jpeg((44, 77, 3))), r"different sizes|stated size"),
     "missing JPEG": (removed("samples/CAM_BACK/*"), "is missing; looked for"),
     # scans and labels
@@ -159,13 +159,13 @@ KINDS: Dict[str, Tuple[Damage, str]] = {
     # infos
     "NaN in the calibration": (camera("sensor2lidar_translation", np.array([0, np.nan, 0])), "unusable calibration"),
     "singular intrinsics": (camera("cam_intrinsic", np.diag([60.0, 0, 1])), "cannot be inverted"),
-    "intrinsics of another shape": (camera("cam_intrinsic", np.eye(4)), r"of shape \(4, 4\)"),
+    "intrinsics of another shape": (camera("cam_intrinsic", np.eye(5)), r"of shape \(5, 5\)"),
     "text for numbers": (camera("sensor2lidar_rotation", EYE.astype(str)), "where numbers of shape"),
     "complex numbers": (camera("sensor2lidar_rotation", EYE.astype(complex)), "where numbers of shape"),
     "no cameras": (infos(lambda records: [r.pop("cams") and None for r in records] and None), "has no 'cams'"),
     "duplicate token": (infos(lambda records: records[3].update(token="sample1")), "has the token sample1 of record 1"),
     "empty split": (pickled(lambda _: {"infos": []}), "holds no frames"),
-    "pickle of something else": (pickled(lambda _: [1, 2]), "holds list; expected a dict"),
+    "pickle of something else": (pickled(lambda _: [1, 2]), "holds list; expected a list of samples"),
     "pickle cut short": (
         lambda folder: os.truncate(folder / "set" / "infos.pkl", 400),
         "not a readable pickle",

@@ -207,6 +207,26 @@ def test_wrong_arguments_are_one_line_and_2(whole, capsys, wrong):
     assert said.out == ""
 
 
+def test_the_version_is_found(whole, tmp_path, capsys):
+    assert main(["data", "check", "--root", str(whole), "--splits", "mini_val"]) == 0
+    found = capsys.readouterr().out
+    assert check(whole, "--splits", "mini_val") == 0
+    assert capsys.readouterr().out == found
+    for root, text in (
+        (tmp_path, f"--root {tmp_path} holds no table folder such as v1.0-mini with sample_data.json in it"),
+        (tmp_path / "none", f"--root {tmp_path / 'none'} is no folder; name the one that holds samples/"),
+    ):
+        for action in ("check", "infos"):
+            assert main(["data", action, "--root", str(root)]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith("tpvformer data: ") and text in said and said.count("\n") == 1
+    for version in ("v1.0-mini", "v1.0-trainval"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "sample_data.json").write_text("[]")
+    assert main(["data", "check", "--root", str(tmp_path)]) == 2
+    assert "holds the table folders v1.0-mini, v1.0-trainval; choose one with --version" in capsys.readouterr().err
+
+
 def test_paint(whole, tmp_path, capsys):
     token = table(whole, "sample")[3]["token"]
     out = tmp_path / "deep" / "points.png"

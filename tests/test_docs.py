@@ -12,13 +12,12 @@ from typing import Any, List, Tuple
 import pytest
 import torch
 import yaml
-from docs_tools import DOCUMENTS, PAGES, anchors, joined_blocks, links, name_of, text_of
+from docs_tools import DOCS, DOCUMENTS, PAGES, anchors, joined_blocks, links, name_of, text_of
 from engine_tools import ROOT
 
 from tpvformer.compat import load_config
 from tpvformer.model import TPVFormer
-
-DOCS = ROOT / "docs"
+from tpvformer.viz.picture import title_of
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -34,7 +33,7 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One thing\n[a](nowhere.md) ![b](b.png) [c](https://x.org) `[d](d.md)`\n```\n[e](e.md)\n```\n")
     assert links(page) == ["nowhere.md", "b.png"]
-    assert anchors(page) == {"one-thing"}
+    assert anchors(page) == ["one-thing"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -105,6 +104,29 @@ def test_the_shapes_are_drawn_right() -> None:
     assert not [shape for shape in expected if shape not in drawn]
 
 
+def test_the_picture_is_of_the_run_whose_numbers_stand_beside_it() -> None:
+    """docs/demo.png carries the line that `tpvformer picture` printed; the READMEs quote it."""
+    title = title_of((DOCS / "demo.png").read_bytes())
+    assert re.fullmatch(r"demo, validation frame 0: \d+\.\d % of \d+ points right", title)
+    for name in ("README.md", "README.zh-CN.md"):
+        text = text_of(ROOT / name)
+        assert "docs/demo.png" in text and re.findall(r"^out/demo\.png: (.*)$", text, re.M) == [title]
+
+
+def test_the_demo_s_number_is_one_number() -> None:
+    """README, docs/configs.md and the configuration's header say the same of `make demo`."""
+    quoted = re.search(r"^Final Train Accuracy : ([\d.]+)$", text_of(ROOT / "README.md"), re.M)
+    assert quoted
+    number = f"{float(quoted[1]):.1f}"
+    row = re.search(r"^\| `demo` \| (.*)$", text_of(DOCS / "configs.md"), re.M)
+    header = load_header(ROOT / "config" / "demo.py")
+    assert row and f"{number} % point mIoU" in row[1] and f"{number} % point mIoU" in header
+
+
+def load_header(config: Path) -> str:
+    return " ".join(config.read_text(encoding="utf-8").split('"""')[1].split())
+
+
 def pages_of(nav: Any) -> List[str]:
     if isinstance(nav, str):
         return [nav]
@@ -113,8 +135,9 @@ def pages_of(nav: Any) -> List[str]:
 
 
 def test_every_page_can_be_reached() -> None:
-    listed = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-    assert sorted(listed) == [page.name for page in PAGES]
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = pages_of(yaml.safe_load(text[text.index("\nnav:") :])["nav"])  # what is before names a Python function
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
 
 
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
@@ -133,8 +156,9 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
-    pages = sorted(tmp_path.glob("*.html"))
-    assert {page.stem for page in pages} >= {page.stem for page in PAGES}
+    pages = sorted(tmp_path.rglob("*.html"))
+    built = {page.relative_to(tmp_path).with_suffix("") for page in pages}
+    assert built >= {page.relative_to(DOCS).with_suffix("") for page in PAGES}
     for page in pages:
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//[^"]*"', html)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tpvformer.data import images, jpeg_scans
+from tpvformer.data.given import given_frame
 from tpvformer.data.images import read_images
 from tpvformer.data.types import DataError
 
@@ -26,6 +27,19 @@ def natural(height: int, width: int) -> np.ndarray:
     rng = np.random.RandomState(0)
     coarse = cv2.resize(rng.randint(0, 256, (height // 20, width // 20, 3)).astype(np.uint8), (width, height))
     return cv2.add(coarse, rng.randint(0, 30, coarse.shape).astype(np.uint8))
+
+
+class Opened:
+    """What PIL gives for a file, as far as it is asked."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.mode = array, {2: "L", 3: "RGBA"}[array.ndim]
+
+    def convert(self, mode: str) -> Opened:
+        raise AssertionError("it must not be asked for another mode, because that hides alpha")
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return self._array
 
 
 def encoded(image: np.ndarray, *options: int, kind: str = ".jpg") -> bytes:
@@ -61,6 +75,31 @@ def test_other_formats_are_left_to_opencv(tmp_path):
     out = read_images(written(tmp_path, jpeg, encoded(image, kind=".png")), "t").numpy()
     decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(out, [decoded, image])
+
+
+def test_grey_and_an_alpha_that_says_nothing(tmp_path):
+    """Grey stands for all three colours, an alpha that is the same everywhere is left out; files and arrays alike."""
+    image = natural(60, 80)
+    grey = image[..., 0]
+    jpeg = cv2.imdecode(np.frombuffer(encoded(grey), np.uint8), cv2.IMREAD_GRAYSCALE)
+    for alpha in (255, 0):
+        opaque = np.dstack([image, np.full_like(grey, alpha)])
+        data = (encoded(opaque, kind=".png"), encoded(grey, kind=".png"), encoded(grey))
+        out = read_images(written(tmp_path, *data), "t").numpy()
+        assert np.array_equal(out[0], image) and np.array_equal(out[1], np.dstack([grey] * 3))
+        assert np.array_equal(out[2], np.dstack([jpeg] * 3))
+        rig = {"a": np.diag([50.0, 50, 1, 1]), "b": np.diag([50.0, 50, 1, 1]), "c": np.diag([50.0, 50, 1, 1])}
+        colours = np.dstack([image[..., ::-1], np.full_like(grey, alpha)])
+        for given in (
+            (colours, grey, grey[..., None]),
+            (Opened(colours), Opened(grey), Opened(grey)),
+        ):
+            frame = given_frame(dict(zip("abc", given)), rig)
+            assert np.array_equal(frame.images[0], image) and np.array_equal(
+                frame.images[1:], [np.dstack([grey] * 3)] * 2
+            )
+    with pytest.raises(DataError, match="image a is transparent in places"):
+        given_frame({"a": np.dstack([image, grey])}, {"a": np.diag([50.0, 50, 1, 1])})
 
 
 @pytest.mark.skipif(not images.FAST, reason="OpenCV hides what libjpeg warns of")
@@ -126,7 +165,12 @@ def test_refused(tmp_path, monkeypatch, installed):
         (jpeg[:300] + jpeg[-2:], "no whole image"),
         (b"\xff\xd8 nothing \xff\xd9", "no whole image"),
         (b"", "no whole image"),
-        (encoded(image[..., 0]), r"uint8 \(60, 80\); expected an 8-bit colour"),
+        (encoded(np.dstack([image, image[..., 0]]), kind=".png"), r"is transparent in places \(alpha 9 to 240\)"),
+        (encoded(image[..., 0].astype(np.uint16), kind=".png"), r"uint16 \(60, 80\); expected an 8-bit"),
+        (b"\0\0\0\x20ftypisom" + bytes(99), "no whole image, but an MP4 or QuickTime video; .* write its frames"),
+        (b"\x1aE\xdf\xa3" + bytes(99), "but a Matroska or WebM video"),
+        (b"RIFF" + bytes(4) + b"AVI LIST", "but an AVI video"),
+        (b"#ROSBAG V2.0\n" + bytes(99), "but a ROS bag; .* name the camera's image"),
         (encoded(image.astype(np.uint16), kind=".png"), r"uint16 \(60, 80, 3\); expected an 8-bit"),
     ):
         with pytest.raises(DataError, match=message):

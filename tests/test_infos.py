@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos import read_tables, splits
 from tpvformer.data.infos.build import build
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.infos.geometry import relative, rotations, unusable
 from tpvformer.data.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
@@ -148,6 +151,11 @@ def test_command_writes_both_files(root, tmp_path, capsys):
     assert "nuscenes_infos_synthetic_train.pkl: 6 samples of 2 scenes, 6 cameras, 6 sweeps" in said.out
     names = [f"nuscenes_infos_synthetic_{part}.{end}" for part in ("train", "val") for end in ("pkl", "safetensors")]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+    found = [word for word in command if word not in ("--version", VERSION)]  # the one that is there
+    assert main(found[:-1] + [str(tmp_path / "found")]) == 0
+    for name in names:
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
+    capsys.readouterr()
     record = load_infos(tmp_path / "new" / names[0])[0]
     assert record.scan.startswith(f"{root}/samples/LIDAR_TOP/")
     assert main([*command, "--splits", "mini_train", "--format", "pkl", "--prefix", ""]) == 0
@@ -194,6 +202,81 @@ def test_default_place_is_beside_the_root(root, monkeypatch):
     command = ["data", "infos", "--root", "set", "--version", VERSION, "--splits", "mini_val", "--format", "pkl"]
     assert main(command) == 0
     assert load_infos("nuscenes_infos_mini_val.pkl")[0].scan.startswith("set/samples/LIDAR_TOP/")
+
+
+def open_as_published(infos: Path, root: Path, tables: Path) -> int:
+    """What TPVFormer's published loader does with info files: an ordinary pickle, names opened as they are stored."""
+    opened = 0
+    rows = {name: json.loads((tables / f"{name}.json").read_text()) for name in ("sample_data", "lidarseg")}
+    labels = {row["sample_data_token"]: row["filename"] for row in rows["lidarseg"]}
+    for info in pickle.loads(infos.read_bytes())["infos"]:  # noqa: S301 - a file that this test has just written
+        assert {"sweeps", "ego2global_translation", "ego2global_rotation", "timestamp"} <= set(info)
+        points = np.fromfile(info["lidar_path"], dtype=np.float32).reshape(-1, 5)
+        (scan,) = [
+            row["token"]
+            for row in rows["sample_data"]
+            if row["sample_token"] == info["token"] and row["is_key_frame"] and "/LIDAR_TOP/" in row["filename"]
+        ]
+        assert len(np.fromfile(root / labels[scan], dtype=np.uint8)) == len(points)
+        assert list(info["cams"]) == list(CAMERA_ORDER)
+        for camera in info["cams"].values():
+            assert cv2.imread(camera["data_path"], cv2.IMREAD_UNCHANGED).shape[2] == 3
+            assert camera["sensor2lidar_rotation"].shape == camera["cam_intrinsic"].shape == (3, 3)
+            assert len(camera["sensor2lidar_translation"]) == 3
+        opened += 1
+    return opened
+
+
+def test_the_published_loader_opens_what_is_named(tmp_path, monkeypatch, capsys):
+    """From its working directory: with --prefix what synth writes, and what data infos writes by itself."""
+    monkeypatch.chdir(tmp_path)
+    words = ["synth", "--scenes", "2", "--frames", "1", "--size", "64x36", "--seed", "5", "--workers", "1"]
+    assert main([*words, "--out", "data/nuscenes", "--prefix", "data/nuscenes"]) == 0
+    folder = Path("data/nuscenes")
+    for part in ("train", "val"):
+        assert open_as_published(folder / f"nuscenes_infos_{part}.pkl", folder, folder / VERSION) == 1
+    assert main(["data", "infos", "--root", "data/nuscenes", "--version", VERSION, "--splits", "mini_val"]) == 0
+    assert open_as_published(Path("data/nuscenes_infos_mini_val.pkl"), folder, folder / VERSION) == 1
+    # the same set for readers of ours, and no other file says anything of the prefix
+    cfg = DataConfig(root="data/nuscenes", version=VERSION, val_infos="data/nuscenes/nuscenes_infos_val.pkl")
+    assert len(FrameDataset(cfg, GridConfig(w=18, h=14, z=5), "val", 0)[0].images) == 6
+    assert "data/nuscenes" not in (folder / "rig.json").read_text()
+    assert all("data/nuscenes" not in table.read_text() for table in (folder / VERSION).glob("*.json"))
+    capsys.readouterr()
+    assert main([*words, "--out", "data/nuscenes", "--prefix", "data/nuscenes/"]) == 0
+    assert "already holds" in capsys.readouterr().out
+    assert main([*words, "--out", "data/nuscenes"]) == 2
+    assert "another synthetic set" in capsys.readouterr().err
+    # elsewhere a prefix that is no way from there must be absolute
+    command = [
+        "data",
+        "infos",
+        "--root",
+        "data/nuscenes",
+        "--version",
+        VERSION,
+        "--splits",
+        "mini_val",
+        "--out",
+        "made",
+    ]
+    assert main([*command, "--prefix", str(folder.absolute())]) == 0
+    made = Path("made/nuscenes_infos_mini_val.pkl").absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_as_published(made, tmp_path / folder, tmp_path / folder / VERSION) == 1
+    assert main(["synth", "--kitti", "--out", "x", "--prefix", "y"]) == 2
+
+
+def test_pickles_name_what_every_numpy_knows(root, tmp_path):
+    """numpy 1.23, which the published code pins, has no numpy._core."""
+    write_pickle(build(root, VERSION, ["synthetic_val"])["synthetic_val"], tmp_path / "a.pkl")
+    for path in (tmp_path / "a.pkl", root / "nuscenes_infos_val.pkl"):
+        texts = {argument for _, argument, _ in pickletools.genops(path.read_bytes()) if isinstance(argument, str)}
+        assert {name for name in texts if name.startswith("numpy")} == {"numpy.core.multiarray", "numpy"}
+        assert len(pickle.loads(path.read_bytes())["infos"]) == 6  # noqa: S301 - what this test has just written
+    assert np.zeros(1).__reduce__()[0].__module__ == np.float64(0).__reduce__()[0].__module__ != ""
+    assert ("numpy._core" in np.zeros(1).__reduce__()[0].__module__) == (int(np.__version__.split(".")[0]) > 1)
 
 
 def test_official_splits_have_their_sizes():

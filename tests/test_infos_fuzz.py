@@ -12,6 +12,7 @@ from typing import Any, Callable, List
 
 import numpy as np
 import pytest
+from info_tools import write_layout, write_set
 
 from tpvformer.config import ConfigError
 from tpvformer.data.doctor.examine import examine
@@ -104,3 +105,25 @@ def test_info_pickles(root, tmp_path):
         (tmp_path / "b.pkl").write_bytes(data)
         taken += attempt(lambda: load_infos(tmp_path / "b.pkl"))
     assert 30 < taken < 270
+
+
+@pytest.mark.parametrize("layout", ["list", "scenes", "data_list", "bevdepth"])
+def test_other_layouts(tmp_path, layout):
+    cfg = write_set(tmp_path, (9, 8))
+    stored = plain(load_pickle(write_layout(cfg, layout, tmp_path)))
+    rng, taken = random.Random(0), 0
+    for _ in range(300):
+        content = copy.deepcopy(stored)
+        change(content, rng, PICKLED_VALUES)
+        (tmp_path / "b.pkl").write_bytes(pickle.dumps(content))
+        taken += attempt(lambda: load_infos(tmp_path / "b.pkl"))
+    assert 15 < taken < 285
+
+
+def plain(value: Any) -> Any:
+    """With ordinary arrays in place of those that the reader makes."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return np.array(value) if isinstance(value, np.ndarray) else value

@@ -139,17 +139,22 @@ def test_training_then_rerun_then_failure(config: Path, tmp_path: Path) -> None:
     assert not (work_dir / "summary.json").exists()
 
 
-def test_the_launcher_passes_a_signal_on_and_its_command_continues(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_passes_a_signal_on_and_its_command_continues(
+    number: signal.Signals, config: Path, tmp_path: Path
+) -> None:
     command = ["bash", str(ONE), f"--py_config={config}", f"--work_dir={tmp_path / 'w'}"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "[TRAIN]" not in process.stdout.readline():
         assert process.poll() is None
-    process.terminate()
+    process.send_signal(number)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "stopped by SIGTERM at epoch 0" in said and not block(said)
-    assert errors == "train_1p.sh: training was stopped and has saved; the same command goes on from there\n"
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C (SIGINT)"
+    assert f"stopped by {name} at epoch 0" in said and not block(said)
+    assert errors.endswith("train_1p.sh: training was stopped and has saved; the same command goes on from there\n")
+    assert errors.count("\n") == (1 if number == signal.SIGTERM else 3)  # that Ctrl-C was heard
     again = launch(ONE, *command[2:])
     assert again.returncode == 0, again.stderr
     assert "resumed" in again.stdout and list(block(again.stdout)) == BLOCK

@@ -44,7 +44,9 @@ LAW = {
     "predict": None,
     "predict_files": None,
     "result": None,
-    "view_files": (("data", "guard", "viz"), ("numpy", "cv2")),
+    "looking": (("config", "data", "viz"), ("numpy", "cv2", "IPython")),
+    "view_files": (("data", "guard", "view_labels", "viz"), ("numpy", "cv2")),
+    "view_labels": (("config", "data", "guard", "labels", "viz"), ("numpy",)),
     "deploy": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
     "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them

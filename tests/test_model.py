@@ -6,46 +6,17 @@ import dataclasses
 
 import pytest
 import torch
-from rig import ring_of_cameras
+from model_cases import BEV, CROSS, HW, SIZE, build, inputs
 from torch import Tensor
 
-from tpvformer.config import BackboneConfig, ConfigError, GridConfig, ModelConfig
+from tpvformer.config import ConfigError, GridConfig, ModelConfig
 from tpvformer.model import TPVFormer
 from tpvformer.model.aggregator import TPVAggregator
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
 
-SIZE = (64, 96)
-CROSS = ModelConfig(
-    grid=GridConfig(w=18, h=14, z=5), backbone=BackboneConfig(blocks=(1, 1, 1, 1), base_width=16, bn3_init=0.2),
-    dim=16, position_dims=(6, 6, 4), ffn_dim=32, decoder_dim=32, image_heads=2, plane_heads=4,
-    layers=("self_cross", "self"), pillar_anchors=(2, 4, 4), image_points=(4, 8, 8), plane_points=8, plane_anchors=4,
-    plane_init_anchors=4,
-)  # fmt: skip
-HW = dataclasses.replace(
-    CROSS, view_attn="hw", position_dims=(8, 8), plane_points=4, num_classes=18, layers=("self_cross",)
-)
 
-
-def build(cfg: ModelConfig) -> TPVFormer:
-    """A model whose attention really moves: fresh offsets and weights are constants."""
-    torch.manual_seed(0)
-    model = TPVFormer(cfg).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "offsets" in name or "logits" in name or "conv_offset" in name:
-                p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def inputs(batch: int, cameras: int = 6) -> "tuple[Tensor, Tensor, Tensor]":
-    generator = torch.Generator().manual_seed(batch)
-    images = torch.randn(batch, cameras, 3, *SIZE, generator=generator) * 40
-    rigs = torch.stack([ring_of_cameras(*SIZE, turn=0.15 * i)[:cameras] for i in range(batch)])
-    return images, rigs, torch.rand(batch, 9, 3, generator=generator) * torch.tensor([17.0, 13.0, 4.0])
-
-
-@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+@pytest.mark.parametrize("cfg", [CROSS, HW, BEV], ids=["cross_view", "hw", "bev"])
 def test_a_batch_equals_its_samples(cfg: ModelConfig) -> None:
     """Two samples with different calibrations: forward and gradients as from two batches of one."""
     model = build(cfg)
@@ -69,7 +40,7 @@ def test_a_batch_equals_its_samples(cfg: ModelConfig) -> None:
         assert (a - b).norm() <= 1e-5 * (1 + b.norm())
 
 
-@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+@pytest.mark.parametrize("cfg", [CROSS, HW, BEV], ids=["cross_view", "hw", "bev"])
 def test_sparse_and_dense_heads_agree(cfg: ModelConfig) -> None:
     model = build(cfg)
     images, rigs, points = inputs(2)
@@ -253,7 +224,7 @@ def test_aggregator_is_the_published_formula() -> None:
 
 
 @pytest.mark.parametrize("mode", ["cheap", "blocks"])
-@pytest.mark.parametrize("cfg", [CROSS, HW], ids=["cross_view", "hw"])
+@pytest.mark.parametrize("cfg", [CROSS, HW, BEV], ids=["cross_view", "hw", "bev"])
 def test_recomputation_changes_no_gradient(cfg: ModelConfig, mode: str) -> None:
     """The same gradients as with everything kept, dropout included."""
     images, rigs, points = inputs(1)

@@ -13,6 +13,8 @@ from tiny_nuscenes import write_tiny
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, load_weights
+from tpvformer.compat.tensors import read_archive
+from tpvformer.engine import store
 
 pytestmark = pytest.mark.usefixtures("quick")
 BAD = ("neck.lateral.0.bias", "encoder.layers.0.ffn.linear1.weight")
@@ -54,6 +56,22 @@ def test_convert_goes_on_where_it_is_told_to(folder: Path, capsys: pytest.Captur
     with pytest.warns(UserWarning, match="2 tensors hold NaN"):
         assert main([*command, "--allow-nonfinite"]) == 0
     assert (folder / "out.pth").exists() and "2 tensors hold NaN" in capsys.readouterr().out
+
+
+def test_a_run_of_one_s_own_does_not_go_on_with_them(folder: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(folder)
+    command = ["train", "--py-config", "tiny.py", "--work-dir", "run", "--device", "cpu", "--set"]
+    assert main([*command, "train.epochs=1"]) == 0
+    content = read_archive(folder / "run/epoch_1.pth")
+    for name in BAD:
+        content["state_dict"][name].view(-1)[0] = float("nan")
+    store.write(folder / "run", "epoch_1.pth", content)
+    before = {file.name for file in (folder / "run").glob("*.pth")}
+    capsys.readouterr()
+    assert main([*command, "train.epochs=2"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "2 tensors hold NaN" in said and all(name in said for name in BAD) and "--resume-from" in said
+    assert {file.name for file in (folder / "run").glob("*.pth")} == before
 
 
 def test_python(folder: Path) -> None:

@@ -136,7 +136,7 @@ PHOTO = "samples/CAM_BACK/log__CAM_BACK__0.jpg"
         (PHOTO, lambda data: data[:-200], "no whole image"),
         (PHOTO, lambda data: b"\xff\xd8 nothing \xff\xd9", "no whole image"),
         (PHOTO, lambda data: b"", "no whole image"),
-        (PHOTO, lambda data: cv2.imencode(".jpg", np.zeros((45, 77), np.uint8))[1].tobytes(), "colour image"),
+        (PHOTO, lambda data: cv2.imencode(".png", np.zeros((45, 77), np.uint16))[1].tobytes(), "colour image"),
     ],
 )
 def test_broken_files_are_named_in_one_sentence(tmp_path, name, change, message):
@@ -172,10 +172,10 @@ def test_other_info_files_are_named(tmp_path):
         ({"metainfo": {}, "samples": []}, "a dict of metainfo, samples; expected .* mmdetection3d 1.x"),
         ({"data_list": [{"token": "a", "images": {}}]}, "record 0 has an unusable .* mmdetection3d 1.x"),
         ({"data_list": [{"token": "a"}]}, "record 0 has no 'images'"),
-        ([], "'infos' is a list"),
+        ([], "holds no frames; expected one at least"),
         ({"infos": [], "metadata": {}}, "holds no frames; expected one at least"),
         ({"data_list": []}, "holds no frames; expected one at least"),
-        ({"infos": {"scene": []}}, "'infos' is a list"),
+        ({"infos": {"scene": []}}, "holds no frames; expected one at least"),
         ({"infos": [{"token": "a", "lidar_path": "b"}]}, "record 0 has no 'cams'"),
         ({"infos": [{"token": "a", "lidar_path": "b", "cams": {}}]}, "record 0 has an unusable calibration"),
         ({"infos": ["a"]}, "record 0 has an unusable calibration"),

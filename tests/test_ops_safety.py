@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import environment
+from engine_tools import environment, processes
 from ops_tools import NAMES, SHAPES, operations
-from test_distributed import processes
 
 from tpvformer import ops
 from tpvformer.ops import backends, library

@@ -11,6 +11,8 @@ import torch
 from engine_tools import ROOT, environment, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
+from tpvformer.cli import main
+
 SYSTEM = Path(__file__).parent / "other_system.py"
 
 
@@ -34,3 +36,12 @@ def test_everything_imports_and_a_frame_is_predicted(system: str, tmp_path: Path
     }
     assert expected[system] in done.stdout
     assert len(list((tmp_path / "out").glob("*.npz"))) == 1
+
+
+def test_many_processes_are_refused_on_windows_in_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    words = ["--py-config", "demo", "--work-dir", str(tmp_path / "w"), "--processes", "2"]
+    assert main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert "2 processes at once are for Linux and macOS" in said and said.count("\n") == 1
+    assert not (tmp_path / "w").exists()

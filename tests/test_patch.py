@@ -160,6 +160,25 @@ def check_block(output: str) -> Dict[str, str]:
     return results
 
 
+def untracked(folder: Path) -> str:
+    """What git lists beside the checkout's own files and those of the patch."""
+    return stand_in.git(folder, "status", "--porcelain").stdout
+
+
+@pytest.mark.parametrize("flags", [(), ("--work_dir=runs/a",)], ids=str)
+def test_the_launchers_leave_no_untracked_folder(tree: Path, tmp_path: Path, flags: Tuple[str, ...]) -> None:
+    """A training of nothing: the interpreter does nothing, in the launcher's own folder or in one of the user's."""
+    stand_in.git(tree, "apply", PATCH)
+    (tree / "config").mkdir()
+    (tree / "config/tiny.py").write_text("x = 1\n")
+    before = untracked(tree)
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\nexit 0\n")
+    idle.chmod(0o755)
+    run(tree, "bash", "test/train_1p.sh", "--py_config=config/tiny.py", *flags, PYTHON=str(idle))
+    assert (tree / (flags[0][11:] if flags else "output/train_1p/tiny")).is_dir() and untracked(tree) == before
+
+
 @pytest.mark.parametrize("script", stand_in.SCRIPTS)
 def test_without_the_package_a_script_says_how_to_get_it(checkout: Path, script: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -192,6 +211,7 @@ def test_launcher_and_train(checkout: Path, trained: str) -> None:
     assert "336 tensors loaded" in trained  # of ckpts/r101_dcn_fcos3d_pretrain.pth
     assert trained.count("tpvformer04/, tpvformer10/") == 1 and "cannot be told" in trained  # another first commit
     assert (checkout / "out/latest.pth").exists() and (checkout / "out/tiny_bs1_1p_miou.log").exists()
+    assert " out/" not in untracked(checkout)
 
 
 @pytest.mark.usefixtures("trained")
@@ -219,6 +239,7 @@ def test_pictures(checkout: Path) -> None:
     names = ["frames/0.png", "frames/1.png", "scenes/scene-0000/000.png", "scenes/scene-0000/001.png"]
     assert sorted(checkout.glob("out/*/**/*.png")) == sorted(checkout / "out" / name for name in names)
     assert all(cv2.imread(str(checkout / "out" / name)).shape[2] == 3 for name in names)
+    assert " out/" not in untracked(checkout)
 
 
 def test_one_process_launcher(checkout: Path, tmp_path: Path) -> None:

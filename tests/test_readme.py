@@ -1,52 +1,44 @@
-"""The two READMEs say the same: commands, numbers, names and links of one are those of the other."""
+"""Each document in two languages says the same: commands, numbers, names and links of one are those of the other."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import List, NamedTuple
+from pathlib import Path
 
+import pytest
+from docs_tools import DOCS, TRANSLATIONS, Parts, links, name_of, parts
 from engine_tools import ROOT
 
-NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 
-
-class Parts(NamedTuple):
-    """What a translation must not change."""
-
-    commands: List[str]  # lines of code blocks without their comments
-    numbers: Counter  # outside code blocks
-    code: Counter  # inline
-    links: List[str]
-    headings: List[int]  # their levels
-    columns: List[int]  # of each table row
-
-
-def parts(name: str, other: str) -> Parts:
-    text = (ROOT / name).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.M | re.S)
-    commands = [line.split("#")[0].rstrip() for block in blocks for line in block.splitlines()]
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    spans = Counter(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
-    return Parts(
-        [line for line in commands if line],
-        Counter(NUMBER.findall(prose)),
-        spans,
-        [link for link in re.findall(r"\]\(([^)]+)\)", prose) if link != other],
-        [len(level) for level in re.findall(r"^(#+) ", prose, re.M)],
-        [len(re.split(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")],
-    )
-
-
-def test_the_chinese_readme_is_equal() -> None:
-    english, chinese = parts("README.md", "README.zh-CN.md"), parts("README.zh-CN.md", "README.md")
+@pytest.mark.parametrize("translated", TRANSLATIONS, ids=name_of)
+def test_the_chinese_document_is_equal(translated: Path) -> None:
+    original = TRANSLATIONS[translated]
+    english, chinese = parts(original, translated), parts(translated, original)
     for field in Parts._fields:
         ours, theirs = getattr(english, field), getattr(chinese, field)
         if isinstance(ours, Counter):
             assert not ours - theirs and not theirs - ours, (field, ours - theirs, theirs - ours)
         else:
             assert ours == theirs, field
-    assert english.commands and sum(english.numbers.values()) > 100
+    assert english.commands and sum(english.numbers.values()) > 20
+
+
+@pytest.mark.parametrize("page", [page for page in TRANSLATIONS if page.parent != ROOT], ids=name_of)
+def test_a_chinese_page_leads_to_chinese_pages(page: Path) -> None:
+    """And the two versions of a page to each other, at their beginning."""
+    english = TRANSLATIONS[page]
+    assert links(page)[0] == f"../{page.name}" and links(english)[0] == f"zh/{page.name}"
+    targets = [(page.parent / link.partition("#")[0]).resolve() for link in links(page)[1:]]
+    assert not [name_of(target) for target in targets if target in TRANSLATIONS.values() and target.parent == DOCS]
+
+
+def test_a_changed_translation_is_seen(tmp_path: Path) -> None:
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    page.write_text("# A\n`x` of 28,130 [a](#b)\n```\nmake # it\n```\n## B\n| c | d |\n")
+    found = parts(page, other)
+    assert found.commands == ["make"] and found.numbers == {"28,130": 1} and found.code == {"x": 1}
+    assert [heading for _, heading in found.links] == [1] and found.headings == [1, 2] and found.columns == [4]
 
 
 def test_the_file_map_is_true() -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import re
-import shutil
 import subprocess
+import time
 from pathlib import Path
-from typing import Any, Dict, List
+from types import SimpleNamespace
+from typing import Any, Dict, List, Tuple, cast
 
 import pytest
+import torch
+from browser import CHROMIUM, Browser
 from engine_tools import POINTS, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.commands import report as report_command
 from tpvformer.engine import evaluate
+from tpvformer.engine import run as run_module
+from tpvformer.engine.bench.report import surroundings
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.charts import Series, line_chart, number
 from tpvformer.viz.report.page import page
 from tpvformer.viz.report.read import RunFiles, Step, read_run
 
 pytestmark = pytest.mark.usefixtures("quick")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,31 @@ def test_what_an_evaluation_stores_agrees_with_its_scores(finished: Path) -> Non
     assert losses == sorted(losses, reverse=True) and len(set(losses)) > 1
     left = len(POINTS) * last["loss"] - sum(losses)  # that of the one sample which is not among the worst six
     assert 0 < left <= losses[-1] + 1e-6
+
+
+def test_the_head_says_when_the_run_began_and_not_when_it_went_on() -> None:
+    dates = ("2026-11-29 23:58 UTC", "2026-11-30 08:01 UTC")
+    starts = [{"run": f"{i}", "step": 7 * i, "date": date} for i, date in enumerate(dates)]
+    head = page(RunFiles("run", "", {"duration_s": 300.0}, starts), NUSCENES).partition("</header>")[0]
+    assert "started 2026-11-29 23:58 UTC" in head and "08:01" not in head
+    assert "finished, the last of its 2 starts took 5 min 0 s" in head
+    head = page(RunFiles("run", "", {"duration_s": 300.0}, starts[:1]), NUSCENES).partition("</header>")[0]
+    assert "finished in 5 min 0 s" in head
+
+
+def test_the_time_that_is_written_down_is_that_of_the_beginning(tmp_path: Path, monkeypatch) -> None:
+    """Compiling and reading infos come before a run's line in starts.jsonl, and belong to the run."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    dates = [surroundings(torch.device("cpu"), "x", past)["date"] for past in (0, 3 * 86400)]
+    days = [datetime.datetime.strptime(date, "%Y-%m-%d %H:%M UTC").replace(tzinfo=now.tzinfo) for date in dates]
+    assert days[0] - days[1] == datetime.timedelta(days=3)
+    seen: List[float] = []
+    monkeypatch.setattr(run_module, "surroundings", lambda device, program, past: seen.append(past) or {})
+    run = SimpleNamespace(log=SimpleNamespace(path=tmp_path / "a.log"), progress=SimpleNamespace(global_iter=0))
+    run.max_steps, run.world, run.device, run.work_dir = 1, SimpleNamespace(size=1), torch.device("cpu"), tmp_path
+    run.precision = SimpleNamespace(facts=dict)
+    run_module._record_start(cast(Any, run), "x", time.perf_counter() - 50.0)
+    assert seen[0] >= 50
 
 
 def test_the_worst_of_several_processes(monkeypatch) -> None:
@@ -194,18 +224,70 @@ def test_curves_of_a_long_run_stay_small_and_true() -> None:
     assert [number(v) for v in (0, 28130, 1e-5, 0.0015, 0.25)] == ["0", "28.13k", "1e-5", "1.5e-3", "0.25"]
 
 
+def ticks(figure: str) -> List[Tuple[str, float]]:
+    """Label and height of each tick at the left."""
+    found = re.findall(r'<text class="tick" x="49" y="([\d.]+)" text-anchor="end">([^<]*)<', figure)
+    return [(label, float(y)) for y, label in found]
+
+
+@pytest.mark.parametrize("value", [64.257, 0.0, 100.0, 2e-4, -3.0, 12345.0, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-4])
+@pytest.mark.parametrize("linear", [False, True])
+def test_ticks_of_what_hardly_changes_are_apart_and_at_their_place(value: float, noise: float, linear: bool) -> None:
+    """Each tick once, from top to bottom, all at one scale; the line lies between those around it; percentages do not
+    go below 0."""
+    points = [(float(x), value * (1 + noise * (x % 3))) for x in range(9)]
+    figure = line_chart("A", [Series("a", points)], "step", linear=linear)
+    found = ticks(figure)
+    assert len(found) >= 2 and len({label for label, _ in found}) == len(found)
+    heights = [y for _, y in found]
+    gaps = [a - b for a, b in zip(heights, heights[1:])]
+    assert min(gaps) > 10 and max(gaps) - min(gaps) < 0.5, found
+    numbers = [float(label.replace("k", "e3")) for label, _ in found]
+    assert numbers == sorted(numbers) and (value < 0 or min(numbers) >= 0)
+    line = [float(pair.split(",")[1]) for pair in re.findall(r'points="([^"]*)"', figure)[0].split()]
+    scale = (heights[0] - heights[-1]) / (numbers[-1] - numbers[0])
+    expected = heights[0] - 4 - (value - numbers[0]) * scale
+    assert line[0] == pytest.approx(expected, abs=1.5), (line[0], found)
+
+
+def test_steps_far_behind_the_first_have_ticks_that_differ() -> None:
+    figure = line_chart("A", [Series("a", [(1_000_000.0 + x, 1.0 + x) for x in range(9)])], "step")
+    labels = re.findall(r'text-anchor="middle">([^<]*)<', figure)
+    assert len(labels) > 3 and len(set(labels)) == len(labels) and "1000002" in labels
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
+def test_it_is_as_wide_as_a_phone(finished: Path, tmp_path: Path) -> None:
+    """Also with days in the table of times, long tokens, and a long command: nothing sticks out beside what scrolls."""
+    text = (finished / "report.html").read_text()
+    long = re.sub(r"<td>[\d.]+ (s|min)</td>", "<td>13 d 22 h 59 min</td>", text)
+    assert long != text
+    (tmp_path / "long.html").write_text(long)
+    with Browser(tmp_path / "profile", (390, 844)) as browser:
+        for file in (finished / "report.html", tmp_path / "long.html"):
+            for width in (320, 390):
+                browser.resize(width, 844, mobile=True)
+                browser.send("Page.navigate", url=file.resolve().as_uri())
+                browser.wait("document.readyState === 'complete'")
+                browser.settle()
+                wide = browser.run("document.documentElement.scrollWidth")
+                assert browser.run("innerWidth") == wide == width, (file.name, width, wide)
+        assert browser.problems == []
+
+
 def opened(file: Path, profile: Path) -> subprocess.CompletedProcess:
     """The page after it was loaded by a browser that reaches no network; its console is on stderr."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", "--dump-dom", file.as_uri()]
-    return subprocess.run([str(BROWSER), *flags], capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120)
 
 
 def complaints(done: subprocess.CompletedProcess) -> List[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome")
 def test_it_opens_in_a_browser_without_a_word_in_the_console(finished: Path, tmp_path: Path) -> None:
     done = opened(finished / "report.html", tmp_path / "a")
     assert done.returncode == 0 and complaints(done) == []

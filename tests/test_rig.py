@@ -21,11 +21,12 @@ from tiny_nuscenes import write_tiny
 from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import canvas_size, fitted
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.read import load_infos
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import read_scan
 from tpvformer.data.pixels import network_images
-from tpvformer.data.rig.read import NUSCENES_LIDAR, camera_slots
+from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.types import DataError
 from tpvformer.engine import run
 from tpvformer.engine.forward import predict
@@ -110,8 +111,30 @@ def test_sizes_are_those_of_the_images(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"sample rig: .*front.jpg is 77x40 pixels, but .* said to have 77x45"):
             dataset(path, labels=False)[0]
         picture.unlink()
-        with pytest.raises(DataError, match=r"front.jpg is missing; correct its path in .*rig.json"):
+        with pytest.raises(DataError, match=r"front.{jpg,jpeg,png} is missing; correct its path in .*rig.json"):
             dataset(path, labels=False)[0]
+
+
+def test_poses_as_calibration_tools_write_them(tmp_path: Path) -> None:
+    """[R | t] of three rows, and a rotation as a matrix beside the translation."""
+    expected = load_infos(write_rig(tmp_path))[0].lidar2img
+    pose = np.array(THREE[1]["camera2lidar"])
+    turn, place = pose[:3, :3].tolist(), pose[:3, 3].tolist()
+    for other in (pose[:3].tolist(), {"translation": place, "rotation": turn}):
+        path = write_rig(tmp_path, (THREE[0], {**THREE[1], "camera2lidar": other}, THREE[2]))
+        np.testing.assert_array_equal(load_infos(path)[0].lidar2img, expected)
+
+
+def test_suffixes_of_images_in_any_letters(tmp_path: Path) -> None:
+    path = write_rig(tmp_path)
+    images = tmp_path / "images"
+    for name, kind in (("front", "JPG"), ("left", "Jpeg"), ("right", "PNG")):
+        (images / f"{name}.jpg").rename(images / f"{name}.{kind}")
+    (images / "front.png").write_bytes(b"")  # .jpg comes first, in whatever letters
+    assert [Path(file).name for file in load_infos(path)[0].images] == ["front.JPG", "left.Jpeg", "right.PNG"]
+    (images / "left.Jpeg").unlink()
+    with pytest.raises(DataError, match=r"images/left.{jpg,jpeg,png} is missing"):
+        dataset(path, labels=False)[0]
 
 
 def test_canvas_sizes() -> None:

@@ -54,6 +54,15 @@ REFUSED = [
     ("cameras.0.camera2lidar.3", [0, 0, 1, 0], r"last row \[0.0, 0.0, 1.0, 0.0\]"),
     ("cameras.0.camera2lidar", {"translation": [0, 0, 0]}, "has no 'rotation'"),
     ("cameras.0.camera2lidar", {"translation": [0, 0, 0], "rotation": [1, 1, 0, 0]}, "expected a unit quaternion"),
+    ("cameras.0.camera2lidar", MIRROR[:3], r"is a mirror, not a rotation"),
+    ("cameras.0.camera2lidar", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "expected 3x4 finite numbers"),
+    (
+        "cameras.0.camera2lidar",
+        {"translation": [0, 0, 0], "rotation": [[2, 0, 0], [0, 1, 0], [0, 0, 1]]},
+        "no rotation",
+    ),
+    ("cameras.0.camera2lidar", {"translation": [0, 0, 0], "rotation": [[1, 0], [0, 1]]}, "expected 3x3 finite numbers"),
+    ("cameras.0.camera2lidar", {"translation": [0, 0, 0], "rotation": [r[:3] for r in MIRROR[:3]]}, "is a mirror"),
     ("cameras.0.camera2ego", MIRROR, "has camera2ego and camera2lidar; expected one of the two"),
     ("cameras.0.distortion", [0, -0.3], "distortion is not zero, .* undistort the images"),
     ("cameras.0.distortion", "fisheye", "distortion is not zero"),
@@ -77,6 +86,37 @@ def test_refused(tmp_path: Path, where: str, value: Any, text: str) -> None:
         load_infos(save(tmp_path / "rig.json", changed(RIG, where, value)))
     assert str(err.value).startswith(str(tmp_path / "rig.json"))
     assert "\n" not in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        (
+            "front.yaml",
+            b"image_width: 96\ncamera_matrix:\n  rows: 3\n",
+            "YAML file of one camera's intrinsics, as ROS'",
+        ),
+        ("rig.yml", b"cameras: []\n", "is a YAML file"),
+        ("notes.txt", b"front camera: 70 px\n", "is a text file"),
+        ("drive.mp4", b"\0\0\0\x18ftypmp42" + bytes(50), "is an MP4 or QuickTime video.*written as images first"),
+        ("drive.mov", b"moov", "is a video"),
+        ("drive.bag", b"#ROSBAG V2.0\n", "is a ROS bag"),
+        ("drive.db3", b"SQLite format 3\0", "is an SQLite database, as ROS 2"),
+        ("drive.mcap", b"\x89MCAP0\r\n", "is an MCAP recording"),
+        ("CAM_FRONT.jpg", b"\xff\xd8\xff\xe0", "is a JPEG image"),
+        ("page", b"<!DOCTYPE html>", "is a web page"),
+        ("robot.urdf", b"<robot/>", "is an XML file"),
+    ],
+)
+def test_other_kinds_of_file_are_called_what_they_are(tmp_path: Path, name: str, data: bytes, text: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    readers: Any = (load_infos, json_file.read_json)
+    for read in readers:
+        with pytest.raises(DataError, match=rf"{name}: is .*docs/rig.md shows") as err:
+            read(tmp_path / name)
+        assert "\n" not in str(err.value) and "pickle" not in str(err.value)
+    with pytest.raises(DataError, match=text):
+        load_infos(tmp_path / name)
 
 
 def test_what_is_missing_is_named_and_the_rest_is_fine(tmp_path: Path) -> None:

@@ -292,7 +292,8 @@ def test_two_steps_an_evaluation_and_what_is_made_of_them(folder: Path, tmp_path
     assert "while the best val ssc_miou is" in text and "miou pts" not in text and "(0 points)" not in text
     lines = results.publish(tmp_path)
     assert f"Final Train Accuracy : {summary['best_val_leading']:.3f}" in lines
-    assert any("accuracy: best ssc_miou in percent" in line for line in lines)
+    after = lines[lines.index(f"Final Train Accuracy : {summary['best_val_leading']:.3f}") + 1]
+    assert after.startswith("(of the validation set; ") and "accuracy: best ssc_miou in percent" in after
 
     file, picture = str(write_config(tmp_path / "kitti.py", config)), tmp_path / "frame.png"
     weights = ["--ckpt-path", str(tmp_path / "best.pth"), "--py-config", file, "--device", "cpu"]

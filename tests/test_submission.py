@@ -15,6 +15,7 @@ from engine_tools import tiny_model, write_config
 from submission_tools import META, checked, write_set
 
 from tpvformer.cli import main
+from tpvformer.compat.tensors import read_archive
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
@@ -57,7 +58,7 @@ def command(config: Config, weights: Path, folder: Path, *options: str) -> List[
 
 def model_of(weights: Path) -> torch.nn.Module:
     model = tiny_model().eval()
-    model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
+    model.load_state_dict(read_archive(weights)["state_dict"])
     return model
 
 

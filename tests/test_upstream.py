@@ -236,6 +236,41 @@ def test_changed_model_code_is_one_line(tree: Tuple[Path, str], monkeypatch) -> 
     assert "new file.py, ...)" in line
 
 
+def public_clone(tree: Tuple[Path, str], to: Path, address: str) -> str:
+    """A clone without history of the stand-in's newest commit, which is returned; it says it came from ``address``."""
+    folder, _ = tree
+    (folder / "README.md").write_text("later\n")
+    newest = stand_in.commit(folder, "later")
+    stand_in.git(folder, "clone", "--quiet", "--depth", "1", folder.as_uri(), str(to))
+    stand_in.git(to, "remote", "set-url", "origin", address)
+    return newest
+
+
+def test_a_clone_whose_history_begins_later(tree: Tuple[Path, str], tmp_path: Path, monkeypatch) -> None:
+    """Its files are those of a commit with the same code; the first one is not there."""
+    folder, first = tree
+    to = tmp_path / "clone"
+    newest = public_clone(tree, to, "https://example.org/somebody/TPVFormer.git")
+    assert "cannot be told (git says: fatal: bad object" in checkout.remarks(to, first)[0]
+    monkeypatch.setattr(checkout, "SAME_CODE", ("0" * 15, newest[:15]))
+    assert checkout.remarks(to, first) == []
+    (to / "tpvformer04/__init__.py").write_text("x = 5\n")
+    stand_in.commit(to, "mine")
+    assert checkout.remarks(to, first)[0].startswith(f"1 file differs from {newest[:7]} under")
+
+
+@pytest.mark.parametrize("address", ["https://github.com/wzzheng/TPVFormer", "git@github.com:wzzheng/tpvformer.git"])
+def test_a_clone_of_a_later_public_commit(address: str, tree: Tuple[Path, str], tmp_path: Path, monkeypatch) -> None:
+    """Compared with the branch that was cloned; the clone's own commits do not move that."""
+    to = tmp_path / "clone"
+    public_clone(tree, to, address)
+    assert checkout.remarks(to) == []
+    (to / "tpvformer10/modules/encoder.py").write_text("y = 7\n")
+    stand_in.commit(to, "mine")
+    (line,) = checkout.remarks(to)
+    assert line.startswith("1 file differs from origin/HEAD under"), line
+
+
 def test_what_git_cannot_tell_is_one_line(tree: Tuple[Path, str], tmp_path: Path, monkeypatch) -> None:
     folder, first = tree
     (unknown,) = checkout.remarks(folder)

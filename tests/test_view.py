@@ -28,6 +28,7 @@ from tpvformer.labels import COLORS, NUSCENES
 from tpvformer.model import TPVFormer
 from tpvformer.predict_files import FramePredictions
 from tpvformer.view_files import read_result, read_results
+from tpvformer.viz import video
 from tpvformer.viz.render import look_at, render_voxels
 from tpvformer.viz.result import believed, shown
 
@@ -60,7 +61,7 @@ def test_predict_then_view(tmp_path: Path, capsys) -> None:
     }
     video = cv2.VideoCapture(str(out / "v.avi"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.read()[1].shape[1] == 1464
-    assert cv2.imread(str(out / "sample0.png")).shape == (1640, 2930, 3)
+    assert cv2.imread(str(out / "sample0.png")).shape == (1756, 2930, 3)
 
 
 def test_the_commands_of_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +99,23 @@ def test_truth_needs_labels(tmp_path: Path, capsys) -> None:
     words = ["--py-config", str(file), "--ckpt-path", str(tmp_path / "w.pth"), "--device", "cpu", "--rig", str(rig)]
     assert main(["predict", *words, "--truth", "--out", str(tmp_path / "out")]) == 2
     assert "has lidar but no labels" in capsys.readouterr().err
+
+
+def test_a_picture_has_a_legend_and_names_every_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven cameras: none is left out, and each is named on its photograph and on its voxels."""
+    said: List[str] = []
+    monkeypatch.setattr(video, "caption", lambda image, text, size=0.55: said.append(text))
+    result = read_result(save(tmp_path / "a.npz", archive(cameras=7)))
+    picture = video.video_frame(result)
+    names = ["front", "back", *(f"more{i}" for i in range(5))]
+    assert sorted(said[:-2]) == sorted([*names, *(f"{name}, voxels" for name in names)])
+    assert said[-2:] == ["from above", "frame: predicted voxels"]
+    assert picture.shape == (3 * 280 + 1080 + 2 * 46 + 24, 2930, 3)
+    legend = picture[3 * 280 + 1080 :]
+    there = set(np.unique(result.voxels[believed(result, shown(result.class_names, "lidar"))]).tolist())
+    assert 4 not in there and len(there) == 15  # the row of cars is predicted as barrier
+    full = [number for number in range(1, 17) if (legend == COLORS[number][::-1]).all(2).sum() > 500]
+    assert set(full) == there, "a class that is absent is dimmed"
 
 
 def test_a_gif_holds_every_frame(tmp_path: Path, capsys) -> None:
@@ -183,13 +201,36 @@ def test_no_archive_and_nothing_to_do(tmp_path: Path, capsys, monkeypatch: pytes
         ([str(tmp_path / "huge.npz"), *html], "cannot be read"),
         ([str(tmp_path / "bomb.npz"), *html], "unpacks to more than 1 MB"),
         ([str(tmp_path / "empty"), *html], "holds no .npz files"),
-        ([good], "nothing to write"),
         ([good, "--video", "x.mkv"], "expected a name that ends in"),
         ([good, "--video", "x.gif", "--fps", "0"], "--fps is 0.0"),
     ):
         assert main(["view", *words]) == 2
         said = capsys.readouterr().err
         assert text in said and said.count("\n") == 1
+
+
+def test_what_predict_wrote_is_found_and_becomes_a_page(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["view"]) == 2
+    said = capsys.readouterr().err
+    assert "RESULT is not given, and out, where tpvformer predict writes, holds no .npz" in said
+    assert said.count("\n") == 1
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "out" / "a.npz", archive())
+    assert main(["view"]) == 0
+    assert (tmp_path / "out/view.html").is_file() and "out/view.html: 1 frames" in capsys.readouterr().out
+    assert main(["view", "--ply", "p"]) == 0  # something else is asked for
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) and len(list(tmp_path.rglob("*.html"))) == 1
+    save(tmp_path / "b.npz", archive())
+    assert main(["view", "b.npz"]) == 0
+    assert (tmp_path / "view.html").is_file()
+
+
+def test_view_looks_where_predict_writes() -> None:
+    from tpvformer.cli import _parser
+    from tpvformer.commands.view import FOLDER
+
+    assert _parser(["predict"]).parse_args(["predict", "--ckpt-path", "x"]).out == FOLDER
 
 
 def test_results_of_two_models_are_not_mixed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tpvformer.commands import check_geometry
 from tpvformer.config import ConfigError
 from tpvformer.labels import COLORS
 from tpvformer.viz.paint import GAP, TILE_WIDTH, paint_points
-from tpvformer.viz.picture import frame_picture
+from tpvformer.viz.picture import frame_picture, title_of, write_png
 from tpvformer.viz.project import inside, project
 from tpvformer.viz.top_view import voxel_top_view
 
@@ -75,6 +75,14 @@ def test_frame_picture_has_all_parts():
     picture = frame_picture(images, CAMERAS, np.stack([CAMERA] * 6), points, labels, voxels, voxels, "a title")
     assert picture.shape == (1582, 1928, 3)
     assert picture.dtype == np.uint8
+
+
+def test_a_picture_keeps_its_title_beside_its_pixels(tmp_path):
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for title in ("", "demo: 89.5 % right"):
+        write_png(tmp_path / "x.png", image, title)
+        assert (cv2.imread(str(tmp_path / "x.png")) == image).all()
+        assert title_of((tmp_path / "x.png").read_bytes()) == title
 
 
 def arguments(*words: str) -> argparse.Namespace:

@@ -24,6 +24,7 @@ def write_tiny(root: Path, points: Sequence[int] = (50, 70, 60), cameras: Sequen
         token, scan_token = f"sample{i}", f"scan{i}"
         scan = Path("samples/LIDAR_TOP") / f"log__LIDAR_TOP__{i}.pcd.bin"
         cloud = rng.uniform(-60, 60, (count, 5)).astype(np.float32)
+        cloud[:, 4] = np.arange(count) % 32  # the ring
         _write(root / scan, cloud.tobytes())
         label = Path("lidarseg") / VERSION / f"{scan_token}_lidarseg.bin"
         _write(root / label, rng.randint(0, 32, count).astype(np.uint8).tobytes())

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpvformer.api import TPVFormer
+    from tpvformer.api import TPVFormer, list_models
 
-__all__ = ["TPVFormer"]
+__all__ = ["TPVFormer", "list_models"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``tpvformer.TPVFormer`` when it is asked for: the command's help does without PyTorch."""
-    if name == "TPVFormer":
+    """The names of ``__all__`` when they are asked for: the command's help does without PyTorch."""
+    if name in __all__:
         from tpvformer.cores import set_up_threads
 
         set_up_threads()  # before PyTorch is loaded, unless the caller has
-        from tpvformer.api import TPVFormer
+        from tpvformer import api
 
-        return TPVFormer
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

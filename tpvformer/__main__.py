@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from tpvformer.cli import main
+try:
+    from tpvformer.cli import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # before the command had begun
+    status = 130
+sys.exit(status)

@@ -5,7 +5,6 @@ Heavy imports happen inside the commands, so that asking for help is quick.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import importlib
 import os
@@ -13,8 +12,11 @@ import select
 import signal
 import sys
 import time
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
+from tpvformer import __version__
+from tpvformer.commands.parser import Parser
+from tpvformer.commands.tour import example_of, tour
 from tpvformer.config import ConfigError
 from tpvformer.cores import set_up_threads
 from tpvformer.guard.names import shown_lines
@@ -56,21 +58,38 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
     open_streams()
     argv = sys.argv[1:] if argv is None else argv
-    if not argv:
-        from tpvformer.commands.tour import tour
+    named = argv[:1] if argv[:1] and any(command.name == argv[0] for command in COMMANDS) else []
+    return in_one_line(" ".join(["tpvformer", *named]), lambda: _run(argv))
 
-        return in_one_line("tpvformer", lambda: print(tour()) or 0)
+
+def _run(argv: List[str]) -> int:
+    if not argv:
+        print(tour())
+        return 0
+    if argv[0] == "help":  # "help train" is "train --help"
+        argv = [word for word in argv[1:] if word not in ("help", "-h", "--help")] + ["--help"]
     prepare_torch()
     args = _parser(argv).parse_args(argv)
     args.argv = argv  # what was typed: for other processes, and to be noted
     args.every_command = lambda: _parser([], whole=True)
-    return in_one_line(f"tpvformer {args.command}", lambda: args.run(args))
+    if args.command != "doctor":  # which says it among the rest
+        check_environment()
+    return int(args.run(args))
+
+
+def check_environment() -> None:
+    """Raises an error that is one line where a variable that every command reads is set to what nobody knows."""
+    if os.environ.get("TPVFORMER_OPS", "").strip():
+        from tpvformer import ops
+
+        ops.asked()
 
 
 def open_streams() -> None:
-    """Lead the standard streams that were closed (``>&-``) nowhere.
+    """Lead the standard streams that were closed (``>&-``) nowhere, and let every name be printed.
 
-    Else the next file that is opened takes their numbers, and what a library prints ends in a checkpoint.
+    Else the next file that is opened takes their numbers, and what a library prints ends in a checkpoint. A name that
+    the terminal's encoding does not have is shown by its escapes, and ends nothing.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -82,6 +101,9 @@ def open_streams() -> None:
                 os.close(handle)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        stream = getattr(sys, name)
+        if number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def prepare_torch() -> None:
@@ -118,7 +140,8 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -144,28 +167,18 @@ def _user_error(err: Exception) -> Optional[int]:
     from tpvformer.engine.faults.in_words import RunEnded
     from tpvformer.engine.meters import NonFiniteLoss
     from tpvformer.engine.saving import SaveError
+    from tpvformer.ops import OpsError
 
-    if isinstance(err, (DataError, CheckpointError)):
+    if isinstance(err, (DataError, CheckpointError, OpsError)):
         return 2
     return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes --py_config for --py-config, and so on: the reference's users and this package's launchers write both."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_hyphens(word) for word in words], namespace)
-
-
-def _hyphens(word: str) -> str:
-    option, equals, value = word.partition("=")
-    return option.replace("_", "-") + equals + value if option.startswith("--") else word
-
-
-def _parser(argv: List[str], whole: bool = False) -> argparse.ArgumentParser:
+def _parser(argv: List[str], whole: bool = False) -> Parser:
     """The parser for ``argv``: every command is known; the one asked for, or all if ``whole``, with its arguments."""
-    parser = _Parser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
+    parser = Parser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
+    parser.epilog = "tpvformer COMMAND --help, or tpvformer help COMMAND: its options and an example."
+    parser.add_argument("--version", action="version", version=f"tpvformer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         about = f"{command.help[0].upper()}{command.help[1:]}."
@@ -173,4 +186,13 @@ def _parser(argv: List[str], whole: bool = False) -> argparse.ArgumentParser:
         if whole or argv[:1] == [command.name]:
             module = importlib.import_module(f"tpvformer.commands.{command.module}")
             getattr(module, command.function)(added)
+            _add_examples(command.name, added)
     return parser
+
+
+def _add_examples(command: str, parser: Parser) -> None:
+    """An example below the help of a command, and of those below it."""
+    if parser.epilog is None:
+        parser.epilog = f"Example: {example_of(command)}"
+    for name, below in parser.below().items():
+        _add_examples(f"{command} {name}", below)

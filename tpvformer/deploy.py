@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from tpvformer import ops
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.pixels import MEAN_BGR, padded_shape
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
 OPSET = 18
+IR_VERSION = 8  # of the file's own form: what came with OPSET, so that every runtime which knows that opset reads it
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
 _POINTS = 8  # of the example that is traced; their number stays free
@@ -78,6 +79,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
             program, (), input_names=list(INPUTS), output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True
         )
     made.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(config, cameras).items()})
+    made.model.ir_version = IR_VERSION
     _save(out, lambda partial: made.save(partial, external_data=False))
     return _line(out, cameras, size, f"opset {OPSET}")
 

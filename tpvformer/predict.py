@@ -76,18 +76,25 @@ class Scene:
         batch = collate([sample], config.data.ignore_label).to(device)
         with _asking(model):
             features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
-            self._maps = model.aggregator.plane_maps(features)
+            self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
 
     def voxel_logits(self) -> Tensor:
         """(K,X,Y,Z), of the whole grid."""
         with _asking(self._model):
-            return self._model.aggregator.dense(self._maps)[0]
+            return self._model.aggregator.dense(self._here())[0]
 
     def points_in(self, voxels: Tensor) -> Tensor:
         """(M,) int64: the class of the points of voxels (M,3); all points of a voxel have the same."""
-        places = point_places(voxels.to(self._maps[0].device), self._config)
+        maps = self._here()
+        places = point_places(voxels.to(maps[0].device), self._config)
         with _asking(self._model):
-            return self._model.aggregator.at_points(self._maps, places[None])[0].argmax(0)
+            return self._model.aggregator.at_points(maps, places[None])[0].argmax(0)
+
+    def _here(self) -> Sequence[Tensor]:
+        """The maps, brought after a model that has gone to another device meanwhile."""
+        device = next(self._model.parameters()).device
+        self._maps = [plane.to(device) for plane in self._maps]
+        return self._maps
 
     def classes(self, sample: Sample) -> FrameClasses:
         """All of the grid, and the points of ``sample``."""
@@ -150,7 +157,7 @@ def draw_frames(
         if not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
     precision = choose(config.train.precision, place)
-    for line in (*remarks, precision.warning):
+    for line in (*remarks, precision.warning, dataset.camera_note):
         if line:
             logging.getLogger(__name__).warning(line)
     prepare(config, place)
@@ -190,7 +197,7 @@ def _draw(
         vehicle_place(config.model.grid.pc_range, axes),
     )
     try:
-        write_png(out, picture)
+        write_png(out, picture, title)
     except OSError as err:
         raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
     return f"{out}: {title}"

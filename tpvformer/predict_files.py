@@ -55,14 +55,14 @@ class FramePredictions:
         self._config, self._out, self._truth = config, out, truth
         self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
         split = split if rig is None else "test"
-        self._dataset = dataset = FrameDataset(self._data, config.model.grid, split, 0, truth)
+        self._dataset = dataset = FrameDataset(self._data, config.model.grid, split, 0, truth, require_scans=truth)
         check_cameras(dataset, config)
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
         self._chosen = range(len(dataset)) if index is None else range(index, index + 1)
         self._device, remarks = pick_device(device)
         precision = choose(config.train.precision, self._device)
-        self.notes = [*remarks, str(precision), *prepare(config, self._device)]
+        self.notes = [*remarks, str(precision), *prepare(config, self._device), *filter(None, [dataset.camera_note])]
         self.warning = precision.warning
         self._model = build_model(precision.applied(config), self._device)
         load_weights(self._model, weights)
@@ -93,10 +93,16 @@ class FramePredictions:
                 arrays["true_point_labels"] = frame.labels
         write_archive(path, arrays)
         marks.end("postprocess")
+        points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.points)} points"
         return (
-            f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {len(classes.points)} points, "
-            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}"
+            f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {points}, "
+            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
         )
+
+
+def left_out(frame: Frame) -> str:
+    """What is said of a frame whose scan has points without coordinates; empty for others."""
+    return f", {frame.lost_points} points without finite coordinates left out" if frame.lost_points else ""
 
 
 def seconds_of(marks: Marks) -> Dict[str, float]:

@@ -1,15 +1,16 @@
-"""What a model says about one moment, in NumPy."""
+"""What a model says about one moment, in NumPy, and ways to look at it; several moments in one list."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
 
+from tpvformer import looking
 from tpvformer.config import Config
 from tpvformer.data.given import checked_points
 from tpvformer.data.transforms import frame_of_grid, moved
@@ -20,8 +21,14 @@ from tpvformer.labels import class_names
 from tpvformer.predict import Scene
 from tpvformer.predict_files import archive, seconds_of, write_archive
 
+if TYPE_CHECKING:
+    from tpvformer.viz.result import Result as Viewed
 
-@dataclass(frozen=True)
+PathLike = Union[str, "os.PathLike[str]"]
+TITLE = "TPVFormer"
+
+
+@dataclass(frozen=True, repr=False)
 class Voxels:
     """The classes of all voxels. K classes; X, Y, Z voxels along x, y, z of ``frame``.
 
@@ -41,15 +48,32 @@ class Voxels:
         """(X,Y,Z) float32: the probability of each label."""
         return self.probabilities.max(0)
 
+    def __repr__(self) -> str:
+        shape, r = "x".join(map(str, self.labels.shape)), self.pc_range
+        spans = ", ".join(f"{axis} {r[i]:g} to {r[i + 3]:g}" for i, axis in enumerate("xyz"))
+        return f"Voxels({shape}, {len(self.class_names)} classes, {self.frame} frame, metres: {spans})"
+
 
 class Result:
     """``voxels``, the classes of ``points`` where some were given, and of any others on request.
 
     ``seconds``: what it took, by part: "decode", "preprocess", "model", "postprocess"; a model's first takes longer.
+    ``token`` is the frame's name, that of a rig's frame or "given". In a notebook it shows itself as a picture.
     """
 
-    def __init__(self, scene: Scene, frame: Frame, sample: Sample, config: Config, marks: Marks) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        frame: Frame,
+        sample: Sample,
+        config: Config,
+        marks: Marks,
+        drive: str = "",
+        number: int = 0,
+    ) -> None:
         self._scene, self._frame, self._sample, self._config = scene, frame, sample, config
+        self._place = drive, number  # in the rig's frames
+        self.token = frame.token
         grid = config.model.grid
         logits = scene.voxel_logits()
         self._classes = scene.decided(logits, sample)
@@ -81,13 +105,69 @@ class Result:
         classes = self._scene.points_in(torch.from_numpy(cells.occupied)).cpu().numpy()
         return classes[cells.point_row].astype(np.uint8)
 
-    def save(self, path: Union[str, "os.PathLike[str]"]) -> Path:
+    @property
+    def names(self) -> Dict[int, str]:
+        """The class of each label."""
+        return dict(enumerate(self.voxels.class_names))
+
+    def save(self, path: PathLike) -> Path:
         """Write what ``tpvformer predict`` writes (docs/rig.md), points included where some were given; returns the
         path. Raises ConfigError where it cannot be written."""
         file = Path(path)
-        write_archive(file, archive(self._frame, self._sample, self._classes, self._config))
+        write_archive(file, self._arrays())
         return file
+
+    def to_html(self, path: Optional[PathLike] = None, title: str = TITLE) -> Union[Path, str]:
+        """The page of ``tpvformer view`` (docs/viewer.md), one file for any browser: written to ``path``, which is
+        returned, or as text where none is given. Raises ConfigError where it cannot be written."""
+        return looking.page([self._viewed()], path, title)
+
+    def plot(self, path: Optional[PathLike] = None) -> np.ndarray:
+        """The picture of ``tpvformer view --png``, (H, 2930, 3) uint8 RGB: cameras, voxels from several places, classes
+        with their colours. ``path``, a .png, is written too. Raises ConfigError where it cannot be."""
+        return looking.picture(self._viewed(), path)
+
+    def show(self) -> Path:
+        """Open the page in a browser, in a notebook below the cell; returns its file, which is a temporary one."""
+        return looking.show([self._viewed()], TITLE)
+
+    def _repr_html_(self) -> str:
+        return looking.inline([self._viewed()], repr(self))
+
+    def _arrays(self) -> Dict[str, np.ndarray]:
+        return archive(self._frame, self._sample, self._classes, self._config, *self._place)
+
+    def _viewed(self) -> Viewed:
+        from tpvformer.view_files import result_of
+
+        return result_of(self._arrays())
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.voxels.labels.shape))
         return f"Result({shape} voxels, {len(self.voxels.class_names)} classes, {len(self.points)} points)"
+
+
+class Results(List[Result]):
+    """The frames of a batch or of a rig, in order: a list, that can be looked at and saved as a whole."""
+
+    def save(self, folder: PathLike) -> List[Path]:
+        """Write ``<token>.npz`` a frame, as ``tpvformer predict --out`` does; returns the files. Raises ConfigError."""
+        return [result.save(Path(folder) / f"{result.token}.npz") for result in self]
+
+    def to_html(self, path: Optional[PathLike] = None, title: str = TITLE) -> Union[Path, str]:
+        """One page with a slider over the frames; as ``Result.to_html``."""
+        return looking.page(self._viewed(), path, title)
+
+    def show(self) -> Path:
+        """Open that page; as ``Result.show``."""
+        return looking.show(self._viewed(), TITLE)
+
+    def _repr_html_(self) -> str:
+        return looking.inline(self._viewed(), repr(self)) if self else repr(self)
+
+    def _viewed(self) -> List[Viewed]:
+        return [result._viewed() for result in self]
+
+    def __repr__(self) -> str:
+        many = "1 frame" if len(self) == 1 else f"{len(self)} frames"
+        return f"Results({many}: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"

@@ -8,12 +8,13 @@ working directory, as they are there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, Generator, List, Optional, Tuple
 
 from tpvformer import cli
 from tpvformer.config import Config, ConfigError
@@ -31,6 +32,7 @@ def main(script: str, argv: Optional[List[str]] = None) -> int:
     """Do what the reference's ``script`` does; returns the exit status, as ``cli.main`` does."""
     argv = sys.argv[1:] if argv is None else argv
     name = Path(script).name
+    cli.open_streams()
     cli.prepare_torch()
     _hide_script()
     return cli.in_one_line(name, lambda: _run(Path(script), argv))
@@ -41,6 +43,7 @@ def _run(script: Path, argv: List[str]) -> int:
     if run is None:
         raise ConfigError(f"is no script of the reference that is known here; known: {', '.join(_SCRIPTS)}")
     args, more = _parser(script.name, argv)
+    cli.check_environment()
     _forget_machines()
     root = script.resolve().parent
     root = root.parent if root.name == "visualization" else root
@@ -119,7 +122,8 @@ def _train(args: argparse.Namespace, more: List[str]) -> int:
         command += ["--resume-from", args.resume_from]
     if args.max_epochs:
         command += ["--max-epochs", args.max_epochs]
-    status = _start(args, [*command, *more])
+    with _kept_from_git(Path(work_dir)):
+        status = _start(args, [*command, *more])
     if status == 0 and _speaks() and Path(work_dir, "summary.json").is_file():  # not if a signal stopped it
         return cli.main(["results", "--work-dir", work_dir, "--duration", f"{time.perf_counter() - began:.1f}"])
     return status
@@ -181,9 +185,24 @@ def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], dif
     from tpvformer.predict import draw_frames
 
     print(f"{differs}, {_PICTURE}", flush=True)
-    for line in draw_frames(config, Path(args.ckpt_path), frames, args.device, "train" if args.vis_train else "val"):
-        print(line, flush=True)
+    split = "train" if args.vis_train else "val"
+    with _kept_from_git(args.save_path):
+        for line in draw_frames(config, Path(args.ckpt_path), frames, args.device, split):
+            print(line, flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def _kept_from_git(folder: Path) -> Generator[None, None, None]:
+    """Where ``folder`` appears meanwhile, below this checkout, git does not list it as untracked."""
+    new = not folder.exists()
+    try:
+        yield
+    finally:
+        inside = Path.cwd() in folder.absolute().parents and Path(".git").exists()
+        if new and inside and _speaks() and folder.is_dir():
+            with contextlib.suppress(OSError):
+                (folder / ".gitignore").write_text("*\n", encoding="ascii")
 
 
 _SCRIPTS: Dict[str, Callable[[argparse.Namespace, List[str]], int]] = {

@@ -1,4 +1,5 @@
-"""Reads the archives of ``tpvformer predict``. They may be a stranger's: what does not fit is refused in a sentence."""
+"""Reads the archives of ``tpvformer predict`` and published labels. They may be a stranger's: what does not fit is
+refused in a sentence."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.jpeg_scans import too_many_scans
 from tpvformer.data.memory_budget import memory_budget
 from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.view_labels import KNOWN, kind_of, label_files, read_label_file
 from tpvformer.viz.result import CameraView, Result
 
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
 MAX_BYTES = 1 << 29  # of all arrays: a small file may unpack to large ones
+_EXPECTED = f"expected an archive that tpvformer predict wrote, {KNOWN}"
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
@@ -30,9 +33,10 @@ def read_results(places: Sequence[Path]) -> List[Result]:
     results: List[Result] = []
     for place in places:
         if place.is_dir():
-            found = [read_result(path) for path in sorted(place.glob("*.npz"))]
+            archives = [path for path in sorted(place.glob("*.npz")) if path.name != "labels.npz"]
+            found = [read_result(path) for path in archives or label_files(place)]
             if not found:
-                raise DataError(f"{place}: holds no .npz files; expected a folder that tpvformer predict wrote")
+                raise DataError(f"{place}: holds no .npz files; expected what tpvformer predict wrote, {KNOWN}")
             results += sorted(found, key=lambda result: (result.scene, result.number))
         else:
             results.append(read_result(place))
@@ -47,7 +51,18 @@ def read_results(places: Sequence[Path]) -> List[Result]:
 
 def read_result(path: Path) -> Result:
     """One frame. Raises DataError."""
-    arrays = _Arrays(path, _load(path))
+    loaded = {} if path.suffix in (".npy", ".label") else _load(path)
+    kind = kind_of(path, loaded)
+    return _of_archive(_Arrays(path, loaded)) if kind is None else read_label_file(path, kind)
+
+
+def result_of(arrays: Mapping[str, np.ndarray]) -> Result:
+    """One frame from the arrays that an archive would hold. Raises DataError."""
+    return _of_archive(_Arrays(Path(str(arrays.get("token", ""))), arrays))
+
+
+def _of_archive(arrays: _Arrays) -> Result:
+    path = arrays.path
     voxels = arrays.take("voxels", "whole numbers", (None, None, None), required=True).astype(np.uint8)
     if not 0 < voxels.size <= MAX_VOXELS:
         raise DataError(f"{path}: voxels have shape {voxels.shape}; expected 1 to {MAX_VOXELS} of them")
@@ -97,19 +112,18 @@ def read_result(path: Path) -> Result:
 
 
 def _load(path: Path) -> Dict[str, np.ndarray]:
-    expected = "expected an archive that tpvformer predict wrote"
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(one.file_size for one in archive.infolist())
         if size > MAX_BYTES:
-            raise DataError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MB; {expected}")
+            raise DataError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MB; {_EXPECTED}")
         with memory_budget(path.stat().st_size), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except DAMAGED as err:
         if isinstance(err, DataError):
             raise
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-        raise DataError(f"{path}: cannot be read ({reason}); {expected}") from err
+        raise DataError(f"{path}: cannot be read ({reason}); {_EXPECTED}") from err
     return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # others are bytes
 
 
@@ -134,7 +148,7 @@ class _Arrays:
         """An array; None in ``shape`` allows any length."""
         if name not in self._arrays:
             if required or default is None:
-                raise DataError(f"{self.path}: has no array {name!r}; expected an archive that tpvformer predict wrote")
+                raise DataError(f"{self.path}: has no array {name!r}; {_EXPECTED}")
             return default
         array = self._arrays[name]
         fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape))

@@ -110,7 +110,7 @@ def test_files_of_older_versions_have_no_seal_and_are_read(folder: Path, tmp_pat
 
 
 def test_a_sealed_file_is_an_ordinary_archive(folder: Path) -> None:
-    content = torch.load(str(folder / "epoch_2.pth"), weights_only=True, mmap=True)
+    content = torch.load(str(folder / "epoch_2.pth"), weights_only=True, mmap=True)[1]
     assert content["global_iter"] == 14 and content["samples"] == 0
 
 

@@ -15,7 +15,7 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.engine import run, train
+from tpvformer.engine import run, store, train
 from tpvformer.engine.distributed import World
 from tpvformer.engine.log import RunLog
 from tpvformer.engine.meters import NonFiniteLoss
@@ -180,4 +180,4 @@ def test_two_processes_leave_the_same_step_out(config: Config, tmp_path: Path) -
 
 
 def _weights(work_dir: Path) -> Dict[str, torch.Tensor]:
-    return torch.load(work_dir / "latest.pth", weights_only=True)["state_dict"]
+    return store.read(work_dir / "latest.pth")["state_dict"]

@@ -17,6 +17,7 @@ from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.infos.read import is_rig
+from tpvformer.data.lidarseg import label_table
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes import load_infos
 from tpvformer.data.pixels import MEAN_BGR, network_images
@@ -39,10 +40,14 @@ class GeometryReport:
     in_image: Dict[str, int]  # by camera name
     seen_by_any: int
     seen_by_two_or_more: int
+    lost: int = 0  # points of the file without finite coordinates, left out
+    no_scan: str = ""  # why there are no points, where these are wanting
 
     def lines(self) -> List[str]:
         """The report as text."""
         rows = [f"sample {self.token}: {self.points} points, {len(self.in_image)} cameras"]
+        rows += [f"  without points: {self.no_scan}"] if self.no_scan else []
+        rows += [f"  {self.lost} more points have no finite coordinates and are left out"] if self.lost else []
         rows += [f"  {name:<16} {count:>6} points in the image" for name, count in self.in_image.items()]
         rows.append(f"  seen by any camera {self.seen_by_any}, by two or more {self.seen_by_two_or_more}")
         return rows
@@ -61,6 +66,8 @@ def count_points(frame: Frame) -> GeometryReport:
         in_image={name: int(mask.sum()) for name, mask in zip(frame.camera_names, seen)},
         seen_by_any=int((cameras > 0).sum()),
         seen_by_two_or_more=int((cameras > 1).sum()),
+        lost=frame.lost_points,
+        no_scan=frame.no_scan,
     )
 
 
@@ -162,9 +169,13 @@ def run(args: argparse.Namespace) -> int:
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
     labelled = _is_labelled(data, args.split)
-    dataset = FrameDataset(data, config.model.grid, args.split, config.train.seed, require_labels=labelled)
+    dataset = FrameDataset(
+        data, config.model.grid, args.split, config.train.seed, require_labels=labelled, require_scans=False
+    )
     report = check_geometry(dataset, data, args.index, args.out, args.augment)
     print("\n".join(report.lines()))
+    if dataset.camera_note:
+        print(f"  {dataset.camera_note}")
     colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
     print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of LiDAR'}")
     if data.format == "semantickitti":
@@ -180,4 +191,4 @@ def _is_labelled(data: DataConfig, split: str) -> bool:
     if is_rig(path):
         scans = [record for record in load_infos(path) if record.scan]
         return bool(scans) and all(record.labels for record in scans)
-    return Path(data.root, data.version, "lidarseg.json").is_file()
+    return label_table(data.root, data.version) is not None

@@ -6,8 +6,9 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Tuple
 
+from tpvformer.commands.options import folder_prefix, version_below
 from tpvformer.config import ConfigError
 from tpvformer.guard.names import shown
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The commands below ``data`` and their options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     infos = commands.add_parser("infos", help="write info files from the tables", description=_INFOS)
-    _add_set(infos)
+    add_set(infos)
     infos.add_argument(
         "--splits", nargs="+", metavar="SPLIT", help="default: those of splits.json, else the version's official ones"
     )
@@ -30,20 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     infos.add_argument(
         "--format", choices=("both", "pkl", "safetensors"), default="both", help="which files (default: %(default)s)"
     )
-    infos.add_argument("--prefix", help="put before the file names in the infos (default: the root as given)")
+    infos.add_argument(
+        "--prefix",
+        metavar="PREFIX",
+        help="put before the file names in the infos; TPVFormer's published loader opens these from its working "
+        "directory (default: the root as given)",
+    )
     infos.add_argument(
         "--sweeps", type=_count, default=10, metavar="N", help="LiDAR files before a key frame (default: 10)"
     )
     infos.set_defaults(run=_infos)
 
     check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
-    _add_set(check, required=False)
+    add_set(check)
     other = check.add_mutually_exclusive_group()
     other.add_argument(
+        "--infos",
         "--rig",
         type=Path,
         metavar="PATH",
-        help="instead: look at a rig file of one's own, or its folder, and all it names",
+        help="instead: look at a rig file of one's own, or its folder, or at an info file, and all it names",
     )
     check.add_argument("--py-config", metavar="CONFIG", help="with --rig: whose grid is looked at (default: the usual)")
     check.add_argument(
@@ -73,12 +80,14 @@ _CHECK = (
 )
 
 
-def _add_set(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """``--root`` and ``--version``."""
     parser.add_argument(
         "--root", type=Path, default=Path("data/nuscenes"), metavar="DIR", help="holds samples/ (default: %(default)s)"
     )
     parser.add_argument(
-        "--version", required=required, help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test"
+        "--version",
+        help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test (default: the one that is there)",
     )
 
 
@@ -89,17 +98,21 @@ def _count(text: str) -> int:
 
 
 def every(seconds: float) -> Callable[[str, int, int], None]:
-    """Says on stderr how far the reading of a large table is."""
-    began = said = time.perf_counter()
+    """Says on stderr how far something that takes longer than ``seconds`` is, such as reading a large table."""
+    from tpvformer.engine.ending import remaining
+
+    said = time.perf_counter()
+    began: Dict[str, float] = {}
 
     def say(what: str, done: int, total: int) -> None:
         nonlocal said
         now = time.perf_counter()
+        spent = now - began.setdefault(what, now)
         if now - said >= seconds:
             said = now
-            print(
-                f"{what}: {done * 100 // max(total, 1)} % of {total / 1e6:.0f} MB, {now - began:.0f} s", file=sys.stderr
-            )
+            size = f"{total / 1e6:.0f} MB" if total >= 1e6 else str(total)  # bytes of a table, else things of a set
+            left = f", {remaining(spent * (total - done) / done)}" if done and spent else ""
+            print(f"{what}: {done * 100 // max(total, 1)} % of {size}{left}", file=sys.stderr)
 
     return say
 
@@ -107,18 +120,19 @@ def every(seconds: float) -> Callable[[str, int, int], None]:
 def _infos(args: argparse.Namespace) -> int:
     from tpvformer.data.infos.build import build
     from tpvformer.data.infos.pickle_file import write_pickle
-    from tpvformer.data.infos.splits import default_splits, scenes_of
+    from tpvformer.data.infos.splits import default_splits, further, scenes_of
     from tpvformer.data.infos.tensor_file import write_tensors
 
-    folder = args.root / args.version
+    version = args.version or version_below(args.root)
+    folder = args.root / version
     splits = args.splits or default_splits(folder)
     if not splits:
-        raise ConfigError(f"version is {args.version}, which has no official splits; name some with --splits")
-    prefix = f"{args.root.as_posix()}/" if args.prefix is None else args.prefix
+        raise ConfigError(f"version is {version}, which has no official splits; {further(folder)}")
+    prefix = folder_prefix(args.root.as_posix() if args.prefix is None else args.prefix)
     out = args.root.parent if args.out is None else args.out
     writers = {"pkl": write_pickle, "safetensors": write_tensors}
     formats = list(writers) if args.format == "both" else [args.format]
-    built = build(args.root, args.version, splits, prefix, args.sweeps, every(5))
+    built = build(args.root, version, splits, prefix, args.sweeps, every(5))
     for split, infos in built.items():
         scenes, wanted = len(set(infos.scenes)), len(set(scenes_of(folder, split)))
         what = f"{len(infos)} samples of {scenes} scenes, {len(infos.cameras)} cameras, {len(infos.sweeps)} sweeps"
@@ -132,10 +146,9 @@ def _infos(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    if args.rig is not None:
+    if args.infos is not None:
         return _check_rig(args)
-    if args.version is None:
-        raise ConfigError("version is not given; expected --version v1.0-mini or another table folder, or --rig FILE")
+    args.version = args.version or version_below(args.root, "; --rig FILE looks at a rig of one's own")
     if args.paint is not None:
         return _paint(args)
     from tpvformer.data.doctor.examine import examine
@@ -152,17 +165,18 @@ def _check_rig(args: argparse.Namespace) -> int:
 
     config = load_config(args.py_config) if args.py_config else Config(name="usual")
     grid = config.model.grid
-    report, records = examine_rig(args.rig, args.whole)
+    report, records = examine_rig(args.infos, args.whole, args.root)
     if records:
         record = records[0]
         origin = "LiDAR" if grid.frame == "lidar" else "ego"
-        print(f"{args.rig}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
+        print(f"{args.infos}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
         if grid.frame != "lidar" and record.lidar2ego is None:
-            report.fault("rig", f"{args.rig}: has no lidar2ego, which model.grid.frame=ego needs; add it")
+            report.fault("rig", f"{args.infos}: has no lidar2ego, which model.grid.frame=ego needs; add it")
         else:
-            shares, any_camera = _seen(record, grid)
-            print("\n".join(view.line(share) for view, share in zip(views(record), shares)))
-            print(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
+            if record.sizes:
+                shares, any_camera = _seen(record, grid)
+                print("\n".join(view.line(share) for view, share in zip(views(record), shares)))
+                print(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
     print("\n".join(report.lines(args.limit)))
     return 1 if report.count else 0
 
@@ -190,14 +204,14 @@ def _paint(args: argparse.Namespace) -> int:
     from tpvformer.commands.check_geometry import count_points, write_picture
     from tpvformer.data.infos.build import build_scene
     from tpvformer.data.infos.read import record_of
-    from tpvformer.data.lidarseg import LabelFiles
+    from tpvformer.data.lidarseg import LabelFiles, label_table
     from tpvformer.data.nuscenes import read_frame
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 
     record = record_of(*build_scene(args.root, args.version, args.paint, every(5)))
     file = None
-    if (args.root / args.version / "lidarseg.json").is_file():
+    if label_table(args.root, args.version) is not None:
         file = LabelFiles(args.root, args.version).find(record.token, Path(record.scan).name)
     frame = read_frame(record, args.root, file, raw_to_class("nuscenes"))
     labels = None if file is None else frame.labels

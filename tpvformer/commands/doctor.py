@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from tpvformer import __version__
 from tpvformer.commands.options import add_device
+from tpvformer.compiling import NO_FOLDER, can_keep
 from tpvformer.config import ConfigError
 
 if TYPE_CHECKING:
@@ -75,12 +76,19 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
     else:
         lines.append(f"device: {device_name(chosen)}, {torch.get_num_threads()} threads")
     lines += _processor(chosen)
+    misfit = ops.misfit(chosen.type)
+    if misfit is not None:
+        mend.append(misfit)
+    elif ops.asked() is not None:
+        lines.append(f"note: {ops.VARIABLE}={ops.asked()} is set: nothing else serves the operations")
     for place in places:
         found = ops.kernels(place)
         lines += [f"on {place.type}: {line}" for line in _served(found)]
         mend += [
             f"{name} kernels cannot be had on {place.type} ({problem})" for name, problem in found.items() if problem
         ]
+    if versions["numba"] is not None and not can_keep():
+        lines.append(f"note: kernels are compiled in every run ({NO_FOLDER})")
     if versions["opencv-python-headless"] is not None and (problem := _load("cv2")):
         mend.append(
             f"OpenCV is installed but does not load ({problem}): pip install --force-reinstall opencv-python-headless"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Tuple
 
-from tpvformer.config import Config, override
+from tpvformer.config import Config, ConfigError, override
 from tpvformer.engine.device_names import ACCEPTED
 
 
@@ -60,6 +60,25 @@ def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
     if args.py_config is not None:
         return read_config(args), weights
     return override(config_of(weights), args.assignments), weights
+
+
+def folder_prefix(text: str) -> str:
+    """What is put before the names of files: a folder, with the slash that belongs behind it."""
+    return text if not text or text.endswith(("/", "\\")) else f"{text}/"
+
+
+def version_below(root: Path, otherwise: str = "") -> str:
+    """The one folder of nuScenes' tables below ``root``. Raises ConfigError, which ends with ``otherwise``."""
+    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(versions) == 1:
+        return versions[0]
+    if versions:
+        found = f"holds the table folders {', '.join(versions)}; choose one with --version"
+    elif not root.is_dir():
+        found = "is no folder; name the one that holds samples/ and a table folder such as v1.0-mini with --root"
+    else:
+        found = "holds no table folder such as v1.0-mini with sample_data.json in it; unpack nuScenes' metadata there"
+    raise ConfigError(f"--root {root} {found}{otherwise}")
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Generator, Optional
 
-from tpvformer.commands.options import add_config, add_device, add_weights, read_model
+from tpvformer.commands.options import add_config, add_device, add_weights, read_model, version_below
 from tpvformer.config import Config, ConfigError
 
 
@@ -84,30 +84,22 @@ def _set_below(
         return
     from tpvformer.commands.data import every
     from tpvformer.data.infos.build import build
-    from tpvformer.data.infos.splits import default_splits
+    from tpvformer.data.infos.splits import default_splits, further
     from tpvformer.data.infos.tensor_file import write_tensors
 
-    version = version or _version_below(root)
-    named = [name for name in default_splits(root / version) if name.endswith(split)]
+    version = version or version_below(root)
+    splits = default_splits(root / version)
+    named = [name for name in splits if name.endswith(split)] or (splits if len(splits) == 1 else [])
     if not named:
-        raise ConfigError(f"{root / version} has no split that is called {split}; give another --split or --version")
+        raise ConfigError(
+            f"{root / version} has no split that is called {split}; give another --split or --version; "
+            f"{further(root / version)}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         infos = Path(folder, "infos.safetensors")
         write_tensors(build(root, version, named[:1], f"{root.as_posix()}/", 0, every(5))[named[0]], infos)
         places = {"root": str(root), "version": version, f"{split}_infos": str(infos)}
         yield dataclasses.replace(config, data=dataclasses.replace(config.data, **places))
-
-
-def _version_below(root: Path) -> str:
-    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
-    if len(versions) == 1:
-        return versions[0]
-    found = (
-        f"holds the table folders {', '.join(versions)}; choose one with --version"
-        if versions
-        else ("holds no table folder such as v1.0-mini with sample_data.json in it; unpack nuScenes' metadata there")
-    )
-    raise ConfigError(f"--root {root} {found}")
 
 
 def _picture(args: argparse.Namespace) -> int:

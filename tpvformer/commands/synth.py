@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from tpvformer.commands.options import positive, size
+from tpvformer.commands.options import folder_prefix, positive, size
 from tpvformer.config import ConfigError
 
 
@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--occupancy", action="store_true", help="also dense labels, as in Occ3D and SurroundOcc")
+    parser.add_argument(
+        "--prefix",
+        default="",
+        metavar="PREFIX",
+        help="put before the file names in the info files, for TPVFormer's published loader, which opens them from its "
+        "working directory (default: names relative to --out)",
+    )
     parser.add_argument("--kitti", action="store_true", help="instead: SemanticKITTI's sequences, one a scene")
     parser.set_defaults(run=_synth)
 
@@ -41,17 +48,18 @@ def _synth(args: argparse.Namespace) -> int:
         ) from err
 
     began = time.perf_counter()
-    scenes, seed, frames = args.scenes, args.seed, args.frames
+    scenes, seed, frames, prefix = args.scenes, args.seed, args.frames, folder_prefix(args.prefix)
     if args.kitti:
-        if args.size is not None or args.occupancy:
+        if args.size is not None or args.occupancy or prefix:
             raise ConfigError(
-                "--kitti: SemanticKITTI has images of its own size and always voxels; leave --size and --occupancy away"
+                "--kitti: SemanticKITTI has images of its own size, always voxels and no info files; leave --size, "
+                "--occupancy and --prefix away"
             )
         fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
         what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
     else:
         width, height = shape = args.size or (1600, 900)
-        fresh = write_dataset(args.out, scenes, shape, seed, frames, args.workers, _quarters(), args.occupancy)
+        fresh = write_dataset(args.out, scenes, shape, seed, frames, args.workers, _quarters(), args.occupancy, prefix)
         what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
     if fresh:
         print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
@@ -61,13 +69,16 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _quarters() -> Callable[[int, int], None]:
-    """A callback that says when another quarter of the frames is done."""
-    said = 0
+    """A callback that says when another quarter of the frames is done, and when all will be."""
+    from tpvformer.engine.ending import remaining
+
+    said, began = 0, time.perf_counter()
 
     def say(done: int, total: int) -> None:
         nonlocal said
         if done < total and done * 4 // total > said:
             said = done * 4 // total
-            print(f"{done} of {total} frames", file=sys.stderr)
+            left = remaining((time.perf_counter() - began) * (total - done) / done)
+            print(f"{done} of {total} frames, {left}", file=sys.stderr)
 
     return say

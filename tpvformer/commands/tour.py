@@ -9,7 +9,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("is this machine ready?", "tpvformer doctor"),
     ("do the kernels compute the same here?", "tpvformer selfcheck"),
     ("a synthetic data set", "tpvformer synth --out data/demo --scenes 10 --size 224x128"),
-    ("info files of a nuScenes download", "tpvformer data infos --root data/nuscenes --version v1.0-mini"),
+    ("info files of a nuScenes download", "tpvformer data infos --root data/nuscenes"),
     ("look at calibration and points", "tpvformer check-geometry --rig rig.json --out rig.png"),
     ("train", "tpvformer train --py-config tpv_lidarseg_dim64"),
     ("score a checkpoint", "tpvformer eval --ckpt-path output/demo/best.pth"),
@@ -25,9 +25,20 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("drop-in files for OpenMMLab 1.x", "tpvformer overlay check"),
 )
 
+_ACTIONS = {  # of commands that have several below them: those that the tour leaves out
+    "data check": "tpvformer data check --root data/nuscenes",
+}
+
 
 def tour() -> str:
     """One line a command."""
     width = max(len(what) for what, _ in TOUR)
     lines = [f"  {what:<{width}}  {example}" for what, example in TOUR]
     return "\n".join(["TPVFormer: car cameras to 3D semantics. tpvformer COMMAND --help says more.", *lines])
+
+
+def example_of(command: str) -> str:
+    """How a command can be typed; "data check" and the like name one of several below a command."""
+    if command in _ACTIONS:
+        return _ACTIONS[command]
+    return next(example for _, example in TOUR if f"{example} ".startswith(f"tpvformer {command} "))

@@ -15,11 +15,26 @@ if TYPE_CHECKING:
     from tpvformer.viz.result import Result
 
 
+FOLDER, PAGE = Path("out"), "view.html"  # predict's own default; the page
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``view``."""
     parser.description = _VIEW
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="npz files, or folders of them")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="one page with everything, to be opened in a browser")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        metavar="RESULT",
+        help=f"files, or folders of them (default: {FOLDER}, where predict writes)",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help=f"one page with everything, to be opened in a browser (default: {PAGE} beside the first RESULT, if "
+        "nothing else is asked for)",
+    )
     parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="of the page (default: %(default)s)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
     parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
@@ -32,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _VIEW = (
-    "RESULTs come from tpvformer predict (with --truth also the labels of the set). The page needs no network and no "
+    "RESULTs come from tpvformer predict (with --truth also the labels of the set), or are published labels: Occ3D's "
+    "labels.npz, SurroundOcc's .npy, SemanticKITTI's .label. The page needs no network and no "
     "other file; its slider goes over all frames given: files in their order, folders by scene and time. Pictures, "
     "video and PLY files show what is predicted; of a model that was not taught free space, where LiDAR points lie."
 )
@@ -41,13 +57,14 @@ _VIEW = (
 def _run(args: argparse.Namespace) -> int:
     from tpvformer.view_files import read_results
 
-    if not (args.html or args.png or args.video or args.ply or args.rrd):
-        raise ConfigError("nothing to write; give --html FILE, --png DIR, --video FILE, --ply DIR or --rrd FILE")
     if args.video and args.video.suffix not in (".gif", ".mp4", ".avi"):
         raise ConfigError(f"--video is {args.video}; expected a name that ends in .gif, .mp4 or .avi")
     if not 0 < args.fps <= 100:
         raise ConfigError(f"--fps is {args.fps}; expected a number above 0, 100 at most")
-    results = read_results(args.results)
+    places = args.results or [_found()]
+    results = read_results(places)
+    if not (args.html or args.png or args.video or args.ply or args.rrd):
+        args.html = (places[0] if places[0].is_dir() else places[0].parent) / PAGE
     if args.html:
         _write_page(args.html, results, args.title)
     if args.ply:
@@ -58,6 +75,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.rrd:
         _write_rerun(args.rrd, results)
     return 0
+
+
+def _found() -> Path:
+    """Where predict writes unless it is told otherwise. Raises ConfigError where nothing lies there."""
+    if any(FOLDER.glob("*.npz")):
+        return FOLDER
+    raise ConfigError(
+        f"RESULT is not given, and {FOLDER}, where tpvformer predict writes, holds no .npz files; name what it wrote"
+    )
 
 
 def _write_page(path: Path, results: Sequence[Result], title: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 COMMIT = "459bc060901c9c4920f802252f04b290a449e4a1"  # of wzzheng/TPVFormer: the code whose model this package has
+SAME_CODE = ("4c607ce84d3fa64",)  # public commits with the same code, which a clone has that does not reach back to it
+PUBLIC = "wzzheng/tpvformer"  # in the address of a remote
 FOLDERS = ("tpvformer04", "tpvformer10")
 _WHERE = ", ".join(f"{name}/" for name in FOLDERS)
 _SECONDS = 20.0
@@ -21,26 +23,50 @@ class _CannotTell(Exception):
 def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
     """At most one line for the log: model code in ``folder`` that differs from ``commit``, or that nobody can tell.
 
-    Empty for a folder that is no checkout of the reference, and for one whose model code is as published.
+    What is compared are the files' content hashes with those of a commit that the clone has: ``commit``, another one
+    of the same code, or the public branch that was cloned; no history is looked at. Empty for a folder that is no
+    checkout of the reference, and for one whose model code is as published.
     """
-    commit = COMMIT if commit is None else commit
+    asked = COMMIT if commit is None else commit
     if not any((folder / name).is_dir() for name in FOLDERS):
         return []
+    commit = asked
     try:
+        commit = _base(folder, asked)
         changed = _changed(folder, commit)
     except _CannotTell as err:
         return [
-            f"whether {_WHERE} were changed since {commit[:7]} cannot be told ({err}); the model that runs is this "
+            f"whether {_WHERE} were changed since {asked[:7]} cannot be told ({err}); the model that runs is this "
             "package's own, and changes there have no effect"
         ]
     if not changed:
         return []
     names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+    base = commit if "/" in commit else commit[:7]
     verb = "file differs" if len(changed) == 1 else "files differ"
     return [
-        f"{len(changed)} {verb} from {commit[:7]} under {_WHERE} ({names}); the model that runs is this package's own, "
+        f"{len(changed)} {verb} from {base} under {_WHERE} ({names}); the model that runs is this package's own, "
         "and these changes have no effect"
     ]
+
+
+def _base(folder: Path, commit: str) -> str:
+    """A commit whose files this clone has: the one asked for, else one of the same code, else the public branch's."""
+    for name in (commit, *SAME_CODE):
+        if _holds(folder, name):
+            return name
+    for line in _ask(folder, "config", "--get-regexp", r"^remote\..*\.url$", ok=(0, 1)):
+        key, _, address = line.partition(" ")
+        remote = key[len("remote.") : -len(".url")]
+        if address.lower().rstrip("/").endswith((PUBLIC, f"{PUBLIC}.git")):
+            for branch in ("HEAD", "main", "master"):
+                if _holds(folder, f"refs/remotes/{remote}/{branch}"):
+                    return f"{remote}/{branch}"
+    return commit  # git says that it has no such commit
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return _run(folder, "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}").returncode == 0
 
 
 def _changed(folder: Path, commit: str) -> List[str]:
@@ -53,11 +79,30 @@ def _changed(folder: Path, commit: str) -> List[str]:
 
 def _git(folder: Path, *command: str) -> List[str]:
     """The names that a git command lists for FOLDERS. It writes nothing, not even its index."""
+    done = _run(folder, *command, "--", *FOLDERS)
+    _check(done, (0,))
+    return [name.decode("utf-8", "replace") for name in done.stdout.split(b"\0") if name]
+
+
+def _ask(folder: Path, *command: str, ok: Tuple[int, ...]) -> List[str]:
+    """The lines that a git command prints; ``ok`` are the exit codes of an answer."""
+    done = _run(folder, *command)
+    _check(done, ok)
+    return done.stdout.decode("utf-8", "replace").splitlines()
+
+
+def _check(done: "subprocess.CompletedProcess[bytes]", ok: Tuple[int, ...]) -> None:
+    if done.returncode not in ok:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise _CannotTell(f"git says: {said[0]}")
+
+
+def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[bytes]":
     env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *command, "--", *FOLDERS],
-            env=dict(env, GIT_OPTIONAL_LOCKS="0", LC_ALL="C"),
+        return subprocess.run(
+            ["git", "-C", str(folder), *command],
+            env=dict(env, GIT_OPTIONAL_LOCKS="0", GIT_NO_LAZY_FETCH="1", LC_ALL="C"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
@@ -68,7 +113,3 @@ def _git(folder: Path, *command: str) -> List[str]:
         raise _CannotTell(f"git does not start: {err.strerror}") from err
     except subprocess.TimeoutExpired as err:
         raise _CannotTell(f"git took more than {_SECONDS:.0f} s") from err
-    if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise _CannotTell(f"git says: {said[0]}")
-    return [name.decode("utf-8", "replace") for name in done.stdout.split(b"\0") if name]

@@ -12,24 +12,21 @@ from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from tpvformer.compat.backbone import backbone_of
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.keys import (
     derived_names,
     is_derived,
     is_port,
     key_table,
-    modern_name,
     reference_names,
     reference_order,
 )
 from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
+from tpvformer.compat.wrappers import find_tensors, some
 from tpvformer.config import ModelConfig
-from tpvformer.guard.names import shown
 
 FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
-_BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
-_NECK_PREFIXES = ("img_neck.", "neck.")
-_DETECTOR_PREFIXES = ("bbox_head.", "pts_bbox_head.")
 _GEOMETRY_TOLERANCE = 1e-4  # of the normalised image or volume; real differences are whole cells
 
 
@@ -46,7 +43,8 @@ class Model(Protocol):
 
 @dataclass
 class Report:
-    """What became of every entry of a file. Names are the file's, except ``missing``, which are ours."""
+    """What became of every entry of a file. Names are the file's without what wrappers put there; ``missing`` and
+    ``zeroed`` are ours."""
 
     source: str
     kind: str  # "tpvformer", "reference", "mmdetection3d" or "backbone"
@@ -54,26 +52,33 @@ class Report:
     ignored: List[str] = field(default_factory=list)  # known, and not weights of this model: geometry, detector head
     dropped: List[str] = field(default_factory=list)  # a neck of another width or length
     missing: List[str] = field(default_factory=list)  # keep the values they had
+    zeroed: List[str] = field(default_factory=list)  # offsets of deformable convolutions that the file lacks
     warnings: List[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def lines(self) -> List[str]:
+        """What was done, without the warnings."""
         lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
         for what, names in (
             ("ignored, no weights of this model", self.ignored),
             ("dropped, the neck has another shape", self.dropped),
             ("missing, left as they were", self.missing),
+            ("offsets of deformable convolutions start at 0, for the file has none", self.zeroed),
         ):
             if names:
-                lines.append(f"  {len(names)} {what}: {_some(names)}")
-        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+                lines.append(f"  {len(names)} {what}: {some(names)}")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines() + [f"  warning: {text}" for text in self.warnings])
 
 
 def load_weights(model: Model, path: PathLike) -> Report:
     """Fill ``model`` in place from any accepted file and say what was done.
 
-    Accepted: our checkpoints and safetensors; the reference's state dict, flat or under ``state_dict``, with or without
-    ``module.``; mmdetection3d's port of it; a detector checkpoint with this backbone. Raises CheckpointError naming
-    entries that are unknown, missing, of another shape or not finite; the model is then unchanged.
+    Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; a detector's, a
+    classifier's or a bare ResNet's with this backbone; each flat or under a key such as ``state_dict``, with or without
+    what wrappers put before names. Raises CheckpointError naming entries that are unknown, missing, of another shape or
+    not finite; the model is then unchanged.
     """
     return load_content(model, read_archive(path), str(path))
 
@@ -83,7 +88,7 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
-    tensors = named_tensors(content, source)
+    tensors, beside = find_tensors(content, source)
     state = model.state_dict()
     if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
         values, report = _from_reference(tensors, model, source)
@@ -91,13 +96,14 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
         values, report = dict(tensors), Report(source, "tpvformer", mapped=list(tensors))
         _refuse_unknown(source, [name for name in tensors if name not in state])
     else:
-        values, report = _from_detector(tensors, model, source)
+        values, report = _from_detector(tensors, model, content, source)
+    report.ignored += beside
     report.missing = [name for name in state if name not in values]
     _refuse_missing(source, report)
     _refuse_shapes(source, values, state)
     strange = nonfinite(values)
     if strange:
-        text = f"{len(strange)} tensors hold NaN or infinite numbers: {_some(strange)}"
+        text = f"{len(strange)} tensors hold NaN or infinite numbers: {some(strange)}"
         if not allow_nonfinite:
             raise CheckpointError(f"{source}: {text}; take a checkpoint from before the training diverged")
         report.warnings.append(text)
@@ -139,21 +145,6 @@ def nonfinite(values: Dict[str, Tensor]) -> List[str]:
     return [name for name, tensor in values.items() if tensor.is_floating_point() and strange(tensor)]
 
 
-def named_tensors(content: Dict[str, Any], source: str) -> Dict[str, Tensor]:
-    """The named tensors of an archive: under ``state_dict`` or ``model``, or flat; without ``module.``."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strange or not content:
-        found = f"{_some(strange)} {'is' if len(strange) == 1 else 'are'} no named tensor" if strange else "it is empty"
-        raise CheckpointError(f"{source}: expected named tensors, flat or under 'state_dict'; {found}")
-    if all(name.startswith("module.") for name in content):
-        return {name[len("module.") :]: value for name, value in content.items()}
-    return dict(content)
-
-
 def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
     report = Report(source, "mmdetection3d" if is_port(tensors) else "reference")
     ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
@@ -172,45 +163,14 @@ def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tu
     return values, report
 
 
-def _from_detector(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
-    """The image backbone of a detector, and its neck where every tensor of ours has one of the same shape."""
-    report = Report(source, "backbone")
+def _from_detector(
+    tensors: Dict[str, Tensor], model: Model, content: Dict[str, Any], source: str
+) -> Tuple[Dict[str, Tensor], Report]:
     ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
-    state = model.state_dict()
-    values: Dict[str, Tensor] = {}
-    neck: Dict[str, Tensor] = {}
-    neck_names: Dict[str, str] = {}
-    unknown: List[str] = []
-    for name, tensor in tensors.items():
-        known = modern_name(_renamed(name))
-        if known.startswith("img_neck.") and ("lateral_convs." in known or "fpn_convs." in known):
-            neck[known], neck_names[known] = tensor, name
-        elif known.startswith("img_backbone.") and known in ours:
-            values[ours[known]] = tensor
-            report.mapped.append(name)
-        elif known.startswith(_DETECTOR_PREFIXES):
-            report.ignored.append(name)
-        else:
-            unknown.append(name)
-    _refuse_unknown(source, unknown, "expected our own, the reference's, or a detector's img_backbone/img_neck names")
-    wanted = [theirs for theirs in ours if theirs.startswith("img_neck.")]
-    fits = all(name in neck and neck[name].shape == state[ours[name]].shape for name in wanted)
-    for known, tensor in neck.items():
-        if fits and known in ours:
-            values[ours[known]] = tensor
-            report.mapped.append(neck_names[known])
-        else:
-            report.dropped.append(neck_names[known])
-    return values, report
-
-
-def _renamed(name: str) -> str:
-    """``backbone.``/``neck.`` (a detector's own names) -> ``img_backbone.``/``img_neck.`` (inside a camera model)."""
-    for prefixes in (_BACKBONE_PREFIXES, _NECK_PREFIXES):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return prefixes[0] + name[len(prefix) :]
-    return name
+    found = backbone_of(tensors, ours, model.state_dict(), content, source)
+    report = Report(source, "backbone", found.mapped, found.ignored, found.dropped, zeroed=found.zeroed)
+    report.warnings = found.warnings
+    return found.values, report
 
 
 def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
@@ -224,15 +184,18 @@ def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
         if theirs.shape != mine.shape:
             warnings.append(f"{name} is {tuple(theirs.shape)} in the file, {tuple(mine.shape)} by this configuration")
             continue
-        gap = float((theirs.float() - mine.detach().cpu().float()).abs().max())
-        if not gap <= _GEOMETRY_TOLERANCE:
+        mine = mine.detach().cpu().float()
+        coarse = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0  # of halves, which round
+        gaps = (theirs.float() - mine).abs()
+        if not bool((gaps <= _GEOMETRY_TOLERANCE + coarse * mine.abs()).all()):
+            gap = float(gaps.max())
             warnings.append(f"{name} differs from this configuration's by up to {gap:.3g}; the configuration's is used")
     return warnings
 
 
 def _refuse_unknown(source: str, names: Sequence[str], mend: str = "was it made with another configuration?") -> None:
     if names:
-        raise CheckpointError(f"{source}: {len(names)} entries have no place in this model: {_some(names)}; {mend}")
+        raise CheckpointError(f"{source}: {len(names)} entries have no place in this model: {some(names)}; {mend}")
 
 
 def _refuse_missing(source: str, report: Report) -> None:
@@ -242,7 +205,7 @@ def _refuse_missing(source: str, report: Report) -> None:
         lacking = [name for name in lacking if name.startswith("backbone.")]
     if lacking:
         raise CheckpointError(
-            f"{source}: {len(lacking)} tensors of this model are not in the {report.kind} file: {_some(lacking)}; "
+            f"{source}: {len(lacking)} tensors of this model are not in the {report.kind} file: {some(lacking)}; "
             "was it made with another configuration?"
         )
 
@@ -260,9 +223,3 @@ def _refuse_shapes(source: str, values: Dict[str, Tensor], state: Dict[str, Tens
 
 def _last(name: str) -> str:
     return name.rsplit(".", 1)[-1]
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    """The first few names, and how many follow."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(shown(name)[:120] for name in names[:count]) + more

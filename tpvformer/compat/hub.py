@@ -9,7 +9,7 @@ from typing import Any, Optional, Sequence
 from tpvformer.compat.errors import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILES = (".pth", ".pt", ".safetensors", ".json", ".py")
+_FILES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".json", ".py")
 
 
 def is_hub_id(text: str) -> bool:

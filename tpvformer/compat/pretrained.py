@@ -19,11 +19,14 @@ from torch import Tensor
 
 from tpvformer import __version__
 from tpvformer.compat.card import model_card
-from tpvformer.compat.checkpoints import Model, named_tensors
+from tpvformer.compat.checkpoints import FORMAT as RUN_FORMAT
+from tpvformer.compat.checkpoints import Model
+from tpvformer.compat.config_file import shipped
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer import infer_config
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
+from tpvformer.compat.wrappers import named_tensors
 from tpvformer.config import Config, ConfigError, DataConfig, from_dict
 from tpvformer.guard.names import is_file_name
 from tpvformer.guard.text import TextError, parse_json, parse_yaml
@@ -70,8 +73,36 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     path = Path(source)
     if source == EMBEDDED:  # which no Path is
         return _inside(path)
+    if isinstance(source, str) and not path.exists():
+        _refuse_a_name(source)
     if not path.exists() and is_hub_id(str(source)):
         path = download(str(source), revision, (CONFIG, WEIGHTS))
+    return _file_in(path) if path.is_dir() else path
+
+
+def _refuse_a_name(source: str) -> None:
+    """Raises CheckpointError for a word that may have been meant as the name of weights, and is none."""
+    name = source[: -len(".py")] if source.endswith(".py") else source
+    if name in shipped():
+        raise CheckpointError(
+            f"{source}: is the name of a configuration, of which this package has no weights; docs/configs.md says "
+            f"where published ones come from, and TPVFormer({name!r}) makes fresh ones"
+        )
+    if not Path(source).suffix and not set(source) & set("/\\"):
+        raise CheckpointError(
+            f"{source}: is neither a file nor a folder here, nor the name of weights in this package ({EMBEDDED}); "
+            "docs/python.md lists what can be opened"
+        )
+
+
+def starting_weights(load_from: str) -> Path:
+    """The file that ``train.load_from`` names: itself, that of a saved model's folder or a work dir, or the package's.
+
+    It need not be there. Raises CheckpointError for a folder without weights.
+    """
+    path = Path(load_from)
+    if load_from == EMBEDDED and not path.exists():
+        return EMBEDDED_FILE
     return _file_in(path) if path.is_dir() else path
 
 
@@ -141,8 +172,8 @@ def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
         notes = read_notes(path)
         if CONFIG in notes:
             return _parsed(notes[CONFIG], f"{path}: its {CONFIG}")
-    if not isinstance(content.get("config"), dict):
-        return None
+    if content.get("format") != RUN_FORMAT or not isinstance(content.get("config"), dict):
+        return None  # another program's configuration says nothing here
     config = _built(content["config"], str(path))
     run = path.parent / RUN_CONFIG
     if not run.is_file():

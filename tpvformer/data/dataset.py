@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from tpvformer.config import ConfigError, DataConfig, GridConfig
 from tpvformer.data.canvas import read_pictures
 from tpvformer.data.image_cache import ImageCache
-from tpvformer.data.lidarseg import LabelFiles
+from tpvformer.data.infos.cameras import given_to, note_on
+from tpvformer.data.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes import Record, load_infos, read_frame
 from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.origins import ray_origins
 from tpvformer.data.semantickitti import crop, load_sequences
-from tpvformer.data.storage import place
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.labels import raw_to_class
@@ -41,16 +41,27 @@ class FrameDataset(Dataset[Sample]):
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
-    its dense labels replace those that points vote for. Raises ConfigError and DataError.
+    its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
+    empty, without points. Raises ConfigError and DataError.
     """
 
-    def __init__(self, cfg: DataConfig, grid: GridConfig, split: str, seed: int, require_labels: bool = True) -> None:
+    def __init__(
+        self,
+        cfg: DataConfig,
+        grid: GridConfig,
+        split: str,
+        seed: int,
+        require_labels: bool = True,
+        require_scans: bool = True,
+    ) -> None:
         try:
             self._to_class = raw_to_class(cfg.label_map)
         except ValueError as err:
             raise ConfigError(str(err)) from err
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
+        self.whole_scans = False  # True refuses scans of which points had to be left out
+        self._require_scans = require_scans
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
@@ -58,7 +69,7 @@ class FrameDataset(Dataset[Sample]):
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
-        point_labels = self._occupancy is None or place(cfg.root, cfg.version, "lidarseg.json").is_file()
+        point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
         if require_labels and point_labels:
             self._label_files = self._find_labels()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
@@ -70,6 +81,8 @@ class FrameDataset(Dataset[Sample]):
         Raises DataError where no record has a scan.
         """
         scans = [record for record in self._records if record.scan]
+        if not scans and not self._require_scans:
+            return [""] * len(self._records)
         if not scans:
             raise DataError(
                 f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
@@ -106,6 +119,28 @@ class FrameDataset(Dataset[Sample]):
         return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
 
     @property
+    def embeddings(self) -> Dict[str, int]:
+        """The camera embedding of each name that the samples' cameras have."""
+        return given_to(self._records)
+
+    @property
+    def camera_note(self) -> str:
+        """What is to be said about the cameras' names; empty where they are nuScenes'."""
+        return "" if self._cfg.format == "semantickitti" else note_on(self.infos, self._records)
+
+    @property
+    def other_cameras(self) -> Optional[str]:
+        """The first record with another number of cameras than the first, in words; None where all have as many."""
+        first = self._records[0].camera_names
+        for i, record in enumerate(self._records):
+            if len(record.camera_names) != len(first):
+                return (
+                    f"record {i} (sample {record.token}) has {len(record.camera_names)} cameras "
+                    f"({', '.join(record.camera_names)}), the first has {len(first)} ({', '.join(first)})"
+                )
+        return None
+
+    @property
     def has_masks(self) -> bool:
         """Whether dense labels say what the cameras observe."""
         return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
@@ -131,7 +166,14 @@ class FrameDataset(Dataset[Sample]):
         """The sample as stored, before any transform."""
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
-        frame = read_frame(record, self._cfg.root, label_file, self._to_class, self._pictures)
+        frame = read_frame(
+            record, self._cfg.root, label_file, self._to_class, self._pictures, require_scan=self._require_scans
+        )
+        if self.whole_scans and frame.lost_points:
+            raise DataError(
+                f"sample {record.token}: {frame.lost_points} points of {record.scan} have coordinates that are not "
+                "finite numbers; every point of the file needs a place, so copy it again"
+            )
         if self._cfg.format == "semantickitti":
             frame.images = crop(frame.images, record.token)
         if self._occupancy is not None:

@@ -11,13 +11,18 @@ import numpy as np
 import torch
 
 from tpvformer.data.canvas import on_canvas, placements
-from tpvformer.data.images import Size, read_image
+from tpvformer.data.given_tensors import as_array, as_image
+from tpvformer.data.images import Size, read_image, three_channels
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import unusable
+from tpvformer.data.infos.read import Record
 from tpvformer.data.rig.json_file import Node, read_json
-from tpvformer.data.rig.read import camera_slots, records_of
+from tpvformer.data.rig.read import records_of
+from tpvformer.data.scans.read import on_its_side
 from tpvformer.data.types import DataError, Frame
 
-Image = Any  # a path, an array (H, W, 3) uint8 RGB, or whatever has PIL's ``convert``
+# a path; an array or tensor, RGB or grey, (H, W, 3) or (3, H, W), perhaps with one alpha everywhere; an image of PIL
+Image = Any
 Images = Union[Sequence[Image], Mapping[str, Image]]
 Rig = Union[str, "os.PathLike[str]", Mapping[str, Any], Sequence[Any], np.ndarray]
 TOKEN = "given"  # the frame's name in messages
@@ -72,22 +77,25 @@ def given_frame(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -
 
 def checked_points(points: Any) -> np.ndarray:
     """(P, 3) float32 of an array whose first three columns are x, y, z. Raises DataError."""
-    array = np.asarray(points)
+    array = np.asarray(as_array(points))
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "iuf":
         raise DataError(
             f"points are {array.dtype} of shape {array.shape}; expected numbers (points, 3): x, y, z metres"
         )
-    if not np.isfinite(array[:, :3]).all():
-        raise DataError("points hold coordinates that are not finite numbers; leave those out")
+    if on_its_side(array):
+        raise DataError(f"points have the shape {array.shape}, but rows are points: give their transpose, points.T")
+    bad = int((~np.isfinite(array[:, :3]).all(1)).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(array)} points have coordinates that are not finite numbers, as lidars write where no "
+            "light came back; leave them out: points[np.isfinite(points[:, :3]).all(1)]"
+        )
     return np.ascontiguousarray(array[:, :3], np.float32)
 
 
 def _cameras(rig: Rig, images: Images) -> _Cameras:
-    if isinstance(rig, (str, os.PathLike)):
-        path = Path(rig)
-        return _of_rig(read_json(path), path.absolute().parent, path.stem)
-    if isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig):
-        return _of_rig(Node(_plain(rig), "rig"), Path.cwd(), TOKEN)
+    if isinstance(rig, (str, os.PathLike)) or (isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig)):
+        return _of_record(*_opened_rig(rig))
     if isinstance(rig, Mapping):
         names = tuple(str(name) for name in rig)
         return _of_matrices(names, list(rig.values()), camera_slots(names))
@@ -101,8 +109,23 @@ def _cameras(rig: Rig, images: Images) -> _Cameras:
     return _of_matrices(tuple(f"camera{i}" for i in range(len(matrices))), matrices, list(range(len(matrices))))
 
 
-def _of_rig(root: Node, folder: Path, stem: str) -> _Cameras:
-    record = records_of(root, folder, stem)[0]
+def rig_records(rig: Union[str, "os.PathLike[str]", Mapping[str, Any]]) -> List[Record]:
+    """The frames of a rig file, of the rig.json in a folder, or of the content of one, whose paths are then relative
+    to the working directory. Raises DataError."""
+    return _opened_rig(rig)[1]
+
+
+def _opened_rig(rig: Union[str, "os.PathLike[str]", Mapping[str, Any]]) -> Tuple[Node, List[Record]]:
+    if isinstance(rig, Mapping):
+        root = Node(_plain(rig), "rig")
+        return root, records_of(root, Path.cwd(), TOKEN)
+    path = Path(rig) / "rig.json" if Path(rig).is_dir() else Path(rig)
+    root = read_json(path)
+    return root, records_of(root, path.absolute().parent, path.stem)
+
+
+def _of_record(root: Node, records: Sequence[Record]) -> _Cameras:
+    record = records[0]
     slots = record.slots or tuple(range(len(record.camera_names)))
     given = tuple(camera["name"] for camera in root.value["cameras"])
     return _Cameras(record.camera_names, given, slots, record.lidar2img, record.sizes, record.lidar2ego)
@@ -123,7 +146,7 @@ def _of_matrices(names: Tuple[str, ...], matrices: Sequence[Any], slots: Sequenc
     made: List[np.ndarray] = []
     for name, given in zip(names, matrices):
         try:
-            matrix = np.asarray(given, np.float64)
+            matrix = np.asarray(as_array(given), np.float64)
         except (TypeError, ValueError):
             matrix = np.empty(0)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or unusable(matrix[None])[0]:
@@ -162,7 +185,16 @@ def _picture(image: Image, name: str) -> np.ndarray:
         if not path.is_file():
             raise DataError(f"image {name}: {path} is missing; name the camera's file")
         return read_image(path, f"{TOKEN} ({name})")
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+    image = as_image(image, name)
+    array = np.asarray(_opened(image) if hasattr(image, "convert") else image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         raise DataError(f"image {name} is {array.dtype} of shape {array.shape}; expected (height, width, 3) uint8, RGB")
-    return np.ascontiguousarray(array[:, :, ::-1])
+    try:
+        return np.ascontiguousarray(three_channels(array)[:, :, ::-1])
+    except ValueError as err:
+        raise DataError(f"image {name} {err}, (height, width, 3) uint8, RGB") from err
+
+
+def _opened(image: Any) -> Any:
+    """An image of PIL in a mode that NumPy takes as it is; others, such as a palette's, are converted."""
+    return image if getattr(image, "mode", "") in ("L", "RGB", "RGBA") else image.convert("RGB")

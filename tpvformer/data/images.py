@@ -24,6 +24,7 @@ import numpy as np
 from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.jpeg_scans import hole, too_many_scans
 from tpvformer.data.types import DataError
+from tpvformer.guard.kinds import HEAD, kind_of
 
 try:
     import simplejpeg
@@ -39,7 +40,8 @@ Size = Tuple[int, int]  # width, height
 def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
     """The images of one sample, (N, H, W, 3) uint8 BGR. ``sizes`` are those that they ought to have.
 
-    Raises DataError for a file that is no whole 8-bit colour image, and for images of different or unexpected sizes.
+    Grey images are taken as well, and an alpha that is the same everywhere is left out. Raises DataError for a file
+    that is no whole 8-bit image, and for images of different or unexpected sizes.
     """
     out = torch.empty(0)
     for i, path in enumerate(paths):
@@ -85,6 +87,7 @@ def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> 
     """Raises DataError for a file whose header asks for more memory than an image may take, before any is taken."""
     declared = declared_size(data)
     if declared is None:
+        _refuse_other_kinds(data, path, token)
         if _is_whole(data):
             raise DataError(
                 f"sample {token}: {path} is no whole image ({len(data)} bytes); expected a JPEG or PNG, copy the file "
@@ -102,6 +105,15 @@ def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> 
             f"sample {token}: {path} is damaged (zeros from byte {zeros} on, where its pixels should be); copy the "
             "file again"
         )
+
+
+def _refuse_other_kinds(data: bytes, path: Path, token: str) -> None:
+    """Raises DataError for a video, a recording or another file that is named in place of an image."""
+    kind = kind_of(path, data[:HEAD])
+    if not kind or "image" in kind:
+        return
+    mend = "write its frames as images (ffmpeg, cv2.VideoCapture)" if "video" in kind else "name the camera's image"
+    raise DataError(f"sample {token}: {path} is no whole image, but {kind}; expected a JPEG or PNG: {mend}")
 
 
 def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
@@ -162,6 +174,24 @@ def _opencv(data: bytes, path: Path, token: str) -> np.ndarray:
         image = None
     if image is None:
         raise DataError(f"sample {token}: {path} is no whole image ({len(data)} bytes); copy the file again")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(f"sample {token}: {path} is {image.dtype} {image.shape}; expected an 8-bit colour image")
-    return image
+    try:
+        return three_channels(image)
+    except ValueError as err:
+        raise DataError(f"sample {token}: {path} {err}") from err
+
+
+def three_channels(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of an image uint8 (H, W, 3), (H, W, 4) with one alpha everywhere, (H, W) or (H, W, 1), whose grey then
+    stands for all three. Raises ValueError that says what it is instead."""
+    channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
+    if channels not in (1, 3, 4) or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"is {image.dtype} {image.shape}; expected an 8-bit colour image")
+    if channels == 4:
+        alpha = image[:, :, 3]
+        if alpha.min() != alpha.max():
+            raise ValueError(
+                f"is transparent in places (alpha {alpha.min()} to {alpha.max()}), so its colours are not all of what "
+                "the camera saw; expected an opaque image, write it without alpha"
+            )
+        return np.ascontiguousarray(image[:, :, :3])
+    return image if channels == 3 else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)

@@ -1,6 +1,7 @@
 """Which LiDAR record and which label file belong to which key frame, found in nuScenes' own tables.
 
-``lidarseg.json`` names a file for each LiDAR record; ``sample_data.json`` says which record is the key frame of which
+``lidarseg.json`` names a file for each LiDAR record, and so does ``panoptic.json``, which is read where the former is
+absent; ``sample_data.json`` says which record is the key frame of which
 sample. The latter holds 2.6 million records (about 1 GB) in the full set, so it is read piece by piece and only the
 records wanted are parsed.
 """
@@ -10,14 +11,21 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, Iterator, Union
+from typing import Dict, Iterator, Optional, Union
 
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 from tpvformer.guard.names import has_unseen, is_file_name
 from tpvformer.ranges import short
 
+LABEL_TABLES = ("lidarseg.json", "panoptic.json")
 _CHUNK = 16 * 1024 * 1024  # bytes
+
+
+def label_table(root: Union[str, Path], version: str) -> Optional[Path]:
+    """The table of point labels of a data set; None where it has none."""
+    tables = (place(root, version, name) for name in LABEL_TABLES)
+    return next((table for table in tables if table.is_file()), None)
 
 
 class LabelFiles:
@@ -26,7 +34,8 @@ class LabelFiles:
     def __init__(self, root: Union[str, Path], version: str) -> None:
         """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
         self._folder = place(root, version)
-        tables = [self._folder / "lidarseg.json", self._folder / "sample_data.json"]
+        self._table = label_table(root, version) or self._folder / LABEL_TABLES[0]
+        tables = [self._table, self._folder / "sample_data.json"]
         for path in tables:
             if not path.is_file():
                 raise DataError(
@@ -44,7 +53,7 @@ class LabelFiles:
         found = self._by_sample.get(sample_token) or self._by_scan.get(scan_name)
         if found is None:
             raise DataError(
-                f"sample {sample_token}: {self._folder}/lidarseg.json has no labels for it (LiDAR file {scan_name}); "
+                f"sample {sample_token}: {self._table} has no labels for it (LiDAR file {scan_name}); "
                 "expected infos and tables of the same nuScenes version, so set data.version or make the infos again"
             )
         return found

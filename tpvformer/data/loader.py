@@ -37,6 +37,13 @@ def _stack_drawn(tensors: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
     return _stack(drawn) if drawn else None
 
 
+def _stack_slots(samples: Sequence[Sample]) -> Optional[Tensor]:
+    """The embedding of each camera, None where all samples have the first ones in order."""
+    if all(sample.camera_slots is None for sample in samples):
+        return None
+    return _stack([torch.arange(len(s.images)) if s.camera_slots is None else s.camera_slots for s in samples])
+
+
 def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") -> Batch:
     """Samples to a Batch; shorter point and voxel lists are padded. Raises DataError where image shapes differ."""
     for other in samples[1:]:
@@ -62,7 +69,7 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         point_voxel=_pad([s.point_voxel for s in samples], 0),
         voxel_mask=_stack_drawn([s.voxel_mask for s in samples]),
         ray_origins=_pad(origins, 0) if origins else None,
-        camera_slots=_stack_drawn([s.camera_slots for s in samples]),
+        camera_slots=_stack_slots(samples),
         ray_lengths=[len(o) for o in origins],
         replaced=[s.replaced for s in samples if s.replaced],
         pin_device=pin_device,
@@ -106,8 +113,9 @@ def start_worker(_: int) -> None:
     """What a worker process does first."""
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_worker)
-    for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):  # some schedulers send them to everybody: the trainer decides
-        if hasattr(signal, name):  # Windows has one of them
+    # some schedulers send them to everybody, and a terminal its Ctrl-C: the process that started this one decides
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):  # Windows has two of them
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
 
@@ -124,8 +132,15 @@ def make_loader(
 ) -> DataLoader:
     """Batches of ``cfg.batch_size`` for one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
-    Training drops the last incomplete batch; validation keeps it. Raises DataError where no training batch is whole.
+    Training drops the last incomplete batch; validation keeps it. Raises DataError where no training batch is whole,
+    and where samples that a batch would put side by side have unequal numbers of cameras.
     """
+    odd = dataset.other_cameras if cfg.batch_size > 1 else None
+    if odd is not None:
+        raise DataError(
+            f"{dataset.infos}: {odd}; a batch of {cfg.batch_size} needs as many in each, so set data.batch_size=1, "
+            "which reads samples one by one, or give all records the same cameras"
+        )
     if train and len(dataset) < cfg.batch_size * world_size:
         raise DataError(
             f"{cfg.train_infos}: {len(dataset)} training samples do not fill one batch of {cfg.batch_size} on each of "

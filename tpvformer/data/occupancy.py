@@ -62,20 +62,28 @@ class OccupancyLabels:
 
     def read(self, path: Path, token: str) -> DenseLabels:
         """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
-        if self._kind == "semantickitti":
-            return read_voxels(path, token)
-        where = f"sample {token}: {path}"
-        try:
-            with path.open("rb") as file, memory_budget(path.stat().st_size):
-                stored: Any = np.load(file, allow_pickle=False)
-                if self._kind == "occ3d":  # the rest of an archive is not unpacked
-                    arrays = {name: stored[name] for name in _PARTS if name in getattr(stored, "files", ())}
-                else:
-                    arrays = {"rows": np.asarray(stored)}
-        except DAMAGED as err:
-            why = " ".join(str(err).split())
-            raise DataError(f"{where} is not a {self._kind} label file ({why}); copy it again") from err
-        return _occ3d(arrays, where) if self._kind == "occ3d" else _surroundocc(arrays["rows"], where)
+        return read_labels(self._kind, path, token)
+
+
+def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
+    """One label file of a data set: "occ3d", "surroundocc" or "semantickitti". ``token`` names it in messages.
+
+    Raises DataError for a damaged file or one of another grid.
+    """
+    if kind == "semantickitti":
+        return read_voxels(path, token)
+    where = f"sample {token}: {path}"
+    try:
+        with path.open("rb") as file, memory_budget(path.stat().st_size):
+            stored: Any = np.load(file, allow_pickle=False)
+            if kind == "occ3d":  # the rest of an archive is not unpacked
+                arrays = {name: stored[name] for name in _PARTS if name in getattr(stored, "files", ())}
+            else:
+                arrays = {"rows": np.asarray(stored)}
+    except DAMAGED as err:
+        why = " ".join(str(err).split())
+        raise DataError(f"{where} is not a {kind} label file ({why}); copy it again") from err
+    return _occ3d(arrays, where) if kind == "occ3d" else _surroundocc(arrays["rows"], where)
 
 
 @lru_cache(maxsize=2)  # training and validation sets of one run share their labels

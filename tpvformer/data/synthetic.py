@@ -14,7 +14,7 @@ import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -23,11 +23,13 @@ import numpy as np
 
 from tpvformer.config import ConfigError
 from tpvformer.cores import cores
+from tpvformer.data.infos.pickle_file import PROTOCOL, public_names
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
-from tpvformer.data.street.infos import frame_info, rig_file
+from tpvformer.data.street.infos import frame_info, prefixed, rig_file
 from tpvformer.data.street.kitti import SIZES, SequenceTask, record_sequence
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
+from tpvformer.data.workers import interrupts_held
 
 GENERATOR = 4  # raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
@@ -63,12 +65,14 @@ def write_dataset(
     workers: Optional[int] = None,
     progress: Optional[Progress] = None,
     occupancy: bool = False,
+    prefix: str = "",
 ) -> bool:
     """Generate ``scenes`` streets with ``frames_per_scene`` key frames each under the folder ``out``.
 
     Args: ``size`` is the images' (width, height) in pixels; ``workers`` the number of processes (all cores by default;
     the files do not depend on it); ``progress`` is called with (frames done, frames in all); ``occupancy`` adds dense
-    labels in the forms of Occ3D and SurroundOcc, and leaves all other files as they are without it.
+    labels in the forms of Occ3D and SurroundOcc, and leaves all other files as they are without it; ``prefix`` is put
+    before the file names in the info files, for loaders that open these as stored.
     Returns False if ``out`` already holds exactly this set, else True.
     Raises ConfigError for arguments out of range, a target that holds something else, or a disk that cannot take it.
     """
@@ -76,6 +80,8 @@ def write_dataset(
     wanted = _parameters(scenes, size, seed, frames_per_scene)
     if occupancy:
         wanted["occupancy"] = True
+    if prefix:
+        wanted["prefix"] = prefix
     return _write(out, wanted, scenes * frames_per_scene * _frame_bytes(size), _fill, workers, progress)
 
 
@@ -227,9 +233,10 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
             if part == split
             for k, frame in enumerate(record.frames)
         ]
-        content = {"infos": infos, "metadata": {"version": VERSION}}
-        # protocol 4 is the newest whose arrays every numpy from 1.23 on reads under the names of the public files
-        (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, protocol=4))
+        stored = [prefixed(info, wanted.get("prefix", "")) for info in infos]
+        content = {"infos": stored, "metadata": {"version": VERSION}}
+        with public_names():
+            (root / f"nuscenes_infos_{split}.pkl").write_bytes(pickle.dumps(content, PROTOCOL))
         if split == "val":
             labels = f"lidarseg/{VERSION}/{token.reading(names[0][0], 0, rig.LIDAR_CHANNEL)}_lidarseg.bin"
             (root / RIG).write_text(json.dumps(rig_file(infos[0], labels, size), indent=1) + "\n")
@@ -265,10 +272,17 @@ def _record(
         store(record_one(task), task.index)
     if tasks[alone:]:
         with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
-            futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
+            if os.name == "posix":
+                resource_tracker.ensure_running()  # which would let Ctrl-C through when it starts
+            with interrupts_held():
+                futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
             try:
                 for future in as_completed(futures):
                     store(future.result(), futures[future])
+            except KeyboardInterrupt:
+                for worker in list((pool._processes or {}).values()):
+                    worker.terminate()  # a scene may take minutes
+                raise
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

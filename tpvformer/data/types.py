@@ -51,6 +51,8 @@ class Frame:
     ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, LiDAR frame: where RayIoU's rays start
     camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
     inner: Sequence[Tuple[int, int]] = ()  # (h, w) that each camera fills of its image; empty: all of it
+    lost_points: int = 0  # of the scan, left out because their coordinates are not finite: no light came back
+    no_scan: str = ""  # why an info record's sample has no points; empty where it has, and of rigs
 
     def pictures(self) -> List[np.ndarray]:
         """What the cameras saw, without what was added to make the images equal: N of (h, w, 3)."""

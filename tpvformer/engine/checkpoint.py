@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tpvformer.compat.checkpoints import FORMAT
+from tpvformer.compat.checkpoints import FORMAT, nonfinite
 from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.wrappers import some
 from tpvformer.config import Config, ConfigError, from_dict
 
 from .checkpoint_schema import TO_RESUME
@@ -90,7 +91,7 @@ def resume(
     """Put a checkpoint's weights, optimiser state and counters in place.
 
     Also says in which settings this run differs from the one that wrote it. Raises CheckpointError if the file belongs
-    to another model or optimiser; nothing is dropped or guessed.
+    to another model or optimiser, or holds what is not finite; nothing is dropped or guessed.
     """
     absent = [name for name in TO_RESUME if name not in content]
     if absent:
@@ -104,6 +105,7 @@ def resume(
             f"checkpoint {source} holds another model ({difference(stored.model, config.model)}); "
             "resume with the configuration it was trained with, or choose a fresh --work-dir"
         )
+    _check_finite(content, source)
     try:
         model.load_state_dict(content["state_dict"], strict=True)
         settings = [{k: v for k, v in g.items() if k != "params"} for g in stepper.optimizer.param_groups]
@@ -119,6 +121,19 @@ def resume(
     if "best_val_leading" not in content:  # written before dense labels, when points led everywhere
         progress.best_val_leading = progress.best_val_miou_pts
     return progress, difference(stored, config)
+
+
+def _check_finite(content: Dict[str, Any], source: Path) -> None:
+    """Raises CheckpointError that names the weights and moments of the optimiser that are not finite."""
+    tensors = dict(content["state_dict"])
+    for place, state in content["optimizer"]["state"].items():
+        tensors.update({f"{name} of parameter {place}": v for name, v in state.items() if isinstance(v, Tensor)})
+    strange = nonfinite(tensors)
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {source}: {len(strange)} tensors hold NaN or infinite numbers: {some(strange)}; name one from "
+            "before the training diverged with --resume-from, or choose a fresh --work-dir"
+        )
 
 
 def _check_moments(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:

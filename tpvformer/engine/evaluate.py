@@ -54,6 +54,10 @@ class Evaluation:
     confusion: Sequence[Sequence[int]] = ()
     worst: Sequence[Tuple[str, float]] = ()
 
+    def __repr__(self) -> str:
+        named = [f"{name} {m.value:.2f} %" for name, m in self.metrics.items() if m.value is not None]
+        return f"Evaluation({', '.join(named)}; loss {self.loss:.3f} over {self.samples} samples)"
+
     @property
     def leading(self) -> Tuple[str, Optional[float]]:
         """Name and value of the metric that chooses the best checkpoint: dense labels lead where there are any."""

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Dict, List
+from typing import Any, Dict, List
 
+from tpvformer.config import ConfigError
 from tpvformer.cores import cores
+from tpvformer.data.workers import interrupts_held
 
 from .device import visible_cards
 from .parent import Tether
-from .signals import heard
+from .signals import heard, hears_ctrl_c, say_heard
 
 _GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come
 
@@ -24,12 +26,15 @@ def launch(processes: int, argv: List[str]) -> int:
 
     They find each other as those of ``torchrun --standalone --nproc_per_node=<processes>`` do. A process that fails has
     said why itself; the others are stopped, and all end where this process does. SIGTERM, SIGUSR1 and SIGHUP are passed
-    on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. Without
-    OMP_NUM_THREADS the cores are shared out among the processes.
+    on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. So is the first
+    Ctrl-C of a training that saves; else, and at the second, KeyboardInterrupt is raised when all have been ended.
+    Without OMP_NUM_THREADS the cores are shared out among the processes. Raises ConfigError on Windows.
     """
+    if sys.platform == "win32":
+        raise ConfigError(f"{processes} processes at once are for Linux and macOS; start one, without --processes")
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads(processes)))
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
     for _, name in socket.if_nameindex():
         if name in ("lo", "lo0"):  # nothing listens where other machines could connect
             common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))
@@ -42,17 +47,30 @@ def launch(processes: int, argv: List[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in heard()}
+    typed: List[int] = []  # a Ctrl-C each
+
+    def interrupt(number: int, _: object) -> None:
+        typed.append(number)
+        if len(typed) > 1 or not saves(argv):
+            raise KeyboardInterrupt
+        say_heard()
+        pass_on(signal.SIGTERM, None)  # they do not hear Ctrl-C, which a terminal sends to all
+
+    before: Dict[int, Any] = {number: signal.signal(number, pass_on) for number in heard()}
+    if hears_ctrl_c():
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         for rank in range(processes):
             env: Dict[str, str] = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "tpvformer", *argv]
-            children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
-        return _wait(children)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+            with interrupts_held():
+                children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
+        status = _wait(children)
+        if status and typed:
+            raise KeyboardInterrupt  # it came before there was anything to save
+        return status
     finally:
-        _stop(children)
+        _stop(children, 0.0 if len(typed) > 1 else _GRACE)
         tether.close()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -70,11 +88,17 @@ def _wait(children: List[subprocess.Popen]) -> int:
         time.sleep(0.1)  # any of them may end first, and waiting for several at once is no part of subprocess
 
 
-def _stop(children: List[subprocess.Popen]) -> None:
+def saves(argv: List[str]) -> bool:
+    """Whether a command saves when it is asked to stop: a training that does not only measure speed."""
+    return argv[:1] == ["train"] and not any(word.replace("_", "-").startswith("--max-s") for word in argv)
+
+
+def _stop(children: List[subprocess.Popen], grace: float) -> None:
+    """End those that run: at once where there is no ``grace``, seconds in which they may end by themselves."""
     running = [child for child in children if child.poll() is None]
     for child in running:
         child.terminate()
-    deadline = time.monotonic() + _GRACE
+    deadline = time.monotonic() + grace
     for child in running:
         try:
             child.wait(max(0.0, deadline - time.monotonic()))

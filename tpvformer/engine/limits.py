@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import List
 
 import torch
@@ -17,6 +16,18 @@ from tpvformer.model.backbone import ModulatedDeformConv3x3
 def check_cameras(data: FrameDataset, config: Config) -> None:
     """Raises ConfigError where the samples have more cameras than the model has embeddings for."""
     check_embeddings(data.slots_used, data.infos, config)
+
+
+def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
+    """Raises ConfigError where a camera has another embedding in the validation set than it is trained with: names
+    that are not nuScenes' take what the others of their file leave."""
+    taught = train.embeddings
+    for name, slot in val.embeddings.items():
+        if taught.get(name, slot) != slot:
+            raise ConfigError(
+                f"camera {name} has embedding {taught[name]} in {train.infos} and {slot} in {val.infos}, because the "
+                "files hold other cameras beside it; list the same cameras in both, or give them nuScenes' names"
+            )
 
 
 def check_embeddings(used: int, source: str, config: Config) -> None:
@@ -34,9 +45,12 @@ def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
 
     Raises ConfigError instead where TPVFORMER_OPS insists on the kernels.
     """
-    forced = os.environ.get("TPVFORMER_OPS")
-    if forced == "reference":
+    forced = ops.asked()
+    if forced == ops.REFERENCE:
         return []
+    problem = ops.misfit(device.type)
+    if problem is not None:
+        raise ConfigError(problem)
     cfg = model.config
     attentions = [(cfg.plane_heads, cfg.dim // cfg.plane_heads, 3 if cfg.view_attn == "cross_view" else 1)]
     if "self_cross" in cfg.layers:

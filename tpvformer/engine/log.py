@@ -15,6 +15,7 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
 
 from tpvformer.guard.names import shown_lines
 
+from .ending import Ending
 from .meters import Lap
 from .writers import Writers
 
@@ -46,9 +47,9 @@ class RunLog:
         self._handlers.append(_Screen(sys.stdout))
         if work_dir is not None:
             self.path = _new_file(work_dir)
-            self._handlers.append(_LogFile(self.path))
-            self._metrics = (work_dir / "metrics.jsonl").open("a")
-            self._timeline = (work_dir / TIMELINE).open("a")
+            self._handlers.append(_LogFile(self.path, encoding="utf-8"))
+            self._metrics = (work_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self._timeline = (work_dir / TIMELINE).open("a", encoding="utf-8")
             if self._timeline.tell() == 0:
                 self._timeline.write("run,epoch,step,began_s,waited_s,computed_s\n")
         for handler in self._handlers:
@@ -90,14 +91,14 @@ class RunLog:
         if self._metrics is None:
             return
         path = Path(self._metrics.name)
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _stands(line, step, evaluated)]
         if len(kept) < len(lines):
             self._metrics.close()
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(kept), encoding="utf-8")
             os.replace(temporary, path)
-            self._metrics = path.open("a")
+            self._metrics = path.open("a", encoding="utf-8")
 
     def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
         """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.
@@ -135,12 +136,13 @@ class RunLog:
                     file.close()
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Generator[Progress, None, None]:
-        """A bar as of ``progress``, of the main process alone."""
+    def progress(self, title: str, total: int, later: int = 0) -> Generator[Progress, None, None]:
+        """A bar or lines as of ``progress``, of the main process alone; ``later`` more such parts end the training."""
         if not self.is_main:
             yield Progress(None, None)
             return
-        with progress(title, total) as bar:
+        ending = Ending(title, total, self.line, later, "the training, evaluations not counted,")
+        with progress(title, total, ending) as bar:
             self._bar = bar
             try:
                 yield bar
@@ -163,10 +165,14 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def progress(title: str, total: int) -> Generator[Progress, None, None]:
-    """A bar on stderr while something of ``total`` parts goes on; nothing at all unless stderr is a terminal."""
+def progress(title: str, total: int, ending: Optional[Ending] = None) -> Generator[Progress, None, None]:
+    """A bar on stderr while something of ``total`` parts goes on.
+
+    Where stderr is no terminal, ``ending`` says now and then when it will end, by default on stderr.
+    """
     if not sys.stderr.isatty():
-        yield Progress(None, None)
+        ending = ending or Ending(title, total, lambda line: print(line, file=sys.stderr, flush=True))
+        yield Progress(None, None, ending)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -182,13 +188,15 @@ def progress(title: str, total: int) -> Generator[Progress, None, None]:
 class Progress:
     """Handle on a bar that may not be there."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, bar: Any, task: Any, ending: Optional[Ending] = None) -> None:
+        self._bar, self._task, self._ending = bar, task, ending
 
     def advance(self) -> None:
         """One part is done."""
         if self._bar is not None:
             self._bar.advance(self._task)
+        if self._ending is not None:
+            self._ending.advance()
 
     def make_room(self) -> None:
         """Before a line is printed: the bar is drawn again below it."""

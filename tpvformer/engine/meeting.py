@@ -26,7 +26,7 @@ FIRST_WORD = 10.0  # seconds until it is said who is waited for
 
 def patience() -> float:
     """Seconds that processes wait for each other at the start. Raises ConfigError."""
-    text = os.environ.get(WAIT, "5")
+    text = os.environ.get(WAIT) or "5"
     try:
         minutes = float(text)
     except ValueError:

@@ -46,7 +46,9 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
         "E2ETrainingTime": _number(seconds, 1),
         "miou": _number(accuracy, 3),
     }
-    (work_dir / f"{case}.log").write_text("".join(f"{name} = {value}\n" for name, value in keys.items()))
+    (work_dir / f"{case}.log").write_text(
+        "".join(f"{name} = {value}\n" for name, value in keys.items()), encoding="utf-8"
+    )
     losses = "".join(f"{value}\n" for value in _losses(work_dir, summary["run"]))
     (work_dir / f"train_{case}_loss.txt").write_text(losses)
     return [
@@ -55,13 +57,25 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
         f"E2E Training Duration sec : {_number(seconds, 1)}",
         f"TrainingTime for step(ms) : {step}",
         f"Final Train Accuracy : {_number(accuracy, 3)}",
-        _explanation(summary),
+        *_accuracy(summary),
+        _speed(summary),
         f"written to {work_dir / case}.log",
     ]
 
 
-def _explanation(summary: Dict[str, Any]) -> str:
-    """What the numbers are, in one line."""
+def _accuracy(summary: Dict[str, Any]) -> List[str]:
+    """What "Final Train Accuracy" is; nothing where nothing was evaluated."""
+    if summary["evaluation"] is None:
+        return []
+    what = "point mIoU" if _has_points(summary) else summary["leading_metric"]
+    return [
+        f"(of the validation set; Ascend's scripts look for that name. accuracy: best {what} in percent, classes "
+        "without ground truth left out)"
+    ]
+
+
+def _speed(summary: Dict[str, Any]) -> str:
+    """What the other numbers are, in one line."""
     cards = f"{summary['world_size']} x {summary['device_name']}"
     if not summary["measured_steps"]:
         speed = "no step was trained (the run was finished before), so there is no speed"
@@ -70,8 +84,7 @@ def _explanation(summary: Dict[str, Any]) -> str:
         speed = f"speed: {batch} samples a step over the mean of {measured} of {steps} steps, on {cards}"
     if summary["evaluation"] is None:
         return f"({speed}; nothing was evaluated)"
-    what = "point mIoU" if _has_points(summary) else summary["leading_metric"]
-    return f"({speed}; accuracy: best {what} in percent, classes without ground truth left out)"
+    return f"({speed})"
 
 
 def _has_points(summary: Dict[str, Any]) -> bool:

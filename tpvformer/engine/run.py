@@ -12,6 +12,7 @@ import torch
 
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
+from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.cores import load_of_others
 from tpvformer.data.dataset import FrameDataset
@@ -29,7 +30,7 @@ from .faults.bad_samples import BadSamples
 from .faults.guard import Guard
 from .faults.in_words import in_words
 from .faults.watchdog import Watchdog
-from .limits import check_cameras, check_kernels
+from .limits import check_cameras, check_kernels, check_same_cameras
 from .log import RunLog
 from .meters import LossWatch, StepClock
 from .optim import Stepper
@@ -96,12 +97,14 @@ def _train(
         origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
         if origin is not None:
             config = keep_global_batch(origin, config, world, log)
+        else:
+            _check_start(config, max_steps)
         with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
             run = build(config, work_dir, world, place, log, max_steps)
         start_from(run, origin)
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
-        _record_start(run, command)
+        _record_start(run, command, began)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
         words = in_words(config, run.precision.name, place, lambda: run.watchdog.doing)
@@ -125,9 +128,9 @@ def _train(
     return outcome
 
 
-def _record_start(run: Run, command: str) -> None:
-    """Add a line to starts.jsonl: what this process runs, where and from which step on. Open the writers of a run that
-    trains in earnest."""
+def _record_start(run: Run, command: str, began: float) -> None:
+    """Add a line to starts.jsonl: what this process runs, where, from when and from which step on; ``began`` is what
+    the clock of ``time.perf_counter`` said then. Open the writers of a run that trains in earnest."""
     log, step = run.log, run.progress.global_iter
     if log.path is None:
         return
@@ -135,7 +138,8 @@ def _record_start(run: Run, command: str) -> None:
         log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
     start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
     start.update(run.precision.facts())
-    around = {**surroundings(run.device, "tpvformer"), "command": command, "tpvformer": __version__}
+    past = time.perf_counter() - began
+    around = {**surroundings(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
     with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**start, **around}) + "\n")
 
@@ -158,7 +162,12 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """The model with fresh weights from the configured seed, on the device."""
     torch.manual_seed(config.train.seed)
-    model = TPVFormer(config.model).to(device)
+    return settle(TPVFormer(config.model), config, device)
+
+
+def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
+    """Move a model to a device, in the layout and the precision that serve there; returns it."""
+    model = model.to(device)
     model.image_layout = image_layout(device)
     # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
     model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
@@ -197,6 +206,8 @@ def build(
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
+    if train_set.camera_note:
+        log.line(train_set.camera_note)
     sets = {same.TRAIN: same.identity(train_set)}
     data = fit_workers(train_set, config.data, world.local_size, log.warn)
     train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
@@ -204,6 +215,9 @@ def build(
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
         check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
+        if val_set.camera_note and val_set.infos != train_set.infos:
+            log.line(val_set.camera_note)
         val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)
@@ -266,16 +280,25 @@ def start_from(run: Run, origin: Optional[Origin]) -> None:
             )
     elif config.train.load_from is None:
         _warn_dead_backbone(run)
-    elif Path(config.train.load_from).exists():
-        for line in str(load_weights(run.model, config.train.load_from)).splitlines():
+    elif starting_weights(config.train.load_from).exists():
+        report = load_weights(run.model, starting_weights(config.train.load_from))
+        for line in report.lines():
             log.line(line)
-    elif run.max_steps is not None:
-        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+        for text in report.warnings:
+            log.warn(f"train.load_from {report.source}: {text}")
     else:
-        raise ConfigError(
-            f"train.load_from: {config.train.load_from} does not exist; put the pre-trained backbone there, or start "
-            "from random weights with --set train.load_from=null"
-        )
+        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+
+
+def _check_start(config: Config, max_steps: Optional[int]) -> None:
+    """Raises ConfigError, before anything large is built, where the weights to start from are not there."""
+    weights = config.train.load_from
+    if weights is None or max_steps is not None or starting_weights(weights).exists():
+        return
+    raise ConfigError(
+        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
+        "from random weights with --set train.load_from=null"
+    )
 
 
 def _warn_dead_backbone(run: Run) -> None:

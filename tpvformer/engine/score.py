@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import ContextManager, Optional, Sequence
+from typing import ContextManager, Optional, Sequence, Union
 
 import torch
 
@@ -24,20 +24,21 @@ from .evaluate import Evaluation, evaluate, report, write_scores
 from .faults.in_words import in_words
 from .limits import check_cameras
 from .log import RunLog
-from .run import build_model, enter
+from .run import build_model, enter, settle
 from .submission import TEST_VERSION, Submission, predict_all
 
 
 def evaluate_checkpoint(
     config: Config,
-    weights: Path,
+    weights: Union[Path, TPVFormer],
     device: str = "auto",
     controls: bool = False,
     out: Optional[Path] = None,
     submission: Optional[Path] = None,
     uses: Sequence[str] = (),
 ) -> Evaluation:
-    """Score the weights at ``weights`` (ours or the reference's) on the validation set; tables go to stdout.
+    """Score the weights at ``weights`` (ours or the reference's), or a model that is at hand on that device, on the
+    validation set; tables go to stdout.
 
     ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
     receives all scores as JSON, ``submission`` the predictions as the challenge takes them (submission.py says what
@@ -50,6 +51,8 @@ def evaluate_checkpoint(
             log.warn(remark)
         data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
         check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
         if controls and not data.has_points:
             raise ConfigError(
                 "controls compare the classes of LiDAR points, and this data set has none; leave them out"
@@ -96,6 +99,8 @@ def predict_test_set(
             log.warn(remark)
         data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
         check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
         room = fit_workers(data, config.data, world.local_size, log.warn)
         loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
         told = _in_words(config, place, "the predictions")
@@ -111,10 +116,14 @@ def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager
     return in_words(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
 
 
-def _loaded(config: Config, weights: Path, world: World, place: torch.device, log: RunLog) -> TPVFormer:
+def _loaded(
+    config: Config, weights: Union[Path, TPVFormer], world: World, place: torch.device, log: RunLog
+) -> TPVFormer:
     """The model with the given weights, in the precision of all processes."""
     chosen = precision.choose_together(config.train.precision, place, world)
     precision.begin(chosen, config, place, log)
+    if isinstance(weights, TPVFormer):
+        return settle(weights, chosen.applied(config), place)
     model = build_model(chosen.applied(config), place)
     for line in str(load_weights(model, weights)).splitlines():
         log.line(line)

@@ -2,8 +2,8 @@
 
 ``epoch_<n>.pth`` after every epoch, ``step_<n>.pth`` in between, ``latest.pth`` pointing at the newest of both,
 ``best.pth`` a copy of the one with the highest leading metric: point mIoU, or that of dense labels where they are
-configured. Every file appears whole or not at all, carries a seal (compat/seal.py), and survives the loss of power once
-``write`` has returned.
+configured. The content is packed (compat/container.py). Every file appears whole or not at all, carries a seal
+(compat/seal.py), and survives the loss of power once ``write`` has returned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from tpvformer.compat.checkpoints import FORMAT
+from tpvformer.compat.container import packed
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.seal import sealed_step, write_sealed
 from tpvformer.compat.tensors import read_archive
@@ -44,7 +45,7 @@ def write(work_dir: Path, name: str, content: Dict[str, Any], best: bool = False
     Raises OSError; what was there before is then there still.
     """
     path = work_dir / name
-    _replace(path, lambda temporary: write_sealed(content, temporary, content["global_iter"]))
+    _replace(path, lambda temporary: write_sealed(packed(content), temporary, content["global_iter"]))
     _point(work_dir / LATEST, path)
     if best:
         _replace(path.with_name(BEST), lambda temporary: _copy(path, temporary))

@@ -53,6 +53,7 @@ class Submission:
     ) -> None:
         self.set = _evaluation_set(cfg, split)
         self._target, self._tokens, self._world = target, data.tokens, world
+        data.whole_scans = True  # the server wants a class for each point of the file
         self._names = _file_names(data, cfg, split, self.set)
         self._meta = {f"use_{name}": name == "camera" or name in uses for name in _MODALITIES}
         self._whole = official_tokens(cfg, self.set)

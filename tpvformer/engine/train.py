@@ -94,7 +94,8 @@ def train_epoch(run: Run, epoch: int) -> None:
     """
     config, stepper, n = run.config, run.stepper, run.steps_per_epoch
     first, batches = begin_epoch(run, epoch)
-    with run.log.progress(f"epoch {epoch}", n - first) as bar:
+    here, later = steps_left(run, epoch, first)
+    with run.log.progress(f"epoch {epoch}", here, later) as bar:
         for i in range(first, n):
             # learning rate of this step
             set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
@@ -146,6 +147,15 @@ def train_epoch(run: Run, epoch: int) -> None:
                 return
             # save and stop
             save_if_due(run)
+
+
+def steps_left(run: Run, epoch: int, first: int) -> Tuple[int, int]:
+    """Steps of this epoch from ``first`` on, and of the whole training after it; fewer where ``max_steps`` ends it."""
+    here, later = run.steps_per_epoch - first, (run.config.train.epochs - epoch - 1) * run.steps_per_epoch
+    if run.max_steps is not None:
+        left = run.max_steps - run.progress.global_iter
+        here, later = min(here, left), min(later, max(0, left - here))
+    return here, later
 
 
 def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:

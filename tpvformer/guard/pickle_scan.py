@@ -59,8 +59,8 @@ _LINE, _TWO_LINES, _BY_1, _BY_4, _BY_8 = 9, 10, 11, 12, 13
 # what an opcode does to the stack
 (
     _NONE, _PUSH, _MARK, _NEW_0, _NEW_1, _NEW_2, _NEW_3, _NEW_MARK, _ADD_1, _ADD_2, _ADD_MARK, _POP_2_PUSH, _PUT, _GET,
-    _MEMOIZE, _STOP, _BAD,
-) = range(17)  # fmt: skip
+    _MEMOIZE, _STOP, _BAD, _DROP_1,
+) = range(18)  # fmt: skip
 _OPCODES = {
     b"\x80": (1, _NONE), b"\x95": (8, _NONE), b".": (0, _STOP), b"(": (0, _MARK),
     b"N": (0, _PUSH), b"\x88": (0, _PUSH), b"\x89": (0, _PUSH), b"J": (4, _PUSH), b"K": (1, _PUSH), b"M": (2, _PUSH),
@@ -79,6 +79,8 @@ _OPCODES = {
 _ARGUMENT, _ACTION = np.zeros(256, np.int64), np.full(256, _BAD, np.int64)
 for _code, (_argument, _action) in _OPCODES.items():
     _ARGUMENT[_code[0]], _ACTION[_code[0]] = _argument, _action
+_FORGETFUL = _ACTION.copy()
+_FORGETFUL[ord("b")] = _DROP_1
 _TEXTS = np.zeros(256, np.bool_)  # lines that are content and may be long
 for _code in b"SV":
     _TEXTS[_code] = True
@@ -90,16 +92,18 @@ _APART[ord("I")], _APART[ord("L")], _APART[0x8A], _APART[0x8B] = 16, 17, 7, 7  #
 _MOST = 2**61
 
 
-def scan(data: Any, compiled: bool = True) -> Scanned:
+def scan(data: Any, compiled: bool = True, forgets_state: bool = False) -> Scanned:
     """Look through the pickle that ``data`` (bytes or a view of some) begins with. Raises ScanError.
 
-    ``compiled`` False: without Numba, for a small pickle at the beginning of much else.
+    ``compiled`` False: without Numba, for a small pickle at the beginning of much else. ``forgets_state``: its reader
+    forgets what objects are given as their state, which may therefore refer to them.
     """
     most = min(SPREAD * len(data) + FREE, _MOST)
     walk = _compiled() if compiled and len(data) >= COMPILED_FROM else _walk
     found = data if walk is _walk else np.frombuffer(data, np.uint8)  # Python indexes bytes sooner than arrays
+    actions = _FORGETFUL if forgets_state else _ACTION
     compared = float(COMPARED * len(data) + FREE_COMPARED)
-    problem, end, spread = walk(found, _ARGUMENT, _ACTION, _TEXTS, _APART, DEEPEST, most, compared)
+    problem, end, spread = walk(found, _ARGUMENT, actions, _TEXTS, _APART, DEEPEST, most, compared)
     if problem:
         raise ScanError(f"{_WORDS[int(problem)]}, at byte {int(end)}")
     return Scanned(int(end), int(spread))
@@ -121,8 +125,12 @@ def _compiled() -> Callable[..., Any]:
         import numba
 
         return numba.njit(cache=True, boundscheck=True)(_walk)
-    except (ImportError, RuntimeError) as err:  # RuntimeError: no folder to cache in
-        logging.getLogger(__name__).warning("the Numba kernel is not available (%s); pickles are scanned slowly", err)
+    except (ImportError, RuntimeError) as err:
+        told = "it finds no folder to keep it in; set NUMBA_CACHE_DIR to one that can be written"
+        reason = err if isinstance(err, ImportError) else told
+        logging.getLogger(__name__).warning(
+            "the Numba kernel is not available (%s); pickles are scanned slowly", reason
+        )
         return _walk
 
 
@@ -243,13 +251,13 @@ def _walk(data, argument, action, texts, apart, deepest, most, compared):  # typ
                 taken = used - floor
                 marks_used -= 1
                 floor = marks[marks_used - 1] if marks_used else 0
-            elif does in (_NEW_1, _ADD_1):
+            elif does in (_NEW_1, _ADD_1, _DROP_1):
                 taken = 1
             elif does in (_NEW_2, _ADD_2, _POP_2_PUSH):
                 taken = 2
             elif does == _NEW_3:
                 taken = 3
-            adds = _ADD_1 <= does <= _ADD_MARK
+            adds = _ADD_1 <= does <= _ADD_MARK or does == _DROP_1
             if used - taken - (1 if adds else 0) < floor:
                 return _STACK, begin, 0
             # d, s and u have a key and a value in turn, sets keys alone
@@ -271,6 +279,8 @@ def _walk(data, argument, action, texts, apart, deepest, most, compared):  # typ
                 node = stack[used - 1]
                 if node <= 1:
                     return _STACK, begin, 0
+                if does == _DROP_1:
+                    continue
                 if fetched[node]:
                     return _ITSELF, begin, 0
                 size[node] += total

@@ -20,18 +20,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import backends, blocked, library, npu
+from .asked import REFERENCE, VARIABLE, OpsError, asked, misfit
 from .backends import VENDOR_DEVICE, served, static_shapes, whole
 from .reference import LevelShapes, level_sizes
 
 __all__ = [
+    "REFERENCE",
+    "VARIABLE",
     "LevelShapes",
+    "OpsError",
     "add_relu",
+    "asked",
     "beyond_kernels",
     "cross_view_attention",
     "image_cross_attention",
     "in_blocks",
     "kernels",
     "max_pool",
+    "misfit",
     "modulated_deform_conv2d",
     "ms_deform_attn",
     "projected_attention",

@@ -15,10 +15,11 @@ from torch import Tensor
 from tpvformer import compiling
 
 from . import library, npu, reference, static
+from .asked import REFERENCE, SERVES, OpsError, asked, misfit
 
-BACKENDS = {"numba": "cpu", "triton": "cuda"}  # kernels of ``library``, and the device whose tensors each serves
-VENDOR, VENDOR_DEVICE = npu.BACKEND, "npu"  # whole operations, which bring their own gradients
-DEVICES = {**BACKENDS, VENDOR: VENDOR_DEVICE}
+VENDOR = npu.BACKEND  # whole operations, which bring their own gradients
+VENDOR_DEVICE = SERVES[VENDOR]
+BACKENDS = {name: device for name, device in SERVES.items() if name != VENDOR}  # kernels of ``library``
 _static: List[bool] = []  # not empty within ``static_shapes``
 _problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
 
@@ -26,26 +27,24 @@ _problems: Dict[str, Optional[str]] = {}  # why a backend asked for before canno
 def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
     """Whether kernels of ``table``, which is filled on demand, serve x in this case (arguments of their ``supports``).
 
-    float64 is the oracle's. Raises RuntimeError where TPVFORMER_OPS names a backend that cannot serve.
+    float64 is the oracle's. Raises OpsError where TPVFORMER_OPS names a backend that cannot serve.
     """
     if _static:
         return False
-    forced, device = os.environ.get("TPVFORMER_OPS"), x.device.type
-    if forced is not None and forced not in (*DEVICES, "reference"):
-        raise ValueError(f"TPVFORMER_OPS is {forced!r}; expected one of reference, {', '.join(DEVICES)}, or unset")
-    if forced == "reference" or x.dtype == torch.float64:
+    forced, device = asked(), x.device.type
+    if forced == REFERENCE or x.dtype == torch.float64:
         return False
-    if forced is not None and DEVICES[forced] != device:
-        raise RuntimeError(f"TPVFORMER_OPS={forced} serves {DEVICES[forced]}, but the tensors are on {device}")
+    if forced is not None and SERVES[forced] != device:
+        raise OpsError(misfit(device))
     for name, kind in BACKENDS.items():
         if kind == device:
             problem = _load(name)
             if problem is not None and forced is not None:
-                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
+                raise OpsError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
             serves = problem is None and table[device].supports(x, *case)
             if not serves and forced is not None:
                 about = f"{x.dtype} of shape {tuple(x.shape)}" + "".join(f", {word}" for word in case)
-                raise RuntimeError(f"TPVFORMER_OPS={forced} was asked for, but its kernels do not serve {about}")
+                raise OpsError(f"TPVFORMER_OPS={forced} was asked for, but its kernels do not serve {about}")
             return serves
     return False
 
@@ -55,7 +54,7 @@ def whole(x: Tensor) -> ModuleType:
     if _static:
         return static
     on_card = x.device.type == VENDOR_DEVICE and x.dtype != torch.float64
-    return npu if on_card and os.environ.get("TPVFORMER_OPS") != "reference" else reference
+    return npu if on_card and asked() != REFERENCE else reference
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, static
+from .asked import OpsError, asked
 from .reference import LevelShapes
 
 BACKEND = "mx_driving"  # as TPVFORMER_OPS names it
@@ -86,11 +87,11 @@ def forget() -> None:
 
 
 def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]]:
-    """The kernel, unless there is a ``problem`` with this case. RuntimeError if TPVFORMER_OPS insists on it."""
+    """The kernel, unless there is a ``problem`` with this case. OpsError if TPVFORMER_OPS insists on it."""
     kernel = None if problem is not None else find(name)
-    if kernel is None and os.environ.get("TPVFORMER_OPS") == BACKEND:
+    if kernel is None and asked() == BACKEND:
         reason = problem or _missing[name]
-        raise RuntimeError(f"TPVFORMER_OPS={BACKEND} was asked for, but cannot serve {name}: {reason}")
+        raise OpsError(f"TPVFORMER_OPS={BACKEND} was asked for, but cannot serve {name}: {reason}")
     return kernel
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
-from typing import Collection, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
 from tpvformer.labels import NUSCENES, Classes
-from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points, palette_bgr
+from tpvformer.viz.legend import legend_panel
+from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points
 from tpvformer.viz.top_view import voxel_top_view
 
 _HEADER = 44
 _LEGEND = 300
+_HEAD = 33  # bytes of a PNG file before its second chunk: the signature and IHDR
 
 
 def frame_picture(
@@ -52,15 +56,32 @@ def frame_picture(
     below = canvas[_HEADER + cameras.shape[0] + GAP :]
     below[:, :size] = views[0]
     below[:, size + GAP : 2 * size + GAP] = views[1]
-    _legend(below[:, 2 * (size + GAP) :], present, classes)
+    legend_panel(below[:, 2 * (size + GAP) :], present, classes)
     return canvas
 
 
-def write_png(path: Union[str, Path], image: np.ndarray) -> None:
-    """Stores a BGR picture, making the folder where needed; raises OSError where the place cannot be written to."""
+def write_png(path: Union[str, Path], image: np.ndarray, title: str = "") -> None:
+    """Stores a BGR picture, making the folder where needed; ``title`` is kept beside the pixels, as ``title_of`` finds
+    it. Raises OSError where the place cannot be written to."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    target.write_bytes(titled(cv2.imencode(".png", image)[1].tobytes(), title))
+
+
+def titled(png: bytes, title: str) -> bytes:
+    """A PNG file with its title, in PNG's own field for it; as it is where there is none."""
+    if not title:
+        return png
+    content = b"tEXtTitle\0" + title.encode("latin-1", "replace")
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:_HEAD] + chunk + png[_HEAD:]
+
+
+def title_of(png: bytes) -> str:
+    """The title of a PNG file that ``titled`` made; empty where it has none."""
+    length, kind = struct.unpack(">I4s", png[_HEAD : _HEAD + 8])
+    content = png[_HEAD + 8 : _HEAD + 8 + length]
+    return content[6:].decode("latin-1") if kind == b"tEXt" and content.startswith(b"Title\0") else ""
 
 
 def jpeg_of(path: Union[str, Path], width: int) -> bytes:
@@ -71,18 +92,3 @@ def jpeg_of(path: Union[str, Path], width: int) -> bytes:
     size = (width, round(image.shape[0] * width / image.shape[1]))
     smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-
-
-def _legend(panel: np.ndarray, present: Collection[int], classes: Classes) -> None:
-    """Writes the names of the evaluated classes beside their colours; those absent from the frame are dimmed."""
-    step = (panel.shape[0] - 90) // len(classes.evaluated)
-    palette = palette_bgr(classes)
-    cv2.putText(panel, "classes", (28, 40), FONT, 0.75, INK, 1, cv2.LINE_AA)
-    for row, number in enumerate(classes.evaluated):
-        weight = 1.0 if number in present else 0.4
-        top = 66 + row * step
-        swatch = tuple(int(v) for v in palette[number] * weight + np.array(BACKGROUND) * (1 - weight))
-        ink = tuple(int(v * weight + b * (1 - weight)) for v, b in zip(INK, BACKGROUND))
-        cv2.rectangle(panel, (28, top), (28 + 34, top + step - 12), swatch, cv2.FILLED)
-        text = classes.names[number].replace("_", " ")
-        cv2.putText(panel, text, (78, top + (step - 12) // 2 + 7), FONT, 0.62, ink, 1, cv2.LINE_AA)

@@ -49,6 +49,7 @@ class Result:
     scanned: Optional[np.ndarray] = None  # (X, Y, Z) bool: voxels that hold points
     true_voxels: Optional[np.ndarray] = None  # (X, Y, Z) uint8
     true_point_labels: Optional[np.ndarray] = None  # (P,) uint8
+    labels_of: str = ""  # the data set whose labels ``voxels`` are; empty where a model predicted them
 
     def grid_points(self) -> np.ndarray:
         """(P, 3) float64, metres, in the frame of the grid."""

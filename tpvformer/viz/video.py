@@ -1,7 +1,7 @@
 """A frame in the layout of the reference's videos, and videos of such frames.
 
 Two rows, each of three cameras and of the same three views into the predicted voxels; below them the street from behind
-and above the vehicle, and from straight above.
+and above the vehicle, and from straight above; last the names of the classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Iterable, List, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
 from tpvformer.viz.render import look_at, render_voxels
 from tpvformer.viz.result import CameraView, Result, believed, shown
@@ -24,29 +25,36 @@ _ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
 
 
 def video_frame(result: Result) -> np.ndarray:
-    """(1640 or less, 2930, 3) uint8 BGR; fewer rows of cameras where there are fewer cameras."""
+    """(H, 2930, 3) uint8 BGR; a row for each three cameras: six and 16 classes are 1756 high."""
     kinds = shown(result.class_names, result.frame)
     there = believed(result, kinds)
-    cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])][:6]
+    cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
     rows = [cameras[i : i + 3] for i in range(0, len(cameras), 3)]
-    canvas = np.empty((len(rows) * (TILE[1] + GAP) + _BEHIND[1], _WIDTH, 3), np.uint8)
+    legend = legend_strip(_WIDTH, kinds.drawn, set(np.unique(result.voxels[there]).tolist()), kinds.classes)
+    views = len(rows) * (TILE[1] + GAP) + _BEHIND[1]
+    canvas = np.empty((views + len(legend), _WIDTH, 3), np.uint8)
     canvas[:] = BACKGROUND
+    canvas[views:] = legend
 
     def voxels(to_pixels: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
         return render_voxels(result.voxels, there, result.pc_range, to_pixels, size, kinds.classes)
 
-    for row, views in enumerate(rows):
+    for row, some in enumerate(rows):
         top = row * (TILE[1] + GAP)
-        for column, camera in enumerate(views):
+        for column, camera in enumerate(some):
             left = column * (TILE[0] + GAP)
             canvas[top : top + TILE[1], left : left + TILE[0]] = _photo(camera, result)
             left += 3 * (TILE[0] + GAP)
             size = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1])
-            canvas[top : top + TILE[1], left : left + TILE[0]] = voxels(size @ result.grid2img(camera), TILE)
-    below = canvas[len(rows) * (TILE[1] + GAP) :]
+            tile = canvas[top : top + TILE[1], left : left + TILE[0]]
+            tile[:] = voxels(size @ result.grid2img(camera), TILE)
+            caption(tile, f"{_called(camera)}, voxels")
+    below = canvas[len(rows) * (TILE[1] + GAP) : views]
     below[:, : _BEHIND[0]] = voxels(_from_behind(result, kinds.forward, kinds.ground), _BEHIND)
     below[:, _BEHIND[0] + GAP :] = voxels(_from_above(result, kinds.forward), _ABOVE)
-    caption(below, f"{result.token}: predicted voxels", 0.8)
+    caption(below[:, _BEHIND[0] + GAP :], "from above", 0.8)
+    said = f"labels of {result.labels_of}" if result.labels_of else "predicted voxels"
+    caption(below, f"{result.token}: {said}", 0.8)
     return canvas
 
 
@@ -57,8 +65,12 @@ def _photo(camera: CameraView, result: Result) -> np.ndarray:
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
     colors = class_colors(result.point_labels[said], kinds.classes)
     paint_tile(tile, (TILE[1], TILE[0]), result.points[said], colors, to_tile, 1.0)
-    caption(tile, camera.name.replace("CAM_", "").replace("_", " ").lower())
+    caption(tile, _called(camera))
     return tile
+
+
+def _called(camera: CameraView) -> str:
+    return camera.name.replace("CAM_", "").replace("_", " ").lower()
 
 
 def _from_behind(result: Result, forward: str, ground: float) -> np.ndarray:

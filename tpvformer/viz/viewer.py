@@ -91,6 +91,7 @@ def _about(results: Sequence[Result], kinds: Shown, title: str) -> Dict[str, Any
         "free": kinds.free,
         "forward": kinds.forward,
         "ground": kinds.ground,
+        "labels": results[0].labels_of,
         "frames": frames,
     }
 

@@ -8,15 +8,20 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 import numpy as np
 
 from tpvformer.config import ConfigError
+from tpvformer.data.doctor.directions import Mount, remarks
 from tpvformer.data.doctor.files import image_fault, label_fault, scan_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.doctor.tree import Tree, check_folder, check_tables, name_archive
 from tpvformer.data.infos.build import LIDAR, pose_numbers
+from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
-from tpvformer.data.infos.geometry import lidar_to_image, unusable
+from tpvformer.data.infos.geometry import lidar_to_image, rotations, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
+from tpvformer.data.lidarseg import label_table
 from tpvformer.data.types import DataError
+
+_TO_LIDAR_AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x forward, y left becomes x right, y forward
 
 
 class _Shot(NamedTuple):
@@ -85,7 +90,7 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
     if not samples:
         report.fault("tables", f"{folder}: no sample of the scenes asked for is in the sample table")
     sensors = {row["token"]: row for row in read_table(folder, "sensor", "channel", "modality")}
-    channel_of, channels = {}, {LIDAR}
+    channel_of, channels, poses = {}, {LIDAR}, {}
     fields = ("sensor_token", "translation", "rotation", "camera_intrinsic")
     for row in read_table(folder, "calibrated_sensor", *fields):
         sensor = sensors.get(row["sensor_token"])
@@ -98,18 +103,32 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
         if sensor["modality"] == "camera":
             channels.add(sensor["channel"])
             _check_intrinsics(report, row, sensor["channel"])
-        _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
+        pose = _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
+        if pose is not None and sensor["modality"] == "camera":
+            poses.setdefault(sensor["channel"], pose)
+    report.notes += remarks([_mount(channel, pose) for channel, pose in sorted(poses.items())], _TO_LIDAR_AXES.T)
     return _Chosen(samples, channel_of, channels, {token: {} for token in samples})
 
 
-def _check_pose(report: Report, kind: str, row: Row, path: Path) -> None:
+def _check_pose(report: Report, kind: str, row: Row, path: Path) -> Optional[np.ndarray]:
+    """(7,) float64: translation and quaternion; None where they are at fault, which is said."""
     try:
-        pose_numbers(row, path)
+        return np.array(pose_numbers(row, path), np.float64)
     except DataError as err:
         report.fault(kind, str(err))
+        return None
+
+
+def _mount(channel: str, pose: np.ndarray) -> Mount:
+    """A camera by its pose (7,) on the vehicle, whose frame begins on the ground."""
+    return Mount(channel, _TO_LIDAR_AXES @ rotations(pose[3:]), float(pose[2]))
 
 
 def _check_intrinsics(report: Report, row: Row, channel: str) -> None:
+    try:
+        check_distortion(channel, row)
+    except ValueError as err:
+        report.fault("calibration", f"calibrated_sensor {row['token']}: {err}")
     stored = row["camera_intrinsic"]
     try:
         matrix = np.array(stored, np.float64).reshape(3, 3)
@@ -148,6 +167,7 @@ def _walk(report: Report, root: Path, folder: Path, chosen: _Chosen, progress: O
             shot = _Shot(row["token"], row["ego_pose_token"], row["filename"], _size(row), there)
             if chosen.shots[row["sample_token"]].setdefault(channel, shot) is not shot:
                 report.fault("tables", f"sample {row['sample_token']}: two key frames of {channel} in sample_data.json")
+            tree.need(row["filename"])
             whole[scene] = whole.get(scene, 0) + 1
             if not there:
                 lost[scene] = lost.get(scene, 0) + 1
@@ -155,8 +175,14 @@ def _walk(report: Report, root: Path, folder: Path, chosen: _Chosen, progress: O
                 report.fault("files", f"sample {row['sample_token']}: {root / row['filename']} is missing")
     tree.finish(report, chosen.channels)
     name_archive(report, folder.name, lost, whole, gaps)
+    unused = chosen.channels.difference({LIDAR}, *chosen.shots.values())
+    if unused and chosen.shots:
+        report.notes.append(
+            f"no sample has a key frame of {', '.join(sorted(unused))}, so these cameras are left out, as those of a "
+            "rig that does not have them"
+        )
     for token, shots in chosen.shots.items():
-        for channel in sorted(chosen.channels.difference(shots)):
+        for channel in sorted(chosen.channels.difference(shots, unused)):
             report.fault("tables", f"sample {token}: no key frame of {channel} in sample_data.json")
 
 
@@ -183,15 +209,20 @@ def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Option
 
 def _check_labels(report: Report, root: Path, folder: Path) -> Dict[str, str]:
     """Label file by LiDAR token; empty where the set has none, which is said."""
-    if not (folder / "lidarseg.json").is_file():
+    table = label_table(root, folder.name)
+    if table is None:
         if folder.name.endswith("test"):
             report.notes.append("no lidarseg.json: labels of the test set are not published")
+        elif not folder.name.startswith("v1.0-"):
+            report.notes.append("no lidarseg.json: this set has no labels of points")
         else:
             archive = "nuScenes-lidarseg-mini-v1.0" if folder.name.endswith("mini") else "nuScenes-lidarseg-all-v1.0"
             report.fault("labels", f"{folder}/lidarseg.json is missing; it is part of the archive {archive}")
         return {}
-    rows = read_table(folder, "lidarseg", "sample_data_token", "filename")
-    place = f"lidarseg/{folder.name}"
+    if table.stem != "lidarseg":
+        report.notes.append("no lidarseg.json: labels are the categories of nuScenes-panoptic")
+    rows = read_table(folder, table.stem, "sample_data_token", "filename")
+    place = f"{table.stem}/{folder.name}"
     check_folder(report, root, place, [row["filename"].rsplit("/", 1)[-1] for row in rows], needed=True)
     return {row["sample_data_token"]: row["filename"] for row in rows}
 
@@ -214,7 +245,7 @@ def _check_files(
             faults.append(("scans", fault))
             scans += 1
             if labels and shot.token not in labels:
-                faults.append(("labels", f"sample {token}: no labels of its LiDAR file {shot.token} in lidarseg.json"))
+                faults.append(("labels", f"sample {token}: no labels of its LiDAR file {shot.token} in their table"))
             elif labels and fault is None:
                 faults.append(("labels", label_fault(root / labels[shot.token], path, token, whole)))
                 compared += 1

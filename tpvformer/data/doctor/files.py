@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Tuple
 
+import numpy as np
+
 from tpvformer.data.images import read_images
-from tpvformer.data.nuscenes import SCAN_COLUMNS, read_labels, read_scan
+from tpvformer.data.nuscenes import SCAN_COLUMNS, read_labels
+from tpvformer.data.scans.layout import layout_problem
+from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
 
 _HEAD = 64 * 1024  # bytes in which a JPEG names its size, unless somebody put a picture into its comments
 _TAIL = 1024
 POINT_BYTES = 4 * SCAN_COLUMNS
+_POINTS_LOOKED_AT = 4000  # of a scan that is not read whole
 RAW_CLASSES = 32
 
 
@@ -60,11 +65,22 @@ def jpeg_size(head: bytes) -> Optional[Tuple[int, int]]:
 
 
 def scan_fault(path: Path, token: str, whole: bool) -> Optional[str]:
-    """What is wrong with a LiDAR file; ``whole`` also reads its coordinates."""
+    """What is wrong with a LiDAR file; ``whole`` reads all of it, else its beginning tells whether it has the layout of
+    nuScenes."""
     try:
         size = path.stat().st_size
         if whole or size == 0 or size % POINT_BYTES:
-            read_scan(path, token)
+            lost = read_cloud(path, token).lost
+            if lost:
+                return (
+                    f"sample {token}: {path} holds {lost} points whose coordinates are not finite numbers, which no "
+                    "scan of nuScenes has; copy the file again"
+                )
+        elif path.suffix == ".bin":
+            with path.open("rb") as file:
+                numbers = np.frombuffer(file.read(_POINTS_LOOKED_AT * POINT_BYTES), "<f4")
+            problem = layout_problem(numbers, None)
+            return f"sample {token}: {path}: {problem}" if problem else None
     except OSError as err:
         return f"sample {token}: {path} cannot be read ({err.strerror}); copy it again"
     except DataError as err:
@@ -76,7 +92,7 @@ def label_fault(path: Path, scan: Path, token: str, whole: bool) -> Optional[str
     """What is wrong with a label file; ``whole`` also looks at every label."""
     try:
         points = scan.stat().st_size // POINT_BYTES
-        if whole or path.stat().st_size != points:
+        if whole or path.suffix == ".npz" or path.stat().st_size != points:
             read_labels(path, scan, token, points, RAW_CLASSES)
     except OSError as err:
         return f"sample {token}: {err.filename} cannot be read ({err.strerror}); copy it again"

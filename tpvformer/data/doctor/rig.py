@@ -1,23 +1,22 @@
-"""The examination of a rig file: calibration, then every file of every frame, and where its cameras look."""
+"""The examination of a rig file or of infos: calibration, every file of every frame, and where the cameras look."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from tpvformer.config import ConfigError
+from tpvformer.data.doctor.directions import Mount, remarks
 from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.images import Size, read_image
 from tpvformer.data.infos.read import Record, load_infos
-from tpvformer.data.nuscenes import read_labels, read_scan
+from tpvformer.data.nuscenes import read_labels, resolve
+from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
-
-# where nuScenes' cameras look, degrees to the right of forward, in CAMERA_ORDER
-NUSCENES_AZIMUTHS = (0, 55, -55, 180, -110, 110)
-_OFF = 60.0  # degrees from there that are worth a note
 
 
 class View(NamedTuple):
@@ -43,11 +42,11 @@ class View(NamedTuple):
         )
 
 
-def examine_rig(path: Path, whole: bool = False) -> Tuple[Report, List[Record]]:
-    """Looks at all files that a rig file names; ``whole`` decodes every image. The records are empty where the file
-    itself is at fault. Raises ConfigError where there is none."""
+def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[Report, List[Record]]:
+    """Looks at all files that a rig file names, or an info file, whose files lie below ``root``; ``whole`` decodes
+    every image. The records are empty where the file itself is at fault. Raises ConfigError where there is none."""
     if not path.exists():
-        raise ConfigError(f"rig is {path}, which is no file; expected a rig file, as docs/rig.md shows")
+        raise ConfigError(f"rig is {path}, which is no file; expected a rig file, as docs/rig.md shows, or infos")
     report = Report(str(path))
     try:
         records = load_infos(path)
@@ -55,12 +54,17 @@ def examine_rig(path: Path, whole: bool = False) -> Tuple[Report, List[Record]]:
         report.fault("rig", str(err))
         return report, []
     if not records[0].rig:
-        raise ConfigError(f"rig is {path}, which is no .json file; tpvformer data check looks at nuScenes with --root")
+        records = [_found_below(root, record, report) for record in records]
+        records[0] = replace(records[0], sizes=_sizes(records[0]))
     for view in views(records[0]):
         _remark(report, view)
+    vehicle = None if records[0].lidar2ego is None else records[0].lidar2ego[:3, :3]
+    report.notes += remarks(mounts(records[0]), vehicle)
     scans = labels = 0
     for record in records:
-        for stored, size in zip(record.images, record.sizes):
+        for stored, size in zip(record.images, record.sizes or [(0, 0)] * len(record.images)):
+            if not stored:
+                continue  # said already
             fault = image_fault(Path(stored), record.token, size, whole, "its camera")
             if fault is not None:
                 report.fault("images", fault)
@@ -68,9 +72,32 @@ def examine_rig(path: Path, whole: bool = False) -> Tuple[Report, List[Record]]:
             scans += 1
             labels += bool(record.labels)
             _check_scan(report, record)
-    images = len(records) * len(records[0].images)
+    images = sum(bool(stored) for record in records for stored in record.images)
     report.checked = f"{len(records)} frames: {images} images, {scans} scans and {labels} label files looked at"
     return report, records
+
+
+def _found_below(root: Path, record: Record, report: Report) -> Record:
+    """The record with the places of its files; empty where a file is missing, which is said."""
+
+    def found(stored: str, kind: str) -> str:
+        try:
+            return str(resolve(stored, root, record.token)) if stored else ""
+        except DataError as err:
+            report.fault(kind, str(err))
+            return ""
+
+    images = tuple(found(stored, "images") for stored in record.images)
+    return replace(record, images=images, scan=found(record.scan, "scans"))
+
+
+def _sizes(record: Record) -> Tuple[Size, ...]:
+    """Width and height of the images themselves, because infos do not say; empty where one cannot be read."""
+    try:
+        shapes = [read_image(Path(stored), record.token).shape for stored in record.images if stored]
+    except (DataError, OSError):
+        return ()
+    return tuple((shape[1], shape[0]) for shape in shapes) if len(shapes) == len(record.images) else ()
 
 
 def views(record: Record) -> List[View]:
@@ -95,20 +122,33 @@ def _remark(report: Report, view: View) -> None:
             f"{view.name}: its principal point ({u:.0f}, {v:.0f}) lies outside of {width}x{height} pixels; are the "
             "intrinsics those of another image size?"
         )
-    if view.name in CAMERA_ORDER:
-        usual = NUSCENES_AZIMUTHS[CAMERA_ORDER.index(view.name)]
-        off = (view.azimuth - usual + 180) % 360 - 180
-        if abs(off) > _OFF:
-            report.notes.append(
-                f"{view.name} looks {abs(off):.0f} degrees away from where nuScenes' looks; is x right, y forward and "
-                "z up in the LiDAR frame, and x forward, y left and z up in the ego frame?"
-            )
+
+
+def mounts(record: Record) -> List[Mount]:
+    """How the cameras of a record are mounted, in its LiDAR frame (x right, y forward, z up)."""
+    found = []
+    # an ego frame whose LiDAR lies on the ground does not begin there, so it says nothing of heights
+    ground = record.lidar2ego if record.lidar2ego is not None and record.lidar2ego[2, 3] > 0.05 else None
+    for name, matrix in zip(record.camera_names, record.lidar2img):
+        forward = matrix[2, :3] / np.linalg.norm(matrix[2, :3])
+        down = matrix[1, :3] - (matrix[1, :3] @ forward) * forward
+        down = down / np.linalg.norm(down)
+        centre = -np.linalg.inv(matrix[:3, :3]) @ matrix[:3, 3]
+        height = None if ground is None else float(ground[2, :3] @ centre + ground[2, 3])
+        found.append(Mount(name, np.stack([np.cross(down, forward), down, forward], axis=1), height))
+    return found
 
 
 def _check_scan(report: Report, record: Record) -> None:
     kind, scan = "scans", Path(record.scan)
     try:
-        points = len(read_scan(scan, record.token, record.scan_columns))
+        cloud = read_cloud(scan, record.token, record.scan_columns)
+        points = len(cloud.points) + cloud.lost
+        if cloud.lost:
+            report.notes.append(
+                f"sample {record.token}: {cloud.lost} of {points} points of {scan} have no finite coordinates, as "
+                "lidars write where no light came back; they are left out"
+            )
         kind = "labels"
         if record.labels:
             read_labels(Path(record.labels), scan, record.token, points, RAW_CLASSES)

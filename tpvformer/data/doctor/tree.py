@@ -58,6 +58,7 @@ class Tree:
         self._root = root
         self._there: Dict[str, Set[str]] = {}
         self._folders: Dict[str, Folder] = {}
+        self._needed: Set[str] = set()
         for top in ("samples", "sweeps"):
             for channel in folders_in(root / top):
                 self._there[f"{top}/{channel}"] = names_in(root / top / channel)
@@ -68,18 +69,23 @@ class Tree:
         folder = self._folders.get(name)
         if folder is None:
             folder = self._folders[name] = Folder(f"{name}/")
-            self._there.setdefault(name, set())
+            if name not in self._there:  # other sets, such as Lyft's, have other folders than samples/ and sweeps/
+                self._there[name] = names_in(self._root / name)
         folder.expected += 1
         there = file in self._there[name]
         folder.found += there
         return there
+
+    def need(self, filename: str) -> None:
+        """Says of a file that this package reads it."""
+        self._needed.add(filename.rpartition("/")[0])
 
     def finish(self, report: Report, channels: Set[str]) -> None:
         """Adds the folders to the report; ``channels`` are those whose key frames this package reads."""
         for name in sorted(self._there):
             folder = self._folders.get(name, Folder(f"{name}/"))
             folder.others = max(0, len(self._there[name]) - folder.found)
-            folder.needed = name.startswith("samples/") and name.split("/")[-1] in channels
+            folder.needed = name in self._needed or (name.startswith("samples/") and name.split("/")[-1] in channels)
             if folder.needed or folder.expected or folder.others:
                 report.folders.append(folder)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
+from tpvformer.data.infos.cameras import CAMERA_ORDER
 from tpvformer.data.infos.columns import Infos, Shots
+from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
@@ -17,8 +20,6 @@ from tpvformer.data.types import DataError
 from tpvformer.ranges import short
 
 LIDAR = "LIDAR_TOP"
-# the order of the exchanged info files, which is the camera index of every trained model
-CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 LARGEST = 1e12  # metres: what is larger is no place, and a comparison with NaN is false as well
 SWEEPS = 10  # before each key frame, as the exchanged files list them
 
@@ -29,9 +30,13 @@ class Shot(NamedTuple):
     token: str
     ego_pose: str
     calibration: str
-    timestamp: int  # microseconds
+    timestamp: float  # microseconds
     file: str
     previous: str  # token; empty at the start of a scene
+
+
+_ABSENT = Shot("", "", "", 0, "", "")  # stands for a camera that a sample has no image of
+_NO_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -121,18 +126,41 @@ def _read(folder: Path, scenes: Set[str], progress: Optional[Progress]) -> Table
                 "which the sensor table does not have; expected tables of one download"
             )
         kinds[token] = sensor["channel"]
+        try:
+            check_distortion(sensor["channel"], row if sensor["modality"] == "camera" else {})
+        except ValueError as err:
+            raise DataError(f"{table_path(folder, 'calibrated_sensor')}: row {token}: {err}") from err
     mounted = {r["channel"] for r in channels.values() if r["modality"] == "camera"} & set(kinds.values())
     cameras = tuple(c for c in CAMERA_ORDER if c in mounted) + tuple(sorted(mounted - set(CAMERA_ORDER)))
     tables = Tables(folder, cameras, samples, [{} for _ in samples], calibrations=calibrations)
     _read_shots(tables, kinds, progress)
-    for sample, shots in zip(samples, tables.key_frames):
-        absent = [c for c in (LIDAR, *cameras) if c not in shots]
-        if absent:
-            raise DataError(
-                f"sample {sample['token']}: {table_path(folder, 'sample_data')} has no key frame of {absent[0]} for "
-                "it; expected one of the LiDAR and of every camera that has a calibration"
-            )
+    tables.cameras = _cameras_there(tables)
     return tables
+
+
+def _cameras_there(tables: Tables) -> Tuple[str, ...]:
+    """The cameras of which any sample has an image; what lacks where is said in a line. Raises DataError for a sample
+    without LiDAR row or without any camera."""
+    path, lost = table_path(tables.folder, "sample_data"), dict.fromkeys(tables.cameras, 0)
+    for sample, shots in zip(tables.samples, tables.key_frames):
+        for camera in tables.cameras:
+            lost[camera] += camera not in shots
+        if LIDAR not in shots or len(shots) == 1:
+            what = (
+                LIDAR if LIDAR not in shots else f"any camera ({', '.join(tables.cameras) or 'none has a calibration'})"
+            )
+            raise DataError(
+                f"sample {sample['token']}: {path} has no key frame of {what} for it; expected one of the LiDAR and of "
+                "one camera at least"
+            )
+    some = {camera: count for camera, count in lost.items() if count}
+    if some:
+        listed = ", ".join(f"{camera} ({count})" for camera, count in some.items())
+        logging.getLogger(__name__).warning(
+            f"{path}: no key frame of {listed} in so many of {len(tables.samples)} samples; these cameras are left out "
+            "there"
+        )
+    return tuple(camera for camera in tables.cameras if lost[camera] < len(tables.samples))
 
 
 def _read_shots(tables: Tables, channel_of: Dict[str, str], progress: Optional[Progress]) -> None:
@@ -218,7 +246,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
     samples = [tables.samples[i] for i in rows]
     mounted: Dict[str, Tuple[float, ...]] = {}
     scans = [tables.key_frames[i][LIDAR] for i in rows]
-    images = [tables.key_frames[i][camera] for i in rows for camera in tables.cameras]
+    images = [tables.key_frames[i].get(camera, _ABSENT) for i in rows for camera in tables.cameras]
     sweeps = [shot for chain in chains for shot in chain]
     counts = np.array([len(chain) for chain in chains], np.int64)
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -232,17 +260,19 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
         own = [poses(shots, mount), poses(shots, drive)]
         rotation, translation = relative(*own, *lidar)
         stamps = _stamps([shot.timestamp for shot in shots], f"{tables.folder / 'sample_data.json'}")
-        files = [prefix + shot.file for shot in shots]
+        files = ["" if shot is _ABSENT else prefix + shot.file for shot in shots]
         return Shots([shot.token for shot in shots], files, stamps, *own, rotation, translation)
 
     def mount(shot: Shot) -> Tuple[float, ...]:
         token = shot.calibration
+        if shot is _ABSENT:
+            return _NO_POSE
         if token not in mounted:
             mounted[token] = pose_numbers(tables.calibrations[token], tables.folder / "calibrated_sensor.json")
         return mounted[token]
 
     def drive(shot: Shot) -> Tuple[float, ...]:
-        return tables.poses[shot.ego_pose]
+        return _NO_POSE if shot is _ABSENT else tables.poses[shot.ego_pose]
 
     infos = Infos(
         version=tables.folder.name,
@@ -260,16 +290,16 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
     return infos
 
 
-def _stamps(values: List[int], where: str) -> np.ndarray:
+def _stamps(values: Sequence[float], where: str) -> np.ndarray:
     try:
-        return np.array(values, np.int64)
-    except OverflowError:
+        return np.array([round(value) for value in values], np.int64)  # Lyft's tables have fractions of microseconds
+    except (OverflowError, ValueError):
         raise DataError(f"{where}: holds a timestamp beyond 64 bits; expected microseconds since 1970") from None
 
 
 def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
-    found: Dict[str, np.ndarray] = {}
-    for token in {shot.calibration for shot in images}:
+    found: Dict[str, np.ndarray] = {_ABSENT.calibration: np.eye(3)}
+    for token in {shot.calibration for shot in images if shot is not _ABSENT}:
         stored = tables.calibrations[token]["camera_intrinsic"]
         try:
             found[token] = np.array(stored, np.float64).reshape(3, 3)

@@ -36,7 +36,7 @@ class Infos:
     scenes: List[str]  # token of each sample's scene
     timestamps: np.ndarray  # (N,) int64, microseconds
     scans: Shots  # N
-    images: Shots  # N * C, a sample's cameras beside each other
+    images: Shots  # N * C, a sample's cameras beside each other; without file where the sample has no such image
     intrinsics: np.ndarray  # (N, C, 3, 3) float64, pixels
     sweeps: Shots  # S, the nearest before a key frame first
     sweep_start: np.ndarray  # (N + 1,) int64: the sweeps of sample i are sweep_start[i] to sweep_start[i + 1]

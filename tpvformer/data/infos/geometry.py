@@ -25,6 +25,23 @@ def rotations(quaternions: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
+def quaternions(rotation: np.ndarray) -> np.ndarray:
+    """(4,) quaternion of a (3, 3) rotation matrix. Raises ValueError where it is none."""
+    if not np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 or np.linalg.det(rotation) < 0:
+        raise ValueError("a 3x3 matrix that is no rotation where a rotation belongs")
+    # the eigenvector of the largest eigenvalue, which no angle makes inexact (Bar-Itzhack 2000)
+    (a, b, c), (d, e, f), (g, h, i) = rotation
+    matrix = np.array(
+        [
+            [a + e + i, h - f, c - g, d - b],
+            [h - f, a - e - i, b + d, c + g],
+            [c - g, b + d, e - a - i, f + h],
+            [d - b, c + g, f + h, i - a - e],
+        ]
+    )
+    return np.linalg.eigh(matrix)[1][:, -1]
+
+
 def matrices(poses: np.ndarray) -> np.ndarray:
     """(..., 4, 4) pose matrices of (..., 7) poses."""
     made = np.zeros((*poses.shape[:-1], 4, 4))
@@ -57,7 +74,7 @@ def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.
     """(..., 4, 4) float64 from LiDAR metres to (u * depth, v * depth, depth, 1) in pixels.
 
     rotation (..., 3, 3) and translation (..., 3) take camera to LiDAR coordinates (p_lidar = R p_cam + t); they contain
-    the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) pixels.
+    the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) or (..., 4, 4) pixels.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for unusable() to find
         inverse = np.linalg.inv(np.asarray(rotation, np.float64))
@@ -69,8 +86,10 @@ def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.
 
 
 def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) float64: the intrinsics (..., 3, 3), padded with ones on the diagonal."""
+    """(..., 4, 4) float64: the intrinsics (..., 3, 3), padded with ones on the diagonal; (..., 4, 4) as they are."""
     intrinsic = np.asarray(intrinsic, np.float64)
+    if intrinsic.shape[-1] == 4:
+        return intrinsic
     to_pixels = np.zeros((*intrinsic.shape[:-2], 4, 4))
     to_pixels[..., :3, :3] = intrinsic
     to_pixels[..., 3, 3] = 1

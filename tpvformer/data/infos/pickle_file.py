@@ -6,13 +6,32 @@ Boxes, velocities and CAN bus, which detectors read from such files, are left ou
 from __future__ import annotations
 
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Generator, List
+
+import numpy as np
 
 from tpvformer.data.infos.columns import Infos, Shots
 from tpvformer.data.infos.files import no_collection, whole_file
 
-PROTOCOL = 4  # the newest whose arrays every numpy from 1.23 on reads under the names of the public files
+PROTOCOL = 4  # the newest of Python 3.7 and the newest that stores arrays as the public files do
+_ARRAYS = "numpy.core.multiarray"  # where every numpy finds what makes an array of a pickle
+
+
+@contextmanager
+def public_names() -> Generator[None, None, None]:
+    """Pickles written meanwhile name numpy.core, as the public files do: numpy before 1.26, which TPVFormer's published
+    code is used with, knows no numpy._core, which numpy 2 would name."""
+    makers: List[Any] = [value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))]
+    before = [maker.__module__ for maker in makers]
+    try:
+        for maker in makers:
+            maker.__module__ = _ARRAYS
+        yield
+    finally:
+        for maker, module in zip(makers, before):
+            maker.__module__ = module
 
 
 def to_records(infos: Infos) -> List[Dict[str, Any]]:
@@ -31,7 +50,7 @@ def to_records(infos: Infos) -> List[Dict[str, Any]]:
                 "lidar_path": infos.scans.files[i],
                 "token": token,
                 "sweeps": sweeps[start[i] : start[i + 1]],
-                "cams": dict(zip(infos.cameras, own)),
+                "cams": {name: record for name, record in zip(infos.cameras, own) if record["data_path"]},
                 "lidar2ego_translation": scans[i]["sensor2ego_translation"],
                 "lidar2ego_rotation": scans[i]["sensor2ego_rotation"],
                 "ego2global_translation": scans[i]["ego2global_translation"],
@@ -64,6 +83,6 @@ def _shot_records(shots: Shots) -> List[Dict[str, Any]]:
 
 def write_pickle(infos: Infos, path: Path) -> None:
     """Writes the pickle; it appears under its name only when complete. Raises ConfigError where it cannot."""
-    with no_collection(), whole_file(path) as file:
+    with no_collection(), public_names(), whole_file(path) as file:
         content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
         pickle.dump(content, file, protocol=PROTOCOL)

@@ -1,20 +1,25 @@
 """Info files from anywhere, as the records a data set is read by.
 
-Three layouts of pickle are known: ``infos`` of TPVFormer, BEVFormer and mmdetection3d 0.x; the same with further keys
-of BEVDet; ``data_list`` of mmdetection3d 1.x. Other keys are ignored. Our own tensor files are known by their suffix.
+Layouts of pickle are known by their records: those of TPVFormer, BEVFormer, BEVDet and mmdetection3d 0.x (``cams``), of
+mmdetection3d 1.x (``images``) and of BEVDepth (``cam_infos``), in a dict under ``infos`` or ``data_list``, by scene, or
+as a bare list. Other keys are ignored. Our own tensor files are known by their suffix.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.infos.cameras import by_name
 from tpvformer.data.infos.columns import Infos
+from tpvformer.data.infos.declared import check_distortions, scan_columns
 from tpvformer.data.infos.files import no_collection
-from tpvformer.data.infos.geometry import lidar_to_image, matrices, pixels_of, relative, unusable
+from tpvformer.data.infos.geometry import lidar_to_image, matrices, relative, unusable
+from tpvformer.data.infos.kinds import refuse_other_kinds
+from tpvformer.data.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
@@ -23,11 +28,12 @@ from tpvformer.ranges import short
 
 _OLD = "the info format of TPVFormer and mmdetection3d 0.x"
 _NEW = "the info format of mmdetection3d 1.x"
+_DEPTH = "the info format of BEVDepth"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one info record; paths as stored."""
+    """What is kept of one info record; paths as stored, with slashes; cameras in the order of their embeddings."""
 
     token: str
     scan: str  # empty where there is no LiDAR
@@ -41,12 +47,12 @@ class Record:
     rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
     sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
     slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
-    scan_columns: int = 5  # float32 numbers a point, x, y, z first
+    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
 
 
 def is_rig(path: Union[str, Path]) -> bool:
     """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
-    return Path(path).suffix == ".json" or Path(path).is_dir()
+    return Path(path).suffix.lower() == ".json" or Path(path).is_dir()
 
 
 def load_infos(path: Union[str, Path]) -> List[Record]:
@@ -57,54 +63,91 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
 
         return read_rig(path)
     if Path(path).suffix == SUFFIX:
-        return _from_tensors(path)
+        return by_name(_from_tensors(path))
+    refuse_other_kinds(path)
     with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
-        return _from_pickle(path)
+        return by_name(_from_pickle(path))
 
 
 def _from_pickle(path: Union[str, Path]) -> List[Record]:
     stored = load_pickle(path)
-    found = [stored.get(name) for name in ("infos", "data_list")] if isinstance(stored, Mapping) else []
-    if any(isinstance(value, list) and not value for value in found):
+    listed = _listed(stored)
+    if listed is None:
+        kind = type(stored).__name__
+        keys = f"a dict of {', '.join(map(str, list(stored)[:8]))}" if isinstance(stored, Mapping) else kind
+        raise DataError(
+            f"{path}: holds {keys or 'nothing'}; expected a list of samples, or a dict whose 'infos' is a list of "
+            "samples, as TPVFormer's and BEVDet's info pickles hold it, or whose 'data_list' is one, as mmdetection3d "
+            "1.x writes it"
+        )
+    if not listed:
         raise DataError(f"{path}: {_NO_FRAMES}")
-    if isinstance(stored, Mapping) and _is_list(stored.get("infos")):
-        return _records(path, stored["infos"], _old_record, _OLD)
-    if isinstance(stored, Mapping) and _is_list(stored.get("data_list")):
-        return _records(path, stored["data_list"], _new_record, _NEW)
-    keys = (
-        f"a dict of {', '.join(map(str, list(stored)[:8]))}" if isinstance(stored, Mapping) else type(stored).__name__
-    )
-    raise DataError(
-        f"{path}: holds {keys or 'nothing'}; expected a dict whose 'infos' is a list of samples, as TPVFormer's and "
-        "BEVDet's info pickles hold it, or whose 'data_list' is one, as mmdetection3d 1.x writes it"
-    )
+    new = isinstance(stored, Mapping) and "infos" not in stored
+    return _records(path, listed, *_reader_of(path, listed[0], new))
+
+
+def _listed(stored: Any) -> Optional[Sequence[Any]]:
+    """The records of a file, wherever they are; None where there is no list of them."""
+    if isinstance(stored, (list, tuple)):
+        return stored if not stored or isinstance(stored[0], Mapping) else None
+    if not isinstance(stored, Mapping):
+        return None
+    for name in ("infos", "data_list"):
+        found = stored.get(name)
+        if isinstance(found, (list, tuple)):
+            return found
+        if isinstance(found, Mapping) and found and all(isinstance(v, (list, tuple)) for v in found.values()):
+            return [record for scene in found.values() for record in scene]  # by scene, as the reference's tools do
+    return None
+
+
+def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable[[Any], Record], str]:
+    """What reads a layout, and its name, by the keys of a record; ``new`` decides where these do not.
+
+    Raises DataError for the layouts of others that are known to hold no calibrated cameras.
+    """
+    keys = record if isinstance(record, Mapping) else {}
+    if "cam_infos" in keys or "lidar_infos" in keys:
+        from tpvformer.data.infos.bevdepth import bevdepth_record  # here, because it makes records itself
+
+        return bevdepth_record, _DEPTH
+    if "cams" not in keys and "images" not in keys:
+        if "cam_front_path" in keys:
+            tool, what = "CenterPoint or OpenPCDet", "names the front image alone"
+        elif "calib" in keys and ("image" in keys or "point_cloud" in keys):
+            tool, what = "KITTI for OpenPCDet, SECOND or mmdetection3d 0.x", "has another layout"
+        else:
+            return (_new_record, _NEW) if new else (_old_record, _OLD)
+        raise DataError(
+            f"{path}: its records are those of {tool}, each of which {what}; make infos from nuScenes' tables with "
+            "tpvformer data infos, or describe the cameras in a rig file (docs/rig.md)"
+        )
+    return (_old_record, _OLD) if "cams" in keys else (_new_record, _NEW)
 
 
 def record_of(infos: Infos, index: int) -> Record:
     """The record of one sample of infos that are in memory already."""
     width = len(infos.cameras)
-    images = tuple(infos.images.files[index * width : (index + 1) * width])
+    files = infos.images.files[index * width : (index + 1) * width]
     lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
-    return Record(
-        infos.tokens[index],
-        infos.scans.files[index],
-        infos.cameras,
-        images,
-        infos.lidar2img()[index],
-        infos.scenes[index],
-        lidar2ego,
-        ego2global,
-    )
+    cameras = _present(infos.cameras, files, infos.lidar2img()[index])
+    return Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+
+
+def _present(
+    names: Tuple[str, ...], files: Sequence[str], lidar2img: np.ndarray
+) -> Tuple[Tuple[str, ...], Tuple[str, ...], np.ndarray]:
+    """Names, files and projections (N, 4, 4) of the cameras that a sample has an image of."""
+    if all(files):
+        return names, tuple(files), lidar2img
+    there = [i for i, file in enumerate(files) if file]
+    return tuple(names[i] for i in there), tuple(files[i] for i in there), lidar2img[there]
 
 
 _NO_FRAMES = (
     "holds no frames; expected one at least: name other infos (data.train_infos, data.val_infos, data.test_infos), or "
     "make these from a set that has scenes of this split"
 )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0
 
 
 def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any], Record], layout: str) -> List[Record]:
@@ -118,9 +161,16 @@ def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any]
             raise DataError(f"{where} has no {err}; expected {layout}") from err
         except (TypeError, ValueError, AttributeError, IndexError, OverflowError, np.linalg.LinAlgError) as err:
             raise DataError(
-                f"{where} has an unusable calibration or layout ({' '.join(str(err).split())[:200]}); expected "
-                f"{layout}, with rotations or poses, translations and 3x3 intrinsics for each camera"
+                f"{where} has an unusable calibration or layout ({' '.join(str(err).split())[:300]}); expected "
+                f"{layout}, with rotations or poses, translations and 3x3 (3x4, 4x4) intrinsics for each camera"
             ) from err
+        try:
+            check_distortions(info)
+            columns = scan_columns(info)
+        except ValueError as err:
+            raise DataError(f"{where} (sample {shown(record.token)[:200]}): {err}") from err
+        if columns is not None:
+            record = replace(record, scan_columns=columns)
         if seen.setdefault(record.token, i) != i:
             raise DataError(
                 f"{where} has the token {shown(record.token)[:200]} of record {seen[record.token]}; expected one each"
@@ -160,19 +210,30 @@ def _check_names(where: str, record: Record) -> None:
 
 
 def _old_record(info: Any) -> Record:
-    cameras: Dict[str, Any] = info["cams"]
-    placed = [_placed(info, camera) for camera in cameras.values()]
+    cameras: Mapping[str, Any] = info["cams"]
+    placed = each(cameras, lambda camera: _placed(info, camera))
     rotation, translation = np.stack([r for r, _ in placed]), np.stack([t for _, t in placed])
-    intrinsics = np.stack([_numbers(c["cam_intrinsic"], 3, 3) for c in cameras.values()])
-    images = tuple(str(c["data_path"]) for c in cameras.values())
-    scan, lidar2img = str(info["lidar_path"]), lidar_to_image(rotation, translation, intrinsics)
+    pixels = np.stack(each(cameras, lambda camera: intrinsics(camera[_intrinsics_key(camera)])))
+    scan = file_of(info.get("lidar_path"))
     poses = [
-        matrices(_pose(info, name))[0] if f"{name}_translation" in info and f"{name}_rotation" in info else None
+        matrices(pose(info, f"{name}_"))[0] if info.get(f"{name}_rotation") is not None else None
         for name in ("lidar2ego", "ego2global")
     ]
     return Record(
-        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+        token_of(info),
+        scan,
+        tuple(map(str, cameras)),
+        tuple(each(cameras, lambda camera: image_of(camera["data_path"]))),
+        lidar_to_image(rotation, translation, pixels),
+        _scene(info, scan),
+        poses[0],
+        poses[1],
     )
+
+
+def _intrinsics_key(camera: Mapping[str, Any]) -> str:
+    """OpenPCDet and BEVFusion write another name."""
+    return "camera_intrinsics" if "camera_intrinsics" in camera and "cam_intrinsic" not in camera else "cam_intrinsic"
 
 
 def _scene(info: Mapping[str, Any], scan: str) -> str:
@@ -183,48 +244,53 @@ def _scene(info: Mapping[str, Any], scan: str) -> str:
 def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
     """Camera to LiDAR, as stored or from the poses of both sensors at their own times (which BEVDet keeps as well)."""
     if "sensor2lidar_rotation" in camera or "sensor2ego_rotation" not in camera:
-        return _numbers(camera["sensor2lidar_rotation"], 3, 3), _numbers(camera["sensor2lidar_translation"], 3)
-    chain = (_pose(camera, "sensor2ego"), _pose(camera, "ego2global"), _pose(info, "lidar2ego"))
-    rotation, translation = relative(*chain, _pose(info, "ego2global"))
+        return numbers(camera["sensor2lidar_rotation"], 3, 3), numbers(camera["sensor2lidar_translation"], 3)
+    chain = (pose(camera, "sensor2ego_"), pose(camera, "ego2global_"), pose(info, "lidar2ego_"))
+    rotation, translation = relative(*chain, pose(info, "ego2global_"))
     return rotation[0], translation[0]
 
 
-def _pose(source: Mapping[str, Any], name: str) -> np.ndarray:
-    """(1, 7): translation and quaternion."""
-    parts = _numbers(source[f"{name}_translation"], 3), _numbers(source[f"{name}_rotation"], 4)
-    return np.concatenate(parts)[None]
-
-
 def _new_record(info: Any) -> Record:
-    cameras = info["images"]
-    to_camera = np.stack([_numbers(c["lidar2cam"], 4, 4) for c in cameras.values()])
-    lidar2img = pixels_of(np.stack([_numbers(c["cam2img"], 3, 3) for c in cameras.values()])) @ to_camera
-    images = tuple(_below(name, str(c["img_path"])) for name, c in cameras.items())
-    scan = _below("LIDAR_TOP", str(info["lidar_points"]["lidar_path"]))
-    stored = (info["lidar_points"].get("lidar2ego"), info.get("ego2global"))
-    poses = [None if value is None else _numbers(value, 4, 4) for value in stored]
+    """Cameras without an image, whose calibration alone KITTI's infos hold (and R0_rect beside them), are left out."""
+    listed = info["images"]
+    if not isinstance(listed, Mapping):
+        raise ValueError(f"its images are {type(listed).__name__}, not a dict of them by camera")
+    cameras = {name: c for name, c in listed.items() if isinstance(c, Mapping) and file_of(c.get("img_path"))}
+    if listed and not cameras:
+        raise ValueError(f"none of its cameras ({', '.join(map(str, listed))}) has an img_path")
+    points = info.get("lidar_points") or {}
+    scan = _below("LIDAR_TOP", file_of(points.get("lidar_path")))
+    stored = (points.get("lidar2ego"), info.get("ego2global"))
+    poses = [None if value is None else square(value) for value in stored]
     return Record(
-        str(info["token"]), scan, tuple(map(str, cameras)), images, lidar2img, _scene(info, scan), poses[0], poses[1]
+        token_of(info),
+        scan,
+        tuple(map(str, cameras)),
+        tuple(_below(name, file_of(c["img_path"])) for name, c in cameras.items()),
+        np.stack(each(cameras, _new_projection)),
+        _scene(info, scan),
+        poses[0],
+        poses[1],
     )
+
+
+def _new_projection(camera: Mapping[str, Any]) -> np.ndarray:
+    if "lidar2cam" not in camera and "lidar2img" in camera:
+        return square(camera["lidar2img"])
+    to_camera = square(camera["lidar2cam"])
+    return intrinsics(camera["cam2img"]) @ to_camera
 
 
 def _below(channel: str, name: str) -> str:
     """These files are stored by their bare names; the folder is a convention of mmdetection3d's configurations."""
-    return name if "/" in name else f"samples/{channel}/{name}"
-
-
-def _numbers(value: Any, *shape: int) -> np.ndarray:
-    array = np.asarray(value)
-    if array.shape != shape or array.dtype.kind not in "iuf":
-        raise ValueError(f"{array.dtype} of shape {array.shape} where numbers of shape {shape} belong")
-    return array.astype(np.float64)
+    return name if "/" in name or not name else f"samples/{channel}/{name}"
 
 
 def _from_tensors(path: Union[str, Path]) -> List[Record]:
     file = TensorFile(path)
     count, width = file.count, len(file.cameras)
-    tokens, scans = file.text("tokens", count), file.text("scans.files", count)
-    images = file.text("images.files", count * width)
+    tokens, scans = file.text("tokens", count), [file_of(name) for name in file.text("scans.files", count)]
+    images = [file_of(name) for name in file.text("images.files", count * width)]
     scenes = file.text("scenes", count)
     lidar2img, lidar2ego = file.lidar2img(), matrices(file.array("scans.sensor2ego", count, 7))
     ego2global = matrices(file.array("scans.ego2global", count, 7))
@@ -236,9 +302,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         Record(
             tokens[i],
             scans[i],
-            file.cameras,
-            tuple(images[i * width : (i + 1) * width]),
-            lidar2img[i],
+            *_present(file.cameras, images[i * width : (i + 1) * width], lidar2img[i]),
             scenes[i],
             lidar2ego[i],
             ego2global[i],

@@ -130,7 +130,7 @@ def _check_names(path: Path, name: str, rows: List[Row]) -> None:
 
 
 _TYPES: Dict[str, Tuple[type, ...]] = {
-    "timestamp": (int,), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
+    "timestamp": (int, float), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
     "camera_intrinsic": (list,),
 }  # fmt: skip
 

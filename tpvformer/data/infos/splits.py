@@ -65,6 +65,11 @@ def own_splits(folder: Path) -> Dict[str, List[str]]:
     return found
 
 
+def further(folder: Path) -> str:
+    """How splits of one's own are given."""
+    return f'{folder}/splits.json may list others: {{"val": [names of scenes]}}'
+
+
 def default_splits(folder: Path) -> List[str]:
     """The splits a version is made of: those of its splits.json, else the official ones of its name."""
     return list(own_splits(folder)) or [split for split, end in VERSIONS.items() if folder.name.endswith(end)]
@@ -77,10 +82,10 @@ def scenes_of(folder: Path, split: str) -> List[str]:
         return own[split]
     if split not in OFFICIAL:
         known = ", ".join([*own, *OFFICIAL])
-        raise DataError(f"split {split!r} is none of {known}; {folder}/splits.json may name further ones")
+        raise DataError(f"split {split!r} is none of {known}; {further(folder)}")
     if not folder.name.endswith(VERSIONS[split]):
         raise DataError(
             f"split {split} belongs to the version v1.0-{VERSIONS[split]}, but the tables are those of {folder.name}; "
-            "ask for another --version or other --splits"
+            f"ask for another --version or other --splits; {further(folder)}"
         )
     return official(split)

@@ -99,6 +99,8 @@ class TensorFile:
             )
         if not isinstance(cameras, list) or not all(isinstance(name, str) for name in cameras) or not cameras:
             raise self._damaged("it names no cameras")
+        if len(set(cameras)) < len(cameras):
+            raise self._damaged("it names a camera twice")
         self.cameras: Tuple[str, ...] = tuple(cameras)
         self._start = 8 + length
         self.count = len(self.array("timestamps", None))

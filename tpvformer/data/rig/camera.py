@@ -82,23 +82,42 @@ def _any_number(value: Any) -> bool:
 
 
 def read_pose(node: Node) -> np.ndarray:
-    """(4, 4) float64 of a 4x4 matrix or of {translation, rotation}; raises DataError where it is no rigid motion."""
+    """(4, 4) float64 of a 4x4 or 3x4 matrix, or of {translation, rotation} with a quaternion or a 3x3 matrix; raises
+    DataError where it is no rigid motion."""
     if isinstance(node.value, dict):
-        parts = node.fields(("translation", "rotation"), needed=("translation", "rotation"))
-        translation, quaternion = parts["translation"].numbers(3), parts["rotation"].numbers(4)
-        if abs(np.linalg.norm(quaternion) - 1) > TOLERANCE:
-            raise parts["rotation"].refuse("a unit quaternion, in the order w, x, y, z")
-        return matrices(np.concatenate([translation, quaternion]))
+        return _of_parts(node)
     if not isinstance(node.value, list):
         raise node.refuse("a 4x4 matrix, or an object with translation and rotation")
-    pose = node.numbers(4, 4)
+    pose = np.eye(4)
+    if len(node.value) == 3:  # [R | t]
+        pose[:3] = node.numbers(3, 4)
+    else:
+        pose = node.numbers(4, 4)
     if pose[3].tolist() != [0, 0, 0, 1]:
         raise DataError(f"{node.where} has the last row {pose[3].tolist()}; expected [0, 0, 0, 1]")
-    turn = pose[:3, :3]
+    _check_rotation(pose[:3, :3], node.where)
+    return pose
+
+
+def _of_parts(node: Node) -> np.ndarray:
+    parts = node.fields(("translation", "rotation"), needed=("translation", "rotation"))
+    translation, rotation = parts["translation"].numbers(3), parts["rotation"]
+    if isinstance(rotation.value, list) and rotation.value and isinstance(rotation.value[0], list):
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rotation.numbers(3, 3), translation
+        _check_rotation(pose[:3, :3], rotation.where)
+        return pose
+    quaternion = rotation.numbers(4)
+    if abs(np.linalg.norm(quaternion) - 1) > TOLERANCE:
+        raise rotation.refuse("a unit quaternion, in the order w, x, y, z")
+    return matrices(np.concatenate([translation, quaternion]))
+
+
+def _check_rotation(turn: np.ndarray, where: str) -> None:
+    """Raises DataError where a 3x3 matrix does not turn."""
     with np.errstate(all="ignore"):
         error = float(np.abs(turn @ turn.T - np.eye(3)).max())
         if not error <= TOLERANCE:
-            raise DataError(f"{node.where}: its 3x3 part is no rotation (R R^T misses 1 by {error:.3g}); correct it")
+            raise DataError(f"{where}: its 3x3 part is no rotation (R R^T misses 1 by {error:.3g}); correct it")
         if np.linalg.det(turn) < 0:
-            raise DataError(f"{node.where}: its 3x3 part is a mirror, not a rotation (determinant -1); correct an axis")
-    return pose
+            raise DataError(f"{where}: its 3x3 part is a mirror, not a rotation (determinant -1); correct an axis")

@@ -13,9 +13,13 @@ import numpy as np
 
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
+from tpvformer.guard.kinds import HEAD, kind_of
 
 LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames
 _LONGEST_INTEGER = 20  # digits; longer ones are no counts, and Python takes the square of their length to read them
+
+
+EXPECTED = "expected a rig file, a .json that describes all cameras as docs/rig.md shows"
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ def read_json(path: Union[str, Path]) -> Node:
     except RecursionError as err:
         raise DataError(f"{path}: is nested too deeply; expected a rig file, as docs/rig.md shows") from err
     except ValueError as err:  # what json and the decoder raise as well
+        kind = kind_of(place(path), raw[:HEAD])
+        if kind:
+            raise DataError(f"{path}: is {kind}; {EXPECTED}") from err
         raise DataError(f"{path}: is no JSON that can be used ({' '.join(str(err).split())[:200]})") from err
     return Node(value, str(path))
 

@@ -7,16 +7,16 @@ published models expect their grid there.
 
 from __future__ import annotations
 
-from itertools import count
+import contextlib
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.data.infos.build import CAMERA_ORDER
+from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import lidar_to_image, unusable
+from tpvformer.data.infos.parts import file_of
 from tpvformer.data.infos.read import Record
-from tpvformer.data.nuscenes import SCAN_COLUMNS
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import Node, read_json
 from tpvformer.data.storage import place
@@ -51,8 +51,8 @@ def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
     _refuse_twice(names, f"{path}: two cameras have the name")
     places = camera_slots(names)
     slots, cameras = zip(*sorted(zip(places, cameras), key=lambda pair: pair[0]))
-    columns = fields["lidar_columns"].count(MOST_COLUMNS) if "lidar_columns" in fields else SCAN_COLUMNS
-    if columns < 3:
+    columns = fields["lidar_columns"].count(MOST_COLUMNS) if "lidar_columns" in fields else None
+    if columns is not None and columns < 3:
         raise fields["lidar_columns"].refuse("3 or more, of which the first three are x, y and z")
     frames = _frames(fields.get("frames"), folder, stem, [camera.name for camera in cameras])
     _refuse_twice([frame["token"] for frame in frames], f"{path}: two frames have the token")
@@ -67,14 +67,6 @@ def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
         "scan_columns": columns,
     }
     return [Record(**frame, **calibration) for frame in frames]
-
-
-def camera_slots(names: Sequence[str]) -> List[int]:
-    """The camera embedding of each name: nuScenes' six have their own, others take those left in alphabetical order."""
-    slots = {name: CAMERA_ORDER.index(name) for name in names if name in CAMERA_ORDER}
-    free = (slot for slot in count() if slot not in slots.values())
-    others = {name: next(free) for name in sorted(set(names).difference(slots))}
-    return [{**slots, **others}[name] for name in names]
 
 
 def _refuse_twice(names: Iterable[str], text: str) -> None:
@@ -112,13 +104,25 @@ def _frames(node: Optional[Node], folder: Path, stem: str, names: Sequence[str])
     """The fields of a Record that differ from frame to frame. Without a list of them there is one frame, its images
     named as the cameras are."""
     if node is None:
-        return [{"token": stem, "scan": "", "images": tuple(_image_of(folder, name) for name in names)}]
+        return [{"token": stem, "scan": "", "images": _images_beside(folder, names)}]
     return [_frame(frame, folder, names) for frame in node.items("frames")]
 
 
-def _image_of(folder: Path, name: str) -> str:
-    files = [folder / "images" / f"{name}{kind}" for kind in IMAGE_KINDS]
-    return str(next((file for file in files if file.is_file()), files[0]))
+def _images_beside(folder: Path, names: Sequence[str]) -> Tuple[str, ...]:
+    """``images/<name><suffix>`` of each camera, the suffix in upper or lower case. Where there is none, a name that
+    lists the suffixes: no file has it, and messages that it is missing say what was looked for."""
+    found: Dict[str, List[str]] = {}
+    with contextlib.suppress(OSError):
+        for file in sorted((folder / "images").iterdir()):
+            if file.suffix.lower() in IMAGE_KINDS:
+                found.setdefault(file.name[: -len(file.suffix)], []).append(file.suffix)
+    return tuple(str(folder / "images" / f"{name}{_chosen(found.get(name, ()))}") for name in names)
+
+
+def _chosen(suffixes: Sequence[str]) -> str:
+    if not suffixes:
+        return f".{{{','.join(kind[1:] for kind in IMAGE_KINDS)}}}"
+    return min(suffixes, key=lambda suffix: (IMAGE_KINDS.index(suffix.lower()), suffix != suffix.lower()))
 
 
 def _frame(node: Node, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
@@ -132,8 +136,8 @@ def _frame(node: Node, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
         raise DataError(f"{node.where} (token {token}): images has no {lost[0]!r}; expected one image of each camera")
     if "labels" in fields and "lidar" not in fields:
         raise DataError(f"{node.where} (token {token}): has labels but no lidar; labels are those of its points")
-    scan, labels = (str(folder / fields[key].text()) if key in fields else "" for key in ("lidar", "labels"))
-    paths = tuple(str(folder / images[name].text()) for name in names)
+    scan, labels = (str(folder / file_of(fields[key].text())) if key in fields else "" for key in ("lidar", "labels"))
+    paths = tuple(str(folder / file_of(images[name].text())) for name in names)
     made: Dict[str, Any] = {"token": token, "images": paths, "scan": scan, "labels": labels}
     if "scene" in fields:
         made["scene"] = fields["scene"].text()

@@ -60,6 +60,12 @@ def frame_info(token: Tokens, scene: str, k: int, frame: KeyFrame, size: Tuple[i
     }
 
 
+def prefixed(info: Row, prefix: str) -> Row:
+    """The record with ``prefix`` before the names of its files."""
+    cameras = {name: {**camera, "data_path": prefix + camera["data_path"]} for name, camera in info["cams"].items()}
+    return {**info, "lidar_path": prefix + info["lidar_path"], "cams": cameras}
+
+
 def rig_file(info: Row, labels: str, size: Tuple[int, int]) -> Row:
     """One record as somebody with cameras of their own would describe it (docs/rig.md); paths as in the record.
 

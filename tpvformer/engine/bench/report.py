@@ -24,10 +24,12 @@ _VERSIONS = ("numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
 _SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
-    """Date, command line, hardware and versions, for the head of a result. ``program`` is what the command runs."""
+def surroundings(device: torch.device, program: str, past: float = 0.0) -> Dict[str, Any]:
+    """Date, command line, hardware and versions, for the head of a result. ``program`` is what the command runs;
+    ``past`` seconds ago it began."""
+    began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=past)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": began.strftime("%Y-%m-%d %H:%M UTC"),
         "command": f"{program} {shlex.join(sys.argv[1:])}".strip(),
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "device": device_name(device),
@@ -37,8 +39,6 @@ def surroundings(device: torch.device, program: str) -> Dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__, **{n: v for n, v in ((n, _version(n)) for n in _VERSIONS) if v}},
     }
-
-
 
 
 def _version(package: str) -> Optional[str]:

@@ -145,7 +145,7 @@ function show() {
     else { voxelLabels(data, "prediction", predicted); if (truth) voxelLabels(data, "truth", actual); }
   }
   $("classes").classList.toggle("single", !actual);
-  $("counted").textContent = `${byPoint ? "points" : "voxels"}: predicted${actual ? ", true" : ""}`;
+  $("counted").textContent = about.labels ? "voxels: labels" : `${byPoint ? "points" : "voxels"}: predicted${actual ? ", true" : ""}`;
   count("classes", predicted, actual);
   for (const button of $("modes").children) {
     button.setAttribute("aria-checked", String(button.value === mode));
@@ -168,7 +168,7 @@ async function go(number) {
   if (wanted !== state.frame) return; // another one was asked for meanwhile
   const first = !state.data, frame = data.frame;
   state.data = data;
-  $("token").textContent = [frame.scene && `scene ${frame.scene}`, frame.token].filter(Boolean).join(" · ");
+  $("token").textContent = [frame.scene && (frame.scene.startsWith("scene") ? frame.scene : `scene ${frame.scene}`), frame.token].filter(Boolean).join(" · ");
   $("frame").value = state.frame;
   $("frame").setAttribute("aria-valuetext", `frame ${state.frame + 1} of ${about.frames.length}`);
   $("where").textContent = `${state.frame + 1} / ${about.frames.length}`;
@@ -185,7 +185,8 @@ function begin(data) {
   if (data.trueVoxels && scene && innerWidth > 700) state.mode = "both";
   $("points").checked = false; $("points").disabled = !data.points.length;
   let text = "";
-  if (about.free < 0) {
+  if (about.labels) text = `Labels of ${about.labels}; no model predicted them. Free space is not drawn.`;
+  else if (about.free < 0) {
     text = "This model was never taught free space: it names a class for every voxel, also in the air. ";
     if (data.scanned) { state.scanned = true; text += "So only voxels that hold lidar points are shown at first."; }
     else if (data.confidence) {
@@ -196,7 +197,7 @@ function begin(data) {
       text += "There is no lidar here, so the tenth of them is shown that it is surest of.";
     }
   } else text = "Free space is one of this model's classes and is not drawn.";
-  if (!data.trueVoxels) text += " No true labels are stored with this result.";
+  if (!data.trueVoxels && !about.labels) text += " No true labels are stored with this result.";
   $("caption").textContent = text;
   $("scanned").checked = state.scanned; $("confidence").value = state.confidence; $("percent").textContent = `${state.confidence} %`;
   $("confidence").disabled = !data.confidence; $("which").hidden = !data.confidence && !data.scanned;
@@ -239,6 +240,7 @@ function build() {
   $("voxels").onchange = $("points").onchange = show;
   $("scanned").onchange = () => { state.scanned = $("scanned").checked; show(); };
   $("confidence").oninput = () => { state.confidence = Number($("confidence").value); $("percent").textContent = `${state.confidence} %`; show(); };
+  $("modes").hidden = Boolean(about.labels);
   $("frame").max = about.frames.length - 1; $("frames").hidden = about.frames.length < 2;
   $("frame").oninput = () => go(Number($("frame").value));
   $("previous").onclick = () => go(state.frame - 1); $("next").onclick = () => go(state.frame + 1);

@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
 _BINS = 140  # places along x; what lies closer is averaged
+_TELLABLE = 6e-3  # of the largest value: a shorter axis has ticks that `number` writes alike
 _WIDE = 30.0  # highest over lowest value, from which on a logarithmic axis shows more
 
 Point = Tuple[float, Optional[float]]
@@ -54,22 +55,22 @@ def line_chart(
         return _LEFT + (inner * (x - x_low) / span if x_high > x_low else inner / 2)
 
     def y_at(y: float) -> float:
-        return _TOP + (floor - _TOP) * (1 - y_of(min(y, high)))
+        return _TOP + (floor - _TOP) * (1 - y_of(y))
 
     parts = []
-    for tick in y_ticks:
+    for tick, label in _labelled(y_ticks):
         y = y_at(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in _nice(x_low, x_high, 6, whole=True):
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for tick, label in _labelled(_nice(x_low, x_high, 6, whole=True)):
         at = x_at(tick)
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{floor + 17}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{floor + 17}" text-anchor="middle">{label}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>')
     parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_name)}</text>')
     for one, points in drawn:
         style = f"line t{one.tone}{' faint' if one.faint else ''}"
         for run in _runs(points):
-            corners = [(x_at(x), y_at(y)) for x, y in run]
+            corners = [(x_at(x), y_at(min(y, high))) for x, y in run]
             if len(corners) > 1:
                 joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
                 parts.append(f'<polyline class="{style}" points="{joined}"/>')
@@ -161,10 +162,21 @@ def _tips(
     return strips
 
 
+def _labelled(ticks: Sequence[float]) -> List[Tuple[float, str]]:
+    """Each tick with its text; in full where short ones would be alike, as of steps far behind the first."""
+    short = [number(tick) for tick in ticks]
+    return list(zip(ticks, short if len(set(short)) == len(short) else [f"{tick:.10g}" for tick in ticks]))
+
+
 def _axis(low: float, high: float) -> Tuple[Callable[[float], float], List[float]]:
-    """From a value to 0..1, and the ticks."""
-    if high == low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    """From a value to 0..1, and the ticks. What hardly changes stands in the middle of a span that four digits tell."""
+    size, middle = max(abs(low), abs(high)), (low + high) / 2
+    if size == 0:
+        high = 1.0
+    elif high == low:
+        low, high = min(0.5 * middle, 1.5 * middle), max(0.5 * middle, 1.5 * middle)
+    elif high - low < _TELLABLE * size:
+        low, high = middle - _TELLABLE / 2 * size, middle + _TELLABLE / 2 * size
     pad = 0.04 * (high - low)
     low, high = (low if low == 0 else low - pad), high + pad
     return lambda y: (y - low) / (high - low), _nice(low, high, 5)

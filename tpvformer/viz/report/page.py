@@ -72,8 +72,11 @@ def _head(run: RunFiles, name: str) -> str:
     device = summary.get("device_name") or start.get("device") or "unknown hardware"
     size = summary.get("world_size") or start.get("world_size") or 1
     where = f"{size} × {device}"
-    state = f"finished in {_duration(summary['duration_s'])}" if summary else "not finished"
-    began = start.get("date", "")
+    took = _duration(summary["duration_s"]) if summary else ""
+    began = run.starts[0].get("date", "") if run.starts else ""
+    state = f"finished in {took}" if took else "not finished"
+    if took and len(run.starts) > 1:
+        state = f"finished, the last of its {len(run.starts)} starts took {took}"
     words = " · ".join(word for word in (run.folder, where, state, began and f"started {began}") if word)
     return f'<header><h1>{escape(name)}</h1><div class="soft">{escape(words)}</div></header>'
 

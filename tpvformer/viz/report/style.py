@@ -57,7 +57,7 @@ border:1px solid var(--card);background:rgba(var(--heat),var(--v))}
 .matrix thead th{vertical-align:bottom;padding:4px 0}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block}
 .split{display:flex;height:30px;border-radius:7px;overflow:hidden;gap:2px;margin:16px 0 12px}
-td.key{color:var(--ink)}i.faint{opacity:.45}
+td.key{color:var(--ink);white-space:normal}i.faint{opacity:.45}
 .split i{background:var(--c);min-width:2px}
 .frames{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px}
 .frames figure{padding:10px}.frames img{display:block;width:100%;height:auto;border-radius:6px;cursor:zoom-in}

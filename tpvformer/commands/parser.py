@@ -1,0 +1,95 @@
+"""The parser of every command: what is mistyped, or called otherwise elsewhere, is answered in one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import Any, Dict, Iterable, List, NoReturn, Optional, Set
+
+from tpvformer.commands.mistyped import instead
+
+# what other programs call our commands
+_COMMANDS = {
+    **dict.fromkeys(("test", "val", "validate", "validation", "evaluate", "score"), "eval"),
+    **dict.fromkeys(("infer", "inference", "detect", "run"), "predict"),
+    **dict.fromkeys(("show", "vis", "visualize", "visualise", "plot"), "view"),
+    **dict.fromkeys(("benchmark", "profile"), "bench"),
+    **dict.fromkeys(("fit", "finetune", "resume"), "train"),
+    **dict.fromkeys(("onnx", "deploy"), "export"),
+    **dict.fromkeys(("prepare", "preprocess", "create_data", "check"), "data"),
+    "version": "--version",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes --py_config for --py-config, and so on: the reference's users and this package's launchers write both.
+
+    A mistake is one line on stderr, with what was probably meant, and exit status 2.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [_hyphens(word) for word in (sys.argv[1:] if args is None else args)]
+        unknown = self._unknown(words)
+        if unknown is not None:
+            option, equals, value = words[unknown].partition("=")
+            following = words[unknown + 1 : unknown + 2]
+            if not equals and following and not following[0].startswith("-"):
+                value = following[0]
+            self.error(f"there is no option {option}; {instead(option[2:], value, self._options())}")
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line; where something is missing, with an example too."""
+        example = f"; for example: {self.example}" if "required" in message and self.example else ""
+        self.exit(2, f"{self.prog}: {message}{example} ({self.prog} --help says more)\n")
+
+    @property
+    def example(self) -> str:
+        """A call that can be typed; empty where there is none."""
+        return (self.epilog or "").partition("Example: ")[2]
+
+    def below(self) -> Dict[str, Parser]:
+        """The commands below this one, by their names."""
+        found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(found[0]) if found else {}
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A word that is none of an argument's choices. Overrides argparse's, whose sentence lists them alone."""
+        if action.choices is None or value in action.choices:
+            return
+        names, word = [str(choice) for choice in action.choices], str(value)
+        command = action.dest == "command"
+        near = _nearest(word, names, _COMMANDS if command else {})
+        hint = f"; did you mean {near}?" if near else ""
+        if command:
+            self.error(f"there is no command {word[:40]!r}{hint}")
+        raise argparse.ArgumentError(action, f"{word[:40]!r} is not known; expected {' or '.join(names)}{hint}")
+
+    def _unknown(self, words: List[str]) -> Optional[int]:
+        """The place of the first long option that is none of this parser's, nor the beginning of one."""
+        if self.below():
+            return None
+        if "-h" in words or "--help" in words:
+            return None
+        for place, word in enumerate(words):
+            if word == "--":
+                return None
+            name = word.partition("=")[0]
+            if word.startswith("--") and " " not in name and not any(o.startswith(name) for o in self._options()):
+                return place
+        return None
+
+    def _options(self) -> Set[str]:
+        return {option for option in self._option_string_actions if option.startswith("--")}
+
+
+def _nearest(word: str, names: Iterable[str], elsewhere: Dict[str, str]) -> Optional[str]:
+    """The name that was probably meant: one of ``names``, or ours for what is called so elsewhere."""
+    near = difflib.get_close_matches(word.lower(), list(names), 1)
+    return elsewhere.get(word.lower()) or (near[0] if near else None)
+
+
+def _hyphens(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if option.startswith("--") else word

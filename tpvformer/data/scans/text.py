@@ -1,0 +1,18 @@
+"""Columns of numbers in text, as the ascii kinds of PCD and PLY have them."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+import numpy as np
+
+
+def columns_of(lines: Sequence[bytes], places: Sequence[int], width: int) -> np.ndarray:
+    """(P, len(places)) float64 of lines of ``width`` numbers each. Raises ValueError that names the line."""
+    rows: List[List[float]] = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.split()
+        if len(parts) < width:
+            raise ValueError(f"its point {number} has {len(parts)} of {width} numbers")
+        rows.append([float(parts[place]) for place in places])
+    return np.array(rows, np.float64).reshape(-1, len(places))
