@@ -16,6 +16,7 @@ from tpvformer.data.infos.build import LIDAR, pose_numbers
 from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, rotations, unusable
+from tpvformer.data.infos.plausible import intrinsics_problem
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.lidarseg import label_table
@@ -132,14 +133,14 @@ def _check_intrinsics(report: Report, row: Row, channel: str) -> None:
     stored = row["camera_intrinsic"]
     try:
         matrix = np.array(stored, np.float64).reshape(3, 3)
-        bad = bool(unusable(lidar_to_image(np.eye(3), np.zeros(3), matrix)))
+        bad = bool(unusable(lidar_to_image(np.eye(3), np.zeros(3), matrix))) or bool(intrinsics_problem(matrix))
     except (TypeError, ValueError, OverflowError):
         bad = True
     if bad:
         report.fault(
             "calibration",
             f"calibrated_sensor {row['token']}: {channel} has the camera_intrinsic {str(stored)[:80]}; expected 3x3 "
-            "finite numbers with focal lengths above 0",
+            "finite numbers, [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels with focal lengths above 0",
         )
 
 

@@ -14,6 +14,7 @@ from tpvformer.data.infos.columns import Infos, Shots
 from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
+from tpvformer.data.infos.plausible import intrinsics_problem
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.types import DataError
@@ -299,7 +300,7 @@ def _stamps(values: Sequence[float], where: str) -> np.ndarray:
 
 def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
     found: Dict[str, np.ndarray] = {_ABSENT.calibration: np.eye(3)}
-    for token in {shot.calibration for shot in images if shot is not _ABSENT}:
+    for token in sorted({shot.calibration for shot in images if shot is not _ABSENT}):
         stored = tables.calibrations[token]["camera_intrinsic"]
         try:
             found[token] = np.array(stored, np.float64).reshape(3, 3)
@@ -308,6 +309,12 @@ def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
                 f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {short(stored)}; "
                 "expected 3x3 numbers, as it belongs to a camera"
             ) from None
+        problem = intrinsics_problem(found[token])
+        if problem and np.isfinite(found[token]).all():
+            raise DataError(
+                f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {short(stored)}, "
+                f"which {problem}"
+            )
     return np.array([found[shot.calibration] for shot in images])
 
 
