@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import MODEL, tiny_config, tiny_model, write_config
-from info_tools import Info, depth, edit, modern, records, store, write_layout, write_set
+from info_tools import Info, depth, edit, modern, records, store, write_set
 from rig_tools import camera, save
 from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
@@ -376,38 +375,3 @@ def test_geometry_is_painted_without_a_scan(tmp_path: Path, capsys, kind: str, l
     said = capsys.readouterr().out
     assert "without points: its " in said and "lines on the ground every 10 m, for want of LiDAR" in said
     assert (tmp_path / "a.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ([[60, 0, 0], [0, 60, 0], [38, 22, 1]], "is transposed"),
-        ([[-60, 0, 38], [0, 60, 22], [0, 0, 1]], "focal lengths -60 and 60"),
-        ([[0.8, 0, 0.5], [0, 1.4, 0.5], [0, 0, 1]], "which are no pixels"),
-        ([[60, 0, 38], [0, 60, 22], [0, 0, 2]], "is no ..fx, s, cx"),
-    ],
-)
-@pytest.mark.parametrize("layout", ["cams", "images", "cam_infos"])
-def test_intrinsics_that_are_none(tmp_path: Path, layout: str, wrong: List[List[float]], text: str) -> None:
-    cfg = write_set(tmp_path, (9,))
-    info = records(cfg)[0]
-    info["cams"]["CAM_BACK"]["cam_intrinsic"] = np.array(wrong)
-    made = {"cams": [info], "images": {"data_list": [modern(info)]}, "cam_infos": [depth(info)]}[layout]
-    assert re.search(f"camera CAM_BACK: the matrix of intrinsics .*{text}", refused(cfg, made))
-
-
-@pytest.mark.parametrize("layout", ["infos", "data_list", "bevdepth", "safetensors"])
-def test_poses_in_millimetres(tmp_path: Path, layout: str) -> None:
-    cfg = write_set(tmp_path, (9,))
-    info = records(cfg)[0]
-    info["cams"]["CAM_BACK"]["sensor2lidar_translation"] = np.array([20.0, 0, 1500])
-    store(cfg, {"infos": [info]})
-    with pytest.raises(DataError, match=r"CAM_BACK lies 1500 m away from the LiDAR; expected metres"):
-        load_infos(write_layout(cfg, layout, tmp_path))
-
-
-def test_a_quaternion_of_another_length(tmp_path: Path) -> None:
-    cfg = write_set(tmp_path, (9,))
-    record = depth(records(cfg)[0])
-    record["cam_infos"]["CAM_BACK"]["calibrated_sensor"]["rotation"] = [0.1, 0.2, 90.0, 3.0]
-    assert "camera CAM_BACK: rotation is [0.1, 0.2, 90.0, 3.0], no unit quaternion" in refused(cfg, [record])

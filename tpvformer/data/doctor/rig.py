@@ -14,13 +14,12 @@ from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.images import Size, read_image
 from tpvformer.data.infos.cameras import other_letters
-from tpvformer.data.infos.plausible import far_text
+from tpvformer.data.infos.plausible import FAR, far_text
 from tpvformer.data.infos.read import Record, load_infos
 from tpvformer.data.nuscenes import read_labels, resolve
 from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
 
-_FAR = 15.0  # metres between a camera and the LiDAR that are worth a note
 _OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side alone
 
 
@@ -141,7 +140,7 @@ def views(record: Record) -> List[View]:
 def _remark(report: Report, view: View) -> None:
     (u, v), (width, height) = view.principal, view.size
     distance = float(np.linalg.norm(view.centre))
-    if distance > _FAR:
+    if distance > FAR:
         report.notes.append(f"{view.name} {far_text(distance)}")
     if not (0 < u < width and 0 < v < height):
         report.notes.append(

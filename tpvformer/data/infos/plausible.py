@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+FAR = 15.0  # metres between a camera and the LiDAR that are worth a note
 FARTHEST = 100.0  # metres from the LiDAR, farther than any vehicle's camera
 _SHORTEST = 3.0  # pixels of focal length; below, a camera of any size has them as shares of its image
 
 
 def intrinsics_problem(matrix: np.ndarray) -> str:
     """Why the (3, 3) matrix is not [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels; empty where it is."""
+    if not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
+        return ""  # makes no projection at all, which is found there
     if matrix[2].tolist() != [0, 0, 1] or matrix[1, 0] != 0:
         other = matrix[:, 2].tolist() == [0, 0, 1]
         return "is transposed" if other else "is no [[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
     fx, fy = matrix[0, 0], matrix[1, 1]
-    if not (fx > 0 and fy > 0):
+    if fx < 0 or fy < 0:
         return f"has the focal lengths {fx:g} and {fy:g}, where numbers above 0 belong"
     if max(fx, fy) < _SHORTEST:
         return f"has the focal lengths {fx:g} and {fy:g}, which are no pixels (shares of the image's size?)"

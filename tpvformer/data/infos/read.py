@@ -303,8 +303,9 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
     ego2global = matrices(file.array("scans.ego2global", count, 7))
     if not count:
         raise DataError(f"{path}: {_NO_FRAMES}")
-    if unusable(lidar2img).any() or too_far(lidar2img).any():
+    if unusable(lidar2img).any():
         _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
+    there = np.array([bool(image) for image in images]).reshape(count, width)
     records = [
         Record(
             tokens[i],
@@ -316,6 +317,8 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         )
         for i in range(count)
     ]
+    if (too_far(lidar2img) & there).any():
+        return _checked(path, records)
     for i, record in enumerate(records):
         _check_names(f"{path}: record {i}", record)
     return records
