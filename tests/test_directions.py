@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
 from rig_tools import Rig, camera, write_rig
+from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.data.doctor.directions import NUSCENES_AZIMUTHS, azimuth_of
@@ -171,3 +172,41 @@ def test_tables_are_looked_at_too(tmp_path: Path, capsys: Any) -> None:
     assert main(command) == 0
     said = capsys.readouterr().out
     assert said.count("note: CAM_") >= 4 and "quaternions read in the order x, y, z, w" in said
+
+
+def noted(folder: Path, cameras: List[Rig], capsys: Any, **more: Any) -> List[str]:
+    assert main(["data", "check", "--rig", str(write_rig(folder, cameras, **more))]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+
+def test_poses_in_centimetres(tmp_path: Path, capsys: Any) -> None:
+    cameras = [camera(name) for name in ("one", "two")]
+    assert noted(tmp_path, cameras, capsys) == []
+    cameras[1]["camera2lidar"][2][3] = -30
+    (note,) = noted(tmp_path, cameras, capsys)
+    assert "two lies 30 m away from the LiDAR; expected metres on one vehicle" in note
+
+
+@pytest.mark.parametrize(("centre", "notes"), [((0.5, 0.3), 0), ((0.3, 0.5), 0), ((0.25, 0.25), 1), ((0.9, 0.8), 1)])
+def test_intrinsics_of_another_size(tmp_path: Path, capsys: Any, centre: Tuple[float, float], notes: int) -> None:
+    one = camera("one")
+    one["intrinsics"][0][2], one["intrinsics"][1][2] = centre[0] * one["width"], centre[1] * one["height"]
+    found = noted(tmp_path, [one], capsys)
+    assert len(found) == notes and all("intrinsics those of another image size" in note for note in found)
+
+
+def test_one_image_of_two_cameras(tmp_path: Path, capsys: Any) -> None:
+    frame = {"token": "a", "images": {"one": "images/one.jpg", "two": "images/one.jpg"}}
+    (note,) = noted(tmp_path, [camera("one"), camera("two")], capsys, frames=[frame])
+    assert "sample a: one and two have one image, " in note
+
+
+def test_names_in_other_letters(tmp_path: Path, capsys: Any) -> None:
+    (note,) = noted(tmp_path, [camera("cam_front"), camera("cam_back", 180)], capsys)
+    assert "cam_back is not nuScenes' CAM_BACK; " in note and "cam_back 0, cam_front 1" in note
+
+
+def test_infos_with_a_mirror(tmp_path: Path, capsys: Any) -> None:
+    cfg = write_tiny(tmp_path, (20,))  # whose cameras are mirrors
+    main(["data", "check", "--infos", cfg.val_infos, "--root", str(tmp_path)])
+    assert "note: CAM_FRONT is a mirror: " in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import List
 
@@ -175,3 +176,37 @@ def test_refused(tmp_path, monkeypatch, installed):
     ):
         with pytest.raises(DataError, match=message):
             read_images(written(tmp_path, jpeg, data), "t")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.webp", "is a WebP image; expected a JPEG, PNG or BMP"), ("a.tiff", "is a TIFF image; expected a JPEG, PNG")],
+)
+def test_whole_images_of_other_kinds_are_not_called_damaged(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(cv2.imencode(path.suffix, natural(40, 60))[1].tobytes())
+    with pytest.raises(DataError, match=text) as caught:
+        read_images([path], "t")
+    assert "copy the file" not in str(caught.value)
+
+
+def test_a_file_that_git_lfs_did_not_fetch(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DataError, match="a pointer of Git LFS, whose file was not fetched"):
+        read_images([tmp_path / "a.jpg"], "t")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_jpeg_that_viewers_turn_is_refused(tmp_path: Path, order: str) -> None:
+    plain = cv2.imencode(".jpg", natural(40, 60))[1].tobytes()
+    path = tmp_path / "a.jpg"
+    for turn in (0, 1, 3, 6, 9):
+        entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, turn, 0)
+        tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
+        exif = b"Exif\0\0" + tiff
+        path.write_bytes(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:])
+        if turn in (3, 6):
+            with pytest.raises(DataError, match=rf"EXIF orientation {turn}.*write it upright"):
+                read_images([path], "t")
+        else:
+            assert read_images([path], "t").shape == (1, 40, 60, 3)

@@ -189,3 +189,21 @@ def test_panoptic_labels_are_those_of_lidarseg(root: Path, tmp_path: Path, capsy
     np.savez(tmp_path / "a.npz", data=np.full(9, 40000, np.uint16))
     with pytest.raises(DataError, match="holds label 40"):
         read_labels(tmp_path / "a.npz", tmp_path / "a.bin", "t", 9, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda r: {"translation": [1000 * v for v in r["translation"]]}, r"CAM_.* lies \d{3,4} m away from the LiDAR"),
+        (lambda r: {"rotation": [90.0, 0, 0, 0]}, "a unit quaternion of 4"),
+        (lambda r: {"camera_intrinsic": np.transpose(r["camera_intrinsic"]).tolist()}, "which is transposed"),
+    ],
+)
+def test_calibrations_that_are_none(root: Path, capsys: Any, change: Callable[[dict], dict], text: str) -> None:
+    cameras = lambda rows: [{**r, **change(r)} if r["camera_intrinsic"] else r for r in rows]  # noqa: E731
+    edit(root, "calibrated_sensor", cameras)
+    with pytest.raises(DataError, match=text):
+        build(root, VERSION, ["mini_train"])
+    main(["data", "check", "--root", str(root), "--version", VERSION])
+    said = capsys.readouterr().out
+    assert ("CAM_FRONT lies" in said) if "lies" in text else ("no faults" not in said)

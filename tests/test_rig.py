@@ -125,6 +125,19 @@ def test_poses_as_calibration_tools_write_them(tmp_path: Path) -> None:
         np.testing.assert_array_equal(load_infos(path)[0].lidar2img, expected)
 
 
+def test_matrices_as_one_list_row_after_row(tmp_path: Path) -> None:
+    nested = load_infos(write_rig(tmp_path))[0].lidar2img
+    flat = []
+    for i, one in enumerate(json.loads(json.dumps(THREE))):
+        pose = np.array(one["camera2lidar"])
+        forms = [pose.ravel().tolist(), pose[:3].ravel().tolist()]
+        forms.append({"translation": pose[:3, 3].tolist(), "rotation": pose[:3, :3].ravel().tolist()})
+        zero = {"model": "plumb_bob", "coefficients": [0, 0.0, 0, 0, 0]}
+        intrinsics = np.array(one["intrinsics"]).ravel().tolist()
+        flat.append({**one, "camera2lidar": forms[i], "intrinsics": intrinsics, "distortion": zero})
+    np.testing.assert_array_equal(load_infos(write_rig(tmp_path, flat))[0].lidar2img, nested)
+
+
 def test_suffixes_of_images_in_any_letters(tmp_path: Path) -> None:
     path = write_rig(tmp_path)
     images = tmp_path / "images"

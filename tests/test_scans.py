@@ -327,3 +327,32 @@ def test_distortion_in_infos_is_refused(tmp_path: Path, key: str, value: Any) ->
         load_infos(infos)
     zero: List[Any] = [[0.0, 0, None]]
     assert len(load_infos(changed_infos(write_tiny(tmp_path), lambda info: add(info, zero)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda rows: rows * 1000, "not in metres .millimetres"),
+        (lambda rows: rows * 100, "not in metres"),
+        (lambda rows: rows + np.float32([412, 1180, 0]), "a map's"),
+        (lambda rows: rows / 100, "none of its points is 1.0 m away"),
+        (lambda rows: rows * 0, "none of its points is 1.0 m away"),
+    ],
+)
+@pytest.mark.parametrize("kind", [".bin", ".npy"])
+def test_coordinates_that_are_no_metres_from_the_lidar(tmp_path: Path, kind: str, change: Callable, text: str) -> None:
+    rows = cloud()
+    rows[:, :3] = change(rows[:, :3])
+    path = tmp_path / f"scan{kind}"
+    np.save(path, rows) if kind == ".npy" else rows.tofile(path)
+    with pytest.raises(DataError, match=f"sample t: .*{text}.*store metres from the LiDAR"):
+        read_cloud(path, "t")
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_a_raw_array_with_all_x_first(tmp_path: Path, columns: int) -> None:
+    rows = cloud(columns=columns)
+    path = raw(tmp_path, np.ascontiguousarray(rows.T))
+    for declared in (columns, None):
+        with pytest.raises(DataError, match="x of all points stood first"):
+            read_cloud(path, "t", declared)

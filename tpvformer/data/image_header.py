@@ -66,6 +66,31 @@ def _jpeg(data: bytes) -> Optional[Tuple[int, int]]:
     return found
 
 
+def orientation(data: bytes) -> int:
+    """What a JPEG's EXIF says of its orientation: 1 upright, 2 to 8 turned or mirrored; 1 where it says nothing."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
+        length = (data[at + 2] << 8) + data[at + 3]
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _orientation(data[at + 10 : at + 2 + length])
+        at += 2 + max(length, 2)
+    return 1
+
+
+def _orientation(tiff: bytes) -> int:
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return 1
+    first = struct.unpack(order + "I", tiff[4:8])[0]
+    entries = struct.unpack(order + "H", tiff[first : first + 2])[0] if first + 2 <= len(tiff) else 0
+    for at in range(first + 2, min(first + 2 + 12 * entries, len(tiff) - 11), 12):
+        tag, kind = struct.unpack(order + "HH", tiff[at : at + 4])
+        if (tag, kind) == (0x0112, 3):
+            value = int(struct.unpack(order + "H", tiff[at + 8 : at + 10])[0])
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
 def too_large(size: Tuple[int, int], length: int) -> str:
     """Why an image of this size is not decoded; empty where nothing is wrong. ``length`` is its file's, in bytes."""
     pixels = size[0] * size[1]

@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 import cv2
 import numpy as np
 
-from tpvformer.data.image_header import declared_size, too_large
+from tpvformer.data.image_header import declared_size, orientation, too_large
 from tpvformer.data.jpeg_scans import hole, too_many_scans
 from tpvformer.data.types import DataError
 from tpvformer.guard.kinds import HEAD, kind_of
@@ -86,6 +86,7 @@ def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarra
 def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> None:
     """Raises DataError for a file whose header asks for more memory than an image may take, before any is taken."""
     declared = declared_size(data)
+    _refuse_turned(data, path, token)
     if declared is None:
         _refuse_other_kinds(data, path, token)
         if _is_whole(data):
@@ -110,10 +111,22 @@ def _check_header(data: bytes, path: Path, token: str, size: Optional[Size]) -> 
 def _refuse_other_kinds(data: bytes, path: Path, token: str) -> None:
     """Raises DataError for a video, a recording or another file that is named in place of an image."""
     kind = kind_of(path, data[:HEAD])
-    if not kind or "image" in kind:
+    if not kind or kind in ("an image", "a JPEG image", "a PNG image"):
         return
+    if "image" in kind:
+        raise DataError(f"sample {token}: {path} is {kind}; expected a JPEG, PNG or BMP: write it as one of these")
     mend = "write its frames as images (ffmpeg, cv2.VideoCapture)" if "video" in kind else "name the camera's image"
     raise DataError(f"sample {token}: {path} is no whole image, but {kind}; expected a JPEG or PNG: {mend}")
+
+
+def _refuse_turned(data: bytes, path: Path, token: str) -> None:
+    """Raises DataError for a JPEG that viewers and cv2.imread turn before they show it: calibrations are of either."""
+    turn = orientation(data)
+    if turn > 1:
+        raise DataError(
+            f"sample {token}: {path} is stored turned or mirrored (EXIF orientation {turn}), so its calibration may be "
+            "that of the image as stored or as shown; write it upright without that entry"
+        )
 
 
 def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> None:
@@ -185,7 +198,7 @@ def three_channels(image: np.ndarray) -> np.ndarray:
     stands for all three. Raises ValueError that says what it is instead."""
     channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
     if channels not in (1, 3, 4) or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"is {image.dtype} {image.shape}; expected an 8-bit colour image")
+        raise ValueError(f"is {image.dtype} {image.shape}; expected an 8-bit colour image, write it as one")
     if channels == 4:
         alpha = image[:, :, 3]
         if alpha.min() != alpha.max():

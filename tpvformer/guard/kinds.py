@@ -26,6 +26,12 @@ _BEGINNINGS = (
     (b"<?xml", "an XML file"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"GIF8", "a GIF image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"v/1\x01", "an OpenEXR image"),
+    (b"version https://git-lfs", "a pointer of Git LFS, whose file was not fetched (git lfs pull)"),
 )
 _SUFFIXES = {
     "a YAML file": ".yaml .yml",
@@ -49,6 +55,8 @@ def kind_by_head(head: bytes) -> str:
         return "a HEIF image" if head[8:12] in (b"heic", b"heix", b"mif1", b"avif") else "an MP4 or QuickTime video"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "an AVI video"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP image"
     return next((kind for beginning, kind in _BEGINNINGS if head.startswith(beginning)), "")
 
 

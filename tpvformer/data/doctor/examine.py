@@ -16,6 +16,7 @@ from tpvformer.data.infos.build import LIDAR, pose_numbers
 from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, rotations, unusable
+from tpvformer.data.infos.plausible import FAR, far_text, intrinsics_problem
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.lidarseg import label_table
@@ -106,6 +107,9 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
         pose = _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
         if pose is not None and sensor["modality"] == "camera":
             poses.setdefault(sensor["channel"], pose)
+            distance = float(np.linalg.norm(pose[:3]))
+            if distance > FAR:
+                report.notes.append(f"calibrated_sensor {row['token']}: {sensor['channel']} {far_text(distance)}")
     report.notes += remarks([_mount(channel, pose) for channel, pose in sorted(poses.items())], _TO_LIDAR_AXES.T)
     return _Chosen(samples, channel_of, channels, {token: {} for token in samples})
 
@@ -132,14 +136,14 @@ def _check_intrinsics(report: Report, row: Row, channel: str) -> None:
     stored = row["camera_intrinsic"]
     try:
         matrix = np.array(stored, np.float64).reshape(3, 3)
-        bad = bool(unusable(lidar_to_image(np.eye(3), np.zeros(3), matrix)))
+        bad = bool(unusable(lidar_to_image(np.eye(3), np.zeros(3), matrix))) or bool(intrinsics_problem(matrix))
     except (TypeError, ValueError, OverflowError):
         bad = True
     if bad:
         report.fault(
             "calibration",
             f"calibrated_sensor {row['token']}: {channel} has the camera_intrinsic {str(stored)[:80]}; expected 3x3 "
-            "finite numbers with focal lengths above 0",
+            "finite numbers, [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels with focal lengths above 0",
         )
 
 

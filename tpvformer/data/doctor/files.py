@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 
 import numpy as np
 
+from tpvformer.data.image_header import orientation
 from tpvformer.data.images import read_images
 from tpvformer.data.nuscenes import SCAN_COLUMNS, read_labels
 from tpvformer.data.scans.layout import layout_problem
@@ -36,7 +37,7 @@ def image_fault(
     found = jpeg_size(head)
     if found is not None and b"\xff\xd9" not in tail:
         return f"sample {token}: {path} is no whole image ({length} bytes, no end marker); copy the file again"
-    if whole or found is None:
+    if whole or found is None or orientation(head) > 1:
         try:
             _, height, width, _ = read_images([path], token).shape
         except DataError as err:

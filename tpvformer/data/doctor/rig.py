@@ -13,10 +13,14 @@ from tpvformer.data.doctor.directions import Mount, remarks
 from tpvformer.data.doctor.files import RAW_CLASSES, image_fault
 from tpvformer.data.doctor.report import Report
 from tpvformer.data.images import Size, read_image
+from tpvformer.data.infos.cameras import other_letters
+from tpvformer.data.infos.plausible import FAR, far_text
 from tpvformer.data.infos.read import Record, load_infos
 from tpvformer.data.nuscenes import read_labels, resolve
 from tpvformer.data.scans.read import read_cloud
 from tpvformer.data.types import DataError
+
+_OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side alone
 
 
 class View(NamedTuple):
@@ -60,6 +64,7 @@ def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[R
         _remark(report, view)
     vehicle = None if records[0].lidar2ego is None else records[0].lidar2ego[:3, :3]
     report.notes += remarks(mounts(records[0]), vehicle)
+    report.notes += _mistaken(records)
     scans = labels = 0
     for record in records:
         for stored, size in zip(record.images, record.sizes or [(0, 0)] * len(record.images)):
@@ -75,6 +80,23 @@ def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[R
     images = sum(bool(stored) for record in records for stored in record.images)
     report.checked = f"{len(records)} frames: {images} images, {scans} scans and {labels} label files looked at"
     return report, records
+
+
+def _mistaken(records: List[Record]) -> List[str]:
+    """Notes on cameras that are mirrored, have the image of another one, or nuScenes' name in other letters."""
+    notes = [
+        f"{name} is a mirror: its rotation or its intrinsics turn an axis around (determinant below 0)"
+        for name, matrix in zip(records[0].camera_names, records[0].lidar2img)
+        if np.linalg.det(matrix[:3, :3]) < 0
+    ]
+    for record in records:
+        images = [image for image in record.images if image]
+        twice = next((image for image in images if images.count(image) > 1), "")
+        if twice:
+            whose = [name for name, image in zip(record.camera_names, record.images) if image == twice]
+            notes.append(f"sample {record.token}: {' and '.join(whose)} have one image, {twice}; is that meant?")
+            break
+    return notes + ([note] if (note := other_letters(records)) else [])
 
 
 def _found_below(root: Path, record: Record, report: Report) -> Record:
@@ -117,10 +139,18 @@ def views(record: Record) -> List[View]:
 
 def _remark(report: Report, view: View) -> None:
     (u, v), (width, height) = view.principal, view.size
+    distance = float(np.linalg.norm(view.centre))
+    if distance > FAR:
+        report.notes.append(f"{view.name} {far_text(distance)}")
     if not (0 < u < width and 0 < v < height):
         report.notes.append(
             f"{view.name}: its principal point ({u:.0f}, {v:.0f}) lies outside of {width}x{height} pixels; are the "
             "intrinsics those of another image size?"
+        )
+    elif min(abs(u / width - 0.5), abs(v / height - 0.5)) > _OFF_CENTRE:
+        report.notes.append(
+            f"{view.name}: its principal point ({u:.0f}, {v:.0f}) lies far from the middle of {width}x{height} pixels; "
+            "are the intrinsics those of another image size?"
         )
 
 

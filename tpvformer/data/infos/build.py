@@ -14,6 +14,7 @@ from tpvformer.data.infos.columns import Infos, Shots
 from tpvformer.data.infos.declared import check_distortion
 from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import relative, unusable
+from tpvformer.data.infos.plausible import distances, far_text, intrinsics_problem, too_far
 from tpvformer.data.infos.read_tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.infos.splits import scenes_of
 from tpvformer.data.types import DataError
@@ -234,11 +235,11 @@ def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
     """Translation and quaternion of a row as seven numbers; raises DataError where they are none."""
     numbers = (*row["translation"], *row["rotation"])
     numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
-    if numeric and all(abs(n) < LARGEST for n in numbers) and any(numbers[3:]):
+    if numeric and all(abs(n) < LARGEST for n in numbers) and abs(sum(n * n for n in numbers[3:]) - 1) < 0.02:
         return numbers
     raise DataError(
         f"{path}: row {row['token']} has no usable pose (translation {short(row['translation'])}, rotation "
-        f"{short(row['rotation'])}); expected 3 finite metres and a quaternion of 4"
+        f"{short(row['rotation'])}); expected 3 finite metres and a unit quaternion of 4"
     )
 
 
@@ -299,7 +300,7 @@ def _stamps(values: Sequence[float], where: str) -> np.ndarray:
 
 def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
     found: Dict[str, np.ndarray] = {_ABSENT.calibration: np.eye(3)}
-    for token in {shot.calibration for shot in images if shot is not _ABSENT}:
+    for token in sorted({shot.calibration for shot in images if shot is not _ABSENT}):
         stored = tables.calibrations[token]["camera_intrinsic"]
         try:
             found[token] = np.array(stored, np.float64).reshape(3, 3)
@@ -308,6 +309,12 @@ def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
                 f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {short(stored)}; "
                 "expected 3x3 numbers, as it belongs to a camera"
             ) from None
+        problem = intrinsics_problem(found[token])
+        if problem and np.isfinite(found[token]).all():
+            raise DataError(
+                f"{tables.folder / 'calibrated_sensor.json'}: row {token} has the camera_intrinsic {short(stored)}, "
+                f"which {problem}"
+            )
     return np.array([found[shot.calibration] for shot in images])
 
 
@@ -320,4 +327,12 @@ def _check_projections(tables: Tables, infos: Infos, images: List[Shot]) -> None
             f"{infos.cameras[bad[0] % len(infos.cameras)]} in {tables.folder / 'calibrated_sensor.json'} gives no "
             f"projection (camera_intrinsic {short(tables.calibrations[token]['camera_intrinsic'])}); expected focal "
             "lengths above 0 and finite numbers"
+        )
+    there = np.array([shot is not _ABSENT for shot in images])
+    far = np.flatnonzero(too_far(infos.lidar2img()).reshape(-1) & there)
+    if len(far):
+        distance = float(distances(infos.lidar2img()).reshape(-1)[far[0]])
+        raise DataError(
+            f"sample {infos.tokens[far[0] // len(infos.cameras)]}: by calibrated_sensor.json and ego_pose.json "
+            f"{infos.cameras[far[0] % len(infos.cameras)]} {far_text(distance)}"
         )

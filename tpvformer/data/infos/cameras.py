@@ -62,9 +62,26 @@ def given_to(records: Iterable[Record]) -> Dict[str, int]:
     return given
 
 
+def other_letters(records: Sequence[Record]) -> str:
+    """A sentence on cameras that have nuScenes' names but for capital letters; empty where there are none."""
+    given = given_to(records)
+    found = [name for name in sorted(given) if name not in CAMERA_ORDER and name.upper() in CAMERA_ORDER]
+    if not found:
+        return ""
+    listed = ", ".join(f"{name} {given[name]}" for name in found)
+    return (
+        f"names of cameras are compared letter by letter, so {found[0]} is not nuScenes' {found[0].upper()}; the "
+        f"embeddings are given in alphabetical order: {listed}; for published weights write "
+        "nuScenes' names (docs/rig.md)"
+    )
+
+
 def note_on(source: str, records: Sequence[Record]) -> str:
     """What is to be said about cameras that are not nuScenes' in an info file; empty where there are none."""
     given = given_to(record for record in records if not record.rig)
+    spelt = other_letters(records)
+    if spelt:
+        return f"{source}: {spelt}"
     own = sorted(set(given).difference(CAMERA_ORDER), key=lambda name: given[name])
     if not own:
         return ""

@@ -7,6 +7,7 @@ from typing import Any, Callable, List, Mapping, TypeVar
 import numpy as np
 
 from tpvformer.data.infos.geometry import quaternions
+from tpvformer.data.infos.plausible import intrinsics_problem
 
 _Made = TypeVar("_Made")
 
@@ -47,6 +48,9 @@ def intrinsics(value: Any) -> np.ndarray:
             f"intrinsics of shape {array.shape} with the last rows {made[2:].tolist()}, where [0, 0, 1, t] and "
             "[0, 0, 0, 1] belong (is the matrix transposed?)"
         )
+    problem = intrinsics_problem(made[:3, :3])
+    if problem and np.isfinite(made).all():  # others are found with the projection
+        raise ValueError(f"the matrix of intrinsics {problem}")
     return made
 
 
@@ -65,6 +69,9 @@ def pose(source: Mapping[str, Any], name: str = "") -> np.ndarray:
     translation, rotation = (source[f"{name}{part}"] for part in ("translation", "rotation"))
     turn = np.asarray(rotation)
     turn = quaternions(numbers(turn, 3, 3)) if turn.shape == (3, 3) else numbers(turn, 4)
+    length = float(np.linalg.norm(turn))
+    if np.isfinite(length) and abs(length - 1) > 0.01:
+        raise ValueError(f"{name}rotation is {turn.tolist()}, no unit quaternion (w, x, y, z)")
     return np.concatenate([numbers(translation, 3), turn])[None]
 
 

@@ -20,6 +20,7 @@ from tpvformer.data.infos.files import no_collection
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, relative, unusable
 from tpvformer.data.infos.kinds import refuse_other_kinds
 from tpvformer.data.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
+from tpvformer.data.infos.plausible import distances, far_text, too_far
 from tpvformer.data.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.pickle_safe import load_pickle
 from tpvformer.data.types import DataError
@@ -189,6 +190,12 @@ def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
                 f"{record.camera_names[bad[0]]}: not finite, or a projection that cannot be inverted); "
                 "make the infos again, tpvformer data infos does so from the nuScenes tables"
             )
+        far = np.flatnonzero(too_far(record.lidar2img))
+        if len(far):
+            raise DataError(
+                f"{path}: record {i} (sample {record.token}): {record.camera_names[far[0]]} "
+                f"{far_text(float(distances(record.lidar2img)[far[0]]))}"
+            )
     return records
 
 
@@ -298,6 +305,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         raise DataError(f"{path}: {_NO_FRAMES}")
     if unusable(lidar2img).any():
         _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
+    there = np.array([bool(image) for image in images]).reshape(count, width)
     records = [
         Record(
             tokens[i],
@@ -309,6 +317,8 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         )
         for i in range(count)
     ]
+    if (too_far(lidar2img) & there).any():
+        return _checked(path, records)
     for i, record in enumerate(records):
         _check_names(f"{path}: record {i}", record)
     return records

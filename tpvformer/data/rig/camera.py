@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, Optional, Tuple
 import numpy as np
 
 from tpvformer.data.infos.geometry import lidar_to_image, matrices, unusable
+from tpvformer.data.infos.plausible import intrinsics_problem
 from tpvformer.data.rig.json_file import Node
 from tpvformer.data.types import DataError
 
 KEYS = ("name", "width", "height", "intrinsics", "camera2ego", "camera2lidar", "distortion")
 PLACES = ("camera2ego", "camera2lidar")
 LONGEST_SIDE = 16384  # pixels
+_MODELS = ("pinhole", "plumb_bob", "rational_polynomial", "radtan", "none")  # without distortion they are all the same
 TOLERANCE = 0.01  # of a rotation's entries, so that three digits are enough
 
 
@@ -58,6 +60,9 @@ def _intrinsics(node: Node) -> np.ndarray:
     matrix = node.numbers(3, 3)
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
         raise node.refuse("[[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels, with fx and fy above 0")
+    problem = intrinsics_problem(matrix)
+    if problem:
+        raise DataError(f"{node.where} {problem}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels")
     return matrix
 
 
@@ -76,6 +81,8 @@ def _any_number(value: Any) -> bool:
         found = left.pop()
         if isinstance(found, list):
             left.extend(found)
+        elif isinstance(found, dict):  # a model's name says nothing beside coefficients that are all 0
+            left.extend(v for v in found.values() if v not in _MODELS)
         elif found is not None and (isinstance(found, bool) or found != 0):
             return True
     return False
@@ -89,7 +96,7 @@ def read_pose(node: Node) -> np.ndarray:
     if not isinstance(node.value, list):
         raise node.refuse("a 4x4 matrix, or an object with translation and rotation")
     pose = np.eye(4)
-    if len(node.value) == 3:  # [R | t]
+    if len(node.value) in (3, 12):  # [R | t]
         pose[:3] = node.numbers(3, 4)
     else:
         pose = node.numbers(4, 4)
@@ -102,11 +109,14 @@ def read_pose(node: Node) -> np.ndarray:
 def _of_parts(node: Node) -> np.ndarray:
     parts = node.fields(("translation", "rotation"), needed=("translation", "rotation"))
     translation, rotation = parts["translation"].numbers(3), parts["rotation"]
-    if isinstance(rotation.value, list) and rotation.value and isinstance(rotation.value[0], list):
+    given = rotation.value if isinstance(rotation.value, list) else []
+    if len(given) == 9 or (given and isinstance(given[0], list)):
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation.numbers(3, 3), translation
         _check_rotation(pose[:3, :3], rotation.where)
         return pose
+    if len(given) == 3:
+        raise rotation.refuse("a quaternion (w, x, y, z) or a 3x3 matrix; turn angles or a rotation vector into one")
     quaternion = rotation.numbers(4)
     if abs(np.linalg.norm(quaternion) - 1) > TOLERANCE:
         raise rotation.refuse("a unit quaternion, in the order w, x, y, z")

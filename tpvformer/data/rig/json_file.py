@@ -66,8 +66,10 @@ class Node:
         return self.value
 
     def numbers(self, *shape: int) -> np.ndarray:
-        """An array of finite numbers of that shape, float64."""
+        """An array of finite numbers of that shape, float64; a matrix may be one list, row after row."""
         expected = f"{'x'.join(map(str, shape))} finite numbers"
+        if isinstance(self.value, list) and len(shape) == 2 and len(self.value) == shape[0] * shape[1]:
+            return Node(self.value, self.where).numbers(len(self.value)).reshape(shape)
         flat: List[Any] = [self.value]
         for length in shape:
             if not all(isinstance(row, list) and len(row) == length for row in flat):

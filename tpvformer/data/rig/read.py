@@ -16,9 +16,10 @@ import numpy as np
 from tpvformer.data.infos.cameras import camera_slots
 from tpvformer.data.infos.geometry import lidar_to_image, unusable
 from tpvformer.data.infos.parts import file_of
+from tpvformer.data.infos.plausible import FARTHEST, distances, far_text
 from tpvformer.data.infos.read import Record
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
-from tpvformer.data.rig.json_file import Node, read_json
+from tpvformer.data.rig.json_file import EXPECTED, Node, read_json
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
 
@@ -43,6 +44,7 @@ def read_rig(path: Union[str, Path]) -> List[Record]:
 def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
     """The same for what has been read: files are relative to ``folder``; ``stem`` is the token of a frame without."""
     path = root.where
+    _refuse_other_json(root)
     fields = root.fields(KEYS, needed=("format", "cameras"))
     if fields["format"].value != FORMAT:
         raise fields["format"].refuse(f'"{FORMAT}"')
@@ -67,6 +69,16 @@ def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
         "scan_columns": columns,
     }
     return [Record(**frame, **calibration) for frame in frames]
+
+
+def _refuse_other_json(root: Node) -> None:
+    """Raises DataError for JSON of another kind: infos, tables, what other tools write."""
+    first = root.value[0] if isinstance(root.value, list) and root.value else root.value
+    if not isinstance(first, dict) or (first is root.value and ("format" in first or "cameras" in first)):
+        return
+    infos = {"infos", "data_list", "cams", "images", "cam_infos"} & set(first)
+    what = "infos as JSON, which are read as .pkl or .safetensors" if infos else "JSON of another kind"
+    raise DataError(f'{root.where}: is {what}; {EXPECTED}, with "format": "{FORMAT}"')
 
 
 def _refuse_twice(names: Iterable[str], text: str) -> None:
@@ -97,6 +109,9 @@ def _lidar2img(path: str, cameras: Sequence[Camera], lidar2ego: Optional[np.ndar
     for camera, bad in zip(cameras, unusable(made)):
         if bad:
             raise DataError(f"{path}: {camera.name} has a projection that cannot be inverted; correct its numbers")
+    for camera, distance in zip(cameras, distances(made)):
+        if distance > FARTHEST:
+            raise DataError(f"{path}: {camera.name} {far_text(distance)}")
     return made
 
 

@@ -49,6 +49,8 @@ def layout_problem(numbers: np.ndarray, columns: Optional[int]) -> str:
     if others:
         read = "declared" if columns is not None else "taken for want of a declaration"
         return f"its points look as if they had {listed(others)} numbers each, not {width}, which is {read}"
+    if differ(numbers.reshape(width, -1).T.ravel(), width):
+        return "its numbers look as if x of all points stood first, then y of all, but a point's belong together"
     if columns is not None or not any(numbers.size % other == 0 for other in WIDTHS if other != width):
         return ""
     return (

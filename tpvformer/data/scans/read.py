@@ -19,6 +19,8 @@ from tpvformer.guard.kinds import kind_by_head, kind_by_suffix
 KINDS = ".bin (float32), .npy, .pcd or .ply"
 DECLARE = "say how many with lidar_columns in a rig file, or with lidar_points.num_pts_feats in an info file"
 _MOST_COLUMNS = 64
+_FARTHEST = 300.0  # metres from the LiDAR within which half of a scan's points lie, whatever the LiDAR
+_NEAREST, _ENOUGH = 1.0, 100  # metres beyond which one of so many points lies
 _AXES, _FEATURES = 8, 9  # rows and columns of an array that lies on its side: few of the first, more of the second
 
 
@@ -118,14 +120,32 @@ def on_its_side(array: np.ndarray) -> bool:
     return columns > _MOST_COLUMNS or (3 <= rows <= _AXES and columns > _FEATURES)
 
 
+def _check_distances(points: np.ndarray, path: Path, token: str) -> None:
+    """Raises DataError for points that cannot be metres from a LiDAR: most of them far away, or all in its middle."""
+    distances = np.abs(points).max(1)
+    middle = float(np.median(distances))
+    if middle > _FARTHEST:
+        raise DataError(
+            f"sample {token}: {path}: half of its points lie more than {middle:.0f} m away, so they are not in metres "
+            "(millimetres, centimetres?) or not in the LiDAR's frame (a map's?); store metres from the LiDAR"
+        )
+    if len(points) >= _ENOUGH and float(distances.max()) < _NEAREST:
+        raise DataError(
+            f"sample {token}: {path}: none of its points is {_NEAREST:.1f} m away, so they are not in metres "
+            "(kilometres, or brought to one size?); store metres from the LiDAR"
+        )
+
+
 def _finite(points: np.ndarray, path: Path, token: str) -> Cloud:
     with np.errstate(over="ignore"):
         points = np.ascontiguousarray(points, np.float32)
     good = np.asarray(np.isfinite(points).all(1))
     if good.all():
+        _check_distances(points, path, token)
         return Cloud(points, None)
     if not good.any():
         raise DataError(
             f"sample {token}: {path} holds nothing but coordinates that are not finite numbers; copy the file again"
         )
+    _check_distances(points[good], path, token)
     return Cloud(points[good], good)

@@ -1,0 +1,44 @@
+"""Calibrations that can be computed with and still are none: matrices the other way round, other units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FAR = 15.0  # metres between a camera and the LiDAR that are worth a note
+FARTHEST = 100.0  # metres from the LiDAR, farther than any vehicle's camera
+_SHORTEST = 3.0  # pixels of focal length; below, a camera of any size has them as shares of its image
+
+
+def intrinsics_problem(matrix: np.ndarray) -> str:
+    """Why the (3, 3) matrix is not [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels; empty where it is."""
+    if not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
+        return ""  # makes no projection at all, which is found there
+    if matrix[2].tolist() != [0, 0, 1] or matrix[1, 0] != 0:
+        other = matrix[:, 2].tolist() == [0, 0, 1]
+        return "is transposed" if other else "is no [[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
+    fx, fy = matrix[0, 0], matrix[1, 1]
+    if fx < 0 or fy < 0:
+        return f"has the focal lengths {fx:g} and {fy:g}, where numbers above 0 belong"
+    if max(fx, fy) < _SHORTEST:
+        return f"has the focal lengths {fx:g} and {fy:g}, which are no pixels (shares of the image's size?)"
+    return ""
+
+
+def distances(lidar2img: np.ndarray) -> np.ndarray:
+    """(...) metres between LiDAR and camera of (..., 4, 4) projections that can be inverted."""
+    with np.errstate(all="ignore"):
+        centres = np.linalg.solve(lidar2img[..., :3, :3], -lidar2img[..., :3, 3:])[..., 0]
+        return np.linalg.norm(centres, axis=-1)
+
+
+def too_far(lidar2img: np.ndarray) -> np.ndarray:
+    """(...) bool: which cameras lie where no vehicle has one."""
+    return np.asarray(distances(lidar2img) > FARTHEST)
+
+
+def far_text(distance: float) -> str:
+    """What to say of such a camera."""
+    return (
+        f"lies {distance:.0f} m away from the LiDAR; expected metres on one vehicle (are these millimetres, or places "
+        "on a map?)"
+    )
