@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Iterator
 
 import pytest
 import torch
+
+# A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
