@@ -161,7 +161,7 @@ BAD: List[Any] = [
     (lambda a: a.update(token=np.array("../../etc/passwd")), "its token cannot be the name of a file"),
     (lambda a: a.update(class_names=np.array(["x"] * 300)), "has 300 class_names"),
     (lambda a: a.update(class_names=np.array([1, 2])), "class_names is int64"),
-    (lambda a: a.update(class_names=np.array([{}], dtype=object)), "cannot be read (Object arrays"),
+    (lambda a: a.update(class_names=np.array([{}], dtype=object)), "or holds Python objects, which are never read"),
 ]
 
 
