@@ -183,6 +183,8 @@ def test_what_is_missing_is_said(model: TPVFormer, rig: Path) -> None:
     cases = (
         (lambda: model.predict(), "rig is missing: give a rig file"),
         (lambda: model(images_of(rig)), "rig is missing"),
+        (lambda: model(3, rig), "images are a int; expected"),
+        (lambda: model(np.array(None), rig), "images are a ndarray; expected"),
         (lambda: model("nowhere"), "nowhere: no such file or folder; expected a rig file"),
         (lambda: model(rig=projections), "images are missing: lidar2img matrices name none"),
         (lambda: model(rig=list(projections.values())), "images are missing"),

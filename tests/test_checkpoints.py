@@ -247,7 +247,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(new_format: bool, t
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
 def test_damaged_files_are_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a readable|damaged or cut short") as caught:
+    with pytest.raises(
+        CheckpointError, match="not a readable|cut short|is empty|is text and no|the ending .pth"
+    ) as caught:
         load_weights(TPVFormer(CROSS_VIEW), tmp_path / name)
     assert "\n" not in str(caught.value)
 

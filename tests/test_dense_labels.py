@@ -217,6 +217,7 @@ def test_occ3d_arrays_become_classes_and_bits(tmp_path: Path) -> None:
         ("surroundocc", np.array([[1, 0, 0, 17]]), "classes 17 to 17; expected 0 to 16"),
         ("surroundocc", np.array([[1, 0.5, 0, 1]]), "expected its whole indices"),
         ("surroundocc", b"", "is not a surroundocc label file"),
+        ("surroundocc", b"version https://git-lfs.github.com/spec/v1\n", "it is no file of NumPy's"),
         ("surroundocc", np.array([{"runs": "code"}], object), "is not a surroundocc label file"),
     ],
 )
@@ -232,6 +233,7 @@ def test_damaged_files_are_named_in_one_sentence(tmp_path: Path, kind: str, cont
     with pytest.raises(DataError, match=words) as error:
         labels_of(kind, tmp_path).read(path, "token7")
     assert "sample token7" in str(error.value) and "\n" not in str(error.value)
+    assert "pickle" not in str(error.value)  # which NumPy advises for files that it cannot read
 
 
 def test_absent_labels_are_named(tmp_path: Path) -> None:

@@ -297,6 +297,15 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: Any, monkeypatc
         main(words)
 
 
+@exporting
+@pytest.mark.parametrize("size", [(9600000, 640000), (0, 45), "77x45", 640, (77.0, 45)])
+def test_a_size_that_is_none_is_refused(size: Any, tmp_path: Path) -> None:
+    made = lively(MODEL)
+    with pytest.raises(ConfigError, match="expected width and height of an image"):
+        made.export(tmp_path / "m.onnx", 2, size)
+    assert not list(tmp_path.iterdir())
+
+
 def test_convert_goes_round(tmp_path: Path, capsys: Any) -> None:
     """A folder, the reference's file, and a folder again: the same weights, and the same answers."""
     made = lively(dataclasses.replace(MODEL, image_heads=4))

@@ -195,7 +195,7 @@ def assert_equal(a: Network, b: Network) -> None:
         (lambda s: {**prefixed("a.")(s), **prefixed("b.")(s)}, "has weights under a, b; keep those of one model"),
         (lambda s: {**s, **prefixed("module.")(s)}, "which are one name without wrappers; keep one of them"),
         (lambda s: {"model": torch.nn.Linear(2, 2)}, "its 'model' is a whole object of torch.nn.modules.linear.Linear"),
-        (lambda s: {"epoch": 3}, "expected named tensors, flat or under 'state_dict'; it is empty"),
+        (lambda s: {"epoch": 3}, "expected named tensors, flat or under 'state_dict'; it holds epoch"),
         (lambda s: {"state_dict": {**s, "tpv_head.x": "text"}}, "tpv_head.x is no named tensor"),
         (lambda s: {"state_dict": {"a.b": argparse.Namespace()}}, "a.b is no named tensor"),
     ],
@@ -239,6 +239,19 @@ KINDS: Dict[str, Any] = {  # prefix, and some of what lies beside the backbone
     "segmentor": ("backbone.", {"decode_head.conv_seg.bias": FC["fc.bias"], "auxiliary_head.x": FC["fc.bias"]}),
     "two stages": ("backbone.", {**LATERAL, "rpn_head.rpn_cls.bias": torch.ones(3), "roi_head.x": torch.ones(81)}),
 }
+
+
+WITHIN = {"model.backbone.img_backbone.": "model.backbone.depth_net.conv.weight"}  # BEVDepth
+WITHIN.update({"backbone.body.": "backbone.fpn.inner_blocks.0.0.weight"})  # torchvision's detectors
+WITHIN.update({"backbone.0.body.": "transformer.encoder.layers.0.linear1.weight"})  # DETR
+
+
+@pytest.mark.parametrize("prefix", WITHIN)
+def test_a_resnet_within_a_backbone_is_found(prefix: str) -> None:
+    content = {"state_dict": {**resnet(prefix=prefix), WITHIN[prefix]: torch.ones(2)}}
+    found = backbone(find_tensors(content, "w.pth").tensors, RESNET50)
+    assert set(found.values) == {name for name in model_of(RESNET50).state_dict() if name.startswith("backbone.")}
+    assert [WITHIN[prefix].endswith(name) for name in found.ignored] == [True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,9 +326,6 @@ def test_a_shallower_network_is_refused_by_what_it_lacks() -> None:
     bare = {name: tensor for name, tensor in bare.items() if not name.startswith("layer4.0.conv3")}
     with pytest.raises(CheckpointError, match="1 tensors of this model are not in the backbone file: backbone.layer4"):
         load_content(tiny_model(), bare, "resnet.pth")
-
-
-# ---- halves
 
 
 def test_weights_in_half_precision_have_the_same_geometry() -> None:

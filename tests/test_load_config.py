@@ -178,6 +178,11 @@ def test_unusable_files_are_one_sentence(make: Callable[[Path], Path], expected:
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistyped_name_is_told() -> None:
+    with pytest.raises(ConfigError, match="known by name are .*; did you mean debug\\?$"):
+        load_config("debgu")
+
+
 def test_bases_may_not_contradict_each_other(tmp_path: Path) -> None:
     write(tmp_path, "a.py", "max_epochs = 1\n")
     write(tmp_path, "b.py", "max_epochs = 2\n")

@@ -25,7 +25,7 @@ from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.infer import PUBLISHED, infer_config
-from tpvformer.compat.pretrained import config_of
+from tpvformer.compat.pretrained import config_of, find_weights
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.model import TPVFormer as Network
 
@@ -212,6 +212,15 @@ def test_weights_that_are_not_whole_are_refused(model: TPVFormer, tmp_path: Path
         )
         torch.save(reference, file)
         TPVFormer.from_pretrained(file, config=dataclasses.replace(CONFIG, model=moved), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("https://example.com/w.pth", "is an address; download the file"), ("", "name is empty"), (" ", "name is empty")],
+)
+def test_a_word_that_can_be_no_file_is_refused(source: str, expected: str) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        find_weights(source)
 
 
 class Bomb:

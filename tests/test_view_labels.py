@@ -77,6 +77,8 @@ def test_a_folder_of_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     for token in tokens:
         occ3d(tmp_path / "gts" / "scene-0001" / token / "labels.npz")
     assert [result.token for result in read_results([tmp_path / "gts" / "scene-0001"])] == tokens
+    with pytest.raises(DataError, match=r"holds no .npz files, but .*scene-0001 does: name that"):
+        read_results([tmp_path / "gts"])
     words = ["--html", str(tmp_path / "page.html"), "--png", str(tmp_path / "png"), "--ply", str(tmp_path / "ply")]
     assert main(["view", str(tmp_path / "gts" / "scene-0001"), *words]) == 0
     assert "page.html: 2 frames" in capsys.readouterr().out

@@ -29,6 +29,7 @@ OPSET = 18
 IR_VERSION = 8  # of the file's own form: what came with OPSET, so that every runtime which knows that opset reads it
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
+_LONGEST = 8192  # pixels a side of an image
 _POINTS = 8  # of the example that is traced; their number stays free
 
 
@@ -69,7 +70,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
     Needs PyTorch 2.6 or newer and the packages of ``pip install "tpvformer[onnx]"``. Raises ConfigError.
     """
-    _check(network, config, out, "--onnx", cameras)
+    _check(network, config, out, "--onnx", cameras, size)
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--onnx needs {name}; pip install 'tpvformer[onnx]'")
@@ -86,7 +87,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
 def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
     """The same as a program of ``torch.export``, which ``torch.export.load`` reads; ``out`` ends with .pt2."""
-    _check(network, config, out, "--pt2", cameras)
+    _check(network, config, out, "--pt2", cameras, size)
     program = _traced(network, config, cameras, size)
     with _quiet():
         _save(out, lambda partial: torch.export.save(program, partial))
@@ -98,7 +99,7 @@ def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
     ``out`` ends with .pt2. Needs a C++ compiler, the one that CXX names or g++, and minutes.
     """
-    _check(network, config, out, "--aoti", cameras)
+    _check(network, config, out, "--aoti", cameras, size)
     import torch._inductor as inductor  # loads for seconds
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
@@ -170,7 +171,7 @@ def _line(out: Path, cameras: int, size: Tuple[int, int], kind: str) -> str:
     return f"{out}: {cameras} images of {size[0]}x{size[1]}, {kind}, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: int) -> None:
+def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: int, size: Tuple[int, int]) -> None:
     ending = ".onnx" if option == "--onnx" else ".pt2"
     if out.suffix != ending:
         raise ConfigError(f"{option} is {out}; expected a file that ends with {ending}")
@@ -181,6 +182,10 @@ def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: 
         )
     if not 1 <= cameras <= network.config.num_cams:
         raise ConfigError(f"--cameras is {cameras}; this model has embeddings for 1 to {network.config.num_cams}")
+    sides = size if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= _LONGEST for side in sides):
+        shown = "x".join(str(side) for side in sides) or repr(size)
+        raise ConfigError(f"--size is {shown}; expected width and height of an image, 1 to {_LONGEST} pixels each")
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
         raise ConfigError(f"{option} needs PyTorch 2.6 or newer, this is {torch.__version__}")
 

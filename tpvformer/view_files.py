@@ -16,7 +16,7 @@ import numpy as np
 from tpvformer.data.image_header import declared_size, too_large
 from tpvformer.data.jpeg_scans import too_many_scans
 from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.data.numpy_files import DAMAGED, damage
 from tpvformer.view_labels import KNOWN, kind_of, label_files, read_label_file
 from tpvformer.viz.result import CameraView, Result
 
@@ -36,7 +36,8 @@ def read_results(places: Sequence[Path]) -> List[Result]:
             archives = [path for path in sorted(place.glob("*.npz")) if path.name != "labels.npz"]
             found = [read_result(path) for path in archives or label_files(place)]
             if not found:
-                raise DataError(f"{place}: holds no .npz files; expected what tpvformer predict wrote, {KNOWN}")
+                lost = f"holds no .npz files{_below(place)}"
+                raise DataError(f"{place}: {lost}; expected what tpvformer predict wrote, {KNOWN}")
             results += sorted(found, key=lambda result: (result.scene, result.number))
         else:
             results.append(read_result(place))
@@ -47,6 +48,15 @@ def read_results(places: Sequence[Path]) -> List[Result]:
                 f"{result.token}: has other classes or another frame than {first.token}; show results of one model"
             )
     return results
+
+
+def _below(place: Path) -> str:
+    """Where a folder's own folders hold results or labels, in words."""
+    patterns = ("*/*.npz", "*/*/labels.npz", "*/*.npy", "*/*.label", "*/*/*.label")
+    found = next((path for pattern in patterns for path in place.glob(pattern)), None)
+    if found is None:
+        return ""
+    return f", but {found.parent.parent if found.name == 'labels.npz' else found.parent} does: name that"
 
 
 def read_result(path: Path) -> Result:
@@ -122,8 +132,7 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
     except DAMAGED as err:
         if isinstance(err, DataError):
             raise
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-        raise DataError(f"{path}: cannot be read ({reason}); {_EXPECTED}") from err
+        raise DataError(f"{path}: cannot be read ({damage(err)}); {_EXPECTED}") from err
     return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # others are bytes
 
 

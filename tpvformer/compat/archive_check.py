@@ -22,6 +22,7 @@ from torch import Tensor
 from tpvformer.compat.archive_values import Reader, Refused, Storage, Type, finished
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import WouldRun
+from tpvformer.compat.mistaken import packed_in
 from tpvformer.guard.pickle_scan import ScanError, scan
 
 LARGEST_PICKLE = 2**27  # bytes; ours take 0.3 MB, and tensors lie outside of it
@@ -73,6 +74,9 @@ def _read_zip(file: Path) -> Any:
     with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:
         if any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist()):
             raise CheckpointError(f"{file}: a TorchScript archive; expected a state dict of tensors")
+        other = packed_in(archive.namelist())
+        if other is not None:
+            raise CheckpointError(f"{file}: {other}")
         entries = _entries(archive, file)
         name = next((name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if name is None:

@@ -21,6 +21,8 @@ from tpvformer.compat.keys import modern_name
 from tpvformer.compat.wrappers import is_resnet, some
 
 _BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
+# where a camera model, or torchvision's and DETR's, has the ResNet within what it calls its backbone
+_WITHIN = ("backbone.img_backbone.", "backbone.body.", "backbone.0.body.")
 _NECK_PREFIXES = ("img_neck.", "neck.")
 _STYLE = re.compile(r"""\bstyle['"]?\s*[=:]\s*['"](pytorch|caffe)['"]""")
 _FOLDED = 1e-3  # how near to mean 0 and variance 1 a norm is whose statistics are in its weights (1 - 1e-5 in some)
@@ -47,7 +49,8 @@ def backbone_of(
     CheckpointError for entries of a backbone that this one does not have, and where there is no backbone.
     """
     bare = is_resnet(tensors) and not any(name.startswith(_BACKBONE_PREFIXES) for name in tensors)
-    known = {name: modern_name(_renamed(name, bare)) for name in tensors}
+    within = next((prefix for prefix in _WITHIN if any(name.startswith(prefix) for name in tensors)), None)
+    known = {name: modern_name(_renamed(name, bare, within)) for name in tensors}
     backbone = {name: theirs for name, theirs in known.items() if theirs.startswith("img_backbone.")}
     neck = {name: theirs for name, theirs in known.items() if theirs.startswith("img_neck.")}
     unknown = [name for name, theirs in backbone.items() if theirs not in ours] if backbone else list(tensors)
@@ -74,8 +77,10 @@ def backbone_of(
     return Backbone(values, mapped, rest, dropped, zeroed, [] if warning is None else [warning])
 
 
-def _renamed(name: str, bare: bool) -> str:
+def _renamed(name: str, bare: bool, within: Optional[str]) -> str:
     """``backbone.``/``neck.`` (a detector's own names) -> ``img_backbone.``/``img_neck.`` (inside a camera model)."""
+    if within is not None and name.startswith("backbone."):  # what else lies in there is no image backbone
+        return _BACKBONE_PREFIXES[0] + name[len(within) :] if name.startswith(within) else name
     if bare and re.match(r"(conv1|bn1|layer\d)\.", name):
         return _BACKBONE_PREFIXES[0] + name
     for prefixes in (_BACKBONE_PREFIXES, _NECK_PREFIXES):

@@ -101,6 +101,7 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
     report.missing = [name for name in state if name not in values]
     _refuse_missing(source, report)
     _refuse_shapes(source, values, state)
+    _refuse_whole_numbers(source, values, state)
     strange = nonfinite(values)
     if strange:
         text = f"{len(strange)} tensors hold NaN or infinite numbers: {some(strange)}"
@@ -218,6 +219,16 @@ def _refuse_shapes(source: str, values: Dict[str, Tensor], state: Dict[str, Tens
         raise CheckpointError(
             f"{source}: {name} is {tuple(values[name].shape)} in the file and {tuple(state[name].shape)} in the "
             f"model{more}; use the configuration it was trained with"
+        )
+
+
+def _refuse_whole_numbers(source: str, values: Dict[str, Tensor], state: Dict[str, Tensor]) -> None:
+    """Of quantised weights the scale lies elsewhere; taken as they are they would be other numbers."""
+    wrong = [n for n, value in values.items() if state[n].is_floating_point() and not value.is_floating_point()]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: {len(wrong)} weights are no floating-point numbers: {some(wrong)} ({values[wrong[0]].dtype}); "
+            "expected float32, float16, bfloat16 or float64, quantised weights cannot be taken"
         )
 
 

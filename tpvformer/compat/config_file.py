@@ -53,7 +53,9 @@ def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
 def _execute(file: Path) -> Dict[str, Any]:
     """The public names a file binds. Errors inside it become one sentence with the line they come from."""
     if not file.is_file():
-        raise ConfigError(f"{file}: no such configuration file; known by name are {', '.join(shipped())}")
+        near = difflib.get_close_matches(file.stem, shipped(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{file}: no such configuration file; known by name are {', '.join(shipped())}{hint}")
     names: Dict[str, Any] = {"__file__": str(file), "__name__": "__config__"}
     try:
         source = file.read_text(encoding="utf-8")

@@ -71,6 +71,10 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     weights of that name lie in the working directory: either could be meant.
     """
     path = Path(source)
+    if isinstance(source, str) and "://" in source:
+        raise CheckpointError(f"{source}: is an address; download the file and name it, nothing is fetched from here")
+    if not str(source).strip():
+        raise CheckpointError("the weights' name is empty; name a file, a folder or the package's demo")
     if source == EMBEDDED:  # which no Path is
         return _inside(path)
     if isinstance(source, str) and not path.exists():

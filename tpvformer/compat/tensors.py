@@ -13,6 +13,7 @@ from tpvformer.compat.archive_check import read_torch
 from tpvformer.compat.archive_values import not_a_dictionary
 from tpvformer.compat.container import unpacked
 from tpvformer.compat.errors import CheckpointError
+from tpvformer.compat.mistaken import is_safetensors, mistaken_for_weights
 from tpvformer.compat.seal import check_seal
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -28,6 +29,7 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; expected a checkpoint (.pth, .pt or .safetensors)")
+    _refuse_mistaken(file)
     content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_sealed(file)
     strange = not_a_dictionary(content)
     if strange is not None:
@@ -66,6 +68,23 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional
     else:
         torch.save(dict(tensors), str(partial))
     os.replace(partial, file)
+
+
+def _refuse_mistaken(file: Path) -> None:
+    """Raises CheckpointError for what is no file of weights, and for one whose ending says another kind."""
+    try:
+        other = mistaken_for_weights(file)
+        tensors = is_safetensors(file)
+        with file.open("rb") as opened:
+            archive = opened.read(4) == b"PK\x03\x04"
+    except OSError as err:
+        raise CheckpointError(f"{file}: cannot be read ({err.strerror or err}); see to its permissions") from err
+    if other is not None:
+        raise CheckpointError(f"{file}: {other}")
+    if file.suffix == ".safetensors" and archive:
+        raise CheckpointError(f"{file}: is a PyTorch archive by its content; give it the ending .pth")
+    if file.suffix != ".safetensors" and tensors:
+        raise CheckpointError(f"{file}: is a safetensors file by its content; give it the ending .safetensors")
 
 
 def _read_sealed(file: Path) -> Any:

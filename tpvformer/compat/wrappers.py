@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import Inert
+from tpvformer.compat.mistaken import entries_of
 from tpvformer.guard.names import shown
 
 # keys of a checkpoint that hold its weights; of several the first counts
@@ -46,7 +47,11 @@ def find_tensors(content: Mapping[str, Any], source: str) -> Found:
     strange = [str(key) for key, value in entries.items() if not (isinstance(value, Tensor) or _is_flat(key))]
     tensors = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if strange or not tensors:
-        found = f"{some(strange)} {'is' if len(strange) == 1 else 'are'} no named tensor" if strange else "it is empty"
+        found = (
+            f"{some(strange)} {'is' if len(strange) == 1 else 'are'} no named tensor"
+            if strange
+            else entries_of(content)
+        )
         raise CheckpointError(f"{source}: expected named tensors, flat or under 'state_dict'; {found}")
     names = _without_wrappers(tensors, source)
     averaged = {name.replace(".", "_") for name in names if "." in name}

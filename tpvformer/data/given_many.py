@@ -70,6 +70,10 @@ def _given(images: Images, rig: Rig, points: Any, number: int) -> Callable[[], F
 
 def _is_batch(images: Any) -> bool:
     """Whether its entries are frames, and not the images of one."""
+    if not hasattr(images, "__len__") or getattr(images, "ndim", 1) == 0:
+        raise DataError(
+            f"images are a {type(images).__name__}; expected images by the cameras' names, a list or a folder"
+        )
     if isinstance(images, Mapping) or not len(images):
         return False
     if hasattr(images, "ndim"):

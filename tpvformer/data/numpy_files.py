@@ -12,3 +12,12 @@ DAMAGED = (
     OSError, ValueError, EOFError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError,
     OverflowError, struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
 )  # fmt: skip
+
+
+def damage(err: Exception) -> str:
+    """What such an error says, on one line. NumPy's own text about Python objects and what is no file of its advises to
+    read them with pickle, which runs whatever is inside, and is replaced."""
+    text = " ".join((getattr(err, "strerror", None) or str(err) or type(err).__name__).split())
+    if "allow_pickle=" in text or "pickle" in text:
+        return "it is no file of NumPy's, or holds Python objects, which are never read"
+    return text

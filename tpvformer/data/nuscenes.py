@@ -14,7 +14,7 @@ from tpvformer.data.images import Size
 from tpvformer.data.infos.geometry import lidar_to_image
 from tpvformer.data.infos.read import Record, load_infos
 from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.data.numpy_files import DAMAGED, damage
 from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
 from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.storage import place
@@ -177,8 +177,9 @@ def _panoptic(path: Path, token: str) -> np.ndarray:
         with memory_budget(path.stat().st_size), np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             labels = np.asarray(stored["data"])
     except DAMAGED as err:
-        why = " ".join(str(err).split())
-        raise DataError(f"sample {token}: {path} is no file of nuScenes-panoptic ({why}); copy it again") from err
+        raise DataError(
+            f"sample {token}: {path} is no file of nuScenes-panoptic ({damage(err)}); copy it again"
+        ) from err
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and not labels.min() >= 0):
         raise DataError(
             f"sample {token}: {path} holds {labels.dtype} of shape {labels.shape}; expected a label a point"

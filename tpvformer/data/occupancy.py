@@ -20,7 +20,7 @@ import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
 from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.data.numpy_files import DAMAGED, damage
 from tpvformer.data.semantickitti import read_voxels
 from tpvformer.data.storage import place
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
@@ -81,8 +81,7 @@ def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
             else:
                 arrays = {"rows": np.asarray(stored)}
     except DAMAGED as err:
-        why = " ".join(str(err).split())
-        raise DataError(f"{where} is not a {kind} label file ({why}); copy it again") from err
+        raise DataError(f"{where} is not a {kind} label file ({damage(err)}); copy it again") from err
     return _occ3d(arrays, where) if kind == "occ3d" else _surroundocc(arrays["rows"], where)
 
 

@@ -9,7 +9,7 @@ from typing import Callable, Dict, NamedTuple, Optional
 import numpy as np
 
 from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED
+from tpvformer.data.numpy_files import DAMAGED, damage
 from tpvformer.data.scans.layout import USUAL, layout_problem, likely_widths, listed
 from tpvformer.data.scans.pcd import BEGINNINGS, read_pcd
 from tpvformer.data.scans.ply import read_ply
@@ -106,7 +106,7 @@ def _array(data: bytes, path: Path, token: str) -> np.ndarray:
         with memory_budget(len(data)):
             array = np.load(BytesIO(data), allow_pickle=False)
     except DAMAGED as err:
-        raise DataError(f"sample {token}: {path} is no array file ({err}); {expected}") from err
+        raise DataError(f"sample {token}: {path} is no array file ({damage(err)}); {expected}") from err
     if array.ndim != 2 or array.shape[1] < 3 or len(array) == 0 or array.dtype.kind not in "iuf":
         raise DataError(f"sample {token}: {path} holds {array.dtype} of shape {array.shape}; {expected}")
     if on_its_side(array):
