@@ -107,4 +107,4 @@ def test_an_endpoint_that_is_none(endpoint: str, capsys) -> None:
     flags = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "-m", "tpvformer", "train"]
     assert agent(flags) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert ConfigError.__mro__[1] is ValueError
+    assert issubclass(ConfigError, ValueError)

@@ -380,7 +380,7 @@ def test_an_edited_label_table_is_refused(tmp_path: Path, monkeypatch, capsys) -
     for content in (None, "a: [1"):
         if content is not None:
             (folder / "nuscenes.yaml").write_text(content)
-        assert cli.main(["eval", "--py-config", "config/c.py", "--ckpt-path", "x"]) == 2
+        assert cli.main(["eval", "--py-config", "config/c.py", "--ckpt-path", "x.pth"]) == 2
     changed, broken = capsys.readouterr().err.splitlines()
     assert "nuscenes.yaml: raw label 14 becomes class 3; expected 2" in changed
     assert "nuscenes.yaml: not YAML" in broken
