@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import cv2  # noqa: E402

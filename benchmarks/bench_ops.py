@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before they are loaded
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before they are loaded
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 from measure import DIRECTIONS, close, errors, interleaved, peak_bytes, saved_bytes  # noqa: E402
