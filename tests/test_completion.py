@@ -54,7 +54,7 @@ def offers(bash_script: Path, folder: Path, line: str) -> List[str]:
         ("tpvformer completion ", ["bash", "zsh"]),
         ("tpvformer eval --device c", ["cuda", "cpu"]),
         ("tpvformer train --py", ["--py-config"]),
-        ("tpvformer train --py-config m", ["mine.py", "more"]),
+        ("tpvformer train --py-config mine", ["mine.py"]),
         ("tpvformer train --py-config tpv_o", ["tpv_occ3d"]),
         ("tpvformer eval --ckpt-path w", ["w.pth"]),
         ("tpvformer predict --rig r", ["rig.json"]),

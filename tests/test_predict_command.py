@@ -172,7 +172,7 @@ def test_check_measures_the_share_of_the_grid(tmp_path: Path, capsys) -> None:
         (lambda folder: (folder / "1.bin").unlink(), "scans", "cannot be read (No such file"),
         (lambda folder: (folder / "1.label.bin").write_bytes(b"1"), "labels", "holds 1 labels for the 40 points"),
         (lambda folder: (folder / "1.label.bin").unlink(), "labels", "is missing"),
-        (lambda folder: (folder / "rig.json").write_text("{}"), "rig", "has no 'format'"),
+        (lambda folder: (folder / "rig.json").write_text("{}"), "rig", "is JSON of another kind"),
     ],
 )
 def test_check_names_each_fault(tmp_path: Path, capsys, change, kind: str, text: str) -> None:

@@ -126,11 +126,18 @@ def test_no_address(monkeypatch) -> None:
         meeting.meeting_place()
 
 
-@pytest.mark.parametrize("minutes", ["", "0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
 def test_times_that_are_none(minutes: str, monkeypatch) -> None:
     monkeypatch.setenv(meeting.WAIT, minutes)
     with pytest.raises(ConfigError, match=f"{meeting.WAIT} is"):
         meeting.patience()
+
+
+def test_an_empty_time_is_the_default(monkeypatch) -> None:
+    monkeypatch.delenv(meeting.WAIT, raising=False)
+    default = meeting.patience()
+    monkeypatch.setenv(meeting.WAIT, "")
+    assert meeting.patience() == default > 0
 
 
 def test_an_interface_that_is_not_there(monkeypatch) -> None:
