@@ -144,7 +144,7 @@ def serve(config_name: str, size: str, precision: str) -> int:
     from tpvformer.compat import load_config
     from tpvformer.engine.bench import inputs
     from tpvformer.engine.bench.step import StepBench
-    from tpvformer.engine.device import peak_memory_mib
+    from tpvformer.engine.device.accelerator import peak_memory_mib
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = load_config(config_name)

@@ -25,8 +25,8 @@ import torch
 from tpvformer.commands.options import positive, size
 from tpvformer.compat import load_config
 from tpvformer.config import Config, ConfigError, override
-from tpvformer.deploy import Rig, export_aoti, export_onnx, export_program
 from tpvformer.engine.bench import report
+from tpvformer.export.export import Rig, export_aoti, export_onnx, export_program
 from tpvformer.model import TPVFormer
 
 FORMS = {"model.onnx": export_onnx, "model.pt2": export_program, "aoti.pt2": export_aoti}

@@ -37,13 +37,13 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny  # noqa: E402
 from torch.utils.data import DataLoader, Subset  # noqa: E402
 
 from tpvformer.config import DataConfig, GridConfig  # noqa: E402
-from tpvformer.data import images  # noqa: E402
 from tpvformer.data.dataset import FrameDataset  # noqa: E402
+from tpvformer.data.images import decode as images  # noqa: E402
+from tpvformer.data.images.preprocess import network_images  # noqa: E402
 from tpvformer.data.loader import collate, start_worker  # noqa: E402
-from tpvformer.data.nuscenes import load_infos, resolve  # noqa: E402
-from tpvformer.data.pixels import network_images  # noqa: E402
+from tpvformer.data.nuscenes.reader import load_infos, resolve  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
-from tpvformer.data.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
+from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
 from tpvformer.engine.bench.inputs import POINTS, lidar_turn  # noqa: E402
 
 DECODE, DECODE_CV2 = "decode, fastest decoder", "decode, OpenCV"

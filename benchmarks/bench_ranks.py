@@ -31,16 +31,16 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from tpvformer.compat import load_config  # noqa: E402
 from tpvformer.config import Config  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
-from tpvformer.engine import distributed  # noqa: E402
 from tpvformer.engine.agent import run_agent  # noqa: E402
 from tpvformer.engine.bench.inputs import random_batch  # noqa: E402
 from tpvformer.engine.bench.report import surroundings  # noqa: E402
+from tpvformer.engine.device.precompile import agree_on_threads  # noqa: E402
+from tpvformer.engine.distributed import collectives as distributed  # noqa: E402
 from tpvformer.engine.forward import predict  # noqa: E402
+from tpvformer.engine.loop import exchange  # noqa: E402
 from tpvformer.engine.losses import total_loss  # noqa: E402
 from tpvformer.engine.optim import Stepper  # noqa: E402
-from tpvformer.engine.run import build_model  # noqa: E402
-from tpvformer.engine.train import exchange  # noqa: E402
-from tpvformer.engine.warm import agree_on_threads  # noqa: E402
+from tpvformer.engine.train import build_model  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -47,16 +47,16 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     import torch
 
     from tpvformer.compat import load_config
-    from tpvformer.engine import checkpoint
     from tpvformer.engine.bench import inputs, report
     from tpvformer.engine.bench.step import StepBench
-    from tpvformer.engine.checkpoint import Progress
-    from tpvformer.engine.device import pick_device, synchronize
-    from tpvformer.engine.distributed import World
-    from tpvformer.engine.log import RunLog
-    from tpvformer.engine.meters import LossWatch
-    from tpvformer.engine.resume import moment
-    from tpvformer.engine.saving import Saver
+    from tpvformer.engine.checkpoint import state as checkpoint
+    from tpvformer.engine.checkpoint.resume import moment
+    from tpvformer.engine.checkpoint.saver import Saver
+    from tpvformer.engine.checkpoint.state import Progress
+    from tpvformer.engine.device.accelerator import pick_device, synchronize
+    from tpvformer.engine.distributed.collectives import World
+    from tpvformer.engine.logging.log import RunLog
+    from tpvformer.engine.logging.meters import LossWatch
 
     torch.set_num_threads(args.threads)
     config, (device, _) = load_config(args.py_config), pick_device(args.device)

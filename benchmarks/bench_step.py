@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     from tpvformer.config import ConfigError
     from tpvformer.engine.bench import inputs, report
     from tpvformer.engine.bench.step import StepBench, medians
-    from tpvformer.engine.device import peak_memory_mib, pick_device, reset_peak_memory
+    from tpvformer.engine.device.accelerator import peak_memory_mib, pick_device, reset_peak_memory
 
     torch.set_num_threads(args.threads)
     config, (device, _) = load_config(args.py_config), pick_device(args.device)

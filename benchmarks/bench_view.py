@@ -25,8 +25,8 @@ from browser import CHROMIUM, Browser  # noqa: E402
 from view_tools import Arrays, archive, save  # noqa: E402
 
 from tpvformer.engine.bench.report import surroundings  # noqa: E402
-from tpvformer.engine.device import pick_device  # noqa: E402
-from tpvformer.view_files import read_results  # noqa: E402
+from tpvformer.engine.device.accelerator import pick_device  # noqa: E402
+from tpvformer.predict.archive import read_results  # noqa: E402
 from tpvformer.viz.viewer import write_page  # noqa: E402
 
 

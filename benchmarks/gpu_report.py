@@ -180,7 +180,7 @@ def inference(device: torch.device, quick: bool) -> Lines:
 
     from tpvformer.engine.bench.inputs import POINTS, SIZE, random_batch
     from tpvformer.engine.bench.step import StepBench, median
-    from tpvformer.engine.device import peak_memory_mib, pick_device, pins_memory, reset_peak_memory
+    from tpvformer.engine.device.accelerator import peak_memory_mib, pick_device, pins_memory, reset_peak_memory
 
     place, _ = pick_device(device.type)
     for name in ("tpv_lidarseg_dim64", "tpv_lidarseg", "tpv04_occupancy")[: 1 if quick else 3]:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from tpvformer import ops
 from tpvformer.compat import load_config
 from tpvformer.config import ModelConfig
-from tpvformer.data.pixels import padded_shape
+from tpvformer.data.images.preprocess import padded_shape
 from tpvformer.engine.bench.inputs import SIZE, nuscenes_rig
 from tpvformer.model.encoder import TPVEncoder
 from tpvformer.model.image_attention import ImageCrossAttention

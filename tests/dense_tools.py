@@ -11,8 +11,8 @@ from engine_tools import MODEL, ROOT, tiny_config
 
 from tpvformer.compat import load_config
 from tpvformer.config import Config, DataConfig
-from tpvformer.data.pickle_safe import load_pickle
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.street.write import write_dataset
+from tpvformer.untrusted.pickle import load_pickle
 
 SEED, SIZE, VERSION = 6, (64, 32), "v1.0-mini"
 FRAMES = 5  # of validation: two scenes of two and a training frame

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
-from tpvformer.engine import checkpoint, store
-from tpvformer.engine.checkpoint import Progress
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.optim import Stepper
 from tpvformer.model import TPVFormer
 

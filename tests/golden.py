@@ -28,7 +28,7 @@ from golden_table import GRADIENT, LOSS, TIE, TRAJECTORY, Table, report  # noqa:
 from tpvformer.compat import load_config  # noqa: E402
 from tpvformer.compat.keys import derived_names, key_table, reference_order  # noqa: E402
 from tpvformer.config import BackboneConfig, GridConfig, ModelConfig, OptimConfig  # noqa: E402
-from tpvformer.data.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
+from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
 from tpvformer.engine.losses import cross_entropy, lovasz_labels  # noqa: E402
 from tpvformer.engine.optim import build_optimizer, clip_gradients  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402

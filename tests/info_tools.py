@@ -10,9 +10,9 @@ import numpy as np
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import DataConfig
-from tpvformer.data.infos.columns import Infos, Shots
-from tpvformer.data.infos.tensor_file import write_tensors
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.nuscenes.infos.columns import Infos, Shots
+from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
+from tpvformer.untrusted.pickle import load_pickle
 
 Info = Dict[str, Any]
 LAYOUTS = ("infos", "list", "scenes", "data_list", "bevdepth", "safetensors")

@@ -100,8 +100,8 @@ def main() -> int:
         if not found.name.startswith(ELSEWHERE):
             importlib.import_module(found.name)
     from tpvformer.cli import main as command
-    from tpvformer.engine.device import peak_memory_mib
-    from tpvformer.engine.signals import SIGNALS, StopSignals
+    from tpvformer.engine.device.accelerator import peak_memory_mib
+    from tpvformer.engine.distributed.signals import SIGNALS, StopSignals
 
     print("signals", [number.name for number in SIGNALS], "peak", peak_memory_mib(torch.device("cpu")) is not None)
     with StopSignals():

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from tpvformer.config import DataConfig
-from tpvformer.data.pixels import MEAN_BGR, padded_shape
+from tpvformer.data.images.preprocess import MEAN_BGR, padded_shape
 
 
 def photometric(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:

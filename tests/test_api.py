@@ -23,8 +23,8 @@ from tpvformer.cli import main
 from tpvformer.compat import load_config
 from tpvformer.config import ConfigError, GridConfig
 from tpvformer.data.types import DataError
-from tpvformer.data.voxelize import grid_index
-from tpvformer.engine.device import pick_device
+from tpvformer.data.voxels.voxelize import grid_index
+from tpvformer.engine.device.accelerator import pick_device
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -18,9 +18,9 @@ from test_api import matrices
 
 from tpvformer import TPVFormer
 from tpvformer.cli import main
-from tpvformer.data.given_tensors import as_image
+from tpvformer.data.rig.tensors import as_image
 from tpvformer.data.types import DataError
-from tpvformer.result import Result, Results
+from tpvformer.predict.result import Result, Results
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -19,7 +19,7 @@ from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, load_config
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine.evaluate import Evaluation
+from tpvformer.engine.evaluation.evaluate import Evaluation
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -83,9 +83,9 @@ def test_moving_chooses_the_precision_of_the_device(monkeypatch: pytest.MonkeyPa
     """As ``from_pretrained(device=...)`` would have."""
     auto = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, precision="auto"))
     moved = TPVFormer(auto, device="cpu")
-    monkeypatch.setattr("tpvformer.engine.precision.fast_bf16", lambda device: (True, "it is said to be"))
+    monkeypatch.setattr("tpvformer.engine.device.precision.fast_bf16", lambda device: (True, "it is said to be"))
     assert moved.to("cpu").precision.name == "bf16" and moved.network.image_autocast == torch.bfloat16
-    monkeypatch.setattr("tpvformer.engine.precision.fast_bf16", lambda device: (False, "it is not"))
+    monkeypatch.setattr("tpvformer.engine.device.precision.fast_bf16", lambda device: (False, "it is not"))
     assert moved.to("cpu").precision.name == "fp32" and moved.network.image_autocast is None
 
 

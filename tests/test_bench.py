@@ -15,9 +15,9 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig, GridConfig
-from tpvformer.data.voxelize import grid_index, occupied_voxels
+from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels
 from tpvformer.engine.bench import inputs, report, step
-from tpvformer.engine.bench.marks import PARTS, Marks
+from tpvformer.engine.logging.phase_timer import PARTS, Marks
 
 pytestmark = pytest.mark.usefixtures("quick")
 SIZE = (64, 36)

@@ -15,10 +15,12 @@ from engine_tools import CPU, save_epoch, tiny_config, tiny_model
 
 from tpvformer.compat import CheckpointError, load_weights
 from tpvformer.config import Config, DataConfig
-from tpvformer.engine import checkpoint, rng, store
-from tpvformer.engine.checkpoint import Progress
-from tpvformer.engine.distributed import World
-from tpvformer.engine.meters import LossWatch
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import rng
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.meters import LossWatch
 from tpvformer.engine.optim import Stepper
 
 CONFIG = tiny_config(DataConfig())

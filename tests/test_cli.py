@@ -17,9 +17,10 @@ import torch
 from engine_tools import POINTS, environment, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer import ops, predict
+from tpvformer import ops
 from tpvformer.cli import main
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.predict import encoded_frame as predict
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -85,7 +86,7 @@ def test_a_defect_of_ours_keeps_its_traceback(place: Path, monkeypatch) -> None:
     def broken(*_):
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("tpvformer.engine.score.evaluate_checkpoint", broken)
+    monkeypatch.setattr("tpvformer.engine.evaluation.checkpoint_scores.evaluate_checkpoint", broken)
     with pytest.raises(ValueError, match="unforeseen"):
         main(arguments(place, "eval", "--ckpt-path", str(place / "weights.pth")))
 

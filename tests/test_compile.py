@@ -14,9 +14,9 @@ from tiny_nuscenes import write_tiny
 from torch import Tensor
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, TrainConfig
-from tpvformer.engine import run
+from tpvformer.engine import train as run
 from tpvformer.engine.bench import inputs, step
-from tpvformer.engine.compile import compile_images
+from tpvformer.engine.device.compile import compile_images
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.model import TPVFormer

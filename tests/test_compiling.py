@@ -27,8 +27,8 @@ def refuse(number):
     raise OSError(number, os.strerror(number))
 
 {patch}
-from tpvformer import compiling
-from tpvformer.data import voxelize
+from tpvformer.runtime import compiling
+from tpvformer.data.voxels import voxelize
 assert voxelize._kernel() is not None
 cells = voxelize.voxelize(np.zeros((3, 3), np.float32), np.ones(3, np.uint8), (4, 4, 2), (-2, -2, -1, 2, 2, 1), 17)
 assert cells.occupied.tolist() == [[1, 1, 0]], cells.occupied
@@ -80,7 +80,7 @@ def test_a_cache_that_fails_is_named_and_survived(tmp_path: Path, patch: str, se
 
 
 def test_a_changed_source_beside_a_kernel_is_noticed(tmp_path: Path) -> None:
-    from tpvformer.compiling import _stamp
+    from tpvformer.runtime.compiling import _stamp
 
     (tmp_path / "plain.py").write_text("x = 1")
     (tmp_path / "inlined.py").write_text("import numba")

@@ -13,10 +13,11 @@ from tiny_nuscenes import write_tiny
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Frame
-from tpvformer.engine import controls, run
-from tpvformer.engine.distributed import World
-from tpvformer.engine.evaluate import evaluate
-from tpvformer.engine.log import RunLog
+from tpvformer.engine import train as run
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation import baselines as controls
+from tpvformer.engine.evaluation.evaluate import evaluate
+from tpvformer.engine.logging.log import RunLog
 
 
 @pytest.fixture

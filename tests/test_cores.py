@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tpvformer import cores as machine
+from tpvformer.runtime import cores as machine
 
 
 @pytest.fixture

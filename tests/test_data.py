@@ -14,10 +14,10 @@ from data_tools import Script, frame_of
 
 from tpvformer import labels
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.grid_mask import grid_mask
-from tpvformer.data.nuscenes import lidar_to_image
+from tpvformer.data.images.grid_mask import grid_mask
+from tpvformer.data.nuscenes.reader import lidar_to_image
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.voxelize import grid_index, occupied_voxels, vote, voxelize
+from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels, vote, voxelize
 
 GOLDEN = Path(__file__).parent / "golden_data"
 ARRAYS = np.load(GOLDEN / "data_side.npz")
@@ -64,7 +64,7 @@ def test_kernel_and_numpy_and_specification_agree(monkeypatch, voxels, count):
     points[::3] = np.round(points[::3])  # many a cell, and bounds met exactly
     votes = rng.randint(0, 18, count).astype(np.uint8)
     kernel = voxelize(points, votes, voxels, RANGE, 17)
-    monkeypatch.setattr("tpvformer.data.voxelize._kernel", lambda: None)
+    monkeypatch.setattr("tpvformer.data.voxels.voxelize._kernel", lambda: None)
     plain = voxelize(points, votes, voxels, RANGE, 17)
     for ours, theirs in zip(kernel, plain):
         assert ours.dtype == theirs.dtype

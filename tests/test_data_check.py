@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tpvformer.cli import main
-from tpvformer.data.doctor.files import image_fault, jpeg_size
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.check.files import image_fault, jpeg_size
+from tpvformer.data.street.write import write_dataset
 
 VERSION = "v1.0-mini"
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))

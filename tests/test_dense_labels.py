@@ -17,13 +17,13 @@ from dense_tools import FRAMES, SEED, SIZE, dense_config, write_street
 from tpvformer.config import OCCUPANCY_GRIDS, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
-from tpvformer.data.occupancy import OccupancyLabels
-from tpvformer.data.pickle_safe import load_pickle
-from tpvformer.data.synthetic import PARAMETERS, write_dataset
+from tpvformer.data.nuscenes.occupancy import OccupancyLabels
+from tpvformer.data.street.write import PARAMETERS, write_dataset
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError
-from tpvformer.data.voxelize import grid_index, voxelize
+from tpvformer.data.voxels.voxelize import grid_index, voxelize
 from tpvformer.labels import EMPTY
-from tpvformer.predict import seen_from_above
+from tpvformer.predict.encoded_frame import seen_from_above
+from tpvformer.untrusted.pickle import load_pickle
 
 KINDS = ("occ3d", "surroundocc")
 SHAPE = (200, 200, 16)
@@ -140,7 +140,7 @@ def test_points_beyond_the_grid_carry_no_label(street: Path) -> None:
 
 
 def test_whole_cells_in_both_implementations(monkeypatch) -> None:
-    from tpvformer.data import voxelize as module
+    from tpvformer.data.voxels import voxelize as module
 
     points = np.random.RandomState(0).uniform(-60, 60, (500, 3)).astype(np.float32)
     labels = np.random.RandomState(1).randint(0, 17, 500).astype(np.uint8)

@@ -16,9 +16,10 @@ from test_no_waiting import Waits
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
-from tpvformer.engine import losses, run
+from tpvformer.engine import losses
+from tpvformer.engine import train as run
 from tpvformer.engine.bench.inputs import random_batch
-from tpvformer.engine.distributed import World
+from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.metrics import collect, rays
 from tpvformer.engine.metrics.collect import Tally, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES
@@ -37,7 +38,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from test_dense_training import counted
 from tpvformer.compat import load_config
-from tpvformer.engine import distributed
+from tpvformer.engine.distributed import collectives as distributed
 world = distributed.read_world()
 distributed.start(world, torch.device("cpu"))
 print("RESULT", json.dumps(counted(load_config(sys.argv[1]), world)), flush=True)

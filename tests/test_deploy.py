@@ -22,12 +22,13 @@ from docs_tools import FENCE, text_of
 from engine_tools import MODEL, ROOT, tiny_config, write_config
 from rig_tools import camera
 
-from tpvformer import TPVFormer, deploy, ops
+from tpvformer import TPVFormer, ops
 from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError, DataConfig, ModelConfig
-from tpvformer.data.voxelize import grid_index
-from tpvformer.deploy import OPSET, Rig, export_aoti, export_onnx, export_program
+from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.forward import point_places
+from tpvformer.export import export as deploy
+from tpvformer.export.export import OPSET, Rig, export_aoti, export_onnx, export_program
 from tpvformer.labels import class_names
 
 pytestmark = pytest.mark.usefixtures("quick")

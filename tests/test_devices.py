@@ -12,9 +12,9 @@ import torch
 from engine_tools import environment
 
 from tpvformer.config import ConfigError
-from tpvformer.engine import device
-from tpvformer.engine.device import image_dtype, pick_device, visible_cards
-from tpvformer.engine.device_names import ACCEPTED, read_name
+from tpvformer.engine.device import accelerator as device
+from tpvformer.engine.device.accelerator import image_dtype, pick_device, visible_cards
+from tpvformer.engine.device.names import ACCEPTED, read_name
 
 CHOSEN: List[Any] = []
 

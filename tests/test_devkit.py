@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.street.write import write_dataset
 
 PYTHON = os.environ.get("TPVFORMER_DEVKIT_PYTHON", sys.executable)
 

@@ -12,10 +12,10 @@ from rig_tools import Rig, camera, write_rig
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
-from tpvformer.data.doctor.directions import NUSCENES_AZIMUTHS, azimuth_of
-from tpvformer.data.infos.cameras import CAMERA_ORDER
-from tpvformer.data.infos.geometry import quaternions, rotations
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.check.directions import NUSCENES_AZIMUTHS, azimuth_of
+from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
+from tpvformer.data.street.write import write_dataset
+from tpvformer.geometry import quaternions, rotations
 
 VERSION = "v1.0-mini"
 # translation and quaternion (w, x, y, z) of one log of nuScenes, two digits less

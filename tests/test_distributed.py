@@ -18,16 +18,18 @@ from engine_tools import POINTS, environment, processes, write_config
 from submission_tools import META, checked, write_set
 
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine import run, score, store
-from tpvformer.engine.device import pick_device, visible_cards
-from tpvformer.engine.distributed import World, all_sum, read_world
+from tpvformer.engine import train as run
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.device.accelerator import pick_device, visible_cards
+from tpvformer.engine.distributed.collectives import World, all_sum, read_world
+from tpvformer.engine.evaluation import checkpoint_scores as score
 
 pytestmark = pytest.mark.usefixtures("quick")
 EVALUATE = """
 import json, sys
 from pathlib import Path
 from tpvformer.compat import load_config
-from tpvformer.engine.score import evaluate_checkpoint
+from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 from tpvformer.labels import class_names
 result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu", submission=Path(sys.argv[3]))
 print("RESULT", json.dumps(result.as_dict(class_names("nuscenes"))), flush=True)

@@ -15,7 +15,7 @@ from tpvformer import ops
 from tpvformer.cli import _parser, main
 from tpvformer.commands import doctor
 from tpvformer.commands.tour import TOUR
-from tpvformer.engine import processor
+from tpvformer.runtime import processor
 
 
 def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:

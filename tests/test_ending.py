@@ -14,9 +14,10 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.commands.data import every
 from tpvformer.commands.synth import _quarters
-from tpvformer.engine import ending, run
-from tpvformer.engine.ending import Ending, remaining
-from tpvformer.engine.log import progress
+from tpvformer.engine import train as run
+from tpvformer.engine.logging import progress as ending
+from tpvformer.engine.logging.log import progress
+from tpvformer.engine.logging.progress import Ending, remaining
 
 NOON = time.mktime((2026, 11, 30, 12, 0, 0, 0, 0, -1))
 

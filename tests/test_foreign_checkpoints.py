@@ -392,7 +392,7 @@ def test_a_missing_file_is_found_before_the_model_is_built(place: Path, monkeypa
         raise AssertionError("the model was built")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tpvformer.engine.run.build_model", never)
+        patch.setattr("tpvformer.engine.train.build_model", never)
         assert train(place, patch, "ckpts/none.pth", "missing") == 2
     lines: List[str] = capsys.readouterr().err.strip().splitlines()
     assert "train.load_from: ckpts/none.pth does not exist" in lines[-1] and "train.load_from=null" in lines[-1]

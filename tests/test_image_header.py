@@ -14,10 +14,10 @@ import pytest
 from engine_tools import POINTS, tiny_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.data import images
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.image_header import declared_size, too_large
-from tpvformer.data.jpeg_scans import too_many_scans
+from tpvformer.data.images import decode as images
+from tpvformer.data.images.header import declared_size, too_large
+from tpvformer.data.images.jpeg_scans import too_many_scans
 from tpvformer.data.types import DataError
 
 PICTURE = np.random.RandomState(0).randint(0, 255, (45, 77, 3), np.uint8)

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from tpvformer.data import images, jpeg_scans
-from tpvformer.data.given import given_frame
-from tpvformer.data.images import read_images
+from tpvformer.data.images import decode as images
+from tpvformer.data.images import jpeg_scans
+from tpvformer.data.images.decode import read_images
+from tpvformer.data.rig.from_arrays import given_frame
 from tpvformer.data.types import DataError
 
 SAMPLING = {

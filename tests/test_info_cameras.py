@@ -17,11 +17,11 @@ from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError, DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
-from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.types import DataError
-from tpvformer.engine import run
-from tpvformer.engine.limits import check_cameras
-from tpvformer.predict import predict_scene
+from tpvformer.engine import train as run
+from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.predict.encoded_frame import predict_scene
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -19,9 +19,9 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.infos.geometry import quaternions, rotations
-from tpvformer.data.nuscenes import load_infos, resolve
+from tpvformer.data.nuscenes.reader import load_infos, resolve
 from tpvformer.data.types import DataError
+from tpvformer.geometry import quaternions, rotations
 
 FIRST = f"samples/{CAMERAS[0]}/log__{CAMERAS[0]}__0.jpg"
 

@@ -19,17 +19,18 @@ from engine_tools import tiny_config, tiny_model, write_config
 from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.infos import read_tables, splits
-from tpvformer.data.infos.build import build
-from tpvformer.data.infos.cameras import CAMERA_ORDER
-from tpvformer.data.infos.geometry import relative, rotations, unusable
-from tpvformer.data.infos.pickle_file import to_records, write_pickle
-from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
 from tpvformer.data.loader import make_loader
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.nuscenes import splits
+from tpvformer.data.nuscenes import tables as read_tables
+from tpvformer.data.nuscenes.infos.build import build
+from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
+from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
+from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
+from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street import rig
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.street.write import write_dataset
+from tpvformer.geometry import relative, rotations, unusable
+from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))

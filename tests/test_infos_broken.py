@@ -13,16 +13,17 @@ from typing import Any, Callable, List
 import numpy as np
 import pytest
 
+from tpvformer import files
 from tpvformer.cli import main
 from tpvformer.config import ConfigError
-from tpvformer.data.infos import files, pickle_file, tensor_file
-from tpvformer.data.infos.build import build
-from tpvformer.data.infos.files import whole_file
-from tpvformer.data.infos.tensor_file import TensorFile, write_tensors
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pickle_safe import load_pickle
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.nuscenes.infos import pickle_file, tensor_file
+from tpvformer.data.nuscenes.infos.build import build
+from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
+from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import DataError
+from tpvformer.files import whole_file
+from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
 

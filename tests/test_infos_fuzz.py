@@ -15,15 +15,15 @@ import pytest
 from info_tools import write_layout, write_set
 
 from tpvformer.config import ConfigError
-from tpvformer.data.doctor.examine import examine
-from tpvformer.data.infos.build import build
-from tpvformer.data.infos.pickle_file import to_records, write_pickle
-from tpvformer.data.infos.splits import default_splits
-from tpvformer.data.infos.tensor_file import write_tensors
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pickle_safe import load_pickle
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.check.examine import examine
+from tpvformer.data.nuscenes.infos.build import build
+from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
+from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
+from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.nuscenes.splits import default_splits
+from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import DataError
+from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
 NAMES = ("scene", "sample", "sensor", "calibrated_sensor", "sample_data", "ego_pose", "lidarseg", "map", "splits")

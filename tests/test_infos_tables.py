@@ -21,10 +21,10 @@ from many_tables import FIRST, STEP, mounted, vehicle, write_tables
 from test_devkit import PYTHON, has_devkit
 
 from tpvformer.cli import main
-from tpvformer.data.infos.build import build
-from tpvformer.data.infos.pickle_file import to_records
-from tpvformer.data.infos.splits import OFFICIAL, official
-from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.nuscenes.infos.build import build
+from tpvformer.data.nuscenes.infos.pickle_file import to_records
+from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.nuscenes.splits import OFFICIAL, official
 from tpvformer.data.street import rig
 
 MINI = [*official("mini_train"), *official("mini_val")]

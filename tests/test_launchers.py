@@ -16,9 +16,9 @@ from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError
-from tpvformer.engine import launch as many
-from tpvformer.engine.launch import one_a_card, threads
-from tpvformer.engine.results import publish
+from tpvformer.engine.distributed import launch as many
+from tpvformer.engine.distributed.launch import one_a_card, threads
+from tpvformer.engine.logging.modelzoo_log import publish
 
 ONE, EIGHT, MANY = (ROOT / "test" / f"train_{name}.sh" for name in ("1p", "8p", "multi_node"))
 BLOCK = [

@@ -54,9 +54,9 @@ LAW = {
 # The one bridge to another framework: what its users import instead of the command, and nothing else does.
 BRIDGE = "compat/openmmlab/"
 BRIDGE_LAW = (("compat", "config", "model", "ops", "engine"), ("torch", "mmcv", "mmseg"))
-LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device.py")}
+LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device/accelerator.py")}
 VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl|mps|xpu)\b", re.IGNORECASE)
-NAME_DEVICES = ("engine/device.py", "engine/device_names.py")  # beside the backends in ops/
+NAME_DEVICES = ("engine/device/accelerator.py", "engine/device/names.py")  # beside the backends in ops/
 NO_VENDOR = ("reference.py", "numba")  # beginnings of the files in ops/ that serve every device or the CPU
 
 

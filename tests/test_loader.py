@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import make_loader
-from tpvformer.data.pixels import network_images
 from tpvformer.data.samplers import TrainSampler, epoch_order
 from tpvformer.data.types import Batch
 

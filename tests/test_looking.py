@@ -21,7 +21,7 @@ from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.config import ConfigError
 from tpvformer.data.types import DataError
-from tpvformer.result import Result, Results
+from tpvformer.predict.result import Result, Results
 
 pytestmark = pytest.mark.usefixtures("quick")
 

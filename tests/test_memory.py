@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tpvformer.engine import memory
+from tpvformer.engine.device import memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")

@@ -11,7 +11,7 @@ from engine_tools import ROOT
 from tpvformer.cli import main
 from tpvformer.compat import load_config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.street.write import write_dataset
 
 FULL = {
     "mini": "tpv_lidarseg_dim64",

@@ -17,7 +17,7 @@ from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from test_launchers import BLOCK, block
 from tiny_nuscenes import write_tiny
 
-from tpvformer.engine import store
+from tpvformer.engine.checkpoint import files as store
 
 SCRIPT = ROOT / "test" / "train_multi_node.sh"
 LIMIT = 300  # seconds, on the busiest of machines

@@ -13,13 +13,13 @@ from tiny_nuscenes import VERSION, write_tiny
 
 from tpvformer.cli import in_one_line
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.infos.read_tables import read_table
-from tpvformer.data.lidarseg import LabelFiles, scan_tokens
-from tpvformer.data.nuscenes import load_infos, resolve
-from tpvformer.data.scenes import frames_by_scene
+from tpvformer.data.nuscenes.lidarseg import LabelFiles, scan_tokens
+from tpvformer.data.nuscenes.reader import load_infos, resolve
+from tpvformer.data.nuscenes.scenes import frames_by_scene
+from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.data.types import DataError
-from tpvformer.engine.log import RunLog
-from tpvformer.guard.names import is_file_name, shown, shown_lines
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.untrusted.names import is_file_name, shown, shown_lines
 
 ESCAPE = "a\x1b[2Jb"
 UNSEEN = [ESCAPE, "a\nb", "a\rb", "a\x07", "a\u202eb", "a\u2028b", "\x9b31m"]

@@ -17,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpvformer import ops
 from tpvformer.config import Config
-from tpvformer.data import pixels
-from tpvformer.engine import run, train
-from tpvformer.engine.device import has_fused_adamw
-from tpvformer.engine.distributed import World
-from tpvformer.engine.evaluate import evaluate
-from tpvformer.engine.faults.guard import Guard
-from tpvformer.engine.log import RunLog
+from tpvformer.data.images import preprocess as pixels
+from tpvformer.engine import loop as train
+from tpvformer.engine import train as run
+from tpvformer.engine.device.accelerator import has_fused_adamw
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.evaluate import evaluate
+from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.logging.log import RunLog
 
 # what a device has to be waited for: values that Python or the size of a result depends on, and lists made tensors
 OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "_unique2", "equal")
@@ -135,7 +136,7 @@ def test_evaluation(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
             yield batch
 
     monkeypatch.setattr(ops, "in_blocks", lambda *_: False)  # a way of the CPU alone
-    monkeypatch.setattr("tpvformer.engine.evaluate.on_device", watched)
+    monkeypatch.setattr("tpvformer.engine.evaluation.evaluate.on_device", watched)
     with waits:
         evaluate(model, loader, config, World(), CPU, RunLog(None, False))
     assert counts[1] > 0  # the first is printed

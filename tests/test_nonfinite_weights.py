@@ -14,7 +14,7 @@ from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, load_weights
 from tpvformer.compat.tensors import read_archive
-from tpvformer.engine import store
+from tpvformer.engine.checkpoint import files as store
 
 pytestmark = pytest.mark.usefixtures("quick")
 BAD = ("neck.lateral.0.bias", "encoder.layers.0.ffn.linear1.weight")

@@ -16,10 +16,10 @@ import torch
 from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
-from tpvformer.data import lidarseg
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate, make_loader
-from tpvformer.data.nuscenes import load_infos, resolve
+from tpvformer.data.nuscenes import lidarseg
+from tpvformer.data.nuscenes.reader import load_infos, resolve
 from tpvformer.data.types import DataError
 from tpvformer.labels import RAW_TO_CLASS
 

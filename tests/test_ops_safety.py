@@ -36,7 +36,7 @@ expected = {name: case.results() for name, case in cases.items()}
 # the worker is forked after parallel kernels ran
 FORKED = """
 import numpy as np
-from tpvformer.data import voxelize
+from tpvformer.data.voxels import voxelize
 
 points, labels = np.random.RandomState(0).uniform(-50, 50, (99, 3)), np.arange(99, dtype=np.uint8) % 17
 bounds = (-51.2, -51.2, -5, 51.2, 51.2, 3)

@@ -13,7 +13,7 @@ from engine_tools import CPU, POINTS, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import _parser, main
-from tpvformer.engine.checkpoint import Progress, capture
+from tpvformer.engine.checkpoint.state import Progress, capture
 from tpvformer.engine.optim import Stepper
 
 

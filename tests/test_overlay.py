@@ -12,7 +12,8 @@ from typing import Any, Dict, List, Set
 
 import pytest
 
-from tpvformer import cli, overlay
+from tpvformer import cli
+from tpvformer.compat import overlay
 
 ROOT = Path(__file__).parents[1]
 

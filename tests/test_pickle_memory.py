@@ -11,15 +11,15 @@ from typing import Any, Dict, List
 import numpy as np
 import pytest
 
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.types import DataError
-from tpvformer.guard import pickle_scan
+from tpvformer.untrusted import pickle_scan
+from tpvformer.untrusted.pickle import load_pickle
 
 # in a process of its own, because the reader before this one ended by SIGSEGV
 READ = """
 import sys
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.untrusted.pickle import load_pickle
 from tpvformer.data.types import DataError
 for path in sys.argv[1:]:
     try:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from tpvformer.config import DataConfig
-from tpvformer.data.occupancy import OccupancyLabels
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.nuscenes.occupancy import OccupancyLabels
 from tpvformer.data.types import DataError
+from tpvformer.untrusted.pickle import load_pickle
 
 PLAIN = {
     "infos": [{"token": "a", "n": 3, "f": 1.5, "none": None, "ok": True, "b": b"\x00\xff", "empty": b"", "t": (1, 2)}],

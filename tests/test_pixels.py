@@ -14,10 +14,11 @@ import torch
 from data_tools import Script, frame_of
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data import pixels_opencv, pixels_tensor
-from tpvformer.data.augment import UNCHANGED, draw_photometric
+from tpvformer.data.images import preprocess_opencv as pixels_opencv
+from tpvformer.data.images import preprocess_tensor as pixels_tensor
+from tpvformer.data.images.photometric import UNCHANGED, draw_photometric
+from tpvformer.data.images.preprocess import MEAN_BGR, network_images, padded_shape
 from tpvformer.data.loader import collate
-from tpvformer.data.pixels import MEAN_BGR, network_images, padded_shape
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Batch
 
@@ -101,7 +102,7 @@ def test_tensor_operations_pad_and_mask_alike(monkeypatch):
     cfg = DataConfig()
     batch = batch_of(cfg, [0, 3, 4])
     expected = network_images(batch, cfg)
-    monkeypatch.setattr("tpvformer.data.pixels.pixels_opencv", pixels_tensor)
+    monkeypatch.setattr("tpvformer.data.images.preprocess.pixels_opencv", pixels_tensor)
     ours = network_images(batch, cfg)
     assert (ours - expected).abs().max() < 1e-3
     assert torch.equal(ours == 0, expected == 0)

@@ -19,11 +19,13 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.compat import load_config
 from tpvformer.config import TrainConfig
-from tpvformer.engine import device, processor, store
-from tpvformer.engine.faults.in_words import RunEnded, in_words
-from tpvformer.engine.precision import choose
-from tpvformer.engine.processor import Processor, read_cpuinfo, read_processor
-from tpvformer.engine.run import set_precision, train
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.device import accelerator as device
+from tpvformer.engine.device.precision import choose
+from tpvformer.engine.faults.explain_crash import RunEnded, in_words
+from tpvformer.engine.train import set_precision, train
+from tpvformer.runtime import processor
+from tpvformer.runtime.processor import Processor, read_cpuinfo, read_processor
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -179,7 +181,7 @@ def test_an_older_pytorch_that_cannot_say_takes_no_bf16(missing: str, monkeypatc
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is for x86")
 def test_onednn_held_to_avx2_means_fp32() -> None:
     code = (
-        "import torch; from tpvformer.engine.precision import choose; from tpvformer.engine.processor import *; "
+        "import torch; from tpvformer.engine.device.precision import choose; from tpvformer.runtime.processor import *; "
         "print(choose('auto', torch.device('cpu')).name, read_processor().onednn)"
     )
     env = environment(ONEDNN_MAX_CPU_ISA="AVX2")
@@ -231,8 +233,9 @@ def test_an_explicit_choice_is_warned_of_once(tmp_path: Path, monkeypatch) -> No
 
 TOGETHER = """
 import os, sys, torch
-from tpvformer.engine import distributed, processor
-from tpvformer.engine.precision import choose_together
+from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.runtime import processor
+from tpvformer.engine.device.precision import choose_together
 names = sys.argv[1].split(",")
 features = frozenset(names[int(os.environ["RANK"])].split("+"))
 processor.read_processor = lambda: processor.Processor("p", features, True)
@@ -322,7 +325,7 @@ def test_a_run_on_a_card_says_so(tmp_path: Path, monkeypatch) -> None:
     """The card is pretended for this question alone: nothing here has one."""
     asked: List[bool] = []
     monkeypatch.setattr(
-        "tpvformer.engine.precision.allow_tf32", lambda place, on: asked.append(on) or "TF32 is spoken of"
+        "tpvformer.engine.device.precision.allow_tf32", lambda place, on: asked.append(on) or "TF32 is spoken of"
     )
     config = tiny_config(write_tiny(tmp_path / "set", POINTS), tf32=False)
     train(config, tmp_path / "run", "cpu", max_steps=1)

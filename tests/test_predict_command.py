@@ -19,7 +19,7 @@ from tiny_nuscenes import write_tiny
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
-from tpvformer.predict_files import PARTS, FramePredictions, time_split
+from tpvformer.predict.frames import PARTS, FramePredictions, time_split
 
 pytestmark = pytest.mark.usefixtures("quick")
 

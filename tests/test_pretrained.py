@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config
-from tpvformer.compat.infer import PUBLISHED, infer_config
+from tpvformer.compat.infer_config import PUBLISHED, infer_config
 from tpvformer.compat.pretrained import config_of, find_weights
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.model import TPVFormer as Network

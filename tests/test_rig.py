@@ -19,18 +19,18 @@ from rig_tools import THREE, camera, find, rig_of_infos, save, write_images, wri
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
-from tpvformer.data.canvas import canvas_size, fitted
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.infos.cameras import camera_slots
-from tpvformer.data.infos.read import load_infos
+from tpvformer.data.images.letterbox import canvas_size, fitted
+from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
-from tpvformer.data.nuscenes import read_scan
-from tpvformer.data.pixels import network_images
+from tpvformer.data.nuscenes.infos.cameras import camera_slots
+from tpvformer.data.nuscenes.infos.read import load_infos
+from tpvformer.data.nuscenes.reader import read_scan
 from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.types import DataError
-from tpvformer.engine import run
+from tpvformer.engine import train as run
 from tpvformer.engine.forward import predict
-from tpvformer.predict import predict_scene
+from tpvformer.predict.encoded_frame import predict_scene
 from tpvformer.viz.project import project
 
 pytestmark = pytest.mark.usefixtures("quick")

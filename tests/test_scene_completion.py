@@ -17,8 +17,8 @@ from tpvformer.compat import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, LossConfig
 from tpvformer.data.types import Batch
 from tpvformer.engine import losses
-from tpvformer.engine.affinity import affinity
 from tpvformer.engine.bench.inputs import random_batch
+from tpvformer.engine.losses.affinity import affinity
 from tpvformer.engine.metrics.collect import Tally
 from tpvformer.model import Prediction
 

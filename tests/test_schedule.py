@@ -11,7 +11,7 @@ from engine_tools import CPU, tiny_model
 
 from tpvformer.config import OptimConfig
 from tpvformer.engine.optim import build_optimizer, clip_gradients
-from tpvformer.engine.schedule import learning_rate, set_learning_rates
+from tpvformer.engine.optim.schedule import learning_rate, set_learning_rates
 
 NUMBERS = json.loads((Path(__file__).parent / "golden_data" / "data_side.json").read_text())
 PUBLISHED = OptimConfig()

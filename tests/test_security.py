@@ -19,7 +19,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError
 from tpvformer.engine.agent import main as agent
-from tpvformer.engine.rendezvous import address_to_listen_at, listen_at
+from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
 
 # Python tells its audit hooks of every connection and of every name that is looked up
 GUARD = """

@@ -24,9 +24,10 @@ from tpvformer.data.street import kitti, rig
 from tpvformer.data.street.camera import render_camera
 from tpvformer.data.street.drive import start_ride
 from tpvformer.data.street.shadows import cast_shadows
-from tpvformer.data.synthetic import write_sequences
+from tpvformer.data.street.write import write_sequences
 from tpvformer.data.types import DataError
-from tpvformer.engine import results, run
+from tpvformer.engine import train as run
+from tpvformer.engine.logging import modelzoo_log as results
 from tpvformer.labels import RAW_NAMES, class_names
 from tpvformer.model import TPVFormer
 

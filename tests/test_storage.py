@@ -19,10 +19,11 @@ from rig_tools import write_rig
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
-from tpvformer.data import image_cache, storage
+from tpvformer.data import storage
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.images import cache as image_cache
 from tpvformer.data.loader import make_loader
-from tpvformer.data.occupancy import OccupancyLabels
+from tpvformer.data.nuscenes.occupancy import OccupancyLabels
 from tpvformer.data.types import Batch, DataError
 
 pytest.importorskip("upath", reason="universal-pathlib is not installed (pip install tpvformer[remote])")

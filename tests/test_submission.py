@@ -19,10 +19,10 @@ from tpvformer.compat.tensors import read_archive
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
-from tpvformer.engine.distributed import World
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.submission import Submission
 from tpvformer.engine.forward import predict
-from tpvformer.engine.log import RunLog
-from tpvformer.engine.submission import Submission
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.model.tpvformer import Prediction
 
 pytestmark = pytest.mark.usefixtures("quick")

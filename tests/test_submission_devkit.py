@@ -22,9 +22,9 @@ from test_devkit import PYTHON, has_devkit
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.infos.splits import official
 from tpvformer.data.loader import collate
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.nuscenes.splits import official
+from tpvformer.data.street.write import write_dataset
 from tpvformer.engine.forward import predict
 from tpvformer.labels import CLASS_NAMES
 

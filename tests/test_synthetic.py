@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from tpvformer.config import ConfigError, DataConfig, GridConfig
-from tpvformer.data import synthetic
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pickle_safe import load_pickle
+from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street import rig
+from tpvformer.data.street import write as synthetic
 from tpvformer.data.street.camera import NO_CLASS, render_camera
 from tpvformer.data.street.drive import start_ride
 from tpvformer.data.street.lidar import EGO_LABEL, render_lidar
 from tpvformer.data.street.shadows import cast_shadows
 from tpvformer.data.street.tables import TABLES
 from tpvformer.data.street.world import build_street
-from tpvformer.data.synthetic import scene_names, write_dataset
+from tpvformer.data.street.write import scene_names, write_dataset
 from tpvformer.labels import CLASS_NAMES, EVALUATED, RAW_TO_CLASS
+from tpvformer.untrusted.pickle import load_pickle
 
 SCENES, FRAMES, SIZE, SEED = 3, 3, (192, 108), 11
 VERSION = "v1.0-mini"

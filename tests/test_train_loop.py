@@ -17,11 +17,13 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import CheckpointError
 from tpvformer.config import Config, ConfigError, DataConfig
-from tpvformer.engine import run, store, train
-from tpvformer.engine.distributed import World
-from tpvformer.engine.evaluate import evaluate, permute_cameras
-from tpvformer.engine.log import RunLog
-from tpvformer.engine.meters import LossWatch, NonFiniteLoss, StepClock
+from tpvformer.engine import loop as train
+from tpvformer.engine import train as run
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.evaluate import evaluate, permute_cameras
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.logging.meters import LossWatch, NonFiniteLoss, StepClock
 
 pytestmark = pytest.mark.usefixtures("quick")
 TRAIN_LINE = re.compile(
@@ -267,7 +269,7 @@ def test_exchanged_cameras(data: DataConfig) -> None:
 
 def test_clock_leaves_out_warm_up_and_first_steps_of_epochs(monkeypatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("tpvformer.engine.meters.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("tpvformer.engine.logging.meters.time.perf_counter", lambda: now[0])
     clock = StepClock(warmup=2)
     for epoch in ((9, 9, 1, 1), (50, 2, 2)):
         clock.start_epoch()

@@ -18,19 +18,19 @@ from rig_tools import THREE, write_rig
 from tiny_nuscenes import write_tiny
 from view_tools import archive, save
 
-from tpvformer import view_files
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.synthetic import write_dataset
+from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import DataError
 from tpvformer.labels import COLORS, NUSCENES
 from tpvformer.model import TPVFormer
-from tpvformer.predict_files import FramePredictions
-from tpvformer.view_files import read_result, read_results
+from tpvformer.predict import archive as view_files
+from tpvformer.predict.archive import read_result, read_results
+from tpvformer.predict.frames import FramePredictions
 from tpvformer.viz import video
+from tpvformer.viz.frame_prediction import believed, shown
 from tpvformer.viz.render import look_at, render_voxels
-from tpvformer.viz.result import believed, shown
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -14,8 +14,8 @@ from view_tools import archive, save
 from tpvformer.cli import main
 from tpvformer.data.types import DataError
 from tpvformer.labels import COLORS
-from tpvformer.view_files import read_result, read_results
-from tpvformer.viz.result import believed, shown
+from tpvformer.predict.archive import read_result, read_results
+from tpvformer.viz.frame_prediction import believed, shown
 
 CAR, FREE = 4, 17
 GRID = (200, 200, 16)

@@ -11,8 +11,8 @@ from engine_tools import CPU, POINTS, processes, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import DataConfig
-from tpvformer.engine.distributed import World
-from tpvformer.engine.warm import agree_on_threads, small, warm_up
+from tpvformer.engine.device.precompile import agree_on_threads, small, warm_up
+from tpvformer.engine.distributed.collectives import World
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 STEP = """
@@ -20,9 +20,10 @@ import os, sys
 os.environ.pop("TPVFORMER_OPS")
 from pathlib import Path
 from tpvformer.compat import load_config
-from tpvformer.engine import run, train
-from tpvformer.engine.log import RunLog
-from tpvformer import compiling
+from tpvformer.engine import train as run
+from tpvformer.engine import loop as train
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.runtime import compiling
 config = load_config(sys.argv[1])
 world, device, _ = run.enter("cpu")
 job = run.build(config, Path(sys.argv[2]), world, device, RunLog(None, world.is_main), 1)

@@ -14,15 +14,16 @@ from engine_tools import CPU, tiny_config, tiny_model
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config
-from tpvformer.data import voxelize as voxelize_module
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import DataError
-from tpvformer.engine import run, score
+from tpvformer.data.voxels import voxelize as voxelize_module
+from tpvformer.engine import train as run
+from tpvformer.engine.evaluation import checkpoint_scores as score
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import sample_losses
 from tpvformer.model import TPVFormer
-from tpvformer.predict import predict_frame, predict_scene
+from tpvformer.predict.encoded_frame import predict_frame, predict_scene
 
 pytestmark = pytest.mark.usefixtures("quick")
 

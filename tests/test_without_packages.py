@@ -35,7 +35,7 @@ def test_opencv_decodes_where_simplejpeg_is_missing(tmp_path: Path) -> None:
     path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     code = """
 from pathlib import Path
-from tpvformer.data import images
+from tpvformer.data.images import decode as images
 assert not images.FAST
 images.read_image(Path(sys.argv[2]), "t")
 sys.stdout.write(images.read_images([Path(sys.argv[2])], "t").numpy().tobytes().hex())

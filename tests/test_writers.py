@@ -14,8 +14,9 @@ from engine_tools import tiny_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, ConfigError, DataConfig, override
-from tpvformer.engine import run, writers
-from tpvformer.engine.log import RunLog
+from tpvformer.engine import train as run
+from tpvformer.engine.logging import writers
+from tpvformer.engine.logging.log import RunLog
 
 pytestmark = pytest.mark.usefixtures("quick")
 CONFIG = dataclasses.replace(tiny_config(DataConfig()), name="stand")

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The names of ``__all__`` when they are asked for: the command's help does without PyTorch."""
     if name in __all__:
-        from tpvformer.cores import set_up_threads
+        from tpvformer.runtime.cores import set_up_threads
 
         set_up_threads()  # before PyTorch is loaded, unless the caller has
         from tpvformer import api

@@ -13,25 +13,25 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from tpvformer import compiling
 from tpvformer.compat import CheckpointError, Report, load_config, load_weights, save_reference
 from tpvformer.compat.checkpoints import load_content
 from tpvformer.compat.config_file import shipped
 from tpvformer.compat.hub import upload
 from tpvformer.compat.pretrained import EMBEDDED, find_weights, open_pretrained, save_folder
 from tpvformer.config import Config, ConfigError
-from tpvformer.data.given import Images, Rig
-from tpvformer.data.given_many import Moment, Moments, moments
+from tpvformer.data.rig.from_arrays import Images, Rig
+from tpvformer.data.rig.from_many import Moment, Moments, moments
 from tpvformer.data.transforms import make_sample
-from tpvformer.engine.bench.marks import Marks
-from tpvformer.engine.device import pick_device
-from tpvformer.engine.evaluate import Evaluation
-from tpvformer.engine.limits import check_embeddings
-from tpvformer.engine.precision import choose
-from tpvformer.engine.run import build_model, settle
+from tpvformer.engine.device.accelerator import pick_device
+from tpvformer.engine.device.precision import choose
+from tpvformer.engine.device.preflight import check_embeddings
+from tpvformer.engine.evaluation.evaluate import Evaluation
+from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.train import build_model, settle
 from tpvformer.labels import class_names
-from tpvformer.predict import Scene
-from tpvformer.result import Result, Results
+from tpvformer.predict.encoded_frame import Scene
+from tpvformer.predict.result import Result, Results
+from tpvformer.runtime import compiling
 
 PathLike = Union[str, "os.PathLike[str]"]
 ConfigLike = Union[Config, PathLike]
@@ -189,7 +189,7 @@ class TPVFormer:
         CheckpointError.
         """
         from tpvformer.commands.report import after_training
-        from tpvformer.engine.run import train
+        from tpvformer.engine.train import train
 
         if config is None or isinstance(config, bool):
             raise ConfigError(
@@ -220,7 +220,7 @@ class TPVFormer:
         config: names the validation set, for this model; without one it is that of ``model.config``. Raises
         ConfigError and DataError.
         """
-        from tpvformer.engine.score import evaluate_checkpoint
+        from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
         chosen = self.config if config is None else config if isinstance(config, Config) else load_config(config)
         if chosen.model != self.config.model:
@@ -240,7 +240,7 @@ class TPVFormer:
         ``cameras`` images of ``size`` (width, height) pixels; .pth or .safetensors, weights under the reference's
         names. Raises ConfigError and CheckpointError.
         """
-        from tpvformer.deploy import export_onnx, export_program
+        from tpvformer.export.export import export_onnx, export_program
 
         out = Path(path)
         if out.suffix in (".pth", ".safetensors"):

@@ -18,8 +18,8 @@ from tpvformer import __version__
 from tpvformer.commands.parser import Parser
 from tpvformer.commands.tour import example_of, tour
 from tpvformer.config import ConfigError
-from tpvformer.cores import set_up_threads
-from tpvformer.guard.names import shown_lines
+from tpvformer.runtime.cores import set_up_threads
+from tpvformer.untrusted.names import shown_lines
 
 
 class _Command(NamedTuple):
@@ -164,9 +164,9 @@ def _user_error(err: Exception) -> Optional[int]:
         return 2
     from tpvformer.compat.errors import CheckpointError
     from tpvformer.data.types import DataError
-    from tpvformer.engine.faults.in_words import RunEnded
-    from tpvformer.engine.meters import NonFiniteLoss
-    from tpvformer.engine.saving import SaveError
+    from tpvformer.engine.checkpoint.saver import SaveError
+    from tpvformer.engine.faults.explain_crash import RunEnded
+    from tpvformer.engine.logging.meters import NonFiniteLoss
     from tpvformer.ops import OpsError
 
     if isinstance(err, (DataError, CheckpointError, OpsError)):

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Generator, List, Optional, Tuple
 
 from tpvformer import cli
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine.device_names import ACCEPTED
+from tpvformer.engine.device.names import ACCEPTED
 
 _MACHINES = (
     "the reference counts machines in WORLD_SIZE and RANK, PyTorch counts processes; for several machines start "
@@ -135,8 +135,8 @@ def _eval(args: argparse.Namespace, more: List[str]) -> int:
 
 def _start(args: argparse.Namespace, command: List[str]) -> int:
     """Run a command here, or in one process a visible card as the reference does, unless torchrun has done that."""
-    from tpvformer.engine.device import visible_cards
-    from tpvformer.engine.launch import launch
+    from tpvformer.engine.device.accelerator import visible_cards
+    from tpvformer.engine.distributed.launch import launch
 
     command = [*command, "--device", args.device]
     processes = args.processes
@@ -154,8 +154,8 @@ def _frame(args: argparse.Namespace, _: List[str]) -> int:
 
 
 def _scene(args: argparse.Namespace, _: List[str]) -> int:
-    from tpvformer.data.nuscenes import load_infos
-    from tpvformer.data.scenes import frames_by_scene
+    from tpvformer.data.nuscenes.reader import load_infos
+    from tpvformer.data.nuscenes.scenes import frames_by_scene
 
     config = _config(args)
     infos = config.data.train_infos if args.vis_train else config.data.val_infos
@@ -182,7 +182,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], differs: str) -> int:
-    from tpvformer.predict import draw_frames
+    from tpvformer.predict.encoded_frame import draw_frames
 
     print(f"{differs}, {_PICTURE}", flush=True)
     split = "train" if args.vis_train else "val"

@@ -13,13 +13,16 @@ from small import CPU, PUBLISHED, shrunk, trained
 from tpvformer import ops
 from tpvformer.config import ConfigError, OptimConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.engine import checkpoint, limits, run, store
+from tpvformer.engine import train as run
 from tpvformer.engine.bench import step as bench
-from tpvformer.engine.checkpoint import Progress
-from tpvformer.engine.device import pick_device, profiler
-from tpvformer.engine.distributed import World
-from tpvformer.engine.evaluate import evaluate
-from tpvformer.engine.log import RunLog
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.device import preflight as limits
+from tpvformer.engine.device.accelerator import pick_device, profiler
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.evaluate import evaluate
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.optim import Stepper
 from tpvformer.model import TPVFormer
 

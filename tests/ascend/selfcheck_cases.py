@@ -15,7 +15,7 @@ from small import PUBLISHED, ROOT, shrunk
 from tpvformer import ops
 from tpvformer.compat import load_config
 from tpvformer.config import Config
-from tpvformer.engine.device import pick_device
+from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.selfcheck import operations
 from tpvformer.engine.selfcheck.run import selfcheck
 

@@ -13,9 +13,10 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import load_config
 from tpvformer.config import BackboneConfig, Config
-from tpvformer.engine import run, train
-from tpvformer.engine.distributed import World
-from tpvformer.engine.log import RunLog
+from tpvformer.engine import loop as train
+from tpvformer.engine import train as run
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.log import RunLog
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("tpv_lidarseg_dim64", "tpv_lidarseg", "tpv_lidarseg_dim96", "tpv04_occupancy")

@@ -17,8 +17,8 @@ from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.engine import run
-from tpvformer.engine.device import pick_device
+from tpvformer.engine import train as run
+from tpvformer.engine.device.accelerator import pick_device
 
 SDK = os.environ["STANDIN_SDK"]
 

@@ -93,7 +93,7 @@ def _import_all(tree: Dict[str, Any]) -> None:
     from engine_tools import CPU, val_loader
 
     from tpvformer.config import from_dict
-    from tpvformer.engine import run
+    from tpvformer.engine import train as run
     from tpvformer.engine.forward import predict
     from tpvformer.engine.losses import total_loss
     from tpvformer.engine.optim import Stepper
@@ -137,7 +137,7 @@ def _live(asked: Dict[str, Any], rank: int, port: int) -> None:
             os.environ.update({name: str(value) for name, value in env.items()})
         from tpvformer import cli
         from tpvformer.config import from_dict
-        from tpvformer.engine import run
+        from tpvformer.engine import train as run
 
         _watch(asked["moment"], rank, work_dir)
 
@@ -161,8 +161,11 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
 
     Events of the kind "save" lie within the writing of a checkpoint, wherever else the same functions are called.
     """
-    from tpvformer.compat import seal
-    from tpvformer.engine import meters, optim, store, train
+    from tpvformer.compat import checksum as seal
+    from tpvformer.engine import loop as train
+    from tpvformer.engine import optim
+    from tpvformer.engine.checkpoint import files as store
+    from tpvformer.engine.logging import meters
 
     counts, writing = {"step": 0.0, "save": 0.0, "score": 0.0}, [False]
     write, said = store.write, work_dir.with_suffix(".kills")

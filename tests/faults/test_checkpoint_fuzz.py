@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpvformer.compat import CheckpointError
-from tpvformer.compat.seal import write_sealed
+from tpvformer.compat.checksum import write_sealed
 from tpvformer.compat.tensors import read_archive
 
 EXAMPLES = 20_000 if os.environ.get("TPVFORMER_SLOW") == "1" else 150

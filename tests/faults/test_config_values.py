@@ -31,7 +31,7 @@ from tpvformer.config import (  # noqa: E402
 )
 from tpvformer.data.transforms import make_sample  # noqa: E402
 from tpvformer.data.types import Frame  # noqa: E402
-from tpvformer.data.voxelize import grid_index, voxelize  # noqa: E402
+from tpvformer.data.voxels.voxelize import grid_index, voxelize  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
@@ -143,7 +143,7 @@ def test_a_grid_without_cells_is_refused(voxels: Any) -> None:
 
 def test_shipped_configurations_are_in_range() -> None:
     from tpvformer.compat import load_config
-    from tpvformer.compat.infer import PUBLISHED
+    from tpvformer.compat.infer_config import PUBLISHED
 
     for name in (*PUBLISHED, "demo", "tpv_small", "tpv_occ3d", "tpv_surroundocc", "tpv_kitti_ssc", "bev_baseline"):
         load_config(name)

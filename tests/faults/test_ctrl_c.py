@@ -15,7 +15,7 @@ import torch
 from engine_tools import environment, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.engine.signals import CTRL_C, StopSignals
+from tpvformer.engine.distributed.signals import CTRL_C, StopSignals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="groups of processes")
 COMMAND = [sys.executable, "-m", "tpvformer"]
@@ -96,7 +96,8 @@ def test_training_saves_and_the_same_command_goes_on(processes: int, whom: str, 
 
 HANGS = """
 import sys, time
-from tpvformer.engine import evaluate, train
+from tpvformer.engine.evaluation import evaluate
+from tpvformer.engine import loop as train
 def hang(*_, **__):
     print("HANGS", flush=True)
     time.sleep(300)
@@ -123,7 +124,7 @@ def test_the_second_leaves_at_once(config: Path, tmp_path: Path) -> None:
 LAUNCHES = """
 import sys
 from tpvformer import cli
-from tpvformer.engine import launch
+from tpvformer.engine.distributed import launch
 sys.executable = sys.argv[1]
 sys.exit(cli.in_one_line("launched", lambda: launch.launch(2, ["train"])))
 """

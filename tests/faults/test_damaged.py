@@ -12,12 +12,13 @@ import torch
 from engine_tools import CPU, save_epoch, tiny_config, tiny_model
 
 from tpvformer.compat import CheckpointError, load_weights
-from tpvformer.compat.seal import sealed_step
+from tpvformer.compat.checksum import sealed_step
 from tpvformer.config import DataConfig
-from tpvformer.engine import resume, store
-from tpvformer.engine.checkpoint import Progress
-from tpvformer.engine.distributed import World
-from tpvformer.engine.log import RunLog
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import resume
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.optim import Stepper
 
 COUNT = 50

@@ -13,14 +13,14 @@ from engine_tools import environment, write_config
 from test_killed import config
 
 from tpvformer.config import DataConfig
-from tpvformer.engine import store
+from tpvformer.engine.checkpoint import files as store
 
 # a training whose file system somebody else fills after its third step
 FILLED = """
 import sys
 from pathlib import Path
 from tpvformer import cli
-from tpvformer.engine import train
+from tpvformer.engine import loop as train
 
 real = train.save_if_due
 

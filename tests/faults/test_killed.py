@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import Config, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.engine import store
+from tpvformer.engine.checkpoint import files as store
 
 SLOW = os.environ.get("TPVFORMER_SLOW") == "1"
 KILLS = 100 if SLOW else 4

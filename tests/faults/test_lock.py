@@ -12,8 +12,8 @@ from typing import Any, Dict
 import pytest
 
 from tpvformer.config import ConfigError
-from tpvformer.engine import lock
-from tpvformer.engine.lock import NAME, WorkDirLock
+from tpvformer.engine.work_dir import lock
+from tpvformer.engine.work_dir.lock import NAME, WorkDirLock
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
@@ -34,7 +34,7 @@ def left_by(work_dir: Path, **differently: Any) -> None:
 HOLDS = """
 import sys
 from pathlib import Path
-from tpvformer.engine.lock import WorkDirLock
+from tpvformer.engine.work_dir.lock import WorkDirLock
 WorkDirLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 sys.stdin.read()

@@ -30,21 +30,22 @@ from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.pretrained import CONFIG, FORMAT, config_of
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.config import ConfigError, DataConfig
-from tpvformer.data.images import read_image
-from tpvformer.data.infos.read_tables import read_table
-from tpvformer.data.lidarseg import LabelFiles
-from tpvformer.data.nuscenes import load_infos
+from tpvformer.data.images.decode import read_image
+from tpvformer.data.nuscenes.lidarseg import LabelFiles
+from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.nuscenes.scenes import frames_by_scene
+from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.data.rig.read import read_rig
-from tpvformer.data.scenes import frames_by_scene
 from tpvformer.data.types import DataError
-from tpvformer.engine import checkpoint, store
-from tpvformer.engine.checkpoint import Progress
-from tpvformer.engine.distributed import World
-from tpvformer.engine.meters import LossWatch
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.resume import restore_moment
+from tpvformer.engine.checkpoint.rng import random_state, restore_random_state
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.meters import LossWatch
+from tpvformer.engine.logging.modelzoo_log import publish
 from tpvformer.engine.optim import Stepper
-from tpvformer.engine.results import publish
-from tpvformer.engine.resume import restore_moment
-from tpvformer.engine.rng import random_state, restore_random_state
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.page import page
 from tpvformer.viz.report.read import read_run

@@ -15,10 +15,12 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.engine import run, store, train
-from tpvformer.engine.distributed import World
-from tpvformer.engine.log import RunLog
-from tpvformer.engine.meters import NonFiniteLoss
+from tpvformer.engine import loop as train
+from tpvformer.engine import train as run
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.logging.meters import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("quick")
 BAD = "sample3"

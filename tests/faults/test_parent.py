@@ -14,7 +14,7 @@ import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.engine.parent import LAUNCHER, Tether
+from tpvformer.engine.distributed.parent import LAUNCHER, Tether
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
@@ -120,14 +120,14 @@ def test_sighup_saves_unless_it_was_to_be_ignored(config: Path, tmp_path: Path) 
 
 ENDS_WITH_IT = """
 import os, sys, time
-from tpvformer.engine.parent import end_with_parent
+from tpvformer.engine.distributed.parent import end_with_parent
 end_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(100)
 """
 LAUNCHES = """
 import os, subprocess, sys, time
-from tpvformer.engine.parent import Tether
+from tpvformer.engine.distributed.parent import Tether
 tether = Tether(by_kernel=sys.argv[2] == "kernel")
 subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, **tether.environment}, pass_fds=tether.handles)
 time.sleep(100)
@@ -151,7 +151,7 @@ def test_both_ways(way: str) -> None:
 def test_a_process_of_a_script_is_left_alone() -> None:
     """RANK and its like alone do not tie it to a shell that may end at once."""
     shell = (
-        f"RANK=0 {sys.executable} -c 'from tpvformer.engine.parent import *; end_with_parent(); import time; "
+        f"RANK=0 {sys.executable} -c 'from tpvformer.engine.distributed.parent import *; end_with_parent(); import time; "
         'time.sleep(1); print("still here")\' & exit 0'
     )
     done = subprocess.run(["bash", "-c", shell], stdout=subprocess.PIPE, env=_plain(), text=True, timeout=60)

@@ -18,10 +18,10 @@ from test_full_disk import can_mount
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, DataConfig
-from tpvformer.data import room
+from tpvformer.data import worker_limits as room
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import Loader, heard, start_worker
-from tpvformer.engine.faults.in_words import RunEnded, in_words
+from tpvformer.engine.faults.explain_crash import RunEnded, in_words
 
 pytestmark = pytest.mark.usefixtures("quick")
 

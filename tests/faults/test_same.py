@@ -13,7 +13,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import CheckpointError
 from tpvformer.config import Config
-from tpvformer.engine import run
+from tpvformer.engine import train as run
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -64,7 +64,7 @@ def test_data_that_differ(config: Config, tmp_path: Path) -> None:
 
 def stopped(config: Config, work_dir: Path, after: int, monkeypatch: Any) -> None:
     """Train until a signal comes after so many steps."""
-    from tpvformer.engine import train
+    from tpvformer.engine import loop as train
 
     real = train.save_if_due
 

@@ -20,10 +20,10 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import Config
-from tpvformer.engine import train
-from tpvformer.engine.faults import in_words as in_words_module
-from tpvformer.engine.faults.in_words import RunEnded, in_words
-from tpvformer.engine.processor import Verdict
+from tpvformer.engine import loop as train
+from tpvformer.engine.faults import explain_crash as in_words_module
+from tpvformer.engine.faults.explain_crash import RunEnded, in_words
+from tpvformer.runtime.processor import Verdict
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -16,8 +16,8 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import Config, ConfigError
-from tpvformer.engine import train
-from tpvformer.engine.work_dir import make
+from tpvformer.engine import loop as train
+from tpvformer.engine.work_dir.folder import make
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -70,7 +70,7 @@ MAKES = """
 import sys
 from pathlib import Path
 from tpvformer.config import ConfigError
-from tpvformer.engine.work_dir import make
+from tpvformer.engine.work_dir.folder import make
 try:
     make(Path(sys.argv[1]))
 except ConfigError as err:
@@ -121,7 +121,7 @@ def test_closed_streams(config: Config, tmp_path: Path) -> None:
 
 def test_nobody_reads_what_is_said(tmp_path: Path) -> None:
     """As in ``tpvformer train | head -1``: no traceback for every line, and the file has them all."""
-    code = "import sys; from pathlib import Path; from tpvformer.engine.log import RunLog\n"
+    code = "import sys; from pathlib import Path; from tpvformer.engine.logging.log import RunLog\n"
     code += "log = RunLog(Path(sys.argv[1]), True)\nfor i in range(3000): log.line(str(i))\nlog.close()\n"
     run = ["bash", "-c", '"$@" | head -1', "-", sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=200)

@@ -54,7 +54,7 @@ _SELFCHECK = (
 
 def _bench(args: argparse.Namespace) -> int:
     from tpvformer.engine.bench import report, step
-    from tpvformer.engine.device import pick_device
+    from tpvformer.engine.device.accelerator import pick_device
 
     result = step.bench(read_config(args), args.device, args.size, args.points, args.steps, args.data, args.profile)
     result["command"] = shlex.join(["tpvformer", *args.argv])

@@ -16,11 +16,11 @@ import numpy as np
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.infos.read import is_rig
-from tpvformer.data.lidarseg import label_table
+from tpvformer.data.images.preprocess import MEAN_BGR, network_images
 from tpvformer.data.loader import collate
-from tpvformer.data.nuscenes import load_infos
-from tpvformer.data.pixels import MEAN_BGR, network_images
+from tpvformer.data.nuscenes.infos.read import is_rig
+from tpvformer.data.nuscenes.lidarseg import label_table
+from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample

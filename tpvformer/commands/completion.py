@@ -44,7 +44,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     except ImportError as err:
         raise ConfigError("completion needs shtab; pip install 'tpvformer[completion]'") from err
     from tpvformer.compat.config_file import shipped
-    from tpvformer.engine.device_names import KINDS, UNTESTED
+    from tpvformer.engine.device.names import KINDS, UNTESTED
 
     names = " ".join(shipped())
     for action in _actions(parser):

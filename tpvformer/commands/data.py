@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Tuple
 
 from tpvformer.commands.options import folder_prefix, version_below
 from tpvformer.config import ConfigError
-from tpvformer.guard.names import shown
+from tpvformer.untrusted.names import shown
 
 if TYPE_CHECKING:
     from tpvformer.config import GridConfig
-    from tpvformer.data.infos.read import Record
+    from tpvformer.data.nuscenes.infos.read import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def _count(text: str) -> int:
 
 def every(seconds: float) -> Callable[[str, int, int], None]:
     """Says on stderr how far something that takes longer than ``seconds`` is, such as reading a large table."""
-    from tpvformer.engine.ending import remaining
+    from tpvformer.engine.logging.progress import remaining
 
     said = time.perf_counter()
     began: Dict[str, float] = {}
@@ -118,10 +118,10 @@ def every(seconds: float) -> Callable[[str, int, int], None]:
 
 
 def _infos(args: argparse.Namespace) -> int:
-    from tpvformer.data.infos.build import build
-    from tpvformer.data.infos.pickle_file import write_pickle
-    from tpvformer.data.infos.splits import default_splits, further, scenes_of
-    from tpvformer.data.infos.tensor_file import write_tensors
+    from tpvformer.data.nuscenes.infos.build import build
+    from tpvformer.data.nuscenes.infos.pickle_file import write_pickle
+    from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
+    from tpvformer.data.nuscenes.splits import default_splits, further, scenes_of
 
     version = args.version or version_below(args.root)
     folder = args.root / version
@@ -151,7 +151,7 @@ def _check(args: argparse.Namespace) -> int:
     args.version = args.version or version_below(args.root, "; --rig FILE looks at a rig of one's own")
     if args.paint is not None:
         return _paint(args)
-    from tpvformer.data.doctor.examine import examine
+    from tpvformer.data.check.examine import examine
 
     report = examine(args.root, args.version, args.splits, args.whole, every(5))
     print("\n".join(map(shown, report.lines(args.limit))))
@@ -161,7 +161,7 @@ def _check(args: argparse.Namespace) -> int:
 def _check_rig(args: argparse.Namespace) -> int:
     from tpvformer.compat import load_config
     from tpvformer.config import Config
-    from tpvformer.data.doctor.rig import examine_rig, views
+    from tpvformer.data.check.rig import examine_rig, views
 
     config = load_config(args.py_config) if args.py_config else Config(name="usual")
     grid = config.model.grid
@@ -202,10 +202,10 @@ def _seen(record: Record, grid: GridConfig) -> Tuple[List[float], float]:
 
 def _paint(args: argparse.Namespace) -> int:
     from tpvformer.commands.check_geometry import count_points, write_picture
-    from tpvformer.data.infos.build import build_scene
-    from tpvformer.data.infos.read import record_of
-    from tpvformer.data.lidarseg import LabelFiles, label_table
-    from tpvformer.data.nuscenes import read_frame
+    from tpvformer.data.nuscenes.infos.build import build_scene
+    from tpvformer.data.nuscenes.infos.read import record_of
+    from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
+    from tpvformer.data.nuscenes.reader import read_frame
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 

@@ -11,7 +11,7 @@ from tpvformer.commands.options import add_device
 from tpvformer.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from tpvformer.viz.result import Result
+    from tpvformer.viz.frame_prediction import Result
 
 SEED = 8001  # of the city that is shown
 TRAINING_SEED = 1  # of the city that the weights inside the package were trained in, as `make demo` makes it
@@ -68,7 +68,7 @@ def _street(out: Path, seed: int) -> Path:
 
     Raises ConfigError where anything else has a name of ours: what an earlier demo made is replaced, nothing else.
     """
-    from tpvformer.data.synthetic import PARAMETERS, RIG, write_dataset
+    from tpvformer.data.street.write import PARAMETERS, RIG, write_dataset
 
     if seed == TRAINING_SEED:
         raise ConfigError(f"--seed {seed} is the city that the model was trained in; choose another, such as {SEED}")
@@ -84,8 +84,8 @@ def _street(out: Path, seed: int) -> Path:
 def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, Result]:
     """The model's configuration and what it says, with the truth; ``folder`` gets it as ``tpvformer predict`` does."""
     from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
-    from tpvformer.predict_files import FramePredictions
-    from tpvformer.view_files import read_results
+    from tpvformer.predict.archive import read_results
+    from tpvformer.predict.frames import FramePredictions
 
     config = config_of(EMBEDDED_FILE)
     list(FramePredictions(config, EMBEDDED_FILE, folder, str(rig), device=device, truth=True))
@@ -110,7 +110,7 @@ def _score(result: Result, config: Config) -> str:
 
 
 def _write_page(path: Path, result: Result, title: str) -> None:
-    from tpvformer.data.infos.files import whole_file
+    from tpvformer.files import whole_file
     from tpvformer.viz.viewer import write_page
 
     with whole_file(path) as file:
@@ -121,7 +121,7 @@ def _write_picture(path: Path, result: Result, config: Config, title: str) -> No
     import cv2
     import numpy as np
 
-    from tpvformer.data.infos.files import whole_file
+    from tpvformer.files import whole_file
     from tpvformer.labels import classes_of
     from tpvformer.viz.picture import frame_picture
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from tpvformer import __version__
 from tpvformer.commands.options import add_device
-from tpvformer.compiling import NO_FOLDER, can_keep
 from tpvformer.config import ConfigError
+from tpvformer.runtime.compiling import NO_FOLDER, can_keep
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
     import torch
 
     from tpvformer import ops
-    from tpvformer.engine.device import device_facts, device_name, pick_device
+    from tpvformer.engine.device.accelerator import device_facts, device_name, pick_device
 
     versions = {name: _version(name) for name in (*_NEEDED, *_USEFUL)}
     mend = [f"{name} is missing: pip install {name}" for name in _NEEDED if versions[name] is None]
@@ -104,8 +104,8 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
 
 def _processor(device: torch.device) -> List[str]:
     """What the processor has and what follows for kernels, and the precision that "auto" comes to on the device."""
-    from tpvformer.engine.precision import choose
-    from tpvformer.engine.processor import read_processor
+    from tpvformer.engine.device.precision import choose
+    from tpvformer.runtime.processor import read_processor
 
     processor = read_processor()
     onednn = "takes bf16" if processor.onednn else "takes no bf16"

@@ -35,7 +35,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
     if args.split == "test":
         return _eval_test(args)
-    from tpvformer.engine.score import evaluate_checkpoint
+    from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
     scores = (args.permute_cameras, args.json)
     evaluate_checkpoint(*read_model(args), args.device, *scores, args.submission, args.also_uses)
@@ -50,7 +50,7 @@ def _eval_test(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
         )
-    from tpvformer.engine.score import predict_test_set
+    from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
     predict_test_set(*read_model(args), args.submission, args.device, args.also_uses)
     return 0

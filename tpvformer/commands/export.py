@@ -74,7 +74,7 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     if report.kind == "backbone":
         raise ConfigError(f"--ckpt-path {args.ckpt_path} holds an image backbone alone; expected a whole TPVFormer")
-    from tpvformer.deploy import export_aoti, export_onnx, export_program
+    from tpvformer.export.export import export_aoti, export_onnx, export_program
 
     for write, file in ((export_onnx, args.onnx), (export_program, args.pt2), (export_aoti, args.aoti)):
         if file is not None:

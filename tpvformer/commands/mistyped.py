@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Dict, Iterable, Set, Tuple
 
 from tpvformer.config import Config
-from tpvformer.engine.device_names import ACCEPTED, KINDS
+from tpvformer.engine.device.names import ACCEPTED, KINDS
 
 # by the name elsewhere: an option of ours, or a setting for --set, with its value where it is always the same. The
 # first that the command has is told.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Tuple
 
 from tpvformer.config import Config, ConfigError, override
-from tpvformer.engine.device_names import ACCEPTED
+from tpvformer.engine.device.names import ACCEPTED
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _overlay(args: argparse.Namespace) -> int:
-    from tpvformer import overlay
+    from tpvformer.compat import overlay
 
     places = overlay.find(args.mmcv, args.mmdet)
     if args.action != "check":

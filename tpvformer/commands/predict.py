@@ -49,8 +49,8 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from tpvformer.engine.log import progress
-    from tpvformer.predict_files import FramePredictions, time_split
+    from tpvformer.engine.logging.log import progress
+    from tpvformer.predict.frames import FramePredictions, time_split
 
     if args.rig is not None and args.split is not None:
         raise ConfigError("--split is given, but --rig holds one set; leave one of the two away")
@@ -83,9 +83,9 @@ def _set_below(
         yield config
         return
     from tpvformer.commands.data import every
-    from tpvformer.data.infos.build import build
-    from tpvformer.data.infos.splits import default_splits, further
-    from tpvformer.data.infos.tensor_file import write_tensors
+    from tpvformer.data.nuscenes.infos.build import build
+    from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
+    from tpvformer.data.nuscenes.splits import default_splits, further
 
     version = version or version_below(root)
     splits = default_splits(root / version)
@@ -103,7 +103,7 @@ def _set_below(
 
 
 def _picture(args: argparse.Namespace) -> int:
-    from tpvformer.predict import draw_frame
+    from tpvformer.predict.encoded_frame import draw_frame
 
     print(draw_frame(*read_model(args), args.index, args.out, args.device))
     return 0

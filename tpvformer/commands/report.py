@@ -30,7 +30,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def _results(args: argparse.Namespace) -> int:
-    from tpvformer.engine.results import publish
+    from tpvformer.engine.logging.modelzoo_log import publish
 
     print("\n".join(publish(args.work_dir, args.duration)))
     return 0
@@ -106,8 +106,8 @@ def draw_worst(work_dir: Path, device: str) -> List[str]:
     Raises ConfigError, DataError and CheckpointError.
     """
     from tpvformer.data.dataset import FrameDataset
-    from tpvformer.engine.store import LATEST
-    from tpvformer.predict import draw_frames
+    from tpvformer.engine.checkpoint.files import LATEST
+    from tpvformer.predict.encoded_frame import draw_frames
     from tpvformer.viz.picture import jpeg_of
     from tpvformer.viz.report.read import read_run
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _synth(args: argparse.Namespace) -> int:
     try:
-        from tpvformer.data.synthetic import write_dataset, write_sequences
+        from tpvformer.data.street.write import write_dataset, write_sequences
     except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
         raise ConfigError(
             f"synth draws with Numba and OpenCV, and one of them cannot be used here ({err}); tpvformer doctor says "
@@ -70,7 +70,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _quarters() -> Callable[[int, int], None]:
     """A callback that says when another quarter of the frames is done, and when all will be."""
-    from tpvformer.engine.ending import remaining
+    from tpvformer.engine.logging.progress import remaining
 
     said, began = 0, time.perf_counter()
 

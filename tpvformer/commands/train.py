@@ -43,13 +43,13 @@ _TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many process
 
 def _train(args: argparse.Namespace) -> int:
     if (args.processes > 1 or args.max_processes) and "RANK" not in os.environ:
-        from tpvformer.engine.launch import launch, one_a_card
+        from tpvformer.engine.distributed.launch import launch, one_a_card
 
         processes = one_a_card(args.max_processes, args.device) if args.max_processes else args.processes
         if processes > 1:
             return launch(processes, args.argv)
 
-    from tpvformer.engine.run import train
+    from tpvformer.engine.train import train
 
     extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
     config = read_config(args, extra)

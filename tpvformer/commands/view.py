@@ -12,7 +12,7 @@ from tpvformer.config import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tpvformer.viz.result import Result
+    from tpvformer.viz.frame_prediction import Result
 
 
 FOLDER, PAGE = Path("out"), "view.html"  # predict's own default; the page
@@ -55,7 +55,7 @@ _VIEW = (
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tpvformer.view_files import read_results
+    from tpvformer.predict.archive import read_results
 
     if args.video and args.video.suffix not in (".gif", ".mp4", ".avi"):
         raise ConfigError(f"--video is {args.video}; expected a name that ends in .gif, .mp4 or .avi")
@@ -87,7 +87,7 @@ def _found() -> Path:
 
 
 def _write_page(path: Path, results: Sequence[Result], title: str) -> None:
-    from tpvformer.data.infos.files import whole_file
+    from tpvformer.files import whole_file
     from tpvformer.viz.viewer import write_page
 
     with whole_file(path) as file:
@@ -96,9 +96,9 @@ def _write_page(path: Path, results: Sequence[Result], title: str) -> None:
 
 
 def _write_ply(folder: Path, result: Result) -> None:
-    from tpvformer.data.infos.files import whole_file
+    from tpvformer.files import whole_file
     from tpvformer.viz import ply
-    from tpvformer.viz.result import believed, shown
+    from tpvformer.viz.frame_prediction import believed, shown
 
     kinds = shown(result.class_names, result.frame)
     there = believed(result, kinds)

@@ -23,7 +23,7 @@ from tpvformer.compat.archive_values import Reader, Refused, Storage, Type, fini
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import WouldRun
 from tpvformer.compat.mistaken import packed_in
-from tpvformer.guard.pickle_scan import ScanError, scan
+from tpvformer.untrusted.pickle_scan import ScanError, scan
 
 LARGEST_PICKLE = 2**27  # bytes; ours take 0.3 MB, and tensors lie outside of it
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6

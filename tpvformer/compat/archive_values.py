@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tpvformer.compat.inert import Inert, StandIns, new, whole_name
-from tpvformer.guard.names import shown
-from tpvformer.guard.pickle_scan import check_hashes
+from tpvformer.untrusted.names import shown
+from tpvformer.untrusted.pickle_scan import check_hashes
 
 _KINDS = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",

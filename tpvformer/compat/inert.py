@@ -11,7 +11,7 @@ from __future__ import annotations
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what pickles call Python's own modules, and they are called
 from typing import Any, Dict, Iterator, Tuple
 
-from tpvformer.guard.names import shown
+from tpvformer.untrusted.names import shown
 
 MOST_NAMES = 1000  # classes and functions that one file may name; trainers' files have some twenty
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from tpvformer.config import ConfigError
-from tpvformer.guard.text import parse_yaml
 from tpvformer.labels import raw_to_class
+from tpvformer.untrusted.text import parse_yaml
 
 _RAW = range(32)  # the bytes of nuScenes-lidarseg
 

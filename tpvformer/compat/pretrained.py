@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from tpvformer import __version__
-from tpvformer.compat.card import model_card
 from tpvformer.compat.checkpoints import FORMAT as RUN_FORMAT
 from tpvformer.compat.checkpoints import Model
 from tpvformer.compat.config_file import shipped
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.hub import download, is_hub_id
-from tpvformer.compat.infer import infer_config
+from tpvformer.compat.infer_config import infer_config
+from tpvformer.compat.model_card import model_card
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.compat.wrappers import named_tensors
 from tpvformer.config import Config, ConfigError, DataConfig, from_dict
-from tpvformer.guard.names import is_file_name
-from tpvformer.guard.text import TextError, parse_json, parse_yaml
+from tpvformer.untrusted.names import is_file_name
+from tpvformer.untrusted.text import TextError, parse_json, parse_yaml
 
 FORMAT = "tpvformer-model-1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"

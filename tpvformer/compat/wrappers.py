@@ -15,7 +15,7 @@ from torch import Tensor
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import Inert
 from tpvformer.compat.mistaken import entries_of
-from tpvformer.guard.names import shown
+from tpvformer.untrusted.names import shown
 
 # keys of a checkpoint that hold its weights; of several the first counts
 _CONTAINERS = (

@@ -21,9 +21,9 @@ import numpy as np
 from torch import Tensor
 
 from tpvformer.config import OCCUPANCY_GRIDS
-from tpvformer.data.infos.geometry import unusable
-from tpvformer.data.infos.read import Record
+from tpvformer.data.nuscenes.infos.read import Record
 from tpvformer.data.types import DataError, DenseLabels
+from tpvformer.geometry import unusable
 from tpvformer.labels import KITTI_RAW, KITTI_UNKNOWN
 
 CAMERA = "image_2"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.augment import draw_photometric
-from tpvformer.data.grid_mask import grid_mask
-from tpvformer.data.pixels import padded_shape, scaled_shape
+from tpvformer.data.images.grid_mask import grid_mask
+from tpvformer.data.images.photometric import draw_photometric
+from tpvformer.data.images.preprocess import padded_shape, scaled_shape
 from tpvformer.data.types import DataError, Frame, Sample
-from tpvformer.data.voxelize import voxelize
+from tpvformer.data.voxels.voxelize import voxelize
 
 
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 from tpvformer.config import ConfigError
-
-from .launch import threads
-from .meeting import FIRST_WORD, WAIT, patience
-from .rendezvous import address_to_listen_at, listen_at
+from tpvformer.engine.distributed.connect import FIRST_WORD, WAIT, patience
+from tpvformer.engine.distributed.launch import threads
+from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
 
 PORT = 29400  # torch's own for rendezvous whose endpoint names none
 

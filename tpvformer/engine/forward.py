@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Callable
 from torch import Tensor, nn
 
 from tpvformer.config import Config
-from tpvformer.data.pixels import network_images
-
-from .losses import needs_dense_voxels
+from tpvformer.data.images.preprocess import network_images
+from tpvformer.engine.losses import needs_dense_voxels
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch

@@ -8,8 +8,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
 import torch
 
 from tpvformer.data.types import Batch
-
-from .device import transfer_runtime
+from tpvformer.engine.device.accelerator import transfer_runtime
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -1,326 +1,321 @@
-"""The training loop, and what surrounds it from epoch to epoch."""
+"""Training a configuration, and what training and scoring begin with: processes, device, model."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.data import DataLoader
 
-from tpvformer.config import Config
+from tpvformer import __version__
+from tpvformer.compat import checkout, load_weights
+from tpvformer.compat.pretrained import starting_weights
+from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.samplers import TrainSampler
-from tpvformer.data.types import Batch
-from tpvformer.labels import class_names
+from tpvformer.data.loader import make_loader
+from tpvformer.data.worker_limits import fit_workers
+from tpvformer.engine.bench.report import surroundings
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.resume import MOMENT, Origin, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.saver import Saver
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.device import precision
+from tpvformer.engine.device.accelerator import (
+    be_deterministic,
+    device_name,
+    image_dtype,
+    image_layout,
+    pick_device,
+    pin_options,
+)
+from tpvformer.engine.device.compile import compile_images
+from tpvformer.engine.device.precompile import agree_on_threads, warm_up
+from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
+from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.engine.distributed import consistency as same
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.distributed.parent import end_with_parent
+from tpvformer.engine.distributed.signals import Stopped, StopSignals
+from tpvformer.engine.faults.bad_samples import BadSamples
+from tpvformer.engine.faults.explain_crash import in_words
+from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.logging import summary, writers
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.logging.meters import LossWatch, StepClock
+from tpvformer.engine.loop import Run, fit
+from tpvformer.engine.optim import Stepper
+from tpvformer.engine.work_dir.folder import check_name, entered
 from tpvformer.model import TPVFormer
+from tpvformer.runtime.cores import load_of_others
 
-from . import checkpoint, distributed, store
-from .checkpoint import Progress
-from .device import synchronize
-from .distributed import World
-from .evaluate import Evaluation, evaluate, miou, report
-from .faults.bad_samples import BadSamples
-from .faults.guard import Guard
-from .faults.watchdog import Watchdog
-from .forward import predict
-from .log import RunLog
-from .losses import total_loss
-from .memory import keep_freed_memory
-from .meters import Lap, LossWatch, StepClock
-from .optim import Stepper
-from .precision import Precision
-from .prefetch import on_device
-from .resume import moment, restore_moment
-from .rng import seed_all
-from .saving import SaveError, Saver
-from .schedule import set_learning_rates
-from .signals import Stopped, StopSignals
+_STARTING = 1800.0  # seconds in which a run has read its infos and compiled its kernels, or hangs
 
 
-@dataclass
-class Run:
-    """All that a training run is made of. ``model`` is the bare module, ``parallel`` what averages its gradients."""
+def train(
+    config: Config,
+    work_dir: Path,
+    device: str = "auto",
+    resume_from: Optional[Path] = None,
+    max_steps: Optional[int] = None,
+    deterministic: bool = False,
+    command: str = "",
+) -> Dict[str, Any]:
+    """Train to the end of ``config.train.epochs`` and return (and store) the summary.
 
-    config: Config
-    work_dir: Path
-    world: World
-    device: torch.device
-    log: RunLog
-    model: TPVFormer
-    parallel: nn.Module
-    precision: Precision  # that the model runs in; config.train.precision is what was asked for
-    stepper: Stepper
-    train_loader: DataLoader
-    val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
-    max_steps: Optional[int]
-    progress: Progress
-    clock: StepClock
-    losses: LossWatch
-    guard: Guard
-    bad_samples: BadSamples
-    watchdog: Watchdog
-    saver: Saver
-    signals: StopSignals
-    sets: Dict[str, str]  # what the data are, for checkpoints; see same.py
-    moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
-        return len(cast(FrameDataset, self.train_loader.dataset)) // self.global_batch
-
-    @property
-    def global_batch(self) -> int:
-        """Samples an optimiser step learns from, over all processes."""
-        return self.world.size * self.config.data.batch_size * self.config.train.accumulate
-
-    @property
-    def schedule_steps(self) -> int:
-        """Length of the learning rate's curve: that of the whole training, however short this run is."""
-        return self.steps_per_epoch * self.config.train.epochs
-
-
-def train_epoch(run: Run, epoch: int) -> None:
-    """One pass over the training set from where ``run.progress`` stands, or less where ``max_steps`` ends it.
-
-    Raises Stopped where a signal does.
+    Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
+    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM, SIGUSR1 and SIGHUP save and
+    stop: the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
+    Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
-    config, stepper, n = run.config, run.stepper, run.steps_per_epoch
-    first, batches = begin_epoch(run, epoch)
-    here, later = steps_left(run, epoch, first)
-    with run.log.progress(f"epoch {epoch}", here, later) as bar:
-        for i in range(first, n):
-            # learning rate of this step
-            set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
-            stepper.clear()
-            step_loss = torch.zeros((), device=run.device)
-            tokens: List[str] = []
-            where = f"epoch {epoch} iteration {i}"
-            run.watchdog.beat(where)
-            for part in range(config.train.accumulate):
-                batch = next(batches)
-                last_part = part == config.train.accumulate - 1
-                with exchange(run.parallel, last_part):
-                    # forward
-                    prediction = predict(run.parallel, batch, config)
-                    # loss
-                    loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
-                    # backward
-                    stepper.backward(loss)
-                step_loss += loss.detach()
-                tokens += batch.tokens
-                run.bad_samples.note(batch.replaced)
-            # clip, look, step
-            grad_norm = stepper.clip()
-            if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
-                run.losses.add(where, tokens, step_loss)
-                stepper.step()
-            else:
-                stepper.leave_out()
-                run.progress.skipped_steps += 1
-            keep_freed_memory(run.device.type)
-            run.progress.global_iter += 1
-            run.progress.samples += run.global_batch
-            # report
-            done = i == n - 1 or run.progress.global_iter == run.max_steps
-            printing = i % config.train.print_every == 0
-            if printing or done:
-                run.losses.read()
-                run.progress.bad_samples = run.bad_samples.settle(run.progress.bad_samples, run.log)
-            if run.clock.measuring_starts:
-                synchronize(run.device)
-            run.clock.lap()
-            bar.advance()
-            if printing or done:
-                laps = run.clock.recent()
-                run.log.timeline(epoch, run.progress.global_iter, laps)
-            if printing:
-                log_step(run, epoch, i, float(grad_norm), laps)
-            if done:
-                return
-            # save and stop
-            save_if_due(run)
+    began = time.perf_counter()
+    writers.check(config.train.writers)
+    check_name(work_dir)
+    world, place, remarks = enter(device, watched=config.train.hang_minutes > 0)
+    if deterministic:
+        remarks = remarks + be_deterministic(place)
+    with entered(work_dir, world):
+        same.check_settings(config, resume_from=resume_from, max_steps=max_steps, deterministic=deterministic)
+        return _train(config, work_dir, world, place, remarks, resume_from, max_steps, deterministic, command, began)
 
 
-def steps_left(run: Run, epoch: int, first: int) -> Tuple[int, int]:
-    """Steps of this epoch from ``first`` on, and of the whole training after it; fewer where ``max_steps`` ends it."""
-    here, later = run.steps_per_epoch - first, (run.config.train.epochs - epoch - 1) * run.steps_per_epoch
-    if run.max_steps is not None:
-        left = run.max_steps - run.progress.global_iter
-        here, later = min(here, left), min(later, max(0, left - here))
-    return here, later
+def _train(
+    config: Config,
+    work_dir: Path,
+    world: World,
+    place: torch.device,
+    remarks: List[str],
+    resume_from: Optional[Path],
+    max_steps: Optional[int],
+    deterministic: bool,
+    command: str,
+    began: float,
+) -> Dict[str, Any]:
+    """The same, once the work dir is this run's."""
+    if world.is_main:
+        summary.remove_stale(work_dir)
+        store.remove_partial(work_dir)
+    log = RunLog(work_dir, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        if deterministic:
+            log.line(f"deterministic algorithms; all random numbers follow from train.seed, {config.train.seed}")
+        origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
+        if origin is not None:
+            config = keep_global_batch(origin, config, world, log)
+        else:
+            _check_start(config, max_steps)
+        with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
+            run = build(config, work_dir, world, place, log, max_steps)
+        start_from(run, origin)
+        if max_steps is None:
+            log.cut(run.progress.global_iter, run.progress.evaluated)
+        _record_start(run, command, began)
+        origin = None  # its tensors are in place, and as large as the model's and the optimiser's
+        signals = run.signals if max_steps is None else contextlib.nullcontext()
+        words = in_words(config, run.precision.name, place, lambda: run.watchdog.doing)
+        with contextlib.closing(run.saver), signals, run.watchdog, words:
+            result = fit(run)
+        if run.clock.waiting_share is not None:
+            share = 100 * run.clock.waiting_share
+            log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
+        outcome = summary.summarise(
+            config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
+        )
+        outcome.update(run.precision.facts())
+        if world.is_main:
+            summary.write(work_dir, outcome)
+    except Stopped as stopped:
+        log.line(str(stopped))
+        outcome = {}
+    finally:
+        log.close()
+    distributed.stop()
+    return outcome
 
 
-def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
-    """The first step to train in ``epoch`` and its batches; seeds, order and instruments are those of that step."""
-    start, seed = run.progress.samples, run.config.train.seed
-    seed_epoch(seed, epoch, run.world.rank)
-    cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
-    run.model.train()
-    run.losses.start_epoch()
-    run.clock.start_epoch()
-    batches = on_device(timed(iter(run.train_loader), run.clock), run.device)
-    if start and run.moment is not None:
-        restore_moment(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
-    run.moment = None
-    return start // run.global_batch, batches
-
-
-def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
-    """The line and the record of a printed iteration; times are means since the one before."""
-    values = {
-        "step": run.progress.global_iter,
-        "loss": math.nan if run.losses.last is None else run.losses.last,  # the first steps of all were left out
-        "mean_loss": run.losses.mean,
-        "grad_norm": grad_norm,
-        "lr": run.stepper.optimizer.param_groups[0]["lr"],
-        "time": sum(lap.spent for lap in laps) / len(laps),
-        "data_time": sum(lap.waited for lap in laps) / len(laps),
-    }
-    run.log.train_step(epoch, i, run.steps_per_epoch, values)
-
-
-def fit(run: Run) -> Optional[Evaluation]:
-    """Train from where ``run.progress`` stands; save and evaluate after every epoch. The last evaluation, if any."""
-    config, progress, result = run.config, run.progress, None
-    finished = progress.epoch >= config.train.epochs
-    if run.val_loader is not None and progress.epoch and (finished or not progress.evaluated):
-        # as the last step had them, so that the file written again with the scores is what it would have been
-        set_learning_rates(run.stepper.optimizer, progress.global_iter - 1, run.schedule_steps, config.optim)
-        result = evaluate_epoch(run)  # asked again for what is finished, or interrupted before its evaluation
-    for epoch in range(progress.epoch, config.train.epochs):
-        train_epoch(run, epoch)
-        progress.samples = 0
-        if run.val_loader is None:
-            if run.progress.global_iter == run.max_steps:
-                break
-            continue
-        progress.epoch, progress.evaluated = epoch + 1, False
-        save(run)
-        result = evaluate_epoch(run)
-    if run.val_loader is not None and run.world.is_main:
-        store.prune(run.work_dir, keep=0)  # only epochs are worth keeping of what is finished
-    return result
-
-
-def evaluate_epoch(run: Run) -> Evaluation:
-    """Score the model as it stands, say so, and write its checkpoint again with the scores in it."""
-    progress = run.progress
-    assert run.val_loader is not None
-    stop_if_asked(run)
-    result = evaluate(
-        run.model,
-        run.val_loader,
-        run.config,
-        run.world,
-        run.device,
-        run.log,
-        progress.epoch,
-        lambda: between_batches(run),
-    )
-    report(result, run.config, run.log)
-    leader, leading = result.leading
-    pts, vox = miou(result.pts), miou(result.vox)
-    better = progress.improve(pts, vox, leading)
-    shown = []
-    if result.pts is not None:
-        shown = [("miou pts", pts, progress.best_val_miou_pts), ("miou vox", vox, progress.best_val_miou_vox)]
-    if leader != "miou_points":
-        shown.append((leader, leading, progress.best_val_leading))
-    for title, score, best in shown:
-        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (score, best))
-        run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
-    run.log.line(f"Current val loss is {result.loss:.3f}")
-    values = result.as_dict(class_names(run.config.data.label_map))
-    run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
-    missing = not (run.work_dir / store.BEST).exists() and leading == progress.best_val_leading
-    save(run, best=better or missing)
-    return result
-
-
-def save(run: Run, best: bool = False) -> None:
-    """Write the checkpoint of the epoch that is done; all wait. Raises SaveError in every process."""
-    failure = write(run, store.epoch_name(run.progress.epoch), required=True, best=best)
-    if failure:
-        raise SaveError(failure)
-
-
-def save_if_due(run: Run) -> None:
-    """Begin to write a checkpoint where it is time for one; where a signal came, wait for it and raise Stopped."""
-    if run.val_loader is None:
+def _record_start(run: Run, command: str, began: float) -> None:
+    """Add a line to starts.jsonl: what this process runs, where, from when and from which step on; ``began`` is what
+    the clock of ``time.perf_counter`` said then. Open the writers of a run that trains in earnest."""
+    log, step = run.log, run.progress.global_iter
+    if log.path is None:
         return
-    asked, due = distributed.agree(
-        [run.signals.received is not None, run.world.is_main and run.saver.due(run.progress.global_iter)]
+    if run.max_steps is None:
+        log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
+    start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
+    start.update(run.precision.facts())
+    past = time.perf_counter() - began
+    around = {**surroundings(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
+    with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**start, **around}) + "\n")
+
+
+def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List[str]]:
+    """Find this process's place among the others, its device, and remarks on how that was chosen.
+
+    ``watched``: see distributed.start."""
+    end_with_parent()
+    world = distributed.read_world()
+    place, remarks = pick_device(device, world.local_rank, world.local_size)
+    if place.type == "cpu":
+        agree_on_threads()
+    distributed.start(world, place, watched)
+    if world.is_main:
+        remarks = remarks + checkout.remarks(Path.cwd())
+    return world, place, remarks
+
+
+def build_model(config: Config, device: torch.device) -> TPVFormer:
+    """The model with fresh weights from the configured seed, on the device."""
+    torch.manual_seed(config.train.seed)
+    return settle(TPVFormer(config.model), config, device)
+
+
+def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
+    """Move a model to a device, in the layout and the precision that serve there; returns it."""
+    model = model.to(device)
+    model.image_layout = image_layout(device)
+    # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
+    model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
+    set_precision(model, config.train, device)
+    return model
+
+
+def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) -> None:
+    """The number format of the image network, and what the backward pass computes again.
+
+    Unless asked for, nothing is on accelerators, whose host would take longer for it than the memory is worth, and
+    nothing in bf16, which halves the activations already.
+    """
+    name = precision.choose(train.precision, device).name
+    model.image_autocast = image_dtype(device, name)
+    model.recompute(train.recompute or ("cheap" if device.type == "cpu" and name == "fp32" else "none"))
+
+
+def build(
+    config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
+) -> Run:
+    """Data, model, optimiser and instruments, all at the start of a run."""
+    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
+    chosen = precision.choose_together(config.train.precision, device, world)
+    here = chosen.applied(config)  # what this machine runs; config.yaml and checkpoints keep what was asked for
+    threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
+    log.line(
+        f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
+        f"{chosen.name}, batch {config.data.batch_size} x {config.train.accumulate} a process"
     )
-    if asked or due:
-        failure = write(run, store.step_name(run.progress.global_iter), required=bool(asked))
-        if failure:
-            raise SaveError(failure)
-    if asked:
-        raise Stopped(stopped_at(run))
-
-
-def write(run: Run, name: str, required: bool, best: bool = False) -> str:
-    """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
-    failure = ""
-    run.watchdog.beat(f"saving {name}")
-    # until a step is trained, the moment is that of the checkpoint which this run goes on from
-    now = run.moment or moment(run.global_batch, run.losses, run.world, run.device)
-    now = {**now, "precision": run.precision.name}
-    if run.world.is_main:
-        content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
-        try:
-            run.saver.submit(name, content, required, best)
-            if required:
-                run.saver.wait()
-        except SaveError as err:
-            failure = str(err)
-    return distributed.from_main(failure) if required else failure
-
-
-def stop_if_asked(run: Run) -> None:
-    """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
-    if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
-        raise Stopped(stopped_at(run))
-
-
-def between_batches(run: Run) -> None:
-    """During an evaluation."""
-    run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
-    stop_if_asked(run)
-
-
-def stopped_at(run: Run) -> str:
-    progress = run.progress
-    return (
-        f"stopped by {run.signals.received or 'a signal to another process'} at epoch {progress.epoch}, iteration "
-        f"{progress.global_iter}; {run.work_dir / store.LATEST} holds everything, and the same command resumes there"
+    precision.begin(chosen, config, device, log)
+    load = load_of_others() if world.is_main and device.type == "cpu" else None
+    if load is not None:
+        log.warn(load)
+    if world.is_main:
+        (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    train_set = FrameDataset(config.data, grid, "train", seed)
+    check_cameras(train_set, config)
+    if train_set.camera_note:
+        log.line(train_set.camera_note)
+    sets = {same.TRAIN: same.identity(train_set)}
+    data = fit_workers(train_set, config.data, world.local_size, log.warn)
+    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
+    val_loader = None
+    if max_steps is None:
+        val_set = FrameDataset(config.data, grid, "val", seed)
+        check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
+        if val_set.camera_note and val_set.infos != train_set.infos:
+            log.line(val_set.camera_note)
+        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
+        sets[same.VAL] = same.identity(val_set)
+    same.check_data(**sets)
+    if len(train_loader) < config.train.accumulate:
+        raise ConfigError(
+            f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
+        )
+    steps = len(train_loader) // config.train.accumulate * config.train.epochs
+    steps = steps if max_steps is None else min(steps, max_steps)
+    model = build_model(here, device)
+    for remark in check_kernels(model, device):
+        log.warn(remark)
+    warm_up(here, train_set, world, device)
+    if config.train.compile:
+        compile_images(model, device, config.train.accumulate, log.warn)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
+    return Run(
+        config=config,
+        work_dir=work_dir,
+        world=world,
+        device=device,
+        log=log,
+        model=model,
+        sets=sets,
+        parallel=distributed.wrap(model, world, device),
+        precision=chosen,
+        stepper=Stepper(model, config.optim, device, chosen.name),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        max_steps=max_steps,
+        progress=Progress(),
+        clock=StepClock(min(20, steps // 5)),
+        losses=LossWatch(world),
+        guard=Guard(config, model, train_set, world, device, log),
+        bad_samples=BadSamples(config.train.max_skipped),
+        watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
+        saver=Saver(work_dir, config.train, log),
+        signals=StopSignals(),
     )
 
 
-def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
-    """The same batches; the clock learns how long each was waited for."""
-    while True:
-        asked = time.perf_counter()
-        batch = next(batches, None)
-        clock.data_ready(asked)
-        if batch is None:
-            return
-        yield batch
+def start_from(run: Run, origin: Optional[Origin]) -> None:
+    """Continue a checkpoint, else start from the configured weights, else from random ones."""
+    config, log = run.config, run.log
+    if origin is not None:
+        path, content = origin
+        same.check_resumed(content, path, run.sets, log)
+        run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
+        run.moment = {name: content[name] for name in MOMENT if name in content}
+        log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
+        if changed:
+            log.warn(f"this run's settings differ from the checkpoint's: {changed}")
+        otherwise = run.precision.otherwise(content.get("precision"), config)
+        if otherwise:
+            log.warn(f"checkpoint {path} {otherwise}")
+        if run.progress.epoch >= config.train.epochs:
+            log.line(
+                f"all {config.train.epochs} epochs are done already; nothing to train, evaluating the result again"
+            )
+    elif config.train.load_from is None:
+        _warn_dead_backbone(run)
+    elif starting_weights(config.train.load_from).exists():
+        report = load_weights(run.model, starting_weights(config.train.load_from))
+        for line in report.lines():
+            log.line(line)
+        for text in report.warnings:
+            log.warn(f"train.load_from {report.source}: {text}")
+    else:
+        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
 
 
-def exchange(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
-    """Gradients of an accumulation travel between the processes once, with its last batch."""
-    return contextlib.nullcontext() if last_part or not isinstance(parallel, DDP) else parallel.no_sync()
+def _check_start(config: Config, max_steps: Optional[int]) -> None:
+    """Raises ConfigError, before anything large is built, where the weights to start from are not there."""
+    weights = config.train.load_from
+    if weights is None or max_steps is not None or starting_weights(weights).exists():
+        return
+    raise ConfigError(
+        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
+        "from random weights with --set train.load_from=null"
+    )
 
 
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Dropout of an epoch depends on these three alone, so a resumed run repeats an uninterrupted one."""
-    seed_all((seed * 100_003 + epoch) * 100_003 + rank)
+def _warn_dead_backbone(run: Run) -> None:
+    backbone = run.config.model.backbone
+    if backbone.norm == "frozen" and backbone.bn3_init == 0:
+        run.log.warn(
+            "the backbone starts from random weights with frozen norms whose residual scale is 0, so its blocks cannot "
+            "learn; set model.backbone.norm=batch and model.backbone.bn3_init=0.2, or train.load_from"
+        )

@@ -1,5 +1,5 @@
 """The model, both families: images -> backbone -> neck -> encoder -> aggregator."""
 
-from .tpvformer import Prediction, TPVFormer
+from tpvformer.model.tpvformer import Prediction, TPVFormer
 
 __all__ = ["Prediction", "TPVFormer"]

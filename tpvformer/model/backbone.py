@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
+from tpvformer.model.activation_checkpoint import cheap, whole
 from tpvformer.ops import add_relu, max_pool, modulated_deform_conv2d
-
-from .recompute import cheap, whole
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import GridConfig, ModelConfig
+from tpvformer.model.activation_checkpoint import cheap, whole
+from tpvformer.model.dropout import Dropout
+from tpvformer.model.grid import own_plane_points, pillar_points
+from tpvformer.model.image_attention import ImageCrossAttention
+from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
+from tpvformer.model.projection import Projection, project
 from tpvformer.ops import LevelShapes
-
-from .dropout import Dropout
-from .grid import own_plane_points, pillar_points
-from .image_attention import ImageCrossAttention
-from .plane_attention import CrossViewAttention, HWAttention
-from .projection import Projection, project
-from .recompute import cheap, whole
 
 
 class CrossViewPosition(nn.Module):

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from tpvformer import ops
 from tpvformer.config import ModelConfig
+from tpvformer.model import init
+from tpvformer.model.activation_checkpoint import all_but_sampling
+from tpvformer.model.dropout import Dropout
+from tpvformer.model.grid import split_planes
+from tpvformer.model.projection import Projection
 from tpvformer.ops import LevelShapes
-
-from . import init
-from .dropout import Dropout
-from .grid import split_planes
-from .projection import Projection
-from .recompute import all_but_sampling
 
 
 class ImageCrossAttention(nn.Module):

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import ModelConfig
-
-from .projection import project
+from tpvformer.model.projection import project
 
 
 class ImageLogits(NamedTuple):

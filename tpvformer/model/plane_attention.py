@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from tpvformer import ops
 from tpvformer.config import ModelConfig
-
-from . import init
-from .dropout import Dropout
-from .grid import cross_view_points, own_plane_points, split_planes
-from .recompute import all_but_sampling
+from tpvformer.model import init
+from tpvformer.model.activation_checkpoint import all_but_sampling
+from tpvformer.model.dropout import Dropout
+from tpvformer.model.grid import cross_view_points, own_plane_points, split_planes
 
 
 class CrossViewAttention(nn.Module):

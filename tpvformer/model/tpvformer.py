@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tpvformer.config import ModelConfig
-
-from . import recompute
-from .aggregator import BEVAggregator, TPVAggregator
-from .backbone import Bottleneck, ResNet
-from .encoder import FFN, TPVEncoder
-from .image_attention import ImageCrossAttention
-from .image_head import ImageHead, ImageLogits
-from .neck import FPN
-from .plane_attention import CrossViewAttention, HWAttention
+from tpvformer.model import activation_checkpoint as recompute
+from tpvformer.model.aggregator import BEVAggregator, TPVAggregator
+from tpvformer.model.backbone import Bottleneck, ResNet
+from tpvformer.model.encoder import FFN, TPVEncoder
+from tpvformer.model.image_attention import ImageCrossAttention
+from tpvformer.model.image_head import ImageHead, ImageLogits
+from tpvformer.model.neck import FPN
+from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
 
 
 class Prediction(NamedTuple):

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import backends, blocked, library, npu
-from .asked import REFERENCE, VARIABLE, OpsError, asked, misfit
-from .backends import VENDOR_DEVICE, served, static_shapes, whole
-from .reference import LevelShapes, level_sizes
+from tpvformer.ops import backends, blocked, library, npu
+from tpvformer.ops.asked import REFERENCE, VARIABLE, OpsError, asked, misfit
+from tpvformer.ops.backends import VENDOR_DEVICE, served, static_shapes, whole
+from tpvformer.ops.reference import LevelShapes, level_sizes
 
 __all__ = [
     "REFERENCE",

@@ -12,8 +12,8 @@ from typing import Any, List, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from . import library
-from .reference import LevelShapes
+from tpvformer.ops import library
+from tpvformer.ops.reference import LevelShapes
 
 BLOCK = 1 << 19  # numbers that a block's largest layer predicts
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .reference import LevelShapes
+from tpvformer.ops.reference import LevelShapes
 
 MAX_CAMERAS = 63  # bits of an int64 but its sign
 ATTENTION: Dict[str, ModuleType] = {}  # device type -> kernels

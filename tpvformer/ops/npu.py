@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference, static
-from .asked import OpsError, asked
-from .reference import LevelShapes
+from tpvformer.ops import reference, static
+from tpvformer.ops.asked import OpsError, asked
+from tpvformer.ops.reference import LevelShapes
 
 BACKEND = "mx_driving"  # as TPVFORMER_OPS names it
 # Where each kernel is found: in the package since 7.0, where the sub-package only warns; in the sub-package of 6.0.0.

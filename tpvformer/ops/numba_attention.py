@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .library import MAX_CAMERAS
-from .numba_options import INLINED, PARALLEL, flat, launch, vector_width
-from .numba_simd import (
+from tpvformer.ops.library import MAX_CAMERAS
+from tpvformer.ops.numba_options import INLINED, PARALLEL, flat, launch, vector_width
+from tpvformer.ops.numba_simd import (
     fetch,
     lanes,
     put,
@@ -44,7 +44,7 @@ from .numba_simd import (
     vstore_pairs,
     vwhere_less,
 )
-from .reference import LevelShapes
+from tpvformer.ops.reference import LevelShapes
 
 _F = np.float32
 QUERY_BLOCK = 64  # queries a task of the forward pass

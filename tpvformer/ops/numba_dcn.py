@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_options import INLINED, PARALLEL, flat, launch
-from .numba_simd import lanes, vload, vsplat, vstore, vstore_dots
+from tpvformer.ops.numba_options import INLINED, PARALLEL, flat, launch
+from tpvformer.ops.numba_simd import lanes, vload, vsplat, vstore, vstore_dots
 
 _F = np.float32
 LANES = 16

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpvformer.compiling import can_keep
-
-from .numba_simd import FAST_MATH
+from tpvformer.ops.numba_simd import FAST_MATH
+from tpvformer.runtime.compiling import can_keep
 
 # Functions that only kernels call, and kernels: those have an entry for Python, which takes a while to compile.
 _COMMON: Any = {"cache": can_keep(), "fastmath": set(FAST_MATH), "error_model": "numpy", "no_cfunc_wrapper": True}

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .reference import LevelShapes, cross_view_attention, level_sizes, ms_deform_attn
+from tpvformer.ops import reference
+from tpvformer.ops.reference import LevelShapes, cross_view_attention, level_sizes, ms_deform_attn
 
 __all__ = ["cross_view_attention", "image_cross_attention", "modulated_deform_conv2d", "ms_deform_attn"]
 

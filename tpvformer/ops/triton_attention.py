@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .library import MAX_CAMERAS
-from .reference import LevelShapes
-from .triton_bilinear import corner, footprint, next_power_of_two
+from tpvformer.ops.library import MAX_CAMERAS
+from tpvformer.ops.reference import LevelShapes
+from tpvformer.ops.triton_bilinear import corner, footprint, next_power_of_two
 
 # Samples x channels of one step: 8 values a thread forward (one 16-byte load a corner in bf16), 4 backward (a 16-byte
 # atomic a corner). Chosen by what the assembler says for sm_90: no spills, at most 64 registers at 16 channels.

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_bilinear import corner, footprint, next_power_of_two
+from tpvformer.ops.triton_bilinear import corner, footprint, next_power_of_two
 
 Geometry = Tuple[int, int, int, int, int]  # kernel height and width, stride, padding, dilation
 

@@ -7,8 +7,8 @@ from typing import Sequence
 
 import numpy as np
 
+from tpvformer.viz.frame_prediction import CameraView, Result, believed, shown
 from tpvformer.viz.project import inside, project
-from tpvformer.viz.result import CameraView, Result, believed, shown
 
 
 def write_rerun(path: Path, results: Sequence[Result]) -> None:

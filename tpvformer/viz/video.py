@@ -12,10 +12,10 @@ from typing import Iterable, List, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.viz.frame_prediction import CameraView, Result, believed, shown
 from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
 from tpvformer.viz.render import look_at, render_voxels
-from tpvformer.viz.result import CameraView, Result, believed, shown
 
 TILE = (480, 270)
 GAP = 10

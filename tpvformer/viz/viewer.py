@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from tpvformer.viz.frame_prediction import CameraView, Result, Shown, shown
 from tpvformer.viz.paint import looking_around
-from tpvformer.viz.result import CameraView, Result, Shown, shown
 
 SCRIPTS = ("mesh.js", "scene.js", "cameras.js", "viewer.js")
 _STEPS = 32767  # int16 for the points' coordinates

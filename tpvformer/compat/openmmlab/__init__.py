@@ -16,8 +16,8 @@ from __future__ import annotations
 from mmcv.cnn.bricks.registry import ATTENTION, CONV_LAYERS  # ty: ignore[import-not-found]
 from mmseg.models.builder import SEGMENTORS  # ty: ignore[import-not-found]
 
-from .layers import ModulatedDeformConv2dPack, MultiScaleDeformableAttention
-from .segmentor import TPVFormerSegmentor
+from tpvformer.compat.openmmlab.layers import ModulatedDeformConv2dPack, MultiScaleDeformableAttention
+from tpvformer.compat.openmmlab.segmentor import TPVFormerSegmentor
 
 __all__ = ["ModulatedDeformConv2dPack", "MultiScaleDeformableAttention", "TPVFormerSegmentor", "register"]
 

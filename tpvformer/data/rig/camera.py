@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from tpvformer.data.infos.geometry import lidar_to_image, matrices, unusable
-from tpvformer.data.infos.plausible import intrinsics_problem
+from tpvformer.data.nuscenes.infos.plausible import intrinsics_problem
 from tpvformer.data.rig.json_file import Node
 from tpvformer.data.types import DataError
+from tpvformer.geometry import lidar_to_image, matrices, unusable
 
 KEYS = ("name", "width", "height", "intrinsics", "camera2ego", "camera2lidar", "distortion")
 PLACES = ("camera2ego", "camera2lidar")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
-from tpvformer.guard.kinds import HEAD, kind_of
+from tpvformer.untrusted.kinds import HEAD, kind_of
 
 LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames
 _LONGEST_INTEGER = 20  # digits; longer ones are no counts, and Python takes the square of their length to read them

@@ -13,15 +13,15 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.data.infos.cameras import camera_slots
-from tpvformer.data.infos.geometry import lidar_to_image, unusable
-from tpvformer.data.infos.parts import file_of
-from tpvformer.data.infos.plausible import FARTHEST, distances, far_text
-from tpvformer.data.infos.read import Record
+from tpvformer.data.nuscenes.infos.cameras import camera_slots
+from tpvformer.data.nuscenes.infos.parts import file_of
+from tpvformer.data.nuscenes.infos.plausible import FARTHEST, distances, far_text
+from tpvformer.data.nuscenes.infos.read import Record
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import EXPECTED, Node, read_json
 from tpvformer.data.storage import place
 from tpvformer.data.types import DataError
+from tpvformer.geometry import lidar_to_image, unusable
 
 FORMAT = "tpvformer-rig-1"
 KEYS = ("format", "cameras", "lidar2ego", "lidar_columns", "frames")

@@ -8,13 +8,13 @@ from typing import Callable, Dict, NamedTuple, Optional
 
 import numpy as np
 
-from tpvformer.data.memory_budget import memory_budget
-from tpvformer.data.numpy_files import DAMAGED, damage
 from tpvformer.data.scans.layout import USUAL, layout_problem, likely_widths, listed
 from tpvformer.data.scans.pcd import BEGINNINGS, read_pcd
 from tpvformer.data.scans.ply import read_ply
 from tpvformer.data.types import DataError
-from tpvformer.guard.kinds import kind_by_head, kind_by_suffix
+from tpvformer.untrusted.kinds import kind_by_head, kind_by_suffix
+from tpvformer.untrusted.memory_budget import memory_budget
+from tpvformer.untrusted.numpy_files import DAMAGED, damage
 
 KINDS = ".bin (float32), .npy, .pcd or .ply"
 DECLARE = "say how many with lidar_columns in a rig file, or with lidar_points.num_pts_feats in an info file"

@@ -12,8 +12,8 @@ from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from . import raycast as rc
-from . import surface as sf
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street import surface as sf
 
 Rng = np.random.Generator
 Point = Tuple[float, float, float]

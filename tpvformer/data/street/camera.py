@@ -7,9 +7,7 @@ from typing import Tuple
 
 import numpy as np
 
-from tpvformer.compiling import kernel
-
-from .raycast import (
+from tpvformer.data.street.raycast import (
     CENTRE,
     COS,
     CURVATURE,
@@ -31,9 +29,10 @@ from .raycast import (
     cast,
     noise,
 )
-from .shadows import SHADOW_CELL, ShadowMap, lit_share
-from .surface import ground_color, object_color
-from .world import Light, Street
+from tpvformer.data.street.shadows import SHADOW_CELL, ShadowMap, lit_share
+from tpvformer.data.street.surface import ground_color, object_color
+from tpvformer.data.street.world import Light, Street
+from tpvformer.runtime.compiling import kernel
 
 IMAGE_REACH = 130.0  # metres
 NO_CLASS = 255  # label of a pixel of the sky

@@ -1,4 +1,4 @@
-"""Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs (formats: data/occupancy.py).
+"""Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs (formats: data/nuscenes/occupancy.py).
 
 Differences from the real ones: they are made from accumulated sweeps and know surfaces only; these know the solid truth
 (solid.py). The LiDAR mask is of this key frame's turn, not of the whole drive's.
@@ -12,11 +12,10 @@ from typing import Mapping
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS
+from tpvformer.data.street import rig
+from tpvformer.data.street.solid import fill_voxels, observe_by_camera, observe_by_lidar
+from tpvformer.data.street.world import Street
 from tpvformer.labels import EMPTY
-
-from . import rig
-from .solid import fill_voxels, observe_by_camera, observe_by_lidar
-from .world import Street
 
 OCC3D_FOLDER, SURROUNDOCC_FOLDER = "gts", "surroundocc"
 

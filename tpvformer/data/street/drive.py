@@ -11,13 +11,13 @@ from typing import Dict, List, Tuple
 import cv2
 import numpy as np
 
-from . import rig
-from .camera import render_camera
-from .dense import write_dense_labels
-from .lidar import render_lidar
-from .populate import Thing
-from .shadows import cast_shadows
-from .world import Street, build_street
+from tpvformer.data.street import rig
+from tpvformer.data.street.camera import render_camera
+from tpvformer.data.street.dense import write_dense_labels
+from tpvformer.data.street.lidar import render_lidar
+from tpvformer.data.street.populate import Thing
+from tpvformer.data.street.shadows import cast_shadows
+from tpvformer.data.street.world import Street, build_street
 
 VERSION = "v1.0-mini"
 JPEG_QUALITY = 95

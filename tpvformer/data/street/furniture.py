@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from . import raycast as rc
-from . import surface as sf
-from .builder import (
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street import surface as sf
+from tpvformer.data.street.builder import (
     ADULT,
     BARRIER,
     CONE,

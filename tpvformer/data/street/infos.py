@@ -6,9 +6,9 @@ from typing import Tuple
 
 import numpy as np
 
-from . import rig
-from .drive import KeyFrame, Reading
-from .tables import Row, Tokens
+from tpvformer.data.street import rig
+from tpvformer.data.street.drive import KeyFrame, Reading
+from tpvformer.data.street.tables import Row, Tokens
 
 
 def _camera_info(

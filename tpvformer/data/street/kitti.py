@@ -15,16 +15,15 @@ import cv2
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, OccupancyGrid
-from tpvformer.data.voxelize import grid_index
+from tpvformer.data.street import rig
+from tpvformer.data.street.camera import render_camera
+from tpvformer.data.street.drive import start_ride
+from tpvformer.data.street.lidar import render_lidar
+from tpvformer.data.street.shadows import cast_shadows
+from tpvformer.data.street.solid import fill_voxels, observe_by_lidar
+from tpvformer.data.street.world import Street
+from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.labels import CLASS_NAMES, EMPTY
-
-from . import rig
-from .camera import render_camera
-from .drive import start_ride
-from .lidar import render_lidar
-from .shadows import cast_shadows
-from .solid import fill_voxels, observe_by_lidar
-from .world import Street
 
 STEP = 5  # frames of 0.1 s between two that are written
 BEHIND = 2  # cells

@@ -10,9 +10,9 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
-from . import raycast as rc
-from . import surface as sf
-from .builder import Rng
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street import surface as sf
+from tpvformer.data.street.builder import Rng
 
 DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27  # raw lidarseg indices
 MARGIN = 62.0  # metres of street before and after the stretch that is driven

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpvformer.compiling import kernel
-
-from .raycast import (
+from tpvformer.data.street.raycast import (
     GROUND,
     KERB_FACE,
     LABEL,
@@ -20,8 +18,9 @@ from .raycast import (
     cast,
     noise,
 )
-from .rig import BEAMS, FIRINGS, beam_elevations
-from .world import Street
+from tpvformer.data.street.rig import BEAMS, FIRINGS, beam_elevations
+from tpvformer.data.street.world import Street
+from tpvformer.runtime.compiling import kernel
 
 LIDAR_REACH = 40.0  # metres; the real sensor's 105 m would put points where small images show nothing
 EGO_LABEL = 31  # raw lidarseg index of points without a return, kept near the origin

@@ -11,10 +11,10 @@ from typing import Callable, List, Tuple
 
 import numpy as np
 
-from . import furniture, vehicles
-from . import raycast as rc
-from .builder import ATTRIBUTES, Builder, Rng
-from .layout import CORRIDOR, MARGIN, Layout
+from tpvformer.data.street import furniture, vehicles
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street.builder import ATTRIBUTES, Builder, Rng
+from tpvformer.data.street.layout import CORRIDOR, MARGIN, Layout
 
 GAP = 0.8  # metres between the collision boxes of two objects
 TRIES = 6  # places an object is offered before it is dropped

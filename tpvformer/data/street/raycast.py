@@ -15,7 +15,7 @@ from typing import Tuple
 
 import numpy as np
 
-from tpvformer.compiling import inner, kernel
+from tpvformer.runtime.compiling import inner, kernel
 
 # columns of a primitive
 X, Y, Z, HX, HY, HZ, COS, SIN, SHAPE, TAPER, LABEL, TEXTURE, SEED, OBJECT = range(14)

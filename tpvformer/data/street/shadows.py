@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpvformer.compiling import inner, kernel
-
-from .raycast import (
+from tpvformer.data.street.raycast import (
     COS,
     HX,
     HY,
@@ -20,7 +18,8 @@ from .raycast import (
     Z,
     meet,
 )
-from .world import Street
+from tpvformer.data.street.world import Street
+from tpvformer.runtime.compiling import inner, kernel
 
 SHADOW_CELL = 0.3  # metres
 

@@ -16,12 +16,9 @@ from typing import Sequence, Tuple
 
 import numpy as np
 
-from tpvformer.compiling import inner, kernel
-from tpvformer.labels import EMPTY, RAW_TO_CLASS
-
-from .camera import IMAGE_REACH
-from .lidar import LIDAR_REACH
-from .raycast import (
+from tpvformer.data.street.camera import IMAGE_REACH
+from tpvformer.data.street.lidar import LIDAR_REACH
+from tpvformer.data.street.raycast import (
     BOX,
     COS,
     FRUSTUM,
@@ -42,8 +39,10 @@ from .raycast import (
     cast,
     region_at,
 )
-from .rig import FIRINGS, Camera, beam_elevations
-from .world import Street
+from tpvformer.data.street.rig import FIRINGS, Camera, beam_elevations
+from tpvformer.data.street.world import Street
+from tpvformer.labels import EMPTY, RAW_TO_CLASS
+from tpvformer.runtime.compiling import inner, kernel
 
 PARTS = 3  # a voxel's samples along each axis
 VIEW = (400, 225)  # rays of a camera across and down: 0.15 m apart at 40 m

@@ -10,9 +10,7 @@ from typing import Tuple
 
 import numpy as np
 
-from tpvformer.compiling import inner
-
-from .raycast import (
+from tpvformer.data.street.raycast import (
     ACCENT,
     COLOR,
     GACCENT,
@@ -30,6 +28,7 @@ from .raycast import (
     TEXTURE,
     noise,
 )
+from tpvformer.runtime.compiling import inner
 
 PLAIN, CAR, GLASS, CARGO, BUS, RIBS, HAZARD, BARRIER, WHEEL, CONE, FACADE, LEAVES, BRICK, CLOTH, LATTICE = range(15)
 ASPHALT, SLABS, GRASS, STRIPES, ZEBRA, CHEQUERS = range(6)  # patterns of the ground

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Dict, List, Sequence, Tuple
 
+from tpvformer.data.street import rig
+from tpvformer.data.street.builder import ATTRIBUTES
+from tpvformer.data.street.drive import VERSION, SceneRecord
 from tpvformer.labels import RAW_NAMES
-
-from . import rig
-from .builder import ATTRIBUTES
-from .drive import VERSION, SceneRecord
 
 Row = Dict[str, Any]
 CHANNELS = (*(c.channel for c in rig.CAMERAS), rig.LIDAR_CHANNEL)

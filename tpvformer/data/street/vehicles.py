@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import raycast as rc
-from . import surface as sf
-from .builder import (
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street import surface as sf
+from tpvformer.data.street.builder import (
     BICYCLE,
     BUS,
     CAR,

@@ -12,10 +12,10 @@ from typing import Sequence, Tuple
 
 import numpy as np
 
-from . import raycast as rc
-from .builder import Rng
-from .layout import KERB_HEIGHT, MARGIN, Layout
-from .populate import Road, Thing, populate
+from tpvformer.data.street import raycast as rc
+from tpvformer.data.street.builder import Rng
+from tpvformer.data.street.layout import KERB_HEIGHT, MARGIN, Layout
+from tpvformer.data.street.populate import Road, Thing, populate
 
 STEEPEST = 0.45  # slope of the parabola at the ends of the street: about 25 degrees
 

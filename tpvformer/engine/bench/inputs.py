@@ -16,7 +16,7 @@ from torch import nn
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config
 from tpvformer.data.loader import collate
-from tpvformer.data.occupancy import HAS_MASKS, HAS_RAYS
+from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS
 from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, Batch, DenseLabels, Frame

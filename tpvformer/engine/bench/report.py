@@ -14,11 +14,10 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
-from tpvformer.cores import cores
-from tpvformer.engine.device import device_name
-from tpvformer.engine.processor import mib, read_processor
-
-from .marks import BACKWARD, PARTS
+from tpvformer.engine.device.accelerator import device_name
+from tpvformer.engine.logging.phase_timer import BACKWARD, PARTS
+from tpvformer.runtime.cores import cores
+from tpvformer.runtime.processor import mib, read_processor
 
 _VERSIONS = ("numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
 _SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")

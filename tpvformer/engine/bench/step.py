@@ -19,21 +19,27 @@ from tpvformer import ops
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
-from tpvformer.data.room import fit_workers
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
-from tpvformer.engine.compile import compile_images
-from tpvformer.engine.device import PROFILED, peak_memory_mib, pick_device, pin_options, profiler, reset_peak_memory
+from tpvformer.data.worker_limits import fit_workers
+from tpvformer.engine.bench.inputs import POINTS, SIZE, pinned, random_batch, roughen
+from tpvformer.engine.device.accelerator import (
+    PROFILED,
+    peak_memory_mib,
+    pick_device,
+    pin_options,
+    profiler,
+    reset_peak_memory,
+)
+from tpvformer.engine.device.compile import compile_images
+from tpvformer.engine.device.memory import keep_freed_memory
+from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.forward import predict
+from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Marks, Spent, Watch
 from tpvformer.engine.losses import total_loss
-from tpvformer.engine.memory import keep_freed_memory
 from tpvformer.engine.optim import Stepper
-from tpvformer.engine.precision import choose, prepare
-from tpvformer.engine.run import build_model, set_precision
+from tpvformer.engine.train import build_model, set_precision
 from tpvformer.model.backbone import ModulatedDeformConv3x3
-
-from .inputs import POINTS, SIZE, pinned, random_batch, roughen
-from .marks import BACKWARD, FORWARD, PARTS, Marks, Spent, Watch
 
 Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type of a deformable convolution, its outputs
 

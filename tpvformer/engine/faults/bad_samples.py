@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import List, Sequence
 
 from tpvformer.data.types import DataError
-
-from ..distributed import gather_texts
-from ..log import RunLog
+from tpvformer.engine.distributed.collectives import gather_texts
+from tpvformer.engine.logging.log import RunLog
 
 
 class BadSamples:

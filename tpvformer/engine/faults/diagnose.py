@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tpvformer.config import Config
-from tpvformer.data.pixels import network_images
+from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.types import Batch
+from tpvformer.engine.forward import predict
+from tpvformer.engine.losses import total_loss
 from tpvformer.model import TPVFormer
-
-from ..forward import predict
-from ..losses import total_loss
 
 FINITE_AGAIN = "give finite numbers"
 

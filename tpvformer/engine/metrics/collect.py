@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from tpvformer.config import Config, GridConfig
-from tpvformer.data.occupancy import HAS_RAYS
+from tpvformer.data.nuscenes.occupancy import HAS_RAYS
 from tpvformer.data.types import CAMERA_BIT
+from tpvformer.engine.distributed.collectives import all_sum
+from tpvformer.engine.losses import flat_index
+from tpvformer.engine.metrics.iou import grouped_confusion
+from tpvformer.engine.metrics.named import RINGS, Metric, definitions, kitti_definitions, measure
+from tpvformer.engine.metrics.rays import THRESHOLDS, Area, lidar_directions, ray_counts, ring_of
 from tpvformer.labels import IGNORED, classes_of
-
-from ..distributed import all_sum
-from ..losses import flat_index
-from .iou import grouped_confusion
-from .named import RINGS, Metric, definitions, kitti_definitions, measure
-from .rays import THRESHOLDS, Area, lidar_directions, ray_counts, ring_of
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch

@@ -29,12 +29,19 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from tpvformer.engine.metrics.bootstrap import interval
+from tpvformer.engine.metrics.iou import percent
+from tpvformer.engine.metrics.occupancy import (
+    class_iou,
+    mean_of_present,
+    mean_reference,
+    ratio,
+    sc_iou,
+    sc_precision,
+    sc_recall,
+)
+from tpvformer.engine.metrics.rays import THRESHOLDS
 from tpvformer.labels import EMPTY, EVALUATED, IGNORED, SMALL, Classes
-
-from .bootstrap import interval
-from .iou import percent
-from .occupancy import class_iou, mean_of_present, mean_reference, ratio, sc_iou, sc_precision, sc_recall
-from .rays import THRESHOLDS
 
 RINGS = (10.0, 20.0, 30.0, 40.0)  # metres; borders of the distance rings
 RING_NAMES = tuple(f"{a:g}-{b:g} m" for a, b in zip((0.0, *RINGS[:-1]), RINGS)) + (f"from {RINGS[-1]:g} m",)

@@ -13,14 +13,14 @@ import torch
 
 from tpvformer.config import Config, OptimConfig
 from tpvformer.engine.bench.inputs import POINTS, SIZE, pinned, random_batch, roughen
-from tpvformer.engine.bench.marks import Marks
 from tpvformer.engine.bench.step import StepBench
-from tpvformer.engine.device import peak_memory_mib, pin_options, reset_peak_memory
+from tpvformer.engine.device.accelerator import peak_memory_mib, pin_options, reset_peak_memory
+from tpvformer.engine.device.precompile import small
 from tpvformer.engine.forward import predict
+from tpvformer.engine.logging.phase_timer import Marks
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
-from tpvformer.engine.run import build_model
-from tpvformer.engine.warm import small
+from tpvformer.engine.train import build_model
 from tpvformer.model import TPVFormer
 
 STEPS, WARMUP = 20, 3

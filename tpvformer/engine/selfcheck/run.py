@@ -13,12 +13,11 @@ from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.engine.bench.inputs import SIZE
 from tpvformer.engine.bench.report import surroundings
-from tpvformer.engine.device import device_facts, exact_arithmetic, pick_device, refuse_fallbacks
-from tpvformer.engine.precision import choose, prepare
-from tpvformer.engine.processor import mib
-
-from . import checks
-from .operations import cases, compare
+from tpvformer.engine.device.accelerator import device_facts, exact_arithmetic, pick_device, refuse_fallbacks
+from tpvformer.engine.device.precision import choose, prepare
+from tpvformer.engine.selfcheck import checks
+from tpvformer.engine.selfcheck.operations import cases, compare
+from tpvformer.runtime.processor import mib
 
 FALLBACK = ("fall back to run on the cpu", "fallback to cpu", "falling back to cpu")
 

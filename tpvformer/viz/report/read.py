@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from tpvformer.guard.run_files import check_record, check_start, check_summary
-from tpvformer.guard.schema import SchemaError
-from tpvformer.guard.text import TextError, parse_json
+from tpvformer.untrusted.run_files import check_record, check_start, check_summary
+from tpvformer.untrusted.schema import SchemaError
+from tpvformer.untrusted.text import TextError, parse_json
 
 Record = Dict[str, Any]
 

@@ -1,0 +1,202 @@
+"""Everything a run is made of, as frozen dataclasses.
+
+A config file under ``config/`` is Python that binds one ``Config`` to the name ``config``; variants are made with
+``dataclasses.replace``; ``override`` changes single fields by dotted name, checked for spelling and type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hints
+
+from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
+from tpvformer.config.ranges import short
+from tpvformer.config.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from tpvformer.labels import LABEL_MAPS
+from tpvformer.untrusted.names import is_file_name
+from tpvformer.untrusted.text import TextError, parse_yaml
+
+__all__ = [
+    "OCCUPANCY_GRIDS",
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "GridConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OccupancyGrid",
+    "OptimConfig",
+    "TrainConfig",
+    "from_dict",
+    "override",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: what is built, what it reads, what it minimises and for how long."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):
+            kinds = {"name": str, "model": ModelConfig, "data": DataConfig, "loss": LossConfig, "optim": OptimConfig}
+            expected = kinds.get(part.name, TrainConfig)
+            if not isinstance(getattr(self, part.name), expected):
+                raise ConfigError(f"{part.name} is {short(getattr(self, part.name))}; expected {expected.__name__}")
+        kind, grid, classes = self.data.occupancy, self.model.grid, self.model.num_classes
+        if not is_file_name(self.name):
+            raise ConfigError(f"name is {short(self.name)}; expected what can be part of a file's name")
+        if self.loss.class_weights and len(self.loss.class_weights) != classes:
+            raise ConfigError(
+                f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
+            )
+        known = LABEL_MAPS[self.data.label_map]
+        least = known.evaluated[-1] + 1
+        if not least <= classes <= len(known.colors):
+            raise ConfigError(
+                f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {least} to "
+                f"{len(known.colors)}; set one of the two to what the other needs"
+            )
+        if self.data.fill_label >= classes and self.data.fill_label != self.data.ignore_label:
+            raise ConfigError(
+                f"data.fill_label is {self.data.fill_label}; expected a class below model.num_classes, {classes}"
+            )
+        if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
+            raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
+        if bool(self.loss.image) != self.model.image_head or self.loss.image < 0:
+            raise ConfigError(
+                f"loss.image is {self.loss.image} and model.image_head is {self.model.image_head}; expected a weight "
+                "above 0 with true, or 0 with false"
+            )
+        if self.loss.image and (not self.data.cells_are_even or self.data.fill_label != self.data.ignore_label):
+            raise ConfigError("loss.image reads voxels that hold points, in even cells; set data.even_cells=true")
+        if not kind:
+            return
+        wanted, given = OCCUPANCY_GRIDS[kind], (grid.voxels, grid.pc_range, grid.frame)
+        if given != wanted[:3]:
+            raise ConfigError(
+                f"data.occupancy={kind} has labels for {wanted.voxels} voxels over {wanted.pc_range} m in the "
+                f"{wanted.frame} frame, but model.grid makes {grid.voxels} over {grid.pc_range} in the {grid.frame} "
+                "frame; set model.grid to the labels' grid"
+            )
+        if "points" in (self.loss.lovasz_input, self.loss.ce_input):
+            raise ConfigError(f"data.occupancy={kind} labels voxels; set loss.lovasz_input and loss.ce_input to voxel")
+        if classes != wanted.classes or self.data.fill_label != wanted.empty:
+            raise ConfigError(
+                f"data.occupancy={kind} needs free space as a class; set model.num_classes={wanted.classes} and "
+                f"data.fill_label={wanted.empty}"
+            )
+        if kind == "semantickitti" and self.data.ignore_label < classes:
+            raise ConfigError(f"data.ignore_label is {self.data.ignore_label}; semantickitti's unknown voxels are 255")
+
+    def dump(self) -> str:
+        """The whole configuration as YAML, as it is written into the work dir."""
+        import yaml  # here, because a machine that only measures may lack it
+
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Apply ``section.field=value`` strings; values are YAML scalars or lists. Validated when all are applied.
+
+    Raises ConfigError that names the nearest known field when the name is unknown, and the expected type when the
+    value does not fit.
+    """
+    tree = dataclasses.asdict(config)
+    for text in assignments:
+        path, eq, raw = text.partition("=")
+        if not eq:
+            raise ConfigError(f"override {text!r}: expected section.field=value, for example optim.lr=1e-4")
+        try:
+            value = parse_yaml(raw)
+        except TextError as err:
+            raise ConfigError(f"override {short(text)}: {short(raw)} is not a YAML value ({err})") from err
+        _assign(tree, Config, " ".join(path.split()), value)
+    return from_dict(tree)
+
+
+def _assign(node: Dict[str, Any], kind: Any, path: str, value: Any) -> None:
+    """Set one field, named by its dotted path, in the tree of a dataclass of type ``kind``."""
+    *sections, name = path.split(".")
+    for head in (*sections, name):
+        hints = get_type_hints(kind)
+        if head not in hints:
+            near = difflib.get_close_matches(head, hints, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
+            raise ConfigError(f"override {path}: {kind.__name__} has no field {head!r}{hint}")
+        parent, kind = kind, hints[head]
+        if head is not name and not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"override {path}: {head!r} of {parent.__name__} is a value and has no fields")
+        if head is not name:
+            node = node[head]
+    if dataclasses.is_dataclass(kind):
+        raise ConfigError(f"override {path}: {name!r} is a section; name one of its fields")
+    node[name] = _coerce(value, kind, f"override {path}")
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    if get_origin(kind) is Union:  # Optional[...]
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in get_args(kind) if a is not type(None)), where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list such as [1, 2, 3], got {short(value)}")
+        return tuple(_coerce(v, get_args(kind)[0], where) for v in value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {short(value)}")
+
+
+def _has_default(part: Any) -> bool:
+    return part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
+
+
+def from_dict(tree: Dict[str, Any]) -> Config:
+    """The inverse of ``dataclasses.asdict`` and of ``Config.dump`` (used by checkpoints); strict about names."""
+
+    def build(kind: Any, node: Dict[str, Any], where: str) -> Any:
+        hints = get_type_hints(kind)
+        if not isinstance(node, dict):
+            what = type(node).__name__
+            raise ConfigError(f"stored configuration: {where or 'Config'} is {what}; expected a dict of its fields")
+        unknown = set(node) - set(hints)
+        if unknown:
+            raise ConfigError(
+                f"stored configuration: {where or 'Config'} has unknown fields {short(sorted(map(str, unknown)))}"
+            )
+        lost = [f.name for f in dataclasses.fields(kind) if f.name not in node and not _has_default(f)]
+        if lost:
+            raise ConfigError(f"stored configuration: {where or 'Config'} has no {lost[0]}")
+        values = {}
+        for name, value in node.items():
+            here = f"{where}.{name}" if where else name
+            nested = dataclasses.is_dataclass(hints[name])
+            values[name] = build(hints[name], value, here) if nested else _coerce(value, hints[name], here)
+        return kind(**values)
+
+    return build(Config, tree, "")

@@ -1,0 +1,249 @@
+"""The sections of a configuration, as frozen dataclasses: model, data, loss, optimiser, the run itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional, Tuple
+
+from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig
+from tpvformer.config.ranges import check_model_size, check_section, short
+from tpvformer.labels import LABEL_MAPS
+
+
+def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
+    for name, (value, known) in fields.items():
+        if value not in known:
+            words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+            raise ConfigError(f"{section}.{name} is {short(value)}; expected {words}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Caffe-style bottleneck ResNet with DCNv2 in ``dcn_stages`` (stages are numbered 1 to 4)."""
+
+    blocks: Tuple[int, ...] = (3, 4, 23, 3)
+    base_width: int = 64
+    dcn_stages: Tuple[int, ...] = (3, 4)
+    frozen_stages: int = 1  # 0: the stem learns; 1: stem and stage 1 are fixed
+    norm: str = "frozen"  # "frozen": running statistics, fixed affine (the reference); "batch": ordinary batch norm
+    bn3_init: float = 0.0  # scale of a fresh residual branch; a frozen norm with 0 can only be trained from weights
+
+    def __post_init__(self) -> None:
+        check_section("model.backbone", self)
+        _one_of("model.backbone", norm=(self.norm, ("frozen", "batch")))
+
+    @property
+    def out_channels(self) -> Tuple[int, int, int]:
+        """Channels of stages 2, 3 and 4."""
+        return (self.base_width * 8, self.base_width * 16, self.base_width * 32)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model of either family. ``view_attn`` is "cross_view" (lidar segmentation) or "hw" (occupancy)."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    planes: Tuple[str, ...] = ("hw", "zh", "wz")  # or ("hw",), a bird's-eye view to compare with: view_attn "hw"
+    view_attn: str = "cross_view"
+    num_classes: int = 17
+    num_cams: int = 6
+    num_levels: int = 4
+    dim: int = 64
+    ffn_dim: int = 128
+    decoder_dim: int = 128
+    image_heads: int = 4
+    plane_heads: int = 4
+    position_dims: Tuple[int, ...] = (24, 24, 16)  # cross_view: channels of h, w, z; hw: of row, column
+    layers: Tuple[str, ...] = ("self_cross",) * 3 + ("self",) * 2
+    pillar_anchors: Tuple[int, ...] = (4, 32, 32)  # image anchors a query of hw, zh, wz has along its pillar
+    image_points: Tuple[int, ...] = (4, 32, 32)  # sampling points a level of hw, zh, wz
+    plane_points: int = 16  # sampling points a plane
+    plane_anchors: int = 16  # cross_view: anchors a query has on the other planes
+    plane_init_anchors: int = 16  # cross_view: anchors that the initial offsets assume (8 in dim96)
+    plane_init_mode: int = 0  # cross_view: direction rule of the initial offsets
+    plane_own_logit: float = 10.0  # cross_view: initial logit of a query's own plane
+    dropout: float = 0.1
+    image_head: bool = False  # a layer that training alone uses, for loss.image
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, text: str) -> None:
+            if not ok:
+                raise ConfigError(f"model: {text}")
+
+        check_section("model", self)
+        need(
+            self.view_attn in ("cross_view", "hw"),
+            f"view_attn is {short(self.view_attn)}; expected 'cross_view' or 'hw'",
+        )
+        need(
+            self.planes in (("hw", "zh", "wz"), ("hw",)),
+            f"planes is {short(self.planes)}; expected all of hw, zh, wz in this order, or hw alone",
+        )
+        need(
+            self.view_attn == "hw" or len(self.planes) == 3,
+            "view_attn 'cross_view' lets planes read each other, but planes is ('hw',) alone; set view_attn to 'hw'",
+        )
+        parts = {"cross_view": 3, "hw": 2}[self.view_attn]
+        need(
+            len(self.position_dims) == parts and sum(self.position_dims) == self.dim,
+            f"position_dims {short(self.position_dims)} must be {parts} numbers that add up to dim {self.dim}",
+        )
+        need(self.dim % self.image_heads == 0, f"dim {self.dim} is not divisible by image_heads {self.image_heads}")
+        need(self.dim % self.plane_heads == 0, f"dim {self.dim} is not divisible by plane_heads {self.plane_heads}")
+        need(
+            all(p % a == 0 for p, a in zip(self.image_points, self.pillar_anchors)),
+            f"image_points {short(self.image_points)} must be multiples of pillar_anchors {short(self.pillar_anchors)}",
+        )
+        need(
+            all(kind in ("self_cross", "self") for kind in self.layers),
+            f"layers {short(self.layers)} may hold 'self_cross' and 'self' only",
+        )
+        need(
+            self.view_attn == "hw" or self.plane_points % self.plane_anchors == 0,
+            f"plane_points {self.plane_points} must be a multiple of plane_anchors {self.plane_anchors}",
+        )
+        need(
+            self.plane_init_mode == 0 or self.view_attn == "hw" or self.plane_heads == 6,
+            f"plane_init_mode 1 needs 6 plane_heads, not {self.plane_heads}",
+        )
+        check_model_size(self)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data lies and how a sample becomes tensors. Paths are relative to the working directory, or URLs."""
+
+    format: str = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
+    version: str = "v1.0-trainval"  # folder of nuScenes' tables
+    train_infos: str = "data/nuscenes_infos_train.pkl"
+    val_infos: str = "data/nuscenes_infos_val.pkl"
+    test_infos: str = "data/nuscenes_infos_test.pkl"  # no labels are published for these
+    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "semantickitti": 0 is, of 0..19
+    label_map: str = "nuscenes"
+    ignore_label: int = 0
+    fill_label: int = 0  # label of a voxel without points
+    # label cells divide the range by n and points are decoded in their middle, as with dense labels always; False: by
+    # n - 1 and at the lower corner, as in the published models of points (data/voxels/voxelize.py)
+    even_cells: bool = False
+    # dense voxel labels: "occ3d", "surroundocc", "semantickitti"; empty: the majority of a voxel's points
+    occupancy: str = ""
+    occupancy_root: str = "data/occ3d/gts"  # folder of their files
+    occupancy_mask: str = ""  # voxels that training looks at: "camera", "lidar" (occ3d has these masks), empty: all
+    image_scale: float = 1.0
+    image_cache: str = ""  # folder for decoded images, 26 MB a sample of nuScenes; empty: decoded each time
+    photometric: bool = True
+    grid_mask: bool = True
+    mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
+    on_bad_sample: str = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
+    batch_size: int = 1  # a rank
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_section("data", self)
+        _one_of(
+            "data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")), label_map=(self.label_map, (*LABEL_MAPS,))
+        )
+        if self.occupancy not in ("", *OCCUPANCY_GRIDS):
+            raise ConfigError(
+                f"data.occupancy is {short(self.occupancy)}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
+            )
+        if self.format not in ("nuscenes", "semantickitti"):
+            raise ConfigError(f"data.format is {short(self.format)}; expected 'nuscenes' or 'semantickitti'")
+        kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
+        if any(kitti) and not all(kitti):
+            raise ConfigError(
+                f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy "
+                f"{short(self.occupancy)}; expected semantickitti in all three or in none"
+            )
+        if self.occupancy_mask not in ("", "camera", "lidar"):
+            raise ConfigError(
+                f"data.occupancy_mask is {short(self.occupancy_mask)}; expected 'camera', 'lidar' or nothing"
+            )
+        if self.occupancy_mask and self.occupancy != "occ3d":
+            raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
+
+    @property
+    def cells_are_even(self) -> bool:
+        """Whether the label cells are those of the planes: dense labels know no others."""
+        return self.even_cells or bool(self.occupancy)
+
+    def infos(self, split: str) -> str:
+        """The info file (or sequences) of "train", "val" or "test"."""
+        files = {"train": self.train_infos, "val": self.val_infos, "test": self.test_infos}
+        if split not in files:
+            raise ConfigError(f"split is {split!r}; expected one of {', '.join(files)}")
+        return files[split]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves Lovász-softmax out."""
+
+    lovasz_input: str = "points"
+    ce_input: str = "voxel"
+    class_weights: Tuple[float, ...] = ()  # of cross-entropy on voxels, one a class; empty: all the same
+    affinity: bool = False  # the two scene-class affinity losses on voxels; see engine/losses/affinity.py
+    image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
+
+    def __post_init__(self) -> None:
+        check_section("loss", self)
+        for name, known in (("lovasz_input", ("points", "voxel", "none")), ("ce_input", ("points", "voxel"))):
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(repr, known))
+                raise ConfigError(f"loss.{name} is {short(getattr(self, name))}; expected {expected}")
+        if (self.class_weights or self.affinity) and self.ce_input != "voxel":
+            raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and the reference's cosine schedule with linear warm-up, both counted in optimiser steps."""
+
+    lr: float = 2e-4
+    weight_decay: float = 0.01
+    backbone_lr_mult: float = 0.1
+    clip_norm: float = 35.0
+    warmup_steps: int = 500
+    warmup_lr: float = 1e-5
+    min_lr: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_section("optim", self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    epochs: int = 24
+    print_every: int = 50
+    accumulate: int = 1  # batches a step
+    # "bf16", "fp16": image network under autocast; geometry, attention and losses stay fp32. fp16 scales the loss.
+    # "auto": bf16 where the device multiplies it faster than fp32, else fp32 (docs/train.md)
+    precision: str = "auto"
+    tf32: bool = True  # what stays fp32 may round its factors to TF32, on cards that have it (docs/train.md)
+    # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
+    recompute: Optional[str] = None
+    compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
+    seed: int = 0
+    load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
+    # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never
+    save_every_steps: int = 0
+    save_every_minutes: float = 10.0
+    keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
+    # when something goes wrong (docs/faults.md)
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
+    max_skipped: int = 10  # steps, and bad samples, that a run may leave out
+    hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
+    writers: Tuple[str, ...] = ()  # curves besides metrics.jsonl: "tensorboard", "wandb" (docs/report.md)
+
+    def __post_init__(self) -> None:
+        check_section("train", self)
+        _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
+        for writer in self.writers:
+            _one_of("train", writers=(writer, ("tensorboard", "wandb")))
+        _one_of("train", precision=(self.precision, ("auto", "fp32", "bf16", "fp16")))
+        if self.recompute not in (None, "none", "cheap", "blocks"):
+            raise ConfigError(f"train.recompute is {short(self.recompute)}; expected 'none', 'cheap', 'blocks' or null")

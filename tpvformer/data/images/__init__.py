@@ -1,0 +1,1 @@
+"""Camera images: decoded, scaled, kept and normalised."""

@@ -1,0 +1,46 @@
+"""From the cameras' bytes to what the network sees, on the device that holds them.
+
+Order: photometric distortion (training), mean subtraction, scaling, padding to multiples of 32, GridMask (training).
+Images are BGR throughout, 0..255 as float32; nothing is clipped, so distorted values may leave that range. The random
+numbers come with the batch (augment.py). OpenCV does the work where the processor holds the bytes, tensor operations
+do it elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from tpvformer.config import DataConfig
+from tpvformer.data.images import preprocess_opencv as pixels_opencv
+from tpvformer.data.images import preprocess_tensor as pixels_tensor
+from tpvformer.data.types import Batch
+
+MEAN_BGR = (103.530, 116.280, 123.675)  # the deviation is 1: the pretrained backbone expects caffe-style input
+STRIDE = 32  # of the coarsest backbone level
+
+
+def scaled_shape(height: int, width: int, scale: float) -> Tuple[int, int]:
+    """(height, width) of a stored image after scaling."""
+    return int(height * scale), int(width * scale)
+
+
+def padded_shape(height: int, width: int) -> Tuple[int, int]:
+    """The next multiples of 32."""
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+
+
+def network_images(batch: Batch, cfg: DataConfig) -> Tensor:
+    """What the network is shown: (B, N, 3, h, w) float32, channels last in memory, on the batch's device."""
+    b, n, height, width, _ = batch.images.shape
+    inner = scaled_shape(height, width, cfg.image_scale)
+    images = batch.images.flatten(0, 1)
+    draws = None if batch.photometric is None else batch.photometric.flatten(0, 1)
+    out = images.new_zeros((b, n, *padded_shape(*inner), 3), dtype=torch.float32)
+    kind = pixels_opencv if images.device.type == "cpu" else pixels_tensor
+    kind.fill(out.flatten(0, 1)[:, : inner[0], : inner[1]], images, draws, MEAN_BGR)
+    if batch.keep_rows is not None and batch.keep_columns is not None:
+        kind.mask(out, batch.keep_rows, batch.keep_columns)
+    return out.permute(0, 1, 4, 2, 3)

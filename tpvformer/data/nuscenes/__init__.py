@@ -1,0 +1,1 @@
+"""nuScenes from the disk: tables, info files, scans, labels."""

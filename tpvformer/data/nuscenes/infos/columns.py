@@ -1,0 +1,51 @@
+"""The content of an info file, by columns: arrays with a row a sample or a file, instead of nested records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+import numpy as np
+
+from tpvformer.geometry import lidar_to_image
+
+
+@dataclass
+class Shots:
+    """Files of sensors, a row each. Poses are seven numbers: translation in metres, quaternion w, x, y, z."""
+
+    tokens: List[str]  # of sample_data
+    files: List[str]
+    timestamps: np.ndarray  # (K,) int64, microseconds
+    sensor2ego: np.ndarray  # (K, 7) float64
+    ego2global: np.ndarray  # (K, 7) float64: the vehicle at the time of this file
+    rotation: np.ndarray  # (K, 3, 3) float64, sensor to the key frame's LiDAR
+    translation: np.ndarray  # (K, 3) float64, metres
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass
+class Infos:
+    """N key frames with C cameras each, and S sweeps of the LiDAR before them."""
+
+    version: str  # of nuScenes, such as v1.0-mini
+    cameras: Tuple[str, ...]  # channels, in the order of the columns
+    tokens: List[str]  # of the samples
+    scenes: List[str]  # token of each sample's scene
+    timestamps: np.ndarray  # (N,) int64, microseconds
+    scans: Shots  # N
+    images: Shots  # N * C, a sample's cameras beside each other; without file where the sample has no such image
+    intrinsics: np.ndarray  # (N, C, 3, 3) float64, pixels
+    sweeps: Shots  # S, the nearest before a key frame first
+    sweep_start: np.ndarray  # (N + 1,) int64: the sweeps of sample i are sweep_start[i] to sweep_start[i + 1]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def lidar2img(self) -> np.ndarray:
+        """(N, C, 4, 4) float64: LiDAR metres to (u * depth, v * depth, depth, 1), pixels."""
+        shape = self.intrinsics.shape[:2]
+        rotation, translation = self.images.rotation, self.images.translation
+        return lidar_to_image(rotation.reshape(*shape, 3, 3), translation.reshape(*shape, 3), self.intrinsics)

@@ -1,0 +1,29 @@
+"""Files that are given in place of infos or a rig: a video, a recording, the intrinsics of one camera, notes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Union
+
+from tpvformer.data.storage import place
+from tpvformer.data.types import DataError
+from tpvformer.untrusted.kinds import HEAD, kind_of
+
+_INFOS = (".pkl", ".pickle")
+
+
+def refuse_other_kinds(path: Union[str, Path]) -> None:
+    """Raises DataError for a file whose beginning or suffix says that it holds neither infos nor a rig."""
+    head, file = b"", place(path)
+    if file.suffix.lower() in _INFOS:
+        return
+    with contextlib.suppress(OSError), file.open("rb") as opened:  # who reads it next says that it is not there
+        head = opened.read(HEAD)
+    kind = kind_of(file, head)
+    if kind:
+        frames = "; frames of a video are written as images first (ffmpeg, cv2.VideoCapture)" if "video" in kind else ""
+        raise DataError(
+            f"{path}: is {kind}; expected infos (.pkl, .safetensors), or a rig file, a .json that describes all "
+            f"cameras as docs/rig.md shows{frames}"
+        )

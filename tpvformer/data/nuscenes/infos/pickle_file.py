@@ -1,0 +1,88 @@
+"""Infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x exchange: {infos: [records], metadata}.
+
+Boxes, velocities and CAN bus, which detectors read from such files, are left out: TPVFormer has no use for them.
+"""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Generator, List
+
+import numpy as np
+
+from tpvformer.data.nuscenes.infos.columns import Infos, Shots
+from tpvformer.files import no_collection, whole_file
+
+PROTOCOL = 4  # the newest of Python 3.7 and the newest that stores arrays as the public files do
+_ARRAYS = "numpy.core.multiarray"  # where every numpy finds what makes an array of a pickle
+
+
+@contextmanager
+def public_names() -> Generator[None, None, None]:
+    """Pickles written meanwhile name numpy.core, as the public files do: numpy before 1.26, which TPVFormer's published
+    code is used with, knows no numpy._core, which numpy 2 would name."""
+    makers: List[Any] = [value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))]
+    before = [maker.__module__ for maker in makers]
+    try:
+        for maker in makers:
+            maker.__module__ = _ARRAYS
+        yield
+    finally:
+        for maker, module in zip(makers, before):
+            maker.__module__ = module
+
+
+def to_records(infos: Infos) -> List[Dict[str, Any]]:
+    """One record a sample, keys in the order of the exchanged files. Rotations and translations of ``sensor2lidar_``
+    and intrinsics are arrays, everything else plain numbers, text and lists."""
+    scans, images = _shot_records(infos.scans), _shot_records(infos.images)
+    sweeps = [{**record, "type": "lidar"} for record in _shot_records(infos.sweeps)]
+    start, cameras = infos.sweep_start.tolist(), len(infos.cameras)
+    records = []
+    for i, token in enumerate(infos.tokens):
+        own = images[i * cameras : (i + 1) * cameras]
+        for k, (channel, record) in enumerate(zip(infos.cameras, own)):
+            record["type"], record["cam_intrinsic"] = channel, infos.intrinsics[i, k].copy()
+        records.append(
+            {
+                "lidar_path": infos.scans.files[i],
+                "token": token,
+                "sweeps": sweeps[start[i] : start[i + 1]],
+                "cams": {name: record for name, record in zip(infos.cameras, own) if record["data_path"]},
+                "lidar2ego_translation": scans[i]["sensor2ego_translation"],
+                "lidar2ego_rotation": scans[i]["sensor2ego_rotation"],
+                "ego2global_translation": scans[i]["ego2global_translation"],
+                "ego2global_rotation": scans[i]["ego2global_rotation"],
+                "timestamp": int(infos.timestamps[i]),
+                "scene_token": infos.scenes[i],
+            }
+        )
+    return records
+
+
+def _shot_records(shots: Shots) -> List[Dict[str, Any]]:
+    mounted, drive, stamps = shots.sensor2ego.tolist(), shots.ego2global.tolist(), shots.timestamps.tolist()
+    return [
+        {
+            "data_path": shots.files[i],
+            "type": "",
+            "sample_data_token": shots.tokens[i],
+            "sensor2ego_translation": mounted[i][:3],
+            "sensor2ego_rotation": mounted[i][3:],
+            "ego2global_translation": drive[i][:3],
+            "ego2global_rotation": drive[i][3:],
+            "timestamp": stamps[i],
+            "sensor2lidar_rotation": shots.rotation[i].copy(),
+            "sensor2lidar_translation": shots.translation[i].copy(),
+        }
+        for i in range(len(shots))
+    ]
+
+
+def write_pickle(infos: Infos, path: Path) -> None:
+    """Writes the pickle; it appears under its name only when complete. Raises ConfigError where it cannot."""
+    with no_collection(), public_names(), whole_file(path) as file:
+        content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
+        pickle.dump(content, file, protocol=PROTOCOL)

@@ -1,0 +1,324 @@
+"""Info files from anywhere, as the records a data set is read by.
+
+Layouts of pickle are known by their records: those of TPVFormer, BEVFormer, BEVDet and mmdetection3d 0.x (``cams``), of
+mmdetection3d 1.x (``images``) and of BEVDepth (``cam_infos``), in a dict under ``infos`` or ``data_list``, by scene, or
+as a bare list. Other keys are ignored. Our own tensor files are known by their suffix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from tpvformer.config.ranges import short
+from tpvformer.data.nuscenes.infos.cameras import by_name
+from tpvformer.data.nuscenes.infos.columns import Infos
+from tpvformer.data.nuscenes.infos.declared import check_distortions, scan_columns
+from tpvformer.data.nuscenes.infos.kinds import refuse_other_kinds
+from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
+from tpvformer.data.nuscenes.infos.plausible import distances, far_text, too_far
+from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX, TensorFile
+from tpvformer.data.types import DataError
+from tpvformer.files import no_collection
+from tpvformer.geometry import lidar_to_image, matrices, relative, unusable
+from tpvformer.untrusted.names import has_unseen, is_file_name, shown
+from tpvformer.untrusted.pickle import load_pickle
+
+_OLD = "the info format of TPVFormer and mmdetection3d 0.x"
+_NEW = "the info format of mmdetection3d 1.x"
+_DEPTH = "the info format of BEVDepth"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of one info record; paths as stored, with slashes; cameras in the order of their embeddings."""
+
+    token: str
+    scan: str  # empty where there is no LiDAR
+    camera_names: Tuple[str, ...]
+    images: Tuple[str, ...]
+    lidar2img: np.ndarray  # (N, 4, 4) float64
+    scene: str = ""  # token of its scene, or the name of its log where the record holds none
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
+    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
+    labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
+    rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
+    sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
+    slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
+    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
+
+
+def is_rig(path: Union[str, Path]) -> bool:
+    """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
+    return Path(path).suffix.lower() == ".json" or Path(path).is_dir()
+
+
+def load_infos(path: Union[str, Path]) -> List[Record]:
+    """The records of an info file or of a rig file; raises DataError where it is of another kind or a record is
+    incomplete."""
+    if is_rig(path):
+        from tpvformer.data.rig.read import read_rig  # here, because it makes records itself
+
+        return read_rig(path)
+    if Path(path).suffix == SUFFIX:
+        return by_name(_from_tensors(path))
+    refuse_other_kinds(path)
+    with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
+        return by_name(_from_pickle(path))
+
+
+def _from_pickle(path: Union[str, Path]) -> List[Record]:
+    stored = load_pickle(path)
+    listed = _listed(stored)
+    if listed is None:
+        kind = type(stored).__name__
+        keys = f"a dict of {', '.join(map(str, list(stored)[:8]))}" if isinstance(stored, Mapping) else kind
+        raise DataError(
+            f"{path}: holds {keys or 'nothing'}; expected a list of samples, or a dict whose 'infos' is a list of "
+            "samples, as TPVFormer's and BEVDet's info pickles hold it, or whose 'data_list' is one, as mmdetection3d "
+            "1.x writes it"
+        )
+    if not listed:
+        raise DataError(f"{path}: {_NO_FRAMES}")
+    new = isinstance(stored, Mapping) and "infos" not in stored
+    return _records(path, listed, *_reader_of(path, listed[0], new))
+
+
+def _listed(stored: Any) -> Optional[Sequence[Any]]:
+    """The records of a file, wherever they are; None where there is no list of them."""
+    if isinstance(stored, (list, tuple)):
+        return stored if not stored or isinstance(stored[0], Mapping) else None
+    if not isinstance(stored, Mapping):
+        return None
+    for name in ("infos", "data_list"):
+        found = stored.get(name)
+        if isinstance(found, (list, tuple)):
+            return found
+        if isinstance(found, Mapping) and found and all(isinstance(v, (list, tuple)) for v in found.values()):
+            return [record for scene in found.values() for record in scene]  # by scene, as the reference's tools do
+    return None
+
+
+def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable[[Any], Record], str]:
+    """What reads a layout, and its name, by the keys of a record; ``new`` decides where these do not.
+
+    Raises DataError for the layouts of others that are known to hold no calibrated cameras.
+    """
+    keys = record if isinstance(record, Mapping) else {}
+    if "cam_infos" in keys or "lidar_infos" in keys:
+        from tpvformer.data.nuscenes.infos.bevdepth import bevdepth_record  # here, because it makes records itself
+
+        return bevdepth_record, _DEPTH
+    if "cams" not in keys and "images" not in keys:
+        if "cam_front_path" in keys:
+            tool, what = "CenterPoint or OpenPCDet", "names the front image alone"
+        elif "calib" in keys and ("image" in keys or "point_cloud" in keys):
+            tool, what = "KITTI for OpenPCDet, SECOND or mmdetection3d 0.x", "has another layout"
+        else:
+            return (_new_record, _NEW) if new else (_old_record, _OLD)
+        raise DataError(
+            f"{path}: its records are those of {tool}, each of which {what}; make infos from nuScenes' tables with "
+            "tpvformer data infos, or describe the cameras in a rig file (docs/rig.md)"
+        )
+    return (_old_record, _OLD) if "cams" in keys else (_new_record, _NEW)
+
+
+def record_of(infos: Infos, index: int) -> Record:
+    """The record of one sample of infos that are in memory already."""
+    width = len(infos.cameras)
+    files = infos.images.files[index * width : (index + 1) * width]
+    lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
+    cameras = _present(infos.cameras, files, infos.lidar2img()[index])
+    return Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+
+
+def _present(
+    names: Tuple[str, ...], files: Sequence[str], lidar2img: np.ndarray
+) -> Tuple[Tuple[str, ...], Tuple[str, ...], np.ndarray]:
+    """Names, files and projections (N, 4, 4) of the cameras that a sample has an image of."""
+    if all(files):
+        return names, tuple(files), lidar2img
+    there = [i for i, file in enumerate(files) if file]
+    return tuple(names[i] for i in there), tuple(files[i] for i in there), lidar2img[there]
+
+
+_NO_FRAMES = (
+    "holds no frames; expected one at least: name other infos (data.train_infos, data.val_infos, data.test_infos), or "
+    "make these from a set that has scenes of this split"
+)
+
+
+def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any], Record], layout: str) -> List[Record]:
+    records: List[Record] = []
+    seen: Dict[str, int] = {}
+    for i, info in enumerate(stored):
+        where = f"{path}: record {i}"
+        try:
+            record = read(info)
+        except KeyError as err:
+            raise DataError(f"{where} has no {err}; expected {layout}") from err
+        except (TypeError, ValueError, AttributeError, IndexError, OverflowError, np.linalg.LinAlgError) as err:
+            raise DataError(
+                f"{where} has an unusable calibration or layout ({' '.join(str(err).split())[:300]}); expected "
+                f"{layout}, with rotations or poses, translations and 3x3 (3x4, 4x4) intrinsics for each camera"
+            ) from err
+        try:
+            check_distortions(info)
+            columns = scan_columns(info)
+        except ValueError as err:
+            raise DataError(f"{where} (sample {shown(record.token)[:200]}): {err}") from err
+        if columns is not None:
+            record = replace(record, scan_columns=columns)
+        if seen.setdefault(record.token, i) != i:
+            raise DataError(
+                f"{where} has the token {shown(record.token)[:200]} of record {seen[record.token]}; expected one each"
+            )
+        records.append(record)
+    return _checked(path, records)
+
+
+def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
+    for i, record in enumerate(records):
+        _check_names(f"{path}: record {i}", record)
+        bad = np.flatnonzero(unusable(record.lidar2img))
+        if len(bad):
+            raise DataError(
+                f"{path}: record {i} has an unusable calibration (sample {record.token}, "
+                f"{record.camera_names[bad[0]]}: not finite, or a projection that cannot be inverted); "
+                "make the infos again, tpvformer data infos does so from the nuScenes tables"
+            )
+        far = np.flatnonzero(too_far(record.lidar2img))
+        if len(far):
+            raise DataError(
+                f"{path}: record {i} (sample {record.token}): {record.camera_names[far[0]]} "
+                f"{far_text(float(distances(record.lidar2img)[far[0]]))}"
+            )
+    return records
+
+
+def _check_names(where: str, record: Record) -> None:
+    """Raises DataError for names that are no names: they reach terminals, archives and the names of files."""
+    if not is_file_name(record.token):
+        raise DataError(
+            f"{where} has the token {short(record.token)}; expected one that can be a file's name: no slash, no dot in "
+            "front, nothing that cannot be printed, 200 letters at most"
+        )
+    for kind, names in (
+        ("scene", (record.scene,)),
+        ("camera", record.camera_names),
+        ("file", (record.scan, *record.images)),
+    ):
+        for name in names:
+            if len(name) > 4096 or has_unseen(name):
+                raise DataError(f"{where} has the {kind} {short(name)}; expected a name that can be printed")
+
+
+def _old_record(info: Any) -> Record:
+    cameras: Mapping[str, Any] = info["cams"]
+    placed = each(cameras, lambda camera: _placed(info, camera))
+    rotation, translation = np.stack([r for r, _ in placed]), np.stack([t for _, t in placed])
+    pixels = np.stack(each(cameras, lambda camera: intrinsics(camera[_intrinsics_key(camera)])))
+    scan = file_of(info.get("lidar_path"))
+    poses = [
+        matrices(pose(info, f"{name}_"))[0] if info.get(f"{name}_rotation") is not None else None
+        for name in ("lidar2ego", "ego2global")
+    ]
+    return Record(
+        token_of(info),
+        scan,
+        tuple(map(str, cameras)),
+        tuple(each(cameras, lambda camera: image_of(camera["data_path"]))),
+        lidar_to_image(rotation, translation, pixels),
+        _scene(info, scan),
+        poses[0],
+        poses[1],
+    )
+
+
+def _intrinsics_key(camera: Mapping[str, Any]) -> str:
+    """OpenPCDet and BEVFusion write another name."""
+    return "camera_intrinsics" if "camera_intrinsics" in camera and "cam_intrinsic" not in camera else "cam_intrinsic"
+
+
+def _scene(info: Mapping[str, Any], scan: str) -> str:
+    """The scene's token, which not every tool writes; else the log that the scan's name begins with."""
+    return str(info.get("scene_token") or Path(scan).name.split("__")[0])
+
+
+def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
+    """Camera to LiDAR, as stored or from the poses of both sensors at their own times (which BEVDet keeps as well)."""
+    if "sensor2lidar_rotation" in camera or "sensor2ego_rotation" not in camera:
+        return numbers(camera["sensor2lidar_rotation"], 3, 3), numbers(camera["sensor2lidar_translation"], 3)
+    chain = (pose(camera, "sensor2ego_"), pose(camera, "ego2global_"), pose(info, "lidar2ego_"))
+    rotation, translation = relative(*chain, pose(info, "ego2global_"))
+    return rotation[0], translation[0]
+
+
+def _new_record(info: Any) -> Record:
+    """Cameras without an image, whose calibration alone KITTI's infos hold (and R0_rect beside them), are left out."""
+    listed = info["images"]
+    if not isinstance(listed, Mapping):
+        raise ValueError(f"its images are {type(listed).__name__}, not a dict of them by camera")
+    cameras = {name: c for name, c in listed.items() if isinstance(c, Mapping) and file_of(c.get("img_path"))}
+    if listed and not cameras:
+        raise ValueError(f"none of its cameras ({', '.join(map(str, listed))}) has an img_path")
+    points = info.get("lidar_points") or {}
+    scan = _below("LIDAR_TOP", file_of(points.get("lidar_path")))
+    stored = (points.get("lidar2ego"), info.get("ego2global"))
+    poses = [None if value is None else square(value) for value in stored]
+    return Record(
+        token_of(info),
+        scan,
+        tuple(map(str, cameras)),
+        tuple(_below(name, file_of(c["img_path"])) for name, c in cameras.items()),
+        np.stack(each(cameras, _new_projection)),
+        _scene(info, scan),
+        poses[0],
+        poses[1],
+    )
+
+
+def _new_projection(camera: Mapping[str, Any]) -> np.ndarray:
+    if "lidar2cam" not in camera and "lidar2img" in camera:
+        return square(camera["lidar2img"])
+    to_camera = square(camera["lidar2cam"])
+    return intrinsics(camera["cam2img"]) @ to_camera
+
+
+def _below(channel: str, name: str) -> str:
+    """These files are stored by their bare names; the folder is a convention of mmdetection3d's configurations."""
+    return name if "/" in name or not name else f"samples/{channel}/{name}"
+
+
+def _from_tensors(path: Union[str, Path]) -> List[Record]:
+    file = TensorFile(path)
+    count, width = file.count, len(file.cameras)
+    tokens, scans = file.text("tokens", count), [file_of(name) for name in file.text("scans.files", count)]
+    images = [file_of(name) for name in file.text("images.files", count * width)]
+    scenes = file.text("scenes", count)
+    lidar2img, lidar2ego = file.lidar2img(), matrices(file.array("scans.sensor2ego", count, 7))
+    ego2global = matrices(file.array("scans.ego2global", count, 7))
+    if not count:
+        raise DataError(f"{path}: {_NO_FRAMES}")
+    if unusable(lidar2img).any():
+        _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
+    there = np.array([bool(image) for image in images]).reshape(count, width)
+    records = [
+        Record(
+            tokens[i],
+            scans[i],
+            *_present(file.cameras, images[i * width : (i + 1) * width], lidar2img[i]),
+            scenes[i],
+            lidar2ego[i],
+            ego2global[i],
+        )
+        for i in range(count)
+    ]
+    if (too_far(lidar2img) & there).any():
+        return _checked(path, records)
+    for i, record in enumerate(records):
+        _check_names(f"{path}: record {i}", record)
+    return records

@@ -1,0 +1,187 @@
+"""Our own info file: named arrays in safetensors' layout, mapped into memory when read. Nothing in it can run.
+
+8 bytes with the header's length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the arrays.
+Text columns are two arrays, the UTF-8 bytes and the end of each text among them. Projections are stored as the network
+takes them, so that reading a split is looking at pages of the file; sweeps are only touched by who asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple, Union
+
+import numpy as np
+
+from tpvformer.data.nuscenes.infos.columns import Infos, Shots
+from tpvformer.data.storage import place
+from tpvformer.data.types import DataError
+from tpvformer.files import whole_file
+
+LAYOUT = "tpvformer infos 1"
+SUFFIX = ".safetensors"
+_DTYPES = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LONGEST_HEADER = 1 << 20  # bytes; ours takes about 3000
+_SHOTS = ("timestamps", "sensor2ego", "ego2global", "rotation", "translation")
+
+
+def write_tensors(infos: Infos, path: Path) -> None:
+    """Writes an info file; it appears under its name only when complete. Raises ConfigError where it cannot."""
+    arrays = {
+        "lidar2img": infos.lidar2img(),
+        "intrinsics": infos.intrinsics,
+        "timestamps": infos.timestamps,
+        "sweep_start": infos.sweep_start,
+        **_text("tokens", infos.tokens),
+        **_text("scenes", infos.scenes),
+        **_shots("scans", infos.scans),
+        **_shots("images", infos.images),
+        **_shots("sweeps", infos.sweeps),
+    }
+    meta = {"layout": LAYOUT, "version": infos.version, "cameras": json.dumps(infos.cameras)}
+    header: Dict[str, Any] = {"__metadata__": meta}
+    at = 0
+    for name in sorted(arrays, key=lambda n: (-arrays[n].itemsize, n)):  # numbers of 8 bytes stay aligned
+        array = arrays[name] = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
+        stop = at + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, stop]}
+        at = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            if name != "__metadata__":
+                file.write(arrays[name].data)
+
+
+def _text(name: str, values: List[str]) -> Dict[str, np.ndarray]:
+    parts = [value.encode() for value in values]
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return {f"{name}.bytes": np.frombuffer(b"".join(parts), np.uint8), f"{name}.ends": ends}
+
+
+def _shots(name: str, shots: Shots) -> Dict[str, np.ndarray]:
+    arrays = {f"{name}.{column}": getattr(shots, column) for column in _SHOTS}
+    return {**arrays, **_text(f"{name}.tokens", shots.tokens), **_text(f"{name}.files", shots.files)}
+
+
+class TensorFile:
+    """An info file of ours, mapped into memory. Raises DataError where it is of another kind, or damaged."""
+
+    def __init__(self, path: Union[str, Path]) -> None:
+        self._path = place(path)
+        try:
+            if isinstance(self._path, Path):
+                self._data = np.asarray(np.memmap(self._path, np.uint8, "r"))
+            else:  # elsewhere there is nothing to map
+                self._data = np.frombuffer(self._path.read_bytes(), np.uint8)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: no such file; data.train_infos and data.val_infos name the info files, which tpvformer data "
+                "infos makes from nuScenes' tables"
+            ) from None
+        except (OSError, ValueError) as err:  # ValueError: an empty file
+            raise DataError(f"{path}: cannot be read ({err}); expected an info file") from err
+        length = int.from_bytes(self._data[:8].tobytes(), "little")
+        if not 2 <= length <= min(_LONGEST_HEADER, len(self._data) - 8):
+            raise self._damaged("its header's length is impossible")
+        try:
+            self._header = json.loads(self._data[8 : 8 + length].tobytes())
+            meta = self._header["__metadata__"]
+            layout, self.version, cameras = meta["layout"], meta["version"], json.loads(meta["cameras"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._damaged("its header is not the one of an info file") from None
+        if layout != LAYOUT:
+            raise DataError(
+                f"{path}: has the layout {layout!r}; expected {LAYOUT!r}, as tpvformer data infos writes it"
+            )
+        if not isinstance(cameras, list) or not all(isinstance(name, str) for name in cameras) or not cameras:
+            raise self._damaged("it names no cameras")
+        if len(set(cameras)) < len(cameras):
+            raise self._damaged("it names a camera twice")
+        self.cameras: Tuple[str, ...] = tuple(cameras)
+        self._start = 8 + length
+        self.count = len(self.array("timestamps", None))
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(f"{self._path}: {what}; make the file again with tpvformer data infos, or copy it again")
+
+    def array(self, name: str, *shape: Any) -> np.ndarray:
+        """A view of the file; ``shape`` is what is expected, None standing for any length. Raises DataError."""
+        dtype = _DTYPES["U8" if name.endswith(".bytes") else "I64" if name in _WHOLE_NUMBERS else "F64"]
+        entry = self._header.get(name)
+        try:
+            found = tuple(entry["shape"])
+            first, last = entry["data_offsets"]
+            fits = all(type(n) is int and n >= 0 for n in (*found, first, last)) and len(found) == len(shape)
+            fits = fits and all(n == e or e is None for n, e in zip(found, shape)) and entry["dtype"] == _NAMES[dtype]
+            size = dtype.itemsize * int(np.prod(found, dtype=object)) if fits else 0
+        except (TypeError, KeyError, ValueError):
+            raise self._damaged(f"its array {name!r} is absent or described in another way") from None
+        if not fits or last - first != size:
+            raise self._damaged(f"its array {name!r} is {entry}, expected {_NAMES[dtype]} {list(shape)}")
+        data = self._data[self._start + first : self._start + last]
+        if len(data) != size or (self._start + first) % dtype.itemsize:
+            raise self._damaged(f"it ends before its array {name!r} does")
+        return data.view(dtype).reshape(found)
+
+    def text(self, name: str, count: int) -> List[str]:
+        """A column of text. Raises DataError."""
+        raw = self.array(f"{name}.bytes", None).tobytes()
+        ends = self.array(f"{name}.ends", count)
+        if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if count else 0) != len(raw):
+            raise self._damaged(f"the texts {name!r} do not fill their bytes")
+        stops = ends.tolist()
+        try:
+            return [raw[a:b].decode() for a, b in zip([0, *stops], stops)]
+        except UnicodeDecodeError:
+            raise self._damaged(f"the texts {name!r} are not UTF-8") from None
+
+    def lidar2img(self) -> np.ndarray:
+        """(N, C, 4, 4) float64, as Infos.lidar2img."""
+        return self.array("lidar2img", self.count, len(self.cameras), 4, 4)
+
+    def infos(self) -> Infos:
+        """Everything; arrays stay views of the file."""
+        cameras = len(self.cameras)
+        start = self.array("sweep_start", self.count + 1)
+        if start[0] != 0 or (np.diff(start) < 0).any():
+            raise self._damaged("its sweeps belong to no samples")
+        return Infos(
+            version=self.version,
+            cameras=self.cameras,
+            tokens=self.text("tokens", self.count),
+            scenes=self.text("scenes", self.count),
+            timestamps=self.array("timestamps", self.count),
+            scans=self._shots("scans", self.count),
+            images=self._shots("images", self.count * cameras),
+            intrinsics=self.array("intrinsics", self.count, cameras, 3, 3),
+            sweeps=self._shots("sweeps", int(start[-1])),
+            sweep_start=start,
+        )
+
+    def _shots(self, name: str, count: int) -> Shots:
+        return Shots(
+            tokens=self.text(f"{name}.tokens", count),
+            files=self.text(f"{name}.files", count),
+            timestamps=self.array(f"{name}.timestamps", count),
+            sensor2ego=self.array(f"{name}.sensor2ego", count, 7),
+            ego2global=self.array(f"{name}.ego2global", count, 7),
+            rotation=self.array(f"{name}.rotation", count, 3, 3),
+            translation=self.array(f"{name}.translation", count, 3),
+        )
+
+
+_TEXTS = (
+    "tokens",
+    "scenes",
+    *(f"{shots}.{column}" for shots in ("scans", "images", "sweeps") for column in ("tokens", "files")),
+)
+_WHOLE_NUMBERS = {
+    "timestamps",
+    "sweep_start",
+    *(f"{shots}.timestamps" for shots in ("scans", "images", "sweeps")),
+    *(f"{name}.ends" for name in _TEXTS),
+}

@@ -1,0 +1,126 @@
+"""Published dense labels: which file belongs to which key frame, and what is in it.
+
+occ3d (arXiv:2304.14365): ``<scene name>/<sample token>/labels.npz`` with ``semantics``, ``mask_lidar`` and
+``mask_camera``, each (200,200,16); ego frame. Classes are ours: 0 "others", 1..16, 17 free. Voxels that the LiDAR never
+observed are stored as free; the masks tell.
+
+surroundocc (arXiv:2303.09551): ``samples/<LiDAR file>.npy``, rows (x, y, z, class) of the occupied voxels of a
+(200,200,16) grid; LiDAR frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
+
+semantickitti: see semantickitti.py.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import numpy as np
+
+from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
+from tpvformer.data.semantickitti import read_voxels
+from tpvformer.data.storage import place
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
+from tpvformer.labels import EMPTY
+from tpvformer.untrusted.memory_budget import memory_budget
+from tpvformer.untrusted.numpy_files import DAMAGED, damage
+
+HAS_MASKS = ("occ3d",)
+_PARTS = ("semantics", "mask_lidar", "mask_camera")  # of a file of occ3d
+HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
+
+
+class OccupancyLabels:
+    """The dense labels of one data set."""
+
+    def __init__(self, cfg: DataConfig) -> None:
+        """Raises DataError where ``cfg.occupancy_root`` is no folder."""
+        self._kind, self._root = cfg.occupancy, place(cfg.occupancy_root)
+        if not self._root.is_dir():
+            raise DataError(
+                f"data.occupancy_root is {self._root}, which is no folder; unpack the {self._kind} labels there"
+            )
+        self._files = _occ3d_files(str(self._root)) if self._kind == "occ3d" else {}
+
+    def find(self, token: str, scan_name: str) -> Path:
+        """The label file of a sample. Raises DataError where there is none."""
+        if self._kind == "occ3d":
+            expected = self._root / "<scene name>" / token / "labels.npz"
+            path = self._files.get(token, expected)
+        elif self._kind == "semantickitti":
+            sequence, frame = token.split("/")
+            expected = path = self._root / "sequences" / sequence / "voxels" / f"{frame}.label"
+        else:
+            expected = path = self._root / "samples" / f"{scan_name}.npy"
+        if not path.is_file():
+            raise DataError(
+                f"sample {token}: no {self._kind} labels; expected {expected}, so complete the download or set "
+                "data.occupancy_root"
+            )
+        return path
+
+    def read(self, path: Path, token: str) -> DenseLabels:
+        """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
+        return read_labels(self._kind, path, token)
+
+
+def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
+    """One label file of a data set: "occ3d", "surroundocc" or "semantickitti". ``token`` names it in messages.
+
+    Raises DataError for a damaged file or one of another grid.
+    """
+    if kind == "semantickitti":
+        return read_voxels(path, token)
+    where = f"sample {token}: {path}"
+    try:
+        with path.open("rb") as file, memory_budget(path.stat().st_size):
+            stored: Any = np.load(file, allow_pickle=False)
+            if kind == "occ3d":  # the rest of an archive is not unpacked
+                arrays = {name: stored[name] for name in _PARTS if name in getattr(stored, "files", ())}
+            else:
+                arrays = {"rows": np.asarray(stored)}
+    except DAMAGED as err:
+        raise DataError(f"{where} is not a {kind} label file ({damage(err)}); copy it again") from err
+    return _occ3d(arrays, where) if kind == "occ3d" else _surroundocc(arrays["rows"], where)
+
+
+@lru_cache(maxsize=2)  # training and validation sets of one run share their labels
+def _occ3d_files(root: str) -> Dict[str, Path]:
+    """Label files by sample token, the name of the folder that each lies in."""
+    return {
+        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in place(root).glob(pattern)
+    }
+
+
+def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
+    shape = OCCUPANCY_GRIDS["occ3d"].voxels
+    for name in _PARTS:
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype.kind not in "biu":
+            what = "is missing" if found is None else f"has shape {found.shape} of {found.dtype}"
+            raise DataError(f"{where}: {name} {what}; expected {shape}, as Occ3D-nuScenes publishes it")
+    classes, lidar, camera = (arrays[name] for name in _PARTS)
+    _check_classes(classes, EMPTY, where)
+    mask = (lidar > 0) * np.uint8(LIDAR_BIT) | (camera > 0) * np.uint8(CAMERA_BIT)
+    return DenseLabels(classes.astype(np.uint8), mask.astype(np.uint8))
+
+
+def _surroundocc(rows: np.ndarray, where: str) -> DenseLabels:
+    shape: Tuple[int, int, int] = OCCUPANCY_GRIDS["surroundocc"].voxels
+    if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
+        raise DataError(f"{where} has shape {rows.shape}; expected (N, 4) numbers: x, y, z, class")
+    if not np.isfinite(rows).all():
+        raise DataError(f"{where} holds numbers that are not finite; copy it again")
+    whole = rows.astype(np.int64)
+    if (whole != rows).any() or (whole[:, :3] < 0).any() or (whole[:, :3] >= shape).any():
+        raise DataError(f"{where} holds voxels outside the grid {shape}; expected its whole indices")
+    _check_classes(whole[:, 3], EMPTY - 1, where)
+    classes = np.full(shape, EMPTY, np.uint8)
+    classes[whole[:, 0], whole[:, 1], whole[:, 2]] = whole[:, 3]
+    return DenseLabels(classes, None)
+
+
+def _check_classes(classes: np.ndarray, highest: int, where: str) -> None:
+    if classes.size and not (classes.min() >= 0 and classes.max() <= highest):
+        raise DataError(f"{where} holds classes {classes.min()} to {classes.max()}; expected 0 to {highest}")

@@ -1,0 +1,166 @@
+"""nuScenes' tables from the disk: small ones whole, the two large ones a few thousand rows at a time.
+
+sample_data.json and ego_pose.json hold 2.6 million rows each in the full set; all of them as Python objects would take
+several GiB. Their rows hold no objects and their texts no braces, so they may be cut behind any closing brace.
+"""
+
+from __future__ import annotations
+
+import json
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from tpvformer.config.ranges import short
+from tpvformer.data.types import DataError
+from tpvformer.untrusted.names import has_unseen, is_file_name
+
+CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
+Row = Dict[str, Any]
+Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
+
+
+def table_path(folder: Path, name: str) -> Path:
+    """The file of a table; raises DataError where there is none."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return path
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder of nuScenes tables; --root names the folder that holds it (with samples/ beside "
+            "it) and --version its name, such as v1.0-mini or v1.0-trainval"
+        )
+    raise DataError(f"{path}: no such table; unpack the nuScenes metadata archive ({folder.name}) again")
+
+
+def read_table(folder: Path, name: str, *fields: str) -> List[Row]:
+    """All rows of a small table. Raises DataError where a row lacks one of the fields or shares its token."""
+    path = table_path(folder, name)
+    try:
+        rows = _loads(path.read_bytes())
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror}); expected a table of nuScenes v1.0") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{path}: not JSON ({err}); unpack the nuScenes metadata archive again") from err
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a {type(rows).__name__}; expected a list of rows, as in nuScenes v1.0")
+    _check(path, rows, ("token", *fields))
+    by_token(path, rows)
+    return rows
+
+
+def by_token(path: Path, rows: List[Row]) -> Dict[str, Row]:
+    """Rows by their token; raises DataError where two share one."""
+    found: Dict[str, Row] = {}
+    for row in rows:
+        if found.setdefault(row["token"], row) is not row:
+            raise DataError(f"{path}: two rows have the token {row['token']}; unpack the metadata archive again")
+    return found
+
+
+def stream_table(folder: Path, name: str, *fields: str, progress: Optional[Progress] = None) -> Iterator[List[Row]]:
+    """The rows of a large table, in order, some at a time; memory stays bounded whatever the table's size.
+
+    Raises DataError where the text is no list of flat rows, ends early, or a row lacks one of ``fields``.
+    """
+    path = table_path(folder, name)
+    done, rest, first = 0, b"", True
+    for chunk, total in _chunks(path):
+        done += len(chunk)
+        text, rest = _whole_rows(rest + chunk)
+        if text:
+            rows = _parse(path, text, first)
+            _check(path, rows, fields)
+            first = False
+            yield rows
+        if progress is not None:
+            progress(name, done, total)
+    if b"".join(rest.split()) != (b"[]" if first else b"]"):
+        raise DataError(f"{path}: ends in the middle of a row; unpack the nuScenes metadata archive again")
+
+
+def _chunks(path: Path) -> Iterator[Tuple[bytes, int]]:
+    """Pieces of a file, each with the size of the whole."""
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while True:
+                chunk = file.read(CHUNK)
+                if not chunk:
+                    return
+                yield chunk, total
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror}); expected a table of nuScenes v1.0") from err
+
+
+def _whole_rows(text: bytes) -> Tuple[bytes, bytes]:
+    """Up to the last closing brace, and the rest."""
+    stop = text.rfind(b"}") + 1
+    return text[:stop], text[stop:]
+
+
+def _loads(text: bytes) -> Any:
+    """The JSON value; a ValueError also for halves of characters, which JSON can escape but no file can hold."""
+    value = json.loads(text)
+    if b"\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
+    opening = b"[" if first else b","
+    body = text.lstrip()
+    try:
+        if not body.startswith(opening):
+            raise ValueError(f"expected {opening.decode()!r} before a row")
+        return _loads(b"[" + body[1:] + b"]")
+    except (ValueError, RecursionError) as err:
+        raise DataError(
+            f"{path}: not a JSON list of rows ({str(err)[:120]}); unpack the nuScenes metadata archive again"
+        ) from err
+
+
+def _check_names(path: Path, name: str, rows: List[Row]) -> None:
+    """Tokens, channels and file names reach terminals, archives and the names of files. Raises DataError."""
+    for text in map(itemgetter(name), rows):
+        if len(text) > 4096 or has_unseen(text):
+            raise DataError(f"{path}: a row's {name} is {short(text)}; expected a name that can be printed")
+        if name == "token" and text and not is_file_name(text):
+            raise DataError(f"{path}: a row's token is {short(text)}; expected letters and digits")
+
+
+_TYPES: Dict[str, Tuple[type, ...]] = {
+    "timestamp": (int, float), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
+    "camera_intrinsic": (list,),
+}  # fmt: skip
+
+
+def _shown(value: Any, most: int) -> str:
+    """The value as JSON, cut short."""
+    try:
+        return json.dumps(value)[:most]
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
+    """Raises DataError for the first row that lacks a field or has a value of another type than the schema gives it."""
+    for name in fields:
+        expected = _TYPES.get(name, (str,))
+        try:
+            good = set(map(type, map(itemgetter(name), rows))) <= set(expected)
+        except (KeyError, TypeError, IndexError):
+            good = False
+        if good:
+            if str in expected:
+                _check_names(path, name, rows)
+            continue
+        for row in rows:
+            text = _shown(row, 80)
+            if not isinstance(row, dict) or name not in row:
+                raise DataError(f"{path}: a row has no {name!r} ({text}); expected a table of nuScenes v1.0")
+            if type(row[name]) not in expected:
+                raise DataError(
+                    f"{path}: a row's {name} is {_shown(row[name], 40)}, not {expected[0].__name__} ({text}); "
+                    "unpack the nuScenes metadata archive again"
+                )

@@ -1,0 +1,143 @@
+"""The moments that a program asks about: one, a batch of them, a folder's, or those that a rig file names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
+
+from tpvformer.data.images.letterbox import read_pictures
+from tpvformer.data.nuscenes.infos.read import Record, load_infos
+from tpvformer.data.nuscenes.reader import read_frame
+from tpvformer.data.rig.from_arrays import TOKEN, Images, Rig, given_frame, rig_records
+from tpvformer.data.rig.read import IMAGE_KINDS
+from tpvformer.data.types import DataError, Frame
+
+
+class Moment(NamedTuple):
+    """One frame that is read when it is asked for; where it comes from a rig file, its scene and place there."""
+
+    load: Callable[[], Frame]
+    scene: str = ""
+    number: int = 0
+
+
+class Moments(NamedTuple):
+    """``several`` where more than one may come: a batch, or what a rig file names, be it one."""
+
+    each: Sequence[Moment]
+    several: bool
+
+
+def moments(
+    images: Union[Images, Sequence[Images], str, "os.PathLike[str]", None],
+    rig: Optional[Rig],
+    points: Any,
+    root: str,
+) -> Moments:
+    """What ``TPVFormer.predict`` is asked about; its docstring says what may be given. ``root`` is data.root, for the
+    paths of info files. Raises DataError."""
+    if rig is None and isinstance(images, (str, os.PathLike)):
+        images, rig = None, images  # a rig by itself names its images
+    if rig is None:
+        raise DataError("rig is missing: give a rig file (docs/rig.md), its content, or lidar2img matrices")
+    if images is None:
+        if points is not None:
+            raise DataError("points are given without images; the frames of a rig bring their own points (lidar)")
+        return Moments(list(_named_by(rig, root)), True)
+    if isinstance(images, (str, os.PathLike)):
+        found = _in_folder(Path(images), rig)
+        images = found[0] if len(found) == 1 else found
+    if not _is_batch(images):
+        return Moments([Moment(lambda: given_frame(images, rig, points))], False)
+    scans: Sequence[Any] = [None] * len(images) if points is None else points
+    if len(scans) != len(images):
+        raise DataError(f"points are of {len(scans)} frames, images of {len(images)}; expected one scan for each")
+    return Moments([Moment(_given(each, rig, scan, i)) for i, (each, scan) in enumerate(zip(images, scans))], True)
+
+
+def _given(images: Images, rig: Rig, points: Any, number: int) -> Callable[[], Frame]:
+    def load() -> Frame:
+        try:
+            frame = given_frame(images, rig, points)
+        except DataError as err:
+            raise DataError(f"frame {number} of the batch: {err}") from err
+        frame.token = f"{TOKEN}{number}"
+        return frame
+
+    return load
+
+
+def _is_batch(images: Any) -> bool:
+    """Whether its entries are frames, and not the images of one."""
+    if not hasattr(images, "__len__") or getattr(images, "ndim", 1) == 0:
+        raise DataError(
+            f"images are a {type(images).__name__}; expected images by the cameras' names, a list or a folder"
+        )
+    if isinstance(images, Mapping) or not len(images):
+        return False
+    if hasattr(images, "ndim"):
+        return images.ndim == 5  # frames, cameras, and the three of an image
+    return isinstance(images[0], (Mapping, list, tuple)) or getattr(images[0], "ndim", 0) == 4
+
+
+def _named_by(rig: Rig, root: str) -> Iterator[Moment]:
+    if isinstance(rig, (str, os.PathLike)):
+        if "://" not in str(rig) and not Path(rig).exists():
+            raise DataError(f"{rig}: no such file or folder; expected a rig file (docs/rig.md), or its folder")
+        records: Sequence[Record] = load_infos(str(rig))
+    elif isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig):
+        records = rig_records(rig)
+    else:
+        raise DataError("images are missing: lidar2img matrices name none; give the images, or a rig file that does")
+    for number, record in enumerate(records):
+        yield Moment(_stored(record, root), record.scene, number)
+
+
+def _stored(record: Record, root: str) -> Callable[[], Frame]:
+    return lambda: read_frame(record, root, None, (), read_pictures, require_scan=False)
+
+
+def _in_folder(folder: Path, rig: Rig) -> List[Dict[str, Path]]:
+    """The frames of a folder: one, with a file named after each camera or alone in a folder named so, else one for each
+    name of a file that the cameras' own folders share, in order. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(
+            f"images are the path {folder}, which is no folder; expected a folder, or images by the cameras' names"
+        )
+    names = _camera_names(rig)
+    if all((folder / name).is_dir() for name in names):
+        files = {name: _images_in(folder / name) for name in names}
+        if all(len(by_stem) == 1 for by_stem in files.values()):
+            return [{name: next(iter(by_stem.values())) for name, by_stem in files.items()}]
+        shared = set.intersection(*(set(by_stem) for by_stem in files.values()))
+        for by_stem in files.values():
+            lone = sorted(set(by_stem) - shared)
+            if lone:
+                raise DataError(
+                    f"{by_stem[lone[0]]}: not every camera has an image {lone[0]}; expected the same names of files in "
+                    f"the folders {', '.join(names)}, so that images of one moment meet"
+                )
+        if not shared:
+            raise DataError(f"{folder}: its folders hold no image ({', '.join(IMAGE_KINDS)})")
+        return [{name: by_stem[stem] for name, by_stem in files.items()} for stem in sorted(shared)]
+    files_here = _images_in(folder)
+    lost = [name for name in names if name not in files_here]
+    if lost:
+        raise DataError(
+            f"{folder}: holds no image of camera {lost[0]}; expected {names[0]}.jpg and so on, or a folder named after "
+            "each camera with its images"
+        )
+    return [{name: files_here[name] for name in names}]
+
+
+def _images_in(folder: Path) -> Dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_KINDS}
+
+
+def _camera_names(rig: Rig) -> Sequence[str]:
+    if isinstance(rig, Mapping) and not ("format" in rig or "cameras" in rig):
+        return [str(name) for name in rig]
+    if isinstance(rig, (str, os.PathLike, Mapping)):
+        return rig_records(rig)[0].camera_names
+    raise DataError("images are a folder, but lidar2img has no names; give it by the cameras' names")

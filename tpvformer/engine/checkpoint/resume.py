@@ -1,0 +1,129 @@
+"""The middle of an epoch: what is kept of it, and how a run goes on from there, on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+
+from tpvformer.compat import CheckpointError
+from tpvformer.config import Config, ConfigError
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint.rng import random_state, restore_random_state, seed_all
+from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.logging.meters import LossWatch
+
+MOMENT = ("world_size", "global_batch", "losses", "rng")  # what a checkpoint says about the middle of an epoch
+
+
+class Origin(NamedTuple):
+    """A checkpoint to go on from."""
+
+    path: Path
+    content: Dict[str, Any]
+
+
+def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: RunLog) -> Optional[Origin]:
+    """The checkpoint that was named, else the newest whole one of the work dir, else None.
+
+    Process 0 chooses for all. Raises CheckpointError, which for a damaged file names the newest whole one beside it.
+    """
+    if resume_from is not None:
+        try:
+            return Origin(resume_from, store.read(resume_from))
+        except CheckpointError as err:
+            raise CheckpointError(f"{err}{_alternative(resume_from)}") from err
+    chosen, error, content = "", "", None
+    if world.is_main:
+        try:
+            found = store.read_newest(work_dir, log.warn)
+            chosen, content = ("", None) if found is None else (str(found[0]), found[1])
+        except CheckpointError as err:
+            error = str(err)
+    chosen, error = distributed.from_main(chosen), distributed.from_main(error)
+    if error:
+        raise CheckpointError(error)
+    if not chosen:
+        return None
+    return Origin(Path(chosen), store.read(Path(chosen)) if content is None else content)
+
+
+def _alternative(path: Path) -> str:
+    """The end of a sentence about a file that cannot be read: which one of its folder can."""
+    for other in store.newest_first(path.parent):
+        if other.name == path.name:
+            continue
+        try:
+            store.read(other)
+        except CheckpointError:
+            continue
+        return f"; the newest whole checkpoint there is {other}"
+    return ""
+
+
+def keep_global_batch(origin: Origin, config: Config, world: World, log: RunLog) -> Config:
+    """The configuration with as many batches a step as make the checkpoint's global batch on this many processes.
+
+    Order, schedule and steps an epoch stay what they were. ConfigError where no whole number does it.
+    """
+    wanted = origin.content.get("global_batch")  # not there in files of older versions
+    batch, accumulate = config.data.batch_size, config.train.accumulate
+    if wanted is None or wanted == world.size * batch * accumulate:
+        return config
+    if wanted % (world.size * batch):
+        counts = [str(n) for n in range(1, wanted // batch + 1) if wanted % (n * batch) == 0]
+        works = f"{', '.join(counts)} processes can" if counts else f"set data.batch_size to a divisor of {wanted}"
+        raise ConfigError(
+            f"checkpoint {origin.path} was trained with {wanted} samples a step, which {world.size} processes with "
+            f"data.batch_size={batch} cannot make; {works}, or start afresh from its weights with train.load_from"
+        )
+    changed = wanted // (world.size * batch)
+    log.warn(
+        f"train.accumulate is {changed} instead of {accumulate}, so that {world.size} processes keep the checkpoint's "
+        f"{wanted} samples a step"
+    )
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=changed))
+
+
+def moment(global_batch: int, losses: LossWatch, world: World, device: torch.device) -> Dict[str, Any]:
+    """What a checkpoint holds besides weights, optimiser and counters. All processes must call it."""
+    losses.read()
+    return {
+        "world_size": world.size,
+        "global_batch": global_batch,
+        "losses": losses.state(),
+        "rng": {name: distributed.gather(state) for name, state in random_state(device).items()},
+    }
+
+
+def restore_moment(
+    content: Dict[str, Any], losses: LossWatch, world: World, device: torch.device, seeds: List[int]
+) -> None:
+    """Go on from a ``moment``.
+
+    On another number of processes than then, where nobody's random numbers go on, they begin anew from ``seeds``.
+    """
+    losses.restore(content["losses"])
+    if content["world_size"] == world.size:
+        # cloned, because torch.set_rng_state crashes on a view that begins inside its storage
+        own = {name: states[world.rank].clone() for name, states in content["rng"].items()}
+        try:
+            restore_random_state(own, device)
+        except (ValueError, TypeError, RuntimeError, KeyError, IndexError, OverflowError) as err:
+            reason = " ".join(str(err).split())[:200]
+            raise CheckpointError(
+                f"the checkpoint's random numbers cannot be put in place ({reason}); it is damaged, name another one"
+            ) from err
+    else:
+        seed_all(mixed([*seeds, world.rank]))
+
+
+def mixed(numbers: List[int]) -> int:
+    """One seed from several numbers, the same everywhere."""
+    text = " ".join(str(number) for number in numbers).encode()
+    return zlib.crc32(text) << 32 | zlib.crc32(text[::-1])

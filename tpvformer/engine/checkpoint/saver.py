@@ -1,0 +1,97 @@
+"""When a run is saved, and the thread that writes while training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+from torch.utils._pytree import tree_flatten  # PyTorch 2.1 has no tree_leaves
+
+from tpvformer.config import TrainConfig
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.logging.log import RunLog
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the message says which, why, and what is still there."""
+
+
+class Saver:
+    """Writes the checkpoints of a run in a thread of its own, one at a time: the next waits for the last.
+
+    A file in the middle of an epoch that cannot be written is worth a warning, for training can go on and try again; of
+    one that was asked for with ``required`` the next ``wait`` raises SaveError.
+    """
+
+    def __init__(self, work_dir: Path, config: TrainConfig, log: RunLog) -> None:
+        self._work_dir, self._config, self._log = work_dir, config, log
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[BaseException] = None
+        self._last = time.monotonic()
+
+    def due(self, global_iter: int) -> bool:
+        """Whether steps or minutes ask for a file now. Steps do so in every process, minutes by each one's clock."""
+        steps, minutes = self._config.save_every_steps, self._config.save_every_minutes
+        return (steps > 0 and global_iter % steps == 0) or (
+            minutes > 0 and time.monotonic() >= self._last + 60 * minutes
+        )
+
+    def submit(self, name: str, content: Dict[str, Any], required: bool = False, best: bool = False) -> None:
+        """Begin to write ``content``, which nobody may change any more."""
+        self.wait()
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._write, args=(name, content, required, best), name=f"save {name}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last file is written. Raises what went wrong with it and cannot be passed over."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """The same at the end of a run that has its own error to tell."""
+        with contextlib.suppress(SaveError):
+            self.wait()
+
+    def _write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:
+        try:
+            self._try_to_write(name, content, required, best)
+        except BaseException as err:  # of a thread nobody would hear
+            self._error = err
+
+    def _try_to_write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:
+        began = time.perf_counter()
+        try:
+            path = store.write(self._work_dir, name, content, best)
+            store.prune(self._work_dir, self._config.keep_checkpoints, content["global_iter"])
+        except OSError as err:
+            problem = self._explain(name, content, err)
+            if required:
+                raise SaveError(problem) from err
+            self._log.warn(f"{problem}; training goes on, and the next save tries again")
+        else:
+            size, seconds = path.stat().st_size / 2**20, time.perf_counter() - began
+            self._log.line(f"saved {path}, {size:.1f} MiB in {seconds:.1f} s")
+
+    def _explain(self, name: str, content: Dict[str, Any], err: OSError) -> str:
+        tensors = (leaf for leaf in tree_flatten(content)[0] if isinstance(leaf, torch.Tensor))
+        needed = sum(tensor.nbytes for tensor in tensors) / 2**20
+        try:
+            free = shutil.disk_usage(self._work_dir).free / 2**20
+        except OSError:
+            return f"checkpoint {self._work_dir / name} cannot be written: the work dir is gone ({err.strerror or err})"
+        whole = store.newest_first(self._work_dir)
+        kept = f"{whole[0].name} before it is whole" if whole else "there was none before it"
+        return (
+            f"checkpoint {self._work_dir / name} cannot be written ({err.strerror or err}): it takes {needed:.1f} MiB, "
+            f"{free:.1f} MiB are free there; {kept}"
+        )

@@ -1,0 +1,81 @@
+"""What stands in a checkpoint of a run, value by value; read before anything of it is put in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tpvformer.config.ranges import short
+from tpvformer.untrusted.schema import (
+    SchemaError,
+    anything,
+    fields,
+    flag,
+    list_of,
+    map_of,
+    nothing_or,
+    number,
+    text,
+    whole,
+)
+
+
+def _tensor(value: Any, where: str) -> None:
+    if not isinstance(value, Tensor):
+        raise SchemaError(f"{where} is {short(value)}, expected a tensor")
+
+
+def _state(value: Any, where: str) -> None:
+    """Of one parameter: tensors, but for counts of older versions."""
+    if not isinstance(value, Tensor):
+        number(none=True)(value, where)
+
+
+_count, _score = whole(0, 2**53), number(none=True)
+_OPTIMISER = fields(
+    {
+        "state": map_of(map_of(_state), keys=whole(0, 10**7)),
+        "param_groups": list_of(fields({"params": list_of(whole(0, 10**7))}, needed=("params",)), 1, 10_000),
+    },
+    needed=("state", "param_groups"),
+)
+_RNG = {"python": 2, "python_gauss": 2, "numpy": 3, "numpy_gauss": 1, "torch": 1, "device": 0}
+_CONTENT = fields(
+    {
+        "format": text(100),
+        "state_dict": map_of(_tensor),
+        "optimizer": _OPTIMISER,
+        "scaler": nothing_or(map_of(anything)),
+        "config": map_of(anything),
+        "epoch": whole(0, 10**6),
+        "samples": _count,
+        "global_iter": _count,
+        "evaluated": flag,
+        "skipped_steps": _count,
+        "bad_samples": _count,
+        "best_val_miou_pts": _score,
+        "best_val_miou_vox": _score,
+        "best_val_leading": _score,
+        "world_size": whole(1, 10**6),
+        "global_batch": whole(1, 10**9),
+        "losses": fields({"sum": number(), "count": _count, "last": _score}, needed=("sum", "count", "last")),
+        "rng": fields(dict.fromkeys(_RNG, _tensor), needed=tuple(_RNG)),  # each (processes, n)
+    },
+    needed=("config", "epoch", "global_iter"),
+)
+TO_RESUME = ("state_dict", "optimizer")
+_MOMENT = ("world_size", "global_batch", "losses", "rng")
+
+
+def check_content(content: Any) -> None:
+    """Raises SchemaError for the first value that no run writes."""
+    _CONTENT(content, "")
+    missing = [name for name in _MOMENT if name not in content]
+    if missing and len(missing) < len(_MOMENT):
+        raise SchemaError(f"it has no {missing[0]!r}")
+    for name, states in content.get("rng", {}).items():
+        if name not in _RNG:
+            continue
+        if states.ndim != 2 or len(states) != content["world_size"] or states.shape[1] < _RNG[name]:
+            raise SchemaError(f"rng.{name} has the shape {tuple(states.shape)}, expected a row of each process")

@@ -1,0 +1,1 @@
+"""The device: which one, its precision, its memory, its kernels and compiled graphs."""

@@ -1,0 +1,1 @@
+"""Many processes: how they start, find each other, exchange values and end."""

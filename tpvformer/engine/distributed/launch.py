@@ -1,0 +1,131 @@
+"""One command in many processes on this machine: each gets what torchrun would give it, and signals reach them all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List
+
+from tpvformer.config import ConfigError
+from tpvformer.data.worker_processes import interrupts_held
+from tpvformer.engine.device.accelerator import visible_cards
+from tpvformer.engine.distributed.parent import Tether
+from tpvformer.engine.distributed.signals import heard, hears_ctrl_c, say_heard
+from tpvformer.runtime.cores import cores
+
+_GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come
+
+
+def launch(processes: int, argv: List[str]) -> int:
+    """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
+
+    They find each other as those of ``torchrun --standalone --nproc_per_node=<processes>`` do. A process that fails has
+    said why itself; the others are stopped, and all end where this process does. SIGTERM, SIGUSR1 and SIGHUP are passed
+    on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. So is the first
+    Ctrl-C of a training that saves; else, and at the second, KeyboardInterrupt is raised when all have been ended.
+    Without OMP_NUM_THREADS the cores are shared out among the processes. Raises ConfigError on Windows.
+    """
+    if sys.platform == "win32":
+        raise ConfigError(f"{processes} processes at once are for Linux and macOS; start one, without --processes")
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):  # nothing listens where other machines could connect
+            common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))
+    children: List[subprocess.Popen] = []
+    tether = Tether()
+    common.update(tether.environment)
+
+    def pass_on(number: int, _: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    typed: List[int] = []  # a Ctrl-C each
+
+    def interrupt(number: int, _: object) -> None:
+        typed.append(number)
+        if len(typed) > 1 or not saves(argv):
+            raise KeyboardInterrupt
+        say_heard()
+        pass_on(signal.SIGTERM, None)  # they do not hear Ctrl-C, which a terminal sends to all
+
+    before: Dict[int, Any] = {number: signal.signal(number, pass_on) for number in heard()}
+    if hears_ctrl_c():
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    try:
+        for rank in range(processes):
+            env: Dict[str, str] = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", "tpvformer", *argv]
+            with interrupts_held():
+                children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
+        status = _wait(children)
+        if status and typed:
+            raise KeyboardInterrupt  # it came before there was anything to save
+        return status
+    finally:
+        _stop(children, 0.0 if len(typed) > 1 else _GRACE)
+        tether.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: List[subprocess.Popen]) -> int:
+    """Until all have ended well, or one has not: the exit status as a shell has it."""
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 128 - failed[0]  # ended by a signal: the shell's way of saying so
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.1)  # any of them may end first, and waiting for several at once is no part of subprocess
+
+
+def saves(argv: List[str]) -> bool:
+    """Whether a command saves when it is asked to stop: a training that does not only measure speed."""
+    return argv[:1] == ["train"] and not any(word.replace("_", "-").startswith("--max-s") for word in argv)
+
+
+def _stop(children: List[subprocess.Popen], grace: float) -> None:
+    """End those that run: at once where there is no ``grace``, seconds in which they may end by themselves."""
+    running = [child for child in children if child.poll() is None]
+    for child in running:
+        child.terminate()
+    deadline = time.monotonic() + grace
+    for child in running:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def one_a_card(most: int, device: str) -> int:
+    """How many processes to start: one for each visible card, ``most`` at most; ``most`` where there is no card.
+
+    Fewer than ``most`` make a smaller global batch, which a line on stdout says.
+    """
+    cards = visible_cards(device)
+    if not 0 < cards < most:
+        return most
+    seen = "1 card is visible: 1 process is" if cards == 1 else f"{cards} cards are visible: {cards} processes are"
+    batches = "1 batch" if cards == 1 else f"{cards} batches"
+    print(f"{seen} started instead of {most}, and a step takes {batches} instead of {most}", flush=True)
+    return cards
+
+
+def threads(processes: int) -> int:
+    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
+    return max(1, cores() // processes)

@@ -1,0 +1,130 @@
+"""What one can ask of finished weights: their scores on the validation set, predictions for the test set."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import ContextManager, Optional, Sequence, Union
+
+import torch
+
+from tpvformer.compat import load_weights
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.loader import make_loader
+from tpvformer.data.worker_limits import fit_workers
+from tpvformer.engine.device import precision
+from tpvformer.engine.device.accelerator import pin_options
+from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.baselines import run_controls
+from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, report, write_scores
+from tpvformer.engine.evaluation.submission import TEST_VERSION, Submission, predict_all
+from tpvformer.engine.faults.explain_crash import in_words
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.train import build_model, enter, settle
+from tpvformer.model import TPVFormer
+
+
+def evaluate_checkpoint(
+    config: Config,
+    weights: Union[Path, TPVFormer],
+    device: str = "auto",
+    controls: bool = False,
+    out: Optional[Path] = None,
+    submission: Optional[Path] = None,
+    uses: Sequence[str] = (),
+) -> Evaluation:
+    """Score the weights at ``weights`` (ours or the reference's), or a model that is at hand on that device, on the
+    validation set; tables go to stdout.
+
+    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
+    receives all scores as JSON, ``submission`` the predictions as the challenge takes them (submission.py says what
+    ``uses`` is).
+    """
+    world, place, remarks = enter(device)
+    log = RunLog(None, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
+        check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
+        if controls and not data.has_points:
+            raise ConfigError(
+                "controls compare the classes of LiDAR points, and this data set has none; leave them out"
+            )
+        room = fit_workers(data, config.data, world.local_size, log.warn)
+        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        kept = contextlib.nullcontext()
+        if submission is not None:
+            kept = Submission(submission, data, config.data, "val", uses, world)
+        with kept as writer, _in_words(config, place, "the evaluation"):
+            model = _loaded(config, weights, world, place, log)
+            keep = None if writer is None else writer.add
+            result = evaluate(model, loader, config, world, place, log, keep=keep)
+            report(result, config, log)
+            for title, metric in (("pts", result.pts), ("vox", result.vox)):
+                if metric is not None:
+                    log.line(f"Current val miou {title} is {'n/a' if metric.miou is None else f'{metric.miou:.3f}'}")
+            log.line(f"Current val loss is {result.loss:.3f} over {result.samples} samples")
+            if writer is not None:
+                writer.finish(log)
+        if out is not None and world.is_main:
+            write_scores(out, result, config)
+        if controls:
+            train_set = FrameDataset(config.data, config.model.grid, "train", config.train.seed)
+            run_controls(model, loader, train_set, data, config, world, place, log, result)
+    finally:
+        log.close()
+    distributed.stop()
+    return result
+
+
+def predict_test_set(
+    config: Config, weights: Path, submission: Path, device: str = "auto", uses: Sequence[str] = ()
+) -> None:
+    """Write predictions for the test set, whose labels are not published: nothing is scored.
+
+    Its tables are those of v1.0-test, below the configured root. Raises ConfigError, DataError and CheckpointError.
+    """
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=TEST_VERSION))
+    world, place, remarks = enter(device)
+    log = RunLog(None, world.is_main)
+    try:
+        for remark in remarks:
+            log.warn(remark)
+        data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
+        check_cameras(data, config)
+        if data.camera_note:
+            log.line(data.camera_note)
+        room = fit_workers(data, config.data, world.local_size, log.warn)
+        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        told = _in_words(config, place, "the predictions")
+        with Submission(submission, data, config.data, "test", uses, world) as writer, told:
+            predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)
+            writer.finish(log)
+    finally:
+        log.close()
+    distributed.stop()
+
+
+def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
+    return in_words(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
+
+
+def _loaded(
+    config: Config, weights: Union[Path, TPVFormer], world: World, place: torch.device, log: RunLog
+) -> TPVFormer:
+    """The model with the given weights, in the precision of all processes."""
+    chosen = precision.choose_together(config.train.precision, place, world)
+    precision.begin(chosen, config, place, log)
+    if isinstance(weights, TPVFormer):
+        return settle(weights, chosen.applied(config), place)
+    model = build_model(chosen.applied(config), place)
+    for line in str(load_weights(model, weights)).splitlines():
+        log.line(line)
+    return model

@@ -1,0 +1,185 @@
+"""Scores of a model on a validation set: every sample counted exactly once, on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.types import Batch
+from tpvformer.engine.distributed.collectives import World, all_sum, gather_texts, share_buffers
+from tpvformer.engine.forward import predict
+from tpvformer.engine.logging.log import RunLog, finite
+from tpvformer.engine.losses import sample_losses
+from tpvformer.engine.metrics import Scores, scores, table
+from tpvformer.engine.metrics.collect import Tally, rows_by_scene
+from tpvformer.engine.metrics.named import Metric, named_table
+from tpvformer.engine.prefetch import on_device
+from tpvformer.labels import class_names
+
+if TYPE_CHECKING:
+    from tpvformer.model import Prediction
+
+WORST = 6  # samples that an evaluation names
+# the metrics that may choose the best checkpoint, and the counts each is made of; the first one there is does
+_LEADERS = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
+_UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Classes of points (``pts``), classes of the voxels that points lie in (``vox``), mean loss over samples.
+
+    The first two are None where the data set has no points.
+    ``metrics`` holds these two and all others under their full names (metrics/named.py says what each one is).
+    ``confusion`` are the counts behind the leading one, [truth][predicted], ``worst`` the samples of the highest loss.
+    """
+
+    pts: Optional[Scores]
+    vox: Optional[Scores]
+    loss: float
+    samples: int
+    scenes: int = 0
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    confusion: Sequence[Sequence[int]] = ()
+    worst: Sequence[Tuple[str, float]] = ()
+
+    def __repr__(self) -> str:
+        named = [f"{name} {m.value:.2f} %" for name, m in self.metrics.items() if m.value is not None]
+        return f"Evaluation({', '.join(named)}; loss {self.loss:.3f} over {self.samples} samples)"
+
+    @property
+    def leading(self) -> Tuple[str, Optional[float]]:
+        """Name and value of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+        name = leader(self.metrics)
+        return name, self.metrics[name].value if name in self.metrics else miou(self.pts)
+
+    def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
+        """Plain values, ready for JSON."""
+        return {
+            "loss": self.loss,
+            "samples": self.samples,
+            "pts": None if self.pts is None else self.pts.as_dict(names),
+            "vox": None if self.vox is None else self.vox.as_dict(names),
+            "scenes": self.scenes,
+            "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
+            "leading": self.leading[0],
+            "confusion": {"classes": list(names), "counts": [list(row) for row in self.confusion]},
+            "worst": [{"token": token, "loss": loss} for token, loss in self.worst],
+        }
+
+
+def leader(metrics: Mapping[str, Metric]) -> str:
+    """The name of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+    return next((name for name in _LEADERS if name in metrics), "miou_points")
+
+
+def miou(scores: Optional[Scores]) -> Optional[float]:
+    """The mean over the classes present; None without scores too."""
+    return None if scores is None else scores.miou
+
+
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    config: Config,
+    world: World,
+    device: torch.device,
+    log: RunLog,
+    epoch: Optional[int] = None,
+    between: Callable[[], None] = lambda: None,
+    change: Optional[Callable[[Batch], Batch]] = None,
+    keep: Optional[Callable[[Batch, Prediction], None]] = None,
+) -> Evaluation:
+    """Run the bare model (not its DDP wrapper: processes may hold unequal numbers of samples) over this rank's loader.
+
+    ``change`` alters each batch first (controls); ``keep`` is given each batch with its prediction. ``epoch`` is only
+    named in the log. ``between`` is called in all processes alike between batches, and may end it all by raising. All
+    processes return the same.
+    """
+    data = cast(FrameDataset, loader.dataset)
+    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
+    sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
+    share_buffers(model)
+    tokens: List[str] = []
+    each: List[torch.Tensor] = []  # the losses of the samples; read at the end, so that nothing waits for the device
+    training, together = model.training, config.data.batch_size * world.size
+    model.eval()
+    with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
+        for i, batch in enumerate(on_device(loader, device)):
+            if (i + 1) * together <= len(data):  # every process has such a batch
+                between()
+            if change is not None:
+                batch = change(batch)
+            prediction = predict(model, batch, config)
+            losses = sample_losses(prediction, batch, config.loss, config.data)
+            known = losses.isfinite()
+            units = (torch.where(known, losses, 0) * _UNIT).long()
+            sums += torch.stack((units.sum(), known.new_ones(len(losses)).sum(), (~known).sum()))
+            tokens += batch.tokens
+            each.append(losses)
+            tally.add(prediction, batch)
+            if keep is not None:
+                keep(batch, prediction)
+            if i % config.train.print_every == 0:
+                where = "" if epoch is None else f"Epoch {epoch} "
+                mean = float(sums[0]) / _UNIT / int(sums[1])
+                log.line(f"[EVAL] {where}Iter {i}: Loss: {losses.mean().item():.3f} ({mean:.3f})")
+            bar.advance()
+    model.train(training)
+    tally.sum_over_processes()
+    total, samples, unknown = all_sum(sums).tolist()
+    if samples != len(data):
+        raise RuntimeError(f"{samples} samples were evaluated, the data set has {len(data)}")
+    loss = float("nan") if unknown else total / _UNIT / samples
+    pts = vox = None
+    if data.has_points:
+        pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
+    metrics = tally.metrics()
+    confusion = tally.confusion(_LEADERS[leader(metrics)]).tolist()
+    worst = worst_of(tokens, torch.cat(each).tolist() if each else [])
+    return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst)
+
+
+def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, float]]:
+    """The samples of all processes with the highest loss, worst first; a loss that is no number is the worst of all."""
+
+    def badness(sample: Sequence) -> Tuple[float, str]:
+        return -sample[1] if math.isfinite(sample[1]) else -math.inf, sample[0]
+
+    mine = sorted(zip(tokens, losses), key=badness)[:WORST]
+    everyone = [(token, loss) for text in gather_texts(json.dumps(mine)) for token, loss in json.loads(text)]
+    return sorted(everyone, key=badness)[:WORST]
+
+
+def permute_cameras(batch: Batch) -> Batch:
+    """Every image gets the calibration of the camera before it: a model that sees must lose its way."""
+    return dataclasses.replace(batch, lidar2img=batch.lidar2img.roll(1, dims=1))
+
+
+def report(result: Evaluation, config: Config, log: RunLog) -> None:
+    """The tables of all metrics, line by line, into the log."""
+    if result.pts is not None and result.vox is not None:
+        for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
+            log.line(line)
+    for line in named_table(result.metrics, result.scenes):
+        log.line(line)
+
+
+def write_scores(path: Path, result: Evaluation, config: Config) -> None:
+    """Everything that was found, as JSON. Raises ConfigError where the file cannot be written."""
+    values = {"config": config.name, **result.as_dict(class_names(config.data.label_map))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(finite(values), indent=1, allow_nan=False) + "\n")
+    except OSError as err:
+        raise ConfigError(f"json is {path}, which cannot be written ({err.strerror}); name another file") from err

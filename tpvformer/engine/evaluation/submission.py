@@ -1,0 +1,213 @@
+"""Predictions for the nuScenes lidar segmentation challenge, as its server takes them.
+
+A zip of ``lidarseg/<set>/<token of the LiDAR record>_lidarseg.bin``, one byte a point in the scan's order, 1 to 16, and
+of ``<set>/submission.json``, which says what was used. Every process writes the predictions it makes into a folder
+beside the target; the first puts them together, in the order of the data set, and only then the zip gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Dict, Optional, Sequence, Type
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.nuscenes.lidarseg import scan_tokens
+from tpvformer.data.nuscenes.reader import resolve
+from tpvformer.data.nuscenes.splits import official
+from tpvformer.data.nuscenes.tables import read_table
+from tpvformer.data.types import Batch, DataError
+from tpvformer.engine.distributed.collectives import World, barrier
+from tpvformer.engine.forward import predict
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.prefetch import on_device
+from tpvformer.labels import EVALUATED
+
+if TYPE_CHECKING:
+    from tpvformer.model import Prediction
+
+TEST_VERSION = "v1.0-test"
+_SETS = {("val", "v1.0-trainval"): "val", ("val", "v1.0-mini"): "mini_val", ("test", TEST_VERSION): "test"}
+_MODALITIES = ("camera", "lidar", "radar", "map", "external")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip, so that the same predictions make the same bytes
+
+
+class Submission:
+    """The zip of one evaluation set; a context that leaves nothing behind unless ``finish`` was reached.
+
+    ``uses`` names what the method uses beside the cameras. Raises DataError for a sample without scan or without a
+    record in the tables, ConfigError for a target that cannot be written; both before anything is predicted.
+    """
+
+    def __init__(
+        self, target: Path, data: FrameDataset, cfg: DataConfig, split: str, uses: Sequence[str], world: World
+    ) -> None:
+        self.set = _evaluation_set(cfg, split)
+        self._target, self._tokens, self._world = target, data.tokens, world
+        data.whole_scans = True  # the server wants a class for each point of the file
+        self._names = _file_names(data, cfg, split, self.set)
+        self._meta = {f"use_{name}": name == "camera" or name in uses for name in _MODALITIES}
+        self._whole = official_tokens(cfg, self.set)
+        self._folder = target.absolute().with_name(f".{target.name}.partial")
+        self._part = self._open()
+
+    def _open(self) -> zipfile.ZipFile:
+        """This process's own file; all of them have to lie in one folder."""
+        if self._target.is_dir():
+            raise ConfigError(f"submission is {self._target}, which is a folder; name a file such as submission.zip")
+        try:
+            if self._world.is_main:
+                self._folder.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(self._folder, ignore_errors=True)  # what a killed run left here is of no use
+                self._folder.mkdir()
+            barrier()
+            part = zipfile.ZipFile(self._part_path(self._world.rank), "w")
+        except OSError as err:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise self._unwritable(err) from err
+        barrier()
+        for rank in range(self._world.size if self._world.is_main else 0):
+            if not self._part_path(rank).is_file():
+                part.close()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                raise ConfigError(
+                    f"submission is {self._target}, but what process {rank} writes there does not appear here; name a "
+                    "folder that all machines share, or use one machine"
+                )
+        return part
+
+    def _part_path(self, rank: int) -> Path:
+        return self._folder / f"{rank}.zip"
+
+    def _unwritable(self, err: OSError) -> ConfigError:
+        return ConfigError(
+            f"submission is {self._target}, which cannot be written ({err.strerror or err}); name another file, on a "
+            "disk with room that all processes share"
+        )
+
+    def __enter__(self) -> Submission:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], err: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._part.close()
+        if self._world.is_main or kind is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, batch: Batch, prediction: Prediction) -> None:
+        """Keep the classes of a batch's points."""
+        assert prediction.point_logits is not None
+        first, last = EVALUATED[0], EVALUATED[-1]
+        at_voxels = prediction.point_logits[:, first : last + 1].argmax(1) + first
+        classes = at_voxels.gather(1, batch.point_voxel).to(torch.uint8).cpu().numpy()
+        try:
+            for token, row, length in zip(batch.tokens, classes, batch.point_lengths.tolist()):
+                self._part.writestr(token, row[:length].tobytes())
+        except OSError as err:
+            raise self._unwritable(err) from err
+
+    def finish(self, log: RunLog) -> None:
+        """Put the parts together and give the zip its name; to be called by every process."""
+        try:
+            self._part.close()
+            barrier()
+            if self._world.is_main:
+                self._join(self._folder / "whole", log)
+                (self._folder / "whole").replace(self._target)
+        except OSError as err:
+            raise self._unwritable(err) from err
+        barrier()
+        log.line(f"{self._target}: predictions for {len(self._names)} scans of {self.set}, {self._said()}")
+        absent, others = len(self._whole - set(self._tokens)), len(set(self._tokens) - self._whole)
+        if absent or others:
+            log.warn(
+                f"{self.set} has {len(self._whole)} key frames; {absent} of them are absent from the infos, which hold "
+                f"{others} others; the evaluation server wants the set as a whole"
+            )
+
+    def _said(self) -> str:
+        return ", ".join(name for name, used in self._meta.items() if used)
+
+    def _join(self, path: Path, log: RunLog) -> None:
+        parts = [zipfile.ZipFile(self._part_path(rank)) for rank in range(self._world.size)]
+        try:
+            holder = {token: part for part in parts for token in part.namelist()}
+            with zipfile.ZipFile(path, "w") as whole, log.progress("zip", len(self._tokens)) as bar:
+                _store(whole, f"{self.set}/submission.json", json.dumps({"meta": self._meta}).encode())
+                for token in self._tokens:
+                    name = f"lidarseg/{self.set}/{self._names[token]}_lidarseg.bin"
+                    _store(whole, name, holder[token].read(token))
+                    bar.advance()
+        finally:
+            for part in parts:
+                part.close()
+
+
+def predict_all(
+    model: nn.Module, loader: DataLoader, config: Config, device: torch.device, log: RunLog, into: Submission
+) -> None:
+    """The predictions of a set without labels, this rank's share of it."""
+    model.eval()
+    with torch.no_grad(), log.progress("predict", len(loader)) as bar:
+        for i, batch in enumerate(on_device(loader, device)):
+            into.add(batch, predict(model, batch, config))
+            if i % config.train.print_every == 0:
+                log.line(f"[PREDICT] Iter {i}/{len(loader)}")
+            bar.advance()
+
+
+def official_tokens(cfg: DataConfig, name: str) -> frozenset:
+    """The samples of an official evaluation set, as far as the tables hold it."""
+    folder = Path(cfg.root, cfg.version)
+    scenes = set(official(name))
+    wanted = {row["token"] for row in read_table(folder, "scene", "name") if row["name"] in scenes}
+    return frozenset(
+        row["token"] for row in read_table(folder, "sample", "scene_token") if row["scene_token"] in wanted
+    )
+
+
+def _evaluation_set(cfg: DataConfig, split: str) -> str:
+    """The challenge's name of a split of a version."""
+    if cfg.format != "nuscenes":
+        raise ConfigError(f"data.format is {cfg.format}; a submission is for nuScenes' lidarseg server alone")
+    name = _SETS.get((split, cfg.version))
+    if name is None:
+        known = ", ".join(f"{kind} of {version}" for kind, version in _SETS)
+        raise ConfigError(
+            f"data.version is {cfg.version}, whose {split} split is no evaluation set of the challenge; expected "
+            f"{known}"
+        )
+    return name
+
+
+def _file_names(data: FrameDataset, cfg: DataConfig, split: str, name: str) -> Dict[str, str]:
+    """The token of the LiDAR record of each sample; looks at the scans as well, before hours are spent."""
+    known = scan_tokens(cfg.root, cfg.version)
+    for token, scan in zip(data.tokens, data.scans):
+        if not scan:
+            raise DataError(
+                f"sample {token}: its record in {cfg.infos(split)} names no LiDAR scan, but a submission for {name} "
+                "labels every point of it; make the infos again with tpvformer data infos"
+            )
+        resolve(scan, cfg.root, token)
+        if token not in known:
+            raise DataError(
+                f"sample {token}: {Path(cfg.root, cfg.version)}/sample_data.json has no LIDAR_TOP key frame of it; "
+                "expected infos and tables of the same nuScenes version, so set data.version or make the infos again"
+            )
+    return {token: known[token] for token in data.tokens}
+
+
+def _store(into: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    into.writestr(entry, content)

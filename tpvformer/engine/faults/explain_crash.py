@@ -1,0 +1,80 @@
+"""What ends a run from outside, said so that it helps: memory that ran out, a worker or another process that died."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Callable, Generator
+
+import torch
+
+from tpvformer.config import Config
+from tpvformer.engine.device.accelerator import fast_bf16, peak_memory_mib
+from tpvformer.runtime.processor import mib
+
+
+class RunEnded(RuntimeError):
+    """The run cannot go on; the message says where, why, and what to change."""
+
+
+# what PyTorch says of another process that ended; of a worker that died, and of batches that did not come through
+_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
+
+
+@contextlib.contextmanager
+def in_words(
+    config: Config, precision: str, device: torch.device, doing: Callable[[], str]
+) -> Generator[None, None, None]:
+    """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.
+
+    ``precision`` is the one that the model runs in, ``doing`` says what the run was at.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        text = " ".join(str(err).split())
+        if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+            raise RunEnded(_memory(config, precision, device, doing(), text)) from err
+        if any(words in text for words in _WORKER):
+            raise RunEnded(_worker(config, doing(), text)) from err
+        if any(words in text for words in _PEER):
+            raise RunEnded(
+                f"another process of this run has ended, as this one found at {doing()} ({text[:200]}); its own output "
+                "says why; the same command resumes from the newest checkpoint"
+            ) from err
+        raise
+
+
+def _memory(config: Config, precision: str, device: torch.device, doing: str, text: str) -> str:
+    data, train = config.data, config.train
+    advice = ["lower data.image_scale"]
+    if train.recompute != "blocks":
+        advice.insert(0, "set train.recompute=blocks")
+    if precision == "fp32" and (device.type != "cpu" or fast_bf16(device).fast):
+        advice.insert(0, "set train.precision=bf16")
+    if data.batch_size > 1:
+        advice.insert(0, "lower data.batch_size and raise train.accumulate by as much, which keeps the global batch")
+    return (
+        f"out of memory on {device} at {doing}: peak {mib(peak_memory_mib(device))}, {data.batch_size} samples a "
+        f"batch, {train.accumulate} batches a step, {precision}, recompute {train.recompute or 'by default'}; "
+        f"{', or '.join(advice)} ({text[:200]})"
+    )
+
+
+def _worker(config: Config, doing: str, text: str) -> str:
+    if "Bus error" in text or "shared memory" in text:
+        return (
+            f"shared memory ran out at {doing} ({text[:200]}): /dev/shm is full; give it more (docker run "
+            f"--shm-size=16g), or lower data.workers (now {config.data.workers}); the same command resumes from the "
+            "newest checkpoint"
+        )
+    if "ancdata" in text or "Too many open files" in text:
+        return (
+            f"open files ran out at {doing} ({text[:200]}); raise the limit (ulimit -n) or lower data.workers (now "
+            f"{config.data.workers}); the same command resumes from the newest checkpoint"
+        )
+    return (
+        f"a worker process of the loader died at {doing} ({text[:200]}); most often the machine has no memory left: "
+        f"lower data.workers (now {config.data.workers}) or data.batch_size, and look at the kernel's log; the same "
+        "command resumes from the newest checkpoint"
+    )

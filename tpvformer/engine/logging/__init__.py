@@ -1,0 +1,1 @@
+"""What a run says and records: log, losses, times, summary."""

@@ -1,0 +1,233 @@
+"""What a run says: plain lines in a file and on stdout, one JSON object an event, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
+
+from tpvformer.engine.logging.meters import Lap
+from tpvformer.engine.logging.progress import Ending
+from tpvformer.engine.logging.writers import Writers
+from tpvformer.untrusted.names import shown_lines
+
+TIMELINE = "timeline.csv"
+FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+
+
+class RunLog:
+    """The log of one process. Only the main process writes; the others are silent.
+
+    ``path`` is ``<work_dir>/<YYYYmmdd_HHMMSS>.log``, always a new file; ``metrics.jsonl`` beside it is appended to, and
+    each of its lines names the run it belongs to, and so is ``timeline.csv``, which tells for every step how long it
+    waited for data and how long it computed. A run that only looks (``work_dir`` None) writes to stdout alone.
+    """
+
+    def __init__(self, work_dir: Optional[Path], is_main: bool) -> None:
+        self.is_main = is_main
+        self.path: Optional[Path] = None
+        self._metrics: Optional[TextIO] = None
+        self._timeline: Optional[TextIO] = None
+        self._logger = logging.getLogger("tpvformer")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._handlers: List[logging.Handler] = []
+        self._bar = Progress(None, None)
+        self._writers: Optional[Writers] = None
+        if not is_main:
+            return
+        self._handlers.append(_Screen(sys.stdout))
+        if work_dir is not None:
+            self.path = _new_file(work_dir)
+            self._handlers.append(_LogFile(self.path, encoding="utf-8"))
+            self._metrics = (work_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self._timeline = (work_dir / TIMELINE).open("a", encoding="utf-8")
+            if self._timeline.tell() == 0:
+                self._timeline.write("run,epoch,step,began_s,waited_s,computed_s\n")
+        for handler in self._handlers:
+            handler.setFormatter(logging.Formatter(FORMAT))
+            self._logger.addHandler(handler)
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        self._write(logging.INFO, text)
+
+    def warn(self, text: str) -> None:
+        """One line for people, marked as a warning."""
+        self._write(logging.WARNING, text)
+
+    def _write(self, level: int, text: str) -> None:
+        if self.is_main:
+            self._bar.make_room()
+            self._logger.log(level, "%s", shown_lines(text))  # of files' names, a terminal obeys some characters
+
+    def record(self, kind: str, **values: Any) -> None:
+        """One JSON object for programs. What is not a finite number is written as null."""
+        if self._metrics is not None and self.path is not None:
+            entry = {"kind": kind, "run": self.path.stem, **values}
+            self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
+            with contextlib.suppress(OSError):  # as in _LogFile
+                self._metrics.flush()
+        if self._writers is not None:
+            self._writers.record(kind, values)
+
+    def attach(self, writers: Writers) -> None:
+        """From now on the numbers of each record go there too; closed with this log."""
+        self._writers = writers
+
+    def cut(self, step: int, evaluated: bool) -> None:
+        """Take back the records after ``step`` and, unless ``evaluated``, its evaluation: they will come again.
+
+        So the file of a run that was interrupted and resumed reads like that of one that was not.
+        """
+        if self._metrics is None:
+            return
+        path = Path(self._metrics.name)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _stands(line, step, evaluated)]
+        if len(kept) < len(lines):
+            self._metrics.close()
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, path)
+            self._metrics = path.open("a", encoding="utf-8")
+
+    def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
+        """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.
+
+        On an accelerator the host is ahead of the device: a step's computing is seen where the host has to wait for it.
+        """
+        if self._timeline is None or self.path is None:
+            return
+        for step, lap in enumerate(laps, start=last_step - len(laps) + 1):
+            times = f"{lap.began:.4f},{lap.waited:.4f},{lap.spent - lap.waited:.4f}"
+            self._timeline.write(f"{self.path.stem},{epoch},{step},{times}\n")
+        with contextlib.suppress(OSError):  # as in _LogFile
+            self._timeline.flush()
+
+    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
+        """A printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; seconds as ``time``, ``data_time``."""
+        self.line(
+            f"[TRAIN] Epoch {epoch} Iter {i}/{n}: Loss: {values['loss']:.3f} ({values['mean_loss']:.3f}), "
+            f"grad_norm: {values['grad_norm']:.1f}, lr: {values['lr']:.7f}, "
+            f"time: {values['time']:.3f} ({values['data_time']:.3f})"
+        )
+        self.record("train", epoch=epoch, iter=i, **values)
+
+    def close(self) -> None:
+        """Give the files back."""
+        if self._writers is not None:
+            self._writers.close()
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+        for file in (self._metrics, self._timeline):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    @contextmanager
+    def progress(self, title: str, total: int, later: int = 0) -> Generator[Progress, None, None]:
+        """A bar or lines as of ``progress``, of the main process alone; ``later`` more such parts end the training."""
+        if not self.is_main:
+            yield Progress(None, None)
+            return
+        ending = Ending(title, total, self.line, later, "the training, evaluations not counted,")
+        with progress(title, total, ending) as bar:
+            self._bar = bar
+            try:
+                yield bar
+            finally:
+                self._bar = Progress(None, None)
+
+
+class _Screen(logging.StreamHandler):
+    """Where nobody reads any more (a pipe to ``head``, a closed terminal) training goes on, and so does the file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing can be said to anybody."""
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk lines wait in memory for the next one; training does not end for them. Checkpoints say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave it to the other handlers."""
+
+
+@contextmanager
+def progress(title: str, total: int, ending: Optional[Ending] = None) -> Generator[Progress, None, None]:
+    """A bar on stderr while something of ``total`` parts goes on.
+
+    Where stderr is no terminal, ``ending`` says now and then when it will end, by default on stderr.
+    """
+    if not sys.stderr.isatty():
+        ending = ending or Ending(title, total, lambda line: print(line, file=sys.stderr, flush=True))
+        yield Progress(None, None, ending)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # rich would also redirect stdout, and break the log's lines at the width of the terminal
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        yield Progress(bar, bar.add_task(title, total=total))
+
+
+class Progress:
+    """Handle on a bar that may not be there."""
+
+    def __init__(self, bar: Any, task: Any, ending: Optional[Ending] = None) -> None:
+        self._bar, self._task, self._ending = bar, task, ending
+
+    def advance(self) -> None:
+        """One part is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+        if self._ending is not None:
+            self._ending.advance()
+
+    def make_room(self) -> None:
+        """Before a line is printed: the bar is drawn again below it."""
+        if self._bar is not None:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def finite(value: Any) -> Any:
+    """The same structure with None in place of every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _stands(line: str, step: int, evaluated: bool) -> bool:
+    """Whether a record is of a step that is done; half a line, left by a process that was killed, is not."""
+    try:
+        record = json.loads(line)
+        return bool(record["step"] < step or (record["step"] == step and (record["kind"] != "eval" or evaluated)))
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _new_file(work_dir: Path) -> Path:
+    """Create ``<work_dir>/<now>.log``; a run that starts in the same second as another takes the next one."""
+    moment = time.time()
+    while True:
+        path = work_dir / time.strftime("%Y%m%d_%H%M%S.log", time.localtime(moment))
+        try:
+            path.touch(exist_ok=False)
+            return path
+        except FileExistsError:
+            moment += 1

@@ -1,0 +1,93 @@
+"""A stopwatch that is read where one part of a training step ends and the next begins."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from tpvformer.engine.device.accelerator import synchronize
+from tpvformer.model import TPVFormer
+
+
+class Spent(NamedTuple):
+    """Seconds on the clock, and of this process's CPU time over all its threads."""
+
+    wall: float
+    cpu: float
+
+
+# in the order in which they happen; "decode" is there where real data is read
+FORWARD = ("transfer", "backbone", "neck", "encoder", "aggregator")
+BACKWARD = ("backward aggregator", "backward encoder", "backward images")
+PARTS = ("decode", *FORWARD, "loss", *BACKWARD, "optimiser")
+
+
+class Marks:
+    """Time by part. A part that is never ended (a model compiled as a whole, say) counts to the one after it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.spent: Dict[str, Spent] = {}
+        self._last = self._read()
+
+    def _read(self) -> Spent:
+        synchronize(self._device)
+        return Spent(time.perf_counter(), time.process_time())
+
+    def end(self, part: str) -> None:
+        """What happened since the last call was ``part``; asked again for the same part, nothing happens."""
+        if part in self.spent:
+            return
+        now = self._read()
+        self.spent[part] = Spent(now.wall - self._last.wall, now.cpu - self._last.cpu)
+        self._last = now
+
+
+class Watch:
+    """Hooks on a model that end its parts, forward and backward, in ``marks`` while that is set."""
+
+    def __init__(self, model: TPVFormer) -> None:
+        self.marks: Optional[Marks] = None
+        self._handles: List[RemovableHandle] = [
+            model.register_forward_pre_hook(lambda *_: self._end("transfer")),
+            model.neck.register_forward_pre_hook(lambda *_: self._end("backbone")),
+            model.encoder.register_forward_pre_hook(self._into("neck", "backward encoder")),
+            model.aggregator.register_forward_pre_hook(self._into("encoder", "backward aggregator")),
+            model.register_forward_hook(lambda *_: self._end("aggregator")),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _end(self, part: str) -> None:
+        if self.marks is not None:
+            self.marks.end(part)
+
+    def _into(self, before: str, behind: str) -> Any:
+        """A hook for a module's entrance: ``before`` ends there; ``behind`` ends when the gradient leaves by it."""
+
+        def hook(_: Any, inputs: Any) -> None:
+            self._end(before)
+            if self.marks is not None:
+                for tensor in _tensors(inputs):
+                    if tensor.requires_grad:
+                        tensor.register_hook(lambda _: self._end(behind))
+
+        return hook
+
+
+def _tensors(values: Iterable[Any]) -> List[Tensor]:
+    """All tensors in nested lists and tuples."""
+    found: List[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found

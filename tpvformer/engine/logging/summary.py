@@ -1,0 +1,81 @@
+"""``summary.json``: the outcome of one run in one file, for launchers and people."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+
+from tpvformer.config import Config
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.device.accelerator import device_name, peak_memory_mib
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.evaluate import Evaluation
+from tpvformer.engine.logging.log import RunLog, finite
+from tpvformer.engine.logging.meters import StepClock
+from tpvformer.labels import class_names
+
+SUMMARY = "summary.json"
+
+
+def remove_stale(work_dir: Path) -> None:
+    """Take away the summary of an earlier run, so that a run that fails leaves none."""
+    (work_dir / SUMMARY).unlink(missing_ok=True)
+
+
+def summarise(
+    config: Config,
+    world: World,
+    device: torch.device,
+    progress: Progress,
+    clock: StepClock,
+    final_loss: Optional[float],
+    evaluation: Optional[Evaluation],
+    log: RunLog,
+    duration: float,
+) -> Dict[str, Any]:
+    """Everything worth quoting. Times and loss are None if this run trained no step, scores if it evaluated nothing.
+
+    ``samples_per_s`` is the global batch (batch size x accumulation x processes) over the mean measured step.
+    """
+    step, measured, steps = clock.result()
+    batch = config.data.batch_size * config.train.accumulate * world.size
+    return {
+        "config": config.name,
+        "run": None if log.path is None else log.path.stem,
+        "device": device.type,
+        "device_name": device_name(device),
+        "torch": torch.__version__,
+        "seed": config.train.seed,
+        "world_size": world.size,
+        "batch_size": config.data.batch_size,
+        "accumulate": config.train.accumulate,
+        "global_batch": batch,
+        "epochs": progress.epoch,
+        "global_iter": progress.global_iter,
+        "steps": steps,
+        "measured_steps": measured,
+        "step_time_ms": None if step is None else step * 1e3,
+        "waiting_share": clock.waiting_share,  # part of the steps' time that went by waiting for data
+        "samples_per_s": None if step is None else batch / step,
+        "final_loss": final_loss,
+        "skipped_steps": progress.skipped_steps,  # whose loss or gradient was not finite
+        "bad_samples": progress.bad_samples,  # that could not be read, others stood in
+        "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),
+        "best_val_miou_pts": progress.best_val_miou_pts,
+        "best_val_miou_vox": progress.best_val_miou_vox,
+        "leading_metric": None if evaluation is None else evaluation.leading[0],  # the one that chooses best.pth
+        "best_val_leading": progress.best_val_leading,
+        "peak_memory_mib": peak_memory_mib(device),
+        "duration_s": duration,
+    }
+
+
+def write(work_dir: Path, summary: Dict[str, Any]) -> None:
+    """Store it whole or not at all."""
+    temporary = work_dir / f".{SUMMARY}.tmp"
+    temporary.write_text(json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, work_dir / SUMMARY)

@@ -1,0 +1,327 @@
+"""The training loop, and what surrounds it from epoch to epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.data import DataLoader
+
+from tpvformer.config import Config
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.samplers import TrainSampler
+from tpvformer.data.types import Batch
+from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.checkpoint import state as checkpoint
+from tpvformer.engine.checkpoint.resume import moment, restore_moment
+from tpvformer.engine.checkpoint.rng import seed_all
+from tpvformer.engine.checkpoint.saver import SaveError, Saver
+from tpvformer.engine.checkpoint.state import Progress
+from tpvformer.engine.device.accelerator import synchronize
+from tpvformer.engine.device.memory import keep_freed_memory
+from tpvformer.engine.device.precision import Precision
+from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.distributed.signals import Stopped, StopSignals
+from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, report
+from tpvformer.engine.faults.bad_samples import BadSamples
+from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.forward import predict
+from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.logging.meters import Lap, LossWatch, StepClock
+from tpvformer.engine.losses import total_loss
+from tpvformer.engine.optim import Stepper
+from tpvformer.engine.optim.schedule import set_learning_rates
+from tpvformer.engine.prefetch import on_device
+from tpvformer.labels import class_names
+from tpvformer.model import TPVFormer
+
+
+@dataclass
+class Run:
+    """All that a training run is made of. ``model`` is the bare module, ``parallel`` what averages its gradients."""
+
+    config: Config
+    work_dir: Path
+    world: World
+    device: torch.device
+    log: RunLog
+    model: TPVFormer
+    parallel: nn.Module
+    precision: Precision  # that the model runs in; config.train.precision is what was asked for
+    stepper: Stepper
+    train_loader: DataLoader
+    val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
+    max_steps: Optional[int]
+    progress: Progress
+    clock: StepClock
+    losses: LossWatch
+    guard: Guard
+    bad_samples: BadSamples
+    watchdog: Watchdog
+    saver: Saver
+    signals: StopSignals
+    sets: Dict[str, str]  # what the data are, for checkpoints; see same.py
+    moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
+        return len(cast(FrameDataset, self.train_loader.dataset)) // self.global_batch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimiser step learns from, over all processes."""
+        return self.world.size * self.config.data.batch_size * self.config.train.accumulate
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning rate's curve: that of the whole training, however short this run is."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+
+def train_epoch(run: Run, epoch: int) -> None:
+    """One pass over the training set from where ``run.progress`` stands, or less where ``max_steps`` ends it.
+
+    Raises Stopped where a signal does.
+    """
+    config, stepper, n = run.config, run.stepper, run.steps_per_epoch
+    first, batches = begin_epoch(run, epoch)
+    here, later = steps_left(run, epoch, first)
+    with run.log.progress(f"epoch {epoch}", here, later) as bar:
+        for i in range(first, n):
+            # learning rate of this step
+            set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
+            stepper.clear()
+            step_loss = torch.zeros((), device=run.device)
+            tokens: List[str] = []
+            where = f"epoch {epoch} iteration {i}"
+            run.watchdog.beat(where)
+            for part in range(config.train.accumulate):
+                batch = next(batches)
+                last_part = part == config.train.accumulate - 1
+                with exchange(run.parallel, last_part):
+                    # forward
+                    prediction = predict(run.parallel, batch, config)
+                    # loss
+                    loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
+                    # backward
+                    stepper.backward(loss)
+                step_loss += loss.detach()
+                tokens += batch.tokens
+                run.bad_samples.note(batch.replaced)
+            # clip, look, step
+            grad_norm = stepper.clip()
+            if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
+                run.losses.add(where, tokens, step_loss)
+                stepper.step()
+            else:
+                stepper.leave_out()
+                run.progress.skipped_steps += 1
+            keep_freed_memory(run.device.type)
+            run.progress.global_iter += 1
+            run.progress.samples += run.global_batch
+            # report
+            done = i == n - 1 or run.progress.global_iter == run.max_steps
+            printing = i % config.train.print_every == 0
+            if printing or done:
+                run.losses.read()
+                run.progress.bad_samples = run.bad_samples.settle(run.progress.bad_samples, run.log)
+            if run.clock.measuring_starts:
+                synchronize(run.device)
+            run.clock.lap()
+            bar.advance()
+            if printing or done:
+                laps = run.clock.recent()
+                run.log.timeline(epoch, run.progress.global_iter, laps)
+            if printing:
+                log_step(run, epoch, i, float(grad_norm), laps)
+            if done:
+                return
+            # save and stop
+            save_if_due(run)
+
+
+def steps_left(run: Run, epoch: int, first: int) -> Tuple[int, int]:
+    """Steps of this epoch from ``first`` on, and of the whole training after it; fewer where ``max_steps`` ends it."""
+    here, later = run.steps_per_epoch - first, (run.config.train.epochs - epoch - 1) * run.steps_per_epoch
+    if run.max_steps is not None:
+        left = run.max_steps - run.progress.global_iter
+        here, later = min(here, left), min(later, max(0, left - here))
+    return here, later
+
+
+def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
+    """The first step to train in ``epoch`` and its batches; seeds, order and instruments are those of that step."""
+    start, seed = run.progress.samples, run.config.train.seed
+    seed_epoch(seed, epoch, run.world.rank)
+    cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
+    run.model.train()
+    run.losses.start_epoch()
+    run.clock.start_epoch()
+    batches = on_device(timed(iter(run.train_loader), run.clock), run.device)
+    if start and run.moment is not None:
+        restore_moment(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
+    run.moment = None
+    return start // run.global_batch, batches
+
+
+def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
+    """The line and the record of a printed iteration; times are means since the one before."""
+    values = {
+        "step": run.progress.global_iter,
+        "loss": math.nan if run.losses.last is None else run.losses.last,  # the first steps of all were left out
+        "mean_loss": run.losses.mean,
+        "grad_norm": grad_norm,
+        "lr": run.stepper.optimizer.param_groups[0]["lr"],
+        "time": sum(lap.spent for lap in laps) / len(laps),
+        "data_time": sum(lap.waited for lap in laps) / len(laps),
+    }
+    run.log.train_step(epoch, i, run.steps_per_epoch, values)
+
+
+def fit(run: Run) -> Optional[Evaluation]:
+    """Train from where ``run.progress`` stands; save and evaluate after every epoch. The last evaluation, if any."""
+    config, progress, result = run.config, run.progress, None
+    finished = progress.epoch >= config.train.epochs
+    if run.val_loader is not None and progress.epoch and (finished or not progress.evaluated):
+        # as the last step had them, so that the file written again with the scores is what it would have been
+        set_learning_rates(run.stepper.optimizer, progress.global_iter - 1, run.schedule_steps, config.optim)
+        result = evaluate_epoch(run)  # asked again for what is finished, or interrupted before its evaluation
+    for epoch in range(progress.epoch, config.train.epochs):
+        train_epoch(run, epoch)
+        progress.samples = 0
+        if run.val_loader is None:
+            if run.progress.global_iter == run.max_steps:
+                break
+            continue
+        progress.epoch, progress.evaluated = epoch + 1, False
+        save(run)
+        result = evaluate_epoch(run)
+    if run.val_loader is not None and run.world.is_main:
+        store.prune(run.work_dir, keep=0)  # only epochs are worth keeping of what is finished
+    return result
+
+
+def evaluate_epoch(run: Run) -> Evaluation:
+    """Score the model as it stands, say so, and write its checkpoint again with the scores in it."""
+    progress = run.progress
+    assert run.val_loader is not None
+    stop_if_asked(run)
+    result = evaluate(
+        run.model,
+        run.val_loader,
+        run.config,
+        run.world,
+        run.device,
+        run.log,
+        progress.epoch,
+        lambda: between_batches(run),
+    )
+    report(result, run.config, run.log)
+    leader, leading = result.leading
+    pts, vox = miou(result.pts), miou(result.vox)
+    better = progress.improve(pts, vox, leading)
+    shown = []
+    if result.pts is not None:
+        shown = [("miou pts", pts, progress.best_val_miou_pts), ("miou vox", vox, progress.best_val_miou_vox)]
+    if leader != "miou_points":
+        shown.append((leader, leading, progress.best_val_leading))
+    for title, score, best in shown:
+        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (score, best))
+        run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
+    run.log.line(f"Current val loss is {result.loss:.3f}")
+    values = result.as_dict(class_names(run.config.data.label_map))
+    run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
+    missing = not (run.work_dir / store.BEST).exists() and leading == progress.best_val_leading
+    save(run, best=better or missing)
+    return result
+
+
+def save(run: Run, best: bool = False) -> None:
+    """Write the checkpoint of the epoch that is done; all wait. Raises SaveError in every process."""
+    failure = write(run, store.epoch_name(run.progress.epoch), required=True, best=best)
+    if failure:
+        raise SaveError(failure)
+
+
+def save_if_due(run: Run) -> None:
+    """Begin to write a checkpoint where it is time for one; where a signal came, wait for it and raise Stopped."""
+    if run.val_loader is None:
+        return
+    asked, due = distributed.agree(
+        [run.signals.received is not None, run.world.is_main and run.saver.due(run.progress.global_iter)]
+    )
+    if asked or due:
+        failure = write(run, store.step_name(run.progress.global_iter), required=bool(asked))
+        if failure:
+            raise SaveError(failure)
+    if asked:
+        raise Stopped(stopped_at(run))
+
+
+def write(run: Run, name: str, required: bool, best: bool = False) -> str:
+    """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
+    failure = ""
+    run.watchdog.beat(f"saving {name}")
+    # until a step is trained, the moment is that of the checkpoint which this run goes on from
+    now = run.moment or moment(run.global_batch, run.losses, run.world, run.device)
+    now = {**now, "precision": run.precision.name}
+    if run.world.is_main:
+        content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
+        try:
+            run.saver.submit(name, content, required, best)
+            if required:
+                run.saver.wait()
+        except SaveError as err:
+            failure = str(err)
+    return distributed.from_main(failure) if required else failure
+
+
+def stop_if_asked(run: Run) -> None:
+    """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
+    if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
+        raise Stopped(stopped_at(run))
+
+
+def between_batches(run: Run) -> None:
+    """During an evaluation."""
+    run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
+    stop_if_asked(run)
+
+
+def stopped_at(run: Run) -> str:
+    progress = run.progress
+    return (
+        f"stopped by {run.signals.received or 'a signal to another process'} at epoch {progress.epoch}, iteration "
+        f"{progress.global_iter}; {run.work_dir / store.LATEST} holds everything, and the same command resumes there"
+    )
+
+
+def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
+    """The same batches; the clock learns how long each was waited for."""
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        clock.data_ready(asked)
+        if batch is None:
+            return
+        yield batch
+
+
+def exchange(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
+    """Gradients of an accumulation travel between the processes once, with its last batch."""
+    return contextlib.nullcontext() if last_part or not isinstance(parallel, DDP) else parallel.no_sync()
+
+
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Dropout of an epoch depends on these three alone, so a resumed run repeats an uninterrupted one."""
+    seed_all((seed * 100_003 + epoch) * 100_003 + rank)

@@ -1,0 +1,182 @@
+"""Lovász-softmax and cross-entropy (Berman et al., CVPR 2018, arXiv:1705.08790), one value a sample, and what a
+configuration adds to them.
+
+Shapes: B samples, K classes, P points, M occupied voxels (padded rows at the end), X, Y, Z the label grid.
+
+The loss of a batch is the mean of its samples' losses. Training therefore depends on the product ranks x batch size x
+accumulation alone, and a validation loss does not depend on how samples were grouped.
+
+Every point of a voxel has the same logits, so points enter as *counts*: how many points of each class a voxel holds.
+Points that share a voxel and a label are ties of the Lovász sort, and a run of ties contributes its common error times
+the Jaccard step over the whole run, whatever their order: sorting voxels instead of points changes nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpvformer.config import DataConfig, LossConfig
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
+from tpvformer.engine.losses.affinity import affinity
+
+if TYPE_CHECKING:
+    from tpvformer.data.types import Batch
+    from tpvformer.model import Prediction
+    from tpvformer.model.image_head import ImageLogits
+
+
+def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
+    """Mean over the samples of the configured losses' sum, what single cameras say included; a scalar.
+
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
+    when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
+    """
+    losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
+    image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
+    if image is not None:
+        losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
+    return losses.mean()
+
+
+def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
+    """The loss of each sample, (B,) float32; inputs as for ``total_loss``."""
+    ignore = data_cfg.ignore_label
+    inputs = {loss_cfg.lovasz_input, loss_cfg.ce_input}
+    if "points" in inputs:
+        assert prediction.point_logits is not None, "the losses read points, so the model must be given some"
+        point_logits = prediction.point_logits.float()
+        counts = point_counts(batch, point_logits.shape[1], ignore)
+    if "voxel" in inputs:
+        voxel_logits = prediction.voxel_logits.float().flatten(2)
+        dense = prediction.voxel_logits.dim() == 5
+        labels = taught_labels(batch, data_cfg).flatten(1) if dense else labels_at_voxels(batch, ignore)
+    if loss_cfg.ce_input == "points":
+        loss = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)
+    else:
+        weights = _on_device(loss_cfg.class_weights, voxel_logits.device) if loss_cfg.class_weights else None
+        loss = cross_entropy(voxel_logits, labels, ignore, weights)
+    if loss_cfg.lovasz_input == "points":
+        loss = lovasz_counts(point_logits, counts) + loss
+    elif loss_cfg.lovasz_input == "voxel":
+        loss = lovasz_labels(voxel_logits, labels, ignore) + loss
+    if loss_cfg.affinity:
+        loss = affinity(voxel_logits, labels, ignore, data_cfg.fill_label) + loss
+    return loss
+
+
+@lru_cache(maxsize=4)  # copied once, as a copy from the host can make it wait
+def _on_device(numbers: Tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)
+
+
+def needs_dense_voxels(loss_cfg: LossConfig, data_cfg: DataConfig) -> bool:
+    """Whether voxels without points carry a label, so that the loss needs logits in all of them."""
+    return "voxel" in (loss_cfg.lovasz_input, loss_cfg.ce_input) and data_cfg.fill_label != data_cfg.ignore_label
+
+
+def taught_labels(batch: Batch, data_cfg: DataConfig) -> Tensor:
+    """The labels (B,X,Y,Z) int64 of all voxels; what the configured mask did not observe carries the ignored one."""
+    labels = batch.voxel_labels.long()
+    if not data_cfg.occupancy_mask:
+        return labels
+    assert batch.voxel_mask is not None
+    bit = {"lidar": LIDAR_BIT, "camera": CAMERA_BIT}[data_cfg.occupancy_mask]
+    return torch.where((batch.voxel_mask & bit) > 0, labels, data_cfg.ignore_label)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Optional[Tensor] = None) -> Tensor:
+    """Mean over the rows of each sample that do not carry ``ignore``; zero where there is none.
+
+    logits (B,K,N), labels (B,N) int64; returns (B,). With ``weights`` (K,) the mean is that by the labels' weights.
+    """
+    each = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="none")
+    valid = labels != ignore
+    if weights is None:
+        return each.sum(1) / valid.sum(1).clamp(min=1)
+    total = (weights[torch.where(valid, labels, 0)] * valid).sum(1)
+    return each.sum(1) / torch.where(total > 0, total, 1.0)
+
+
+def image_losses(image: ImageLogits, batch: Batch, ignore: int) -> Tensor:
+    """Cross-entropy of each sample, (B,): the mean over cameras and the labelled voxels that each of them sees."""
+    labels = labels_at_voxels(batch, ignore)
+    cameras = image.visible.shape[1]
+    seen = torch.where(image.visible, labels[:, None].expand(-1, cameras, -1), ignore)
+    return cross_entropy(image.logits.transpose(1, 2).flatten(2), seen.flatten(1), ignore)
+
+
+def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    """Lovász-softmax of each sample for rows with one label each.
+
+    logits (B,K,N), labels (B,N) int64; returns (B,). The batch is flattened by passing it as one sample.
+    """
+    valid = labels != ignore
+    foreground = _one_hot(labels, valid, logits.shape[1])
+    background = valid[:, None].float() - foreground
+    probability = logits.softmax(1)
+    errors = foreground + probability * (1 - 2 * foreground)
+    return _lovasz(errors, foreground, background)
+
+
+def lovasz_counts(logits: Tensor, counts: Tensor) -> Tensor:
+    """Lovász-softmax of each sample over points that lie in voxels.
+
+    logits (B,K,M) of each voxel, counts (B,K,M) labelled points of each class in each voxel; returns (B,).
+    """
+    probability = logits.softmax(1)
+    others = counts.sum(1, keepdim=True) - counts
+    nothing = torch.zeros_like(counts)
+    errors = torch.cat((1 - probability, probability), 2)  # (B,K,2M): a voxel's points of the class, and its others
+    return _lovasz(errors, torch.cat((counts, nothing), 2), torch.cat((nothing, others), 2))
+
+
+def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    """Mean over the classes present of sum_k e_k (J_k - J_{k-1}), e sorted descending.
+
+    All (B,K,N): ``foreground`` and ``background`` say how many items of the class and of the other classes stand
+    behind each error. Rows with neither have no weight. No step waits for the device.
+    """
+    with torch.no_grad():
+        order = errors.argsort(dim=2, descending=True)
+        total = foreground.sum(2, keepdim=True)
+        hit = foreground.gather(2, order).cumsum(2)
+        union = total + background.gather(2, order).cumsum(2)
+        jaccard = 1 - (total - hit) / union.clamp(min=1)
+        jaccard[..., 1:] -= jaccard[..., :-1].clone()
+        weight = torch.empty_like(errors).scatter_(2, order, jaccard)
+        present = (total > 0).squeeze(2)
+    each = (errors * weight).sum(2)
+    return (each * present).sum(1) / present.sum(1).clamp(min=1)
+
+
+def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
+    """Labelled points of each class in each occupied voxel, (B,K,M) float32; padded points count nowhere."""
+    labels, rows = batch.point_labels, batch.point_voxel
+    size = batch.voxels.shape[1]
+    valid = labels != ignore  # padded points carry the ignored label
+    flat = torch.where(valid, labels, 0) * size + rows
+    counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
+    return counts.scatter_add_(1, flat, valid.float()).unflatten(1, (num_classes, size))
+
+
+def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
+    """The voxel labels at ``batch.voxels``, (B,M) int64; padded rows carry ``ignore``."""
+    inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
+    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
+    return torch.where(inside, labels.long(), ignore)
+
+
+def flat_index(cells: Tensor, shape: Tuple[int, ...]) -> Tensor:
+    """Row-major position of cells (..., 3) in a grid of ``shape`` (X,Y,Z)."""
+    return (cells[..., 0] * shape[1] + cells[..., 1]) * shape[2] + cells[..., 2]
+
+
+def _one_hot(labels: Tensor, valid: Tensor, num_classes: int) -> Tensor:
+    """(B,N) labels to (B,K,N) float; rows that are not valid are all zero."""
+    hot = torch.zeros(labels.shape[0], num_classes, labels.shape[1], device=labels.device)
+    return hot.scatter_(1, torch.where(valid, labels, 0)[:, None], valid[:, None].float())

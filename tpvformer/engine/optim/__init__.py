@@ -1,0 +1,121 @@
+"""AdamW over two parameter groups, the backbone at its own rate and the rest, and what one of its steps is made of."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from tpvformer.config import OptimConfig
+from tpvformer.engine.device.accelerator import adamw, gradient_scaler
+
+
+def build_optimizer(model: nn.Module, cfg: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW with weight decay on every trainable parameter, norms, biases and embeddings included.
+
+    The reference keeps one group a tensor; parameters that share rate and decay are updated identically in one group,
+    and optimisers that fuse do so within a group. Group 0 is everything but ``model.backbone``. Frozen parameters are
+    in no group.
+    """
+    backbone: List[Tensor] = []
+    rest: List[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.") else rest).append(parameter)
+    groups: List[Dict[str, Any]] = [{"params": rest}, {"params": backbone, "lr": cfg.lr * cfg.backbone_lr_mult}]
+    kind, options = adamw(device)
+    common: Dict[str, Any] = {"lr": cfg.lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": cfg.weight_decay}
+    return kind(groups, **common, **options)
+
+
+def keeps_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser packs all gradients into its own memory: they must be zeroed, never dropped or replaced."""
+    return hasattr(optimizer, "clip_grad_norm_fused_")
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Scale all gradients together to a 2-norm of at most ``max_norm``; returns the norm before, on the device."""
+    fused: Optional[Callable[..., Tensor]] = getattr(optimizer, "clip_grad_norm_fused_", None)
+    if fused is not None:
+        return fused(max_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+class Stepper:
+    """Steps of an optimiser: clear the gradients, go backward once or more, update. With fp16 the loss is scaled."""
+
+    def __init__(self, model: nn.Module, cfg: OptimConfig, device: torch.device, precision: str = "fp32") -> None:
+        self.optimizer = build_optimizer(model, cfg, device)
+        self.scaler: Optional[Any] = gradient_scaler(device) if precision == "fp16" else None
+        self._clip_norm = cfg.clip_norm
+        self._packs = keeps_gradients(self.optimizer)
+
+    def clear(self) -> None:
+        """Before the first backward pass of a step."""
+        self.optimizer.zero_grad(set_to_none=not self._packs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss``."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def update(self) -> Tensor:
+        """Clip and step; returns the norm before clipping."""
+        norm = self.clip()
+        self.step()
+        return norm
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before."""
+        if self._packs:
+            self._complete_gradients()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        return clip_gradients(self.optimizer, self._clip_norm)
+
+    def step(self) -> None:
+        """Change the weights. With fp16, gradients that overflowed skip the step."""
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def leave_out(self) -> None:
+        """After ``clip``, in place of ``step``: the weights stay what they are."""
+        self.clear()
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _complete_gradients(self) -> None:
+        """A parameter without a gradient when gradients are packed would never be updated: it gets one of zeros."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+
+def portable_state(optimizer: torch.optim.Optimizer) -> Dict[str, Any]:
+    """The optimiser's state in PyTorch's own form, whichever AdamW it is: step counts are tensors."""
+    content = optimizer.state_dict()
+    state = {
+        key: {name: _as_tensor(value) if name == "step" else value for name, value in values.items()}
+        for key, values in content["state"].items()
+    }
+    return {**content, "state": state}
+
+
+def _as_tensor(step: Any) -> Tensor:
+    return step if isinstance(step, Tensor) else torch.tensor(float(step))
+
+
+def load_portable_state(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:
+    """Put the state of ``portable_state`` in place, before the first step. Raises ValueError if it does not fit."""
+    if keeps_gradients(optimizer):  # such an optimiser counts in Python
+        state = {
+            key: {name: int(value) if name == "step" else value for name, value in values.items()}
+            for key, values in content["state"].items()
+        }
+        content = {**content, "state": state}
+    optimizer.load_state_dict(content)

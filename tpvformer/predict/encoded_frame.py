@@ -1,0 +1,215 @@
+"""From a data set's frame and a checkpoint to classes, and to a picture of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generator, Iterator, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpvformer.compat import load_weights
+from tpvformer.config import Config, ConfigError
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.loader import collate
+from tpvformer.data.types import Sample
+from tpvformer.engine.device.accelerator import pick_device
+from tpvformer.engine.device.precision import choose, prepare
+from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.engine.forward import planes, point_places, predict
+from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.train import build_model
+from tpvformer.labels import IGNORED, classes_of
+from tpvformer.model import TPVFormer
+from tpvformer.viz.picture import frame_picture, write_png
+
+
+@dataclass(frozen=True)
+class FrameClasses:
+    """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
+
+    A lidar segmentation model does not learn free space: ``predict_frame`` leaves its ``voxels`` 0 where there is no
+    point, ``predict_scene`` says for each what would be there, and how sure the model is of it.
+    """
+
+    points: np.ndarray
+    voxels: np.ndarray
+    true_voxels: np.ndarray
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was asked
+
+
+def predict_frame(
+    model: nn.Module, dataset: FrameDataset, index: int, config: Config, device: torch.device
+) -> FrameClasses:
+    """What the model says about one frame of a data set."""
+    batch = collate([dataset[index]], config.data.ignore_label).to(device)
+    with _asking(model):
+        logits = predict(model, batch, config)
+    assert logits.point_logits is not None
+    points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
+    voxels = logits.voxel_logits[0].argmax(0)
+    confidence = logits.voxel_logits[0].softmax(0).amax(0).half()
+    if logits.voxel_logits.dim() == 3:
+        at, shape = tuple(batch.voxels[0].T), batch.voxel_labels.shape[1:]
+        voxels, confidence = (values.new_zeros(shape).index_put_(at, values) for values in (voxels, confidence))
+    return FrameClasses(
+        points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
+    )
+
+
+class Scene:
+    """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again.
+
+    Of ``marks``, the stopwatch of this frame, "preprocess" is ended before the network and "model" by ``decided``.
+    """
+
+    def __init__(
+        self, model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+    ) -> None:
+        self._model, self._config = model, config
+        self._marks = Marks(device) if marks is None else marks
+        batch = collate([sample], config.data.ignore_label).to(device)
+        with _asking(model):
+            features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
+            self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
+
+    def voxel_logits(self) -> Tensor:
+        """(K,X,Y,Z), of the whole grid."""
+        with _asking(self._model):
+            return self._model.aggregator.dense(self._here())[0]
+
+    def points_in(self, voxels: Tensor) -> Tensor:
+        """(M,) int64: the class of the points of voxels (M,3); all points of a voxel have the same."""
+        maps = self._here()
+        places = point_places(voxels.to(maps[0].device), self._config)
+        with _asking(self._model):
+            return self._model.aggregator.at_points(maps, places[None])[0].argmax(0)
+
+    def _here(self) -> Sequence[Tensor]:
+        """The maps, brought after a model that has gone to another device meanwhile."""
+        device = next(self._model.parameters()).device
+        self._maps = [plane.to(device) for plane in self._maps]
+        return self._maps
+
+    def classes(self, sample: Sample) -> FrameClasses:
+        """All of the grid, and the points of ``sample``."""
+        return self.decided(self.voxel_logits(), sample)
+
+    def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
+        """The same from ``voxel_logits`` that are at hand."""
+        points = self.points_in(sample.voxels)[sample.point_voxel.to(logits.device)]
+        self._marks.end("model")
+        confidence = logits.softmax(0).amax(0).half()
+        return FrameClasses(
+            points.cpu().numpy(), logits.argmax(0).cpu().numpy(), sample.voxel_labels.numpy(), confidence.cpu().numpy()
+        )
+
+
+def predict_scene(
+    model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+) -> FrameClasses:
+    """What the model says about every voxel of the grid, whether a point lies there or not.
+
+    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    """
+    return Scene(model, sample, config, device, marks).classes(sample)
+
+
+@contextlib.contextmanager
+def _asking(model: nn.Module) -> Generator[None, None, None]:
+    """No gradients, no dropout; afterwards the model is as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
+    """Write a PNG of validation frame ``index`` with the predictions of ``weights``; returns a line about it.
+
+    Raises ConfigError, DataError and CheckpointError.
+    """
+    return next(draw_frames(config, weights, {out: index}, device))
+
+
+def draw_frames(
+    config: Config, weights: Path, frames: Mapping[Path, int], device: str = "auto", split: str = "val"
+) -> Iterator[str]:
+    """Write a PNG for each of ``frames`` (file: number of the frame in its split); yields a line about each.
+
+    ``split`` "train" shows training frames as validation frames are shown: without augmentation. Raises ConfigError,
+    DataError and CheckpointError.
+    """
+    place, remarks = pick_device(device)
+    infos = config.data.train_infos if split == "train" else config.data.val_infos
+    data = dataclasses.replace(config.data, val_infos=infos)
+    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
+    check_cameras(dataset, config)
+    for index in frames.values():
+        if not 0 <= index < len(dataset):
+            raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
+    precision = choose(config.train.precision, place)
+    for line in (*remarks, precision.warning, dataset.camera_note):
+        if line:
+            logging.getLogger(__name__).warning(line)
+    prepare(config, place)
+    model = build_model(precision.applied(config), place)
+    load_weights(model, weights)
+    kind = "training" if split == "train" else "validation"
+    for out, index in frames.items():
+        yield _draw(model, dataset, index, out, f"{config.name}, {kind} frame {index}", config, place)
+
+
+def _draw(
+    model: nn.Module, dataset: FrameDataset, index: int, out: Path, name: str, config: Config, device: torch.device
+) -> str:
+    """Write one picture; its line."""
+    classes = predict_frame(model, dataset, index, config, device)
+    frame = dataset.load_frame(index)
+    known = classes_of(config.data.label_map)
+    if dataset.has_points:
+        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
+        correct, what = (classes.points == frame.labels)[labelled], "points"
+    else:
+        labelled = np.isin(classes.true_voxels, known.evaluated)
+        correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
+    right = float(correct.mean()) if labelled.any() else 0.0
+    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
+    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # both point forwards and left
+    picture = frame_picture(
+        frame.pictures(),
+        frame.camera_names,
+        frame.lidar2img,
+        frame.points,
+        classes.points,
+        seen_from_above(classes.voxels, axes),
+        seen_from_above(classes.true_voxels, axes),
+        title,
+        known,
+        vehicle_place(config.model.grid.pc_range, axes),
+    )
+    try:
+        write_png(out, picture, title)
+    except OSError as err:
+        raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
+    return f"{out}: {title}"
+
+
+def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
+    """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the LiDAR frame; in the ego's they point
+    forwards and left."""
+    return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
+
+
+def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:
+    """Where the frame's origin lies in that view: parts of its width from the left, of its height from above."""
+    x, y = (-pc_range[axis] / (pc_range[axis + 3] - pc_range[axis]) for axis in (0, 1))
+    return (x, 1 - y) if frame == "lidar" else (1 - y, 1 - x)

@@ -1,0 +1,1 @@
+"""What this machine offers: its processor, its cores, compiled kernels."""
