@@ -66,7 +66,7 @@ def main() -> None:
         said = f"{medians[0]:8.0f} ms of CPU, {medians[1]:8.0f} ms wall"
         print(f"{name:<32} {said}, differs from plain operations by {differences[name]:.1e}")
     if args.out:
-        head = report.surroundings(torch.device("cpu"), "python benchmarks/bench_deploy.py")
+        head = report.environment_info(torch.device("cpu"), "python benchmarks/bench_deploy.py")
         head["versions"].update({name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")})
         shape = {"config": config.name, "size": args.size, "cameras": args.cameras, "points": args.points}
         times = {"cpu_ms": cpu, "wall_ms": wall, "difference": differences}

@@ -104,7 +104,7 @@ def main() -> int:
         table += rows(found)
     print(report.table(table))
     if args.out:
-        head = report.surroundings(device, "python benchmarks/bench_ops.py")
+        head = report.environment_info(device, "python benchmarks/bench_ops.py")
         report.write({**head, "unit": unit, "repeats": args.repeats, "operations": results}, args.out)
     wrong = [found["name"] for found in results if not found["ok"]]
     if wrong:

@@ -33,11 +33,11 @@ from tpvformer.config import Config  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
 from tpvformer.engine.agent import run_agent  # noqa: E402
 from tpvformer.engine.bench.inputs import random_batch  # noqa: E402
-from tpvformer.engine.bench.report import surroundings  # noqa: E402
+from tpvformer.engine.bench.report import environment_info  # noqa: E402
 from tpvformer.engine.device.precompile import agree_on_threads  # noqa: E402
 from tpvformer.engine.distributed import collectives as distributed  # noqa: E402
 from tpvformer.engine.forward import predict  # noqa: E402
-from tpvformer.engine.loop import exchange  # noqa: E402
+from tpvformer.engine.loop import maybe_no_sync  # noqa: E402
 from tpvformer.engine.losses import total_loss  # noqa: E402
 from tpvformer.engine.optim import Stepper  # noqa: E402
 from tpvformer.engine.train import build_model  # noqa: E402
@@ -66,7 +66,7 @@ class Team:
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(count):
             self.stepper.clear()
-            with exchange(self.parallel, exchanged):
+            with maybe_no_sync(self.parallel, exchanged):
                 prediction = predict(self.parallel, self.batch, self.config)
                 self.stepper.backward(total_loss(prediction, self.batch, self.config.loss, self.config.data))
             self.stepper.update()
@@ -113,7 +113,7 @@ def worker(args: argparse.Namespace) -> None:
             dist.barrier()
     if world.is_main:
         rows = [row(team, spent, exchanges[team.size]) for team in teams]
-        head = {**surroundings(CPU, "python benchmarks/bench_ranks.py"), "load": os.getloadavg()}
+        head = {**environment_info(CPU, "python benchmarks/bench_ranks.py"), "load": os.getloadavg()}
         head["command"] = args.said
         result = {**head, "config": config.name, "parameters": trainable(model), "rounds": args.rounds, "ranks": rows}
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

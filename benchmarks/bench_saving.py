@@ -50,13 +50,13 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     from tpvformer.engine.bench import inputs, report
     from tpvformer.engine.bench.step import StepBench
     from tpvformer.engine.checkpoint import state as checkpoint
-    from tpvformer.engine.checkpoint.resume import moment
+    from tpvformer.engine.checkpoint.resume import mid_epoch_state
     from tpvformer.engine.checkpoint.saver import Saver
     from tpvformer.engine.checkpoint.state import Progress
     from tpvformer.engine.device.accelerator import pick_device, synchronize
     from tpvformer.engine.distributed.collectives import World
     from tpvformer.engine.logging.log import RunLog
-    from tpvformer.engine.logging.meters import LossWatch
+    from tpvformer.engine.logging.meters import LossMeter
 
     torch.set_num_threads(args.threads)
     config, (device, _) = load_config(args.py_config), pick_device(args.device)
@@ -66,12 +66,12 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     times: Dict[str, List[float]] = {"without": [], "with": []}
     still: List[float] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        work_dir, losses = Path(folder), LossWatch(World())
+        work_dir, losses = Path(folder), LossMeter(World())
         saver = Saver(work_dir, config.train, RunLog(None, False))
 
         def begin_save(step: int) -> None:
             now, progress = time.perf_counter(), Progress(global_iter=step)
-            extra = moment(1, losses, World(), device)
+            extra = mid_epoch_state(1, losses, World(), device)
             content = checkpoint.capture(bench.model, bench.stepper, config, progress, extra)
             saver.submit(f"step_{step}.pth", content, required=True)
             still.append(time.perf_counter() - now)
@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     print(f"a save alone: {1e3 * cost:.0f} ms; training stands still for {standstill:.0f} ms of wall time;")
     print(f"once in ten minutes that is {cost / 600:.3%}")
     return {
-        **report.surroundings(device, "python benchmarks/bench_saving.py"),
+        **report.environment_info(device, "python benchmarks/bench_saving.py"),
         "config": config.name,
         "size": args.size,
         "steps": args.steps,

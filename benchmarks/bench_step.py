@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     print(f"{config.name}, {device}, images {args.size}, {args.points} points, medians of {args.steps} steps")
     print(report.table(rows))
     return {
-        **report.surroundings(device, "python benchmarks/bench_step.py"),
+        **report.environment_info(device, "python benchmarks/bench_step.py"),
         "config": config.name,
         "size": args.size,
         "points": args.points,

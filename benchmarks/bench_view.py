@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from browser import CHROMIUM, Browser  # noqa: E402
 from view_tools import Arrays, archive, save  # noqa: E402
 
-from tpvformer.engine.bench.report import surroundings  # noqa: E402
+from tpvformer.engine.bench.report import environment_info  # noqa: E402
 from tpvformer.engine.device.accelerator import pick_device  # noqa: E402
 from tpvformer.predict.archive import read_results  # noqa: E402
 from tpvformer.viz.viewer import write_page  # noqa: E402
@@ -84,7 +84,7 @@ def main() -> None:
     print(
         f"first picture: {first['median']:.2f} s (median of {args.repeats}; {first['min']:.2f} to {first['max']:.2f})"
     )
-    numbers = {**surroundings(pick_device("cpu")[0], "tpvformer"), **numbers}
+    numbers = {**environment_info(pick_device("cpu")[0], "tpvformer"), **numbers}
     if args.out is not None:
         args.out.write_text(json.dumps(numbers, indent=1) + "\n")
 

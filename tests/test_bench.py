@@ -17,7 +17,7 @@ from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig, GridConfig
 from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels
 from tpvformer.engine.bench import inputs, report, step
-from tpvformer.engine.logging.phase_timer import PARTS, Marks
+from tpvformer.engine.logging.phase_timer import PARTS, PhaseTimer
 
 pytestmark = pytest.mark.usefixtures("quick")
 SIZE = (64, 36)
@@ -96,7 +96,7 @@ def test_evaluation_mode_is_left_again(runner: step.StepBench) -> None:
 
 
 def test_a_part_ends_once() -> None:
-    marks = Marks(CPU)
+    marks = PhaseTimer(CPU)
     marks.end("neck")
     first = marks.spent["neck"]
     marks.end("neck")

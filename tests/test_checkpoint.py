@@ -20,7 +20,7 @@ from tpvformer.engine.checkpoint import rng
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.distributed.collectives import World
-from tpvformer.engine.logging.meters import LossWatch
+from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.engine.optim import Stepper
 
 CONFIG = tiny_config(DataConfig())
@@ -216,13 +216,13 @@ def test_random_numbers_go_on_where_they_were() -> None:
 
 def test_the_mean_loss_goes_on_to_the_last_bit() -> None:
     values = [0.1 * 3**-k for k in range(9)]
-    one, two = (LossWatch(World()) for _ in range(2))
+    one, two = (LossMeter(World()) for _ in range(2))
     for k, value in enumerate(values):
         one.add("", [], torch.tensor(value))
         two.add("", [], torch.tensor(value))
         if k in (2, 3, 7):
             two.read()
-            state, two = two.state(), LossWatch(World())
+            state, two = two.state(), LossMeter(World())
             two.restore(state)
     one.read()
     two.read()

@@ -21,7 +21,7 @@ from tpvformer.engine import train as run
 from tpvformer.engine.bench.inputs import random_batch
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.metrics import collect, rays
-from tpvformer.engine.metrics.collect import Tally, rows_by_scene
+from tpvformer.engine.metrics.collect import MetricCounts, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES
 from tpvformer.engine.selfcheck.checks import shrunk
 from tpvformer.labels import EMPTY
@@ -78,7 +78,7 @@ def counted(config: Config, world: World) -> Dict[str, object]:
     """All metrics of a model that misplaces the labels, by a voxel that depends on the sample."""
     loader = val_loader(config, world.rank, world.size)
     data = cast(FrameDataset, loader.dataset)
-    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, CPU)
+    tally = MetricCounts(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, CPU)
     for batch in loader:
         shift = 1 + data.tokens.index(batch.tokens[0])
         tally.add(answers(batch, batch.voxel_labels.roll(shift, dims=shift % 2 + 1)), batch)
@@ -113,7 +113,7 @@ def answers(batch: Batch, dense: torch.Tensor) -> Prediction:
 
 
 def scored(config: Config, batch: Batch, dense: torch.Tensor):
-    tally = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU)
+    tally = MetricCounts(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU)
     tally.add(answers(batch, dense), batch)
     tally.sum_over_processes()
     return tally.metrics()
@@ -146,7 +146,10 @@ def test_counting_waits_for_nothing(street: Path, batch: Batch, monkeypatch: pyt
     expected = scored(dense_config(street, "occ3d"), batch, batch.voxel_labels)
     monkeypatch.setattr(rays, "HOUSEKEEPING", 10**6)  # it is for processors alone
     config = dense_config(street, "occ3d")
-    tally, said = Tally(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU), answers(batch, batch.voxel_labels)
+    tally, said = (
+        MetricCounts(config, rows_by_scene(["a", "b"], batch.tokens), True, CPU),
+        answers(batch, batch.voxel_labels),
+    )
     with Waits() as waits:
         tally.add(said, batch)
     assert waits.found == []

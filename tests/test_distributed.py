@@ -21,7 +21,7 @@ from tpvformer.config import Config, ConfigError
 from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.device.accelerator import pick_device, visible_cards
-from tpvformer.engine.distributed.collectives import World, all_sum, read_world
+from tpvformer.engine.distributed.collectives import World, all_reduce_sum, read_world
 from tpvformer.engine.evaluation import checkpoint_scores as score
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -148,8 +148,8 @@ def test_a_launch_that_is_asked_to_stop_saves_and_ends_well(
 @pytest.mark.parametrize("kind", [torch.float64, torch.uint8, torch.bool, torch.float16])
 def test_sums_that_some_backends_refuse_are_refused_everywhere(kind: torch.dtype) -> None:
     with pytest.raises(TypeError, match="expected one of"):
-        all_sum(torch.ones(2, dtype=kind))
-    assert all_sum(torch.ones(2)).tolist() == [1.0, 1.0]
+        all_reduce_sum(torch.ones(2, dtype=kind))
+    assert all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def test_world_is_read_from_the_environment(monkeypatch) -> None:

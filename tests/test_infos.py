@@ -29,7 +29,7 @@ from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
 from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street import rig
 from tpvformer.data.street.write import write_dataset
-from tpvformer.geometry import relative, rotations, unusable
+from tpvformer.geometry import is_degenerate, relative, rotations
 from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
@@ -305,7 +305,7 @@ def test_geometry_agrees_with_single_matrices():
 def test_unusable_projections_are_told_from_small_ones():
     good = np.eye(4) * 1e-3
     flat, absent = np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan)
-    assert unusable(np.stack([good, flat, absent, np.zeros((4, 4))])).tolist() == [False, True, True, True]
+    assert is_degenerate(np.stack([good, flat, absent, np.zeros((4, 4))])).tolist() == [False, True, True, True]
 
 
 def test_bevdet_infos_are_read(root, tmp_path):

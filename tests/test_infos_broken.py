@@ -22,7 +22,7 @@ from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
 from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import DataError
-from tpvformer.files import whole_file
+from tpvformer.files import atomic_file
 from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
@@ -196,9 +196,9 @@ def test_a_full_disk_leaves_what_was_there(whole, tmp_path, monkeypatch, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["nuscenes_infos_synthetic_train.pkl"]
     assert (tmp_path / "nuscenes_infos_synthetic_train.pkl").read_text() == "old"
     monkeypatch.setattr(files.os, "replace", full)
-    with pytest.raises(ConfigError, match="No space left"), whole_file(tmp_path / "a") as file:
+    with pytest.raises(ConfigError, match="No space left"), atomic_file(tmp_path / "a") as file:
         file.write(b"half")
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a"):
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "a"):
         raise KeyboardInterrupt
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -23,7 +23,7 @@ from tpvformer.engine import train as run
 from tpvformer.engine.device.accelerator import has_fused_adamw
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import evaluate
-from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.logging.log import RunLog
 
 # what a device has to be waited for: values that Python or the size of a result depends on, and lists made tensors
@@ -96,7 +96,9 @@ def test_the_check_finds_what_it_looks_for() -> None:
 @pytest.mark.skipif(not has_fused_adamw(CPU), reason="AdamW on the CPU reads its step counts before PyTorch 2.4")
 def test_training_steps(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = run.build(config, tmp_path, World(), CPU, RunLog(None, False), None)
-    job.guard = Guard(config, job.model, job.guard._data, World(), torch.device("meta"), job.log)  # a CPU's looks
+    job.guard = NonFiniteGuard(
+        config, job.model, job.guard._data, World(), torch.device("meta"), job.log
+    )  # a CPU's looks
     job.clock._warmup = 0
     steps: List[List[str]] = []
     real_rates, real_read = train.set_learning_rates, job.losses.read

@@ -22,7 +22,7 @@ from tpvformer.config import TrainConfig
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.device import accelerator as device
 from tpvformer.engine.device.precision import choose
-from tpvformer.engine.faults.explain_crash import RunEnded, in_words
+from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
 from tpvformer.engine.train import set_precision, train
 from tpvformer.runtime import processor
 from tpvformer.runtime.processor import Processor, read_cpuinfo, read_processor
@@ -255,7 +255,7 @@ def test_processes_on_unlike_machines_agree() -> None:
 def test_advice_against_running_out_of_memory_is_not_slower(monkeypatch) -> None:
     for facts, advised in ((AVX2, False), (ZEN4, True)):
         pretend(monkeypatch, facts)
-        with pytest.raises(RunEnded) as caught, in_words(load_config("demo"), "fp32", CPU, lambda: "step 1"):
+        with pytest.raises(RunEnded) as caught, explain_crash(load_config("demo"), "fp32", CPU, lambda: "step 1"):
             raise MemoryError
         assert ("train.precision=bf16" in str(caught.value)) == advised
 

@@ -21,7 +21,7 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.commands import report as report_command
 from tpvformer.engine import train as run_module
-from tpvformer.engine.bench.report import surroundings
+from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.evaluation import evaluate
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.charts import Series, line_chart, number
@@ -91,11 +91,11 @@ def test_the_head_says_when_the_run_began_and_not_when_it_went_on() -> None:
 def test_the_time_that_is_written_down_is_that_of_the_beginning(tmp_path: Path, monkeypatch) -> None:
     """Compiling and reading infos come before a run's line in starts.jsonl, and belong to the run."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    dates = [surroundings(torch.device("cpu"), "x", past)["date"] for past in (0, 3 * 86400)]
+    dates = [environment_info(torch.device("cpu"), "x", past)["date"] for past in (0, 3 * 86400)]
     days = [datetime.datetime.strptime(date, "%Y-%m-%d %H:%M UTC").replace(tzinfo=now.tzinfo) for date in dates]
     assert days[0] - days[1] == datetime.timedelta(days=3)
     seen: List[float] = []
-    monkeypatch.setattr(run_module, "surroundings", lambda device, program, past: seen.append(past) or {})
+    monkeypatch.setattr(run_module, "environment_info", lambda device, program, past: seen.append(past) or {})
     run = SimpleNamespace(log=SimpleNamespace(path=tmp_path / "a.log"), progress=SimpleNamespace(global_iter=0))
     run.max_steps, run.world, run.device, run.work_dir = 1, SimpleNamespace(size=1), torch.device("cpu"), tmp_path
     run.precision = SimpleNamespace(facts=dict)
@@ -105,7 +105,7 @@ def test_the_time_that_is_written_down_is_that_of_the_beginning(tmp_path: Path, 
 
 def test_the_worst_of_several_processes(monkeypatch) -> None:
     theirs = json.dumps([("far", math.inf), ("c", 3.5), ("d", 1.0)])
-    monkeypatch.setattr(evaluate, "gather_texts", lambda mine: [mine, theirs])
+    monkeypatch.setattr(evaluate, "all_gather_strings", lambda mine: [mine, theirs])
     monkeypatch.setattr(evaluate, "WORST", 4)
     worst = evaluate.worst_of(["a", "b", "odd", "e"], [3.0, 4.0, math.nan, 0.5])
     assert [token for token, _ in worst] == ["far", "odd", "b", "c"]

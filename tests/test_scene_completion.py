@@ -19,7 +19,7 @@ from tpvformer.data.types import Batch
 from tpvformer.engine import losses
 from tpvformer.engine.bench.inputs import random_batch
 from tpvformer.engine.losses.affinity import affinity
-from tpvformer.engine.metrics.collect import Tally
+from tpvformer.engine.metrics.collect import MetricCounts
 from tpvformer.model import Prediction
 
 CAR, ROAD, UNKNOWN = 1, 9, 255
@@ -41,7 +41,7 @@ def scored(config: Config, truth: Tensor, guess: Tensor) -> Dict[str, Optional[f
     assert batch.voxel_labels.shape == (1, 4, 3, 2) and batch.ray_origins is None
     batch = dataclasses.replace(batch, voxel_labels=truth.view(1, 4, 3, 2).to(torch.uint8))
     logits = F.one_hot(guess.view(1, 4, 3, 2), 20).permute(0, 4, 1, 2, 3).float()
-    tally = Tally(config, {batch.tokens[0]: 0}, False, CPU, points=False)
+    tally = MetricCounts(config, {batch.tokens[0]: 0}, False, CPU, points=False)
     tally.add(Prediction(logits, None), batch)
     tally.sum_over_processes()
     return {name: metric.value for name, metric in tally.metrics().items()}

@@ -23,7 +23,7 @@ from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import evaluate, permute_cameras
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import LossWatch, NonFiniteLoss, StepClock
+from tpvformer.engine.logging.meters import LossMeter, NonFiniteLoss, StepClock
 
 pytestmark = pytest.mark.usefixtures("quick")
 TRAIN_LINE = re.compile(
@@ -203,7 +203,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: DataConfig, tmp_path: Path
 
 
 def test_losses_read_in_bulk_find_the_first_bad_one() -> None:
-    watch = LossWatch(World())
+    watch = LossMeter(World())
     for i, value in enumerate((1.0, float("inf"), float("nan"))):
         watch.add(f"iteration {i}", [f"token{i}"], torch.tensor(value))
     with pytest.raises(NonFiniteLoss, match="inf at iteration 1, samples token1;"):

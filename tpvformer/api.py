@@ -26,10 +26,10 @@ from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose
 from tpvformer.engine.device.preflight import check_embeddings
 from tpvformer.engine.evaluation.evaluate import Evaluation
-from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model, settle
 from tpvformer.labels import class_names
-from tpvformer.predict.encoded_frame import Scene
+from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results
 from tpvformer.runtime import compiling
 
@@ -151,13 +151,13 @@ class TPVFormer:
 
     def _predict(self, moment: Moment) -> Result:
         with compiling.said_together():
-            marks = Marks(self.device)
+            marks = PhaseTimer(self.device)
             frame = moment.load()
             marks.end("decode")
             slots = frame.camera_slots or range(len(frame.camera_names))
             check_embeddings(max(slots) + 1, "the rig", self.config)
             sample = make_sample(frame, self.config.data, self.config.model.grid, None)
-            scene = Scene(self.network, sample, self.config, self.device, marks)
+            scene = EncodedFrame(self.network, sample, self.config, self.device, marks)
             return Result(scene, frame, sample, self.config, marks, moment.scene, moment.number)
 
     def to(self, device: DeviceLike) -> TPVFormer:

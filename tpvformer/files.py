@@ -12,7 +12,7 @@ from tpvformer.config import ConfigError
 
 
 @contextmanager
-def whole_file(path: Path) -> Generator[BinaryIO, None, None]:
+def atomic_file(path: Path) -> Generator[BinaryIO, None, None]:
     """A file to write, which appears under ``path`` when all of it is written. Raises ConfigError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Generator[BinaryIO, None, None]:
 
 
 @contextmanager
-def no_collection() -> Generator[None, None, None]:
+def gc_paused() -> Generator[None, None, None]:
     """No search for cycles meanwhile: tables and records are trees, and looking through them again and again as they
     grow takes a third of the time."""
     was = gc.isenabled()

@@ -96,7 +96,7 @@ def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
     return to_pixels
 
 
-def unusable(lidar2img: np.ndarray) -> np.ndarray:
+def is_degenerate(lidar2img: np.ndarray) -> np.ndarray:
     """(...) bool: which of the (..., 4, 4) projections are not finite, or flatten space: no inverse exists."""
     linear = lidar2img[..., :3, :3]
     finite = np.asarray((np.abs(lidar2img) < LARGEST).all((-1, -2)))

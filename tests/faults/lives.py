@@ -209,7 +209,7 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
     before(os, "fsync", "save")
     before(os, "replace", "save")
     before(Path, "symlink_to", "save")
-    real, file = meters.LossWatch.add, work_dir / f"samples.{rank}.jsonl"
+    real, file = meters.LossMeter.add, work_dir / f"samples.{rank}.jsonl"
 
     def add(self: Any, where: str, tokens: Any, loss: Any) -> None:
         _, epoch, _, i = where.split()
@@ -217,7 +217,7 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
             out.write(json.dumps([f"{epoch}.{i}", list(tokens)]) + "\n")
         real(self, where, tokens, loss)
 
-    meters.LossWatch.add = add  # type: ignore[method-assign]
+    meters.LossMeter.add = add  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_files_of_older_versions_have_no_seal_and_are_read(folder: Path, tmp_pat
     assert [p.name for p in store.newest_first(tmp_path)] == ["step_14.pth", "epoch_1.pth"]
     assert (
         resume.keep_global_batch(
-            resume.Origin(tmp_path / "epoch_1.pth", content), CONFIG, World(0, 3), RunLog(None, False)
+            resume.ResumePoint(tmp_path / "epoch_1.pth", content), CONFIG, World(0, 3), RunLog(None, False)
         )
         is CONFIG
     )

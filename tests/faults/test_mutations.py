@@ -39,11 +39,11 @@ from tpvformer.data.rig.read import read_rig
 from tpvformer.data.types import DataError
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import restore_moment
+from tpvformer.engine.checkpoint.resume import restore_mid_epoch_state
 from tpvformer.engine.checkpoint.rng import random_state, restore_random_state
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.distributed.collectives import World
-from tpvformer.engine.logging.meters import LossWatch
+from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.engine.logging.modelzoo_log import publish
 from tpvformer.engine.optim import Stepper
 from tpvformer.labels import NUSCENES
@@ -157,7 +157,7 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
         parameter.grad = torch.zeros_like(parameter)
     stepper.update()
     world = World(0, 1, 0, 1)
-    losses = LossWatch(world)
+    losses = LossMeter(world)
     moment = {
         "world_size": 1,
         "global_batch": 1,
@@ -177,7 +177,7 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
         found = store.read(path)
         checkpoint.resume(found, path, model, stepper, config)
         if "rng" in found:
-            restore_moment(found, losses, world, CPU, [0])
+            restore_mid_epoch_state(found, losses, world, CPU, [0])
 
     kept = random_state(CPU)
     try:

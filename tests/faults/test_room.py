@@ -21,7 +21,7 @@ from tpvformer.config import Config, DataConfig
 from tpvformer.data import worker_limits as room
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import Loader, heard, start_worker
-from tpvformer.engine.faults.explain_crash import RunEnded, in_words
+from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -120,7 +120,7 @@ def test_a_dead_worker_is_one_kind_of_error(error: Exception, config: Config) ->
 
     with (
         pytest.raises(RunEnded, match="a worker process of the loader died at step 3"),
-        in_words(config, "fp32", torch.device("cpu"), lambda: "step 3"),
+        explain_crash(config, "fp32", torch.device("cpu"), lambda: "step 3"),
     ):
         list(heard(batches()))
 
@@ -144,5 +144,5 @@ def test_what_a_worker_reads_passes() -> None:
     ],
 )
 def test_what_comes_too_late_is_said(text: str, advice: str, config: Config) -> None:
-    with pytest.raises(RunEnded, match=advice), in_words(config, "fp32", torch.device("cpu"), lambda: "step 3"):
+    with pytest.raises(RunEnded, match=advice), explain_crash(config, "fp32", torch.device("cpu"), lambda: "step 3"):
         raise RuntimeError(text)

@@ -22,7 +22,7 @@ from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.engine import loop as train
 from tpvformer.engine.faults import explain_crash as in_words_module
-from tpvformer.engine.faults.explain_crash import RunEnded, in_words
+from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
 from tpvformer.runtime.processor import Verdict
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -172,13 +172,13 @@ def test_memory_of_this_machine(config: Config) -> None:
     """The sentence that this PyTorch really says."""
     with (
         pytest.raises(RunEnded, match="out of memory on cpu at the test"),
-        in_words(config, "fp32", torch.device("cpu"), lambda: "the test"),
+        explain_crash(config, "fp32", torch.device("cpu"), lambda: "the test"),
     ):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_pass(config: Config) -> None:
-    with pytest.raises(RuntimeError, match="^shapes differ$"), in_words(config, "fp32", torch.device("cpu"), str):
+    with pytest.raises(RuntimeError, match="^shapes differ$"), explain_crash(config, "fp32", torch.device("cpu"), str):
         raise RuntimeError("shapes differ")
 
 

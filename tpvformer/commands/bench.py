@@ -60,7 +60,7 @@ def _bench(args: argparse.Namespace) -> int:
     result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
     if args.json is not None:
-        report.write({**report.surroundings(pick_device(args.device)[0], "tpvformer"), **result}, args.json)
+        report.write({**report.environment_info(pick_device(args.device)[0], "tpvformer"), **result}, args.json)
         print(f"written to {args.json}")
     if args.profile is not None:
         print(f"traces in {args.profile}")

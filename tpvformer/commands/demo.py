@@ -11,7 +11,7 @@ from tpvformer.commands.options import add_device
 from tpvformer.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from tpvformer.viz.frame_prediction import Result
+    from tpvformer.viz.frame_prediction import FramePrediction
 
 SEED = 8001  # of the city that is shown
 TRAINING_SEED = 1  # of the city that the weights inside the package were trained in, as `make demo` makes it
@@ -81,7 +81,7 @@ def _street(out: Path, seed: int) -> Path:
     return street / RIG
 
 
-def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, Result]:
+def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, FramePrediction]:
     """The model's configuration and what it says, with the truth; ``folder`` gets it as ``tpvformer predict`` does."""
     from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
     from tpvformer.predict.archive import read_results
@@ -92,7 +92,7 @@ def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, Result]:
     return config, read_results([folder])[0]
 
 
-def _score(result: Result, config: Config) -> str:
+def _score(result: FramePrediction, config: Config) -> str:
     """How many points are right, and the mean IoU of the classes that are there."""
     import torch
 
@@ -109,19 +109,19 @@ def _score(result: Result, config: Config) -> str:
     return f"{right:.1f} % of {int(counts.sum())} points right, {iou.miou:.1f} % mIoU over the {there} classes in it"
 
 
-def _write_page(path: Path, result: Result, title: str) -> None:
-    from tpvformer.files import whole_file
+def _write_page(path: Path, result: FramePrediction, title: str) -> None:
+    from tpvformer.files import atomic_file
     from tpvformer.viz.viewer import write_page
 
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         write_page(file, [result], title)
 
 
-def _write_picture(path: Path, result: Result, config: Config, title: str) -> None:
+def _write_picture(path: Path, result: FramePrediction, config: Config, title: str) -> None:
     import cv2
     import numpy as np
 
-    from tpvformer.files import whole_file
+    from tpvformer.files import atomic_file
     from tpvformer.labels import classes_of
     from tpvformer.viz.picture import frame_picture
 
@@ -137,5 +137,5 @@ def _write_picture(path: Path, result: Result, config: Config, title: str) -> No
         title,
         classes_of(config.data.label_map),
     )
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(cv2.imencode(".png", picture)[1].tobytes())

@@ -12,7 +12,7 @@ from tpvformer.config import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tpvformer.viz.frame_prediction import Result
+    from tpvformer.viz.frame_prediction import FramePrediction
 
 
 FOLDER, PAGE = Path("out"), "view.html"  # predict's own default; the page
@@ -86,30 +86,30 @@ def _found() -> Path:
     )
 
 
-def _write_page(path: Path, results: Sequence[Result], title: str) -> None:
-    from tpvformer.files import whole_file
+def _write_page(path: Path, results: Sequence[FramePrediction], title: str) -> None:
+    from tpvformer.files import atomic_file
     from tpvformer.viz.viewer import write_page
 
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         write_page(file, results, title)
     print(f"{path}: {len(results)} frames, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _write_ply(folder: Path, result: Result) -> None:
-    from tpvformer.files import whole_file
+def _write_ply(folder: Path, result: FramePrediction) -> None:
+    from tpvformer.files import atomic_file
     from tpvformer.viz import ply
     from tpvformer.viz.frame_prediction import believed, shown
 
     kinds = shown(result.class_names, result.frame)
     there = believed(result, kinds)
-    with whole_file(folder / f"{result.token}.voxels.ply") as file:
+    with atomic_file(folder / f"{result.token}.voxels.ply") as file:
         ply.write_voxels(file, result.voxels, there, result.pc_range, kinds.classes)
-    with whole_file(folder / f"{result.token}.points.ply") as file:
+    with atomic_file(folder / f"{result.token}.points.ply") as file:
         ply.write_points(file, result.grid_points(), result.point_labels, kinds.classes)
     print(f"{folder}: {result.token}, {int(there.sum())} voxels, {len(result.points)} points")
 
 
-def _write_rerun(path: Path, results: Sequence[Result]) -> None:
+def _write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
     from tpvformer.viz.rerun_file import write_rerun
 
     try:
@@ -119,7 +119,7 @@ def _write_rerun(path: Path, results: Sequence[Result]) -> None:
     print(f"{path}: {len(results)} frames, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _write_pictures(args: argparse.Namespace, results: Sequence[Result]) -> None:
+def _write_pictures(args: argparse.Namespace, results: Sequence[FramePrediction]) -> None:
     from tpvformer.viz.picture import write_png
     from tpvformer.viz.video import video_frame, write_video
 

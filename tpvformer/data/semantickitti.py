@@ -23,7 +23,7 @@ from torch import Tensor
 from tpvformer.config import OCCUPANCY_GRIDS
 from tpvformer.data.nuscenes.infos.read import Record
 from tpvformer.data.types import DataError, DenseLabels
-from tpvformer.geometry import unusable
+from tpvformer.geometry import is_degenerate
 from tpvformer.labels import KITTI_RAW, KITTI_UNKNOWN
 
 CAMERA = "image_2"
@@ -81,7 +81,7 @@ def read_calibration(path: Path) -> np.ndarray:
             raise DataError(f"{path}: expected a line '{name}:' with 12 numbers; copy the file again") from err
         matrices.append(np.vstack([numbers, [0, 0, 0, 1]]))
     lidar2img: np.ndarray = matrices[0] @ matrices[1]
-    if unusable(lidar2img[None]).any():
+    if is_degenerate(lidar2img[None]).any():
         raise DataError(f"{path}: P2 and Tr do not make a usable projection; copy the file again")
     return lidar2img
 

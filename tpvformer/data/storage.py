@@ -9,7 +9,7 @@ from typing import Union, cast
 from tpvformer.config import ConfigError
 
 
-def place(first: Union[str, Path], *rest: str) -> Path:
+def to_path(first: Union[str, Path], *rest: str) -> Path:
     """The path of a file or folder; parts are joined as by ``Path``.
 
     A text with ``://`` becomes a ``UPath``, which answers to the same calls. Raises ConfigError where the packages for

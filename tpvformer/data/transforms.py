@@ -41,7 +41,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     lidar2grid = frame_of_grid(frame, grid)
     points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
     if grid.frame != "lidar":
-        points = moved(points, lidar2grid).astype(np.float32)
+        points = transform_points(points, lidar2grid).astype(np.float32)
     cells = voxelize(points, labels, grid.voxels, grid.pc_range, cfg.fill_label, whole=cfg.cells_are_even)
     voxel_labels = cells.labels
     if frame.dense is not None:
@@ -51,7 +51,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         voxel_labels = frame.dense.classes
         voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
         if frame.ray_origins is not None:
-            ray_origins = torch.from_numpy(moved(frame.ray_origins, lidar2grid).astype(np.float32))
+            ray_origins = torch.from_numpy(transform_points(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
         token=frame.token,
         images=images,
@@ -93,6 +93,6 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
     return frame.lidar2ego
 
 
-def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Points (P, 3) under a rigid transform (4, 4), float64."""
     return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

@@ -20,7 +20,7 @@ from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import moment, restore_moment
+from tpvformer.engine.checkpoint.resume import mid_epoch_state, restore_mid_epoch_state
 from tpvformer.engine.checkpoint.rng import seed_all
 from tpvformer.engine.checkpoint.saver import SaveError, Saver
 from tpvformer.engine.checkpoint.state import Progress
@@ -32,11 +32,11 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, report
 from tpvformer.engine.faults.bad_samples import BadSamples
-from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
 from tpvformer.engine.forward import predict
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import Lap, LossWatch, StepClock
+from tpvformer.engine.logging.meters import Lap, LossMeter, StepClock
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.optim.schedule import set_learning_rates
@@ -46,7 +46,7 @@ from tpvformer.model import TPVFormer
 
 
 @dataclass
-class Run:
+class TrainState:
     """All that a training run is made of. ``model`` is the bare module, ``parallel`` what averages its gradients."""
 
     config: Config
@@ -63,8 +63,8 @@ class Run:
     max_steps: Optional[int]
     progress: Progress
     clock: StepClock
-    losses: LossWatch
-    guard: Guard
+    losses: LossMeter
+    guard: NonFiniteGuard
     bad_samples: BadSamples
     watchdog: Watchdog
     saver: Saver
@@ -88,7 +88,7 @@ class Run:
         return self.steps_per_epoch * self.config.train.epochs
 
 
-def train_epoch(run: Run, epoch: int) -> None:
+def train_epoch(run: TrainState, epoch: int) -> None:
     """One pass over the training set from where ``run.progress`` stands, or less where ``max_steps`` ends it.
 
     Raises Stopped where a signal does.
@@ -108,7 +108,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             for part in range(config.train.accumulate):
                 batch = next(batches)
                 last_part = part == config.train.accumulate - 1
-                with exchange(run.parallel, last_part):
+                with maybe_no_sync(run.parallel, last_part):
                     # forward
                     prediction = predict(run.parallel, batch, config)
                     # loss
@@ -150,7 +150,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             save_if_due(run)
 
 
-def steps_left(run: Run, epoch: int, first: int) -> Tuple[int, int]:
+def steps_left(run: TrainState, epoch: int, first: int) -> Tuple[int, int]:
     """Steps of this epoch from ``first`` on, and of the whole training after it; fewer where ``max_steps`` ends it."""
     here, later = run.steps_per_epoch - first, (run.config.train.epochs - epoch - 1) * run.steps_per_epoch
     if run.max_steps is not None:
@@ -159,7 +159,7 @@ def steps_left(run: Run, epoch: int, first: int) -> Tuple[int, int]:
     return here, later
 
 
-def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
+def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
     """The first step to train in ``epoch`` and its batches; seeds, order and instruments are those of that step."""
     start, seed = run.progress.samples, run.config.train.seed
     seed_epoch(seed, epoch, run.world.rank)
@@ -169,12 +169,12 @@ def begin_epoch(run: Run, epoch: int) -> Tuple[int, Iterator[Batch]]:
     run.clock.start_epoch()
     batches = on_device(timed(iter(run.train_loader), run.clock), run.device)
     if start and run.moment is not None:
-        restore_moment(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
+        restore_mid_epoch_state(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
     run.moment = None
     return start // run.global_batch, batches
 
 
-def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
+def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """The line and the record of a printed iteration; times are means since the one before."""
     values = {
         "step": run.progress.global_iter,
@@ -188,7 +188,7 @@ def log_step(run: Run, epoch: int, i: int, grad_norm: float, laps: List[Lap]) ->
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
 
-def fit(run: Run) -> Optional[Evaluation]:
+def fit(run: TrainState) -> Optional[Evaluation]:
     """Train from where ``run.progress`` stands; save and evaluate after every epoch. The last evaluation, if any."""
     config, progress, result = run.config, run.progress, None
     finished = progress.epoch >= config.train.epochs
@@ -211,7 +211,7 @@ def fit(run: Run) -> Optional[Evaluation]:
     return result
 
 
-def evaluate_epoch(run: Run) -> Evaluation:
+def evaluate_epoch(run: TrainState) -> Evaluation:
     """Score the model as it stands, say so, and write its checkpoint again with the scores in it."""
     progress = run.progress
     assert run.val_loader is not None
@@ -246,14 +246,14 @@ def evaluate_epoch(run: Run) -> Evaluation:
     return result
 
 
-def save(run: Run, best: bool = False) -> None:
+def save(run: TrainState, best: bool = False) -> None:
     """Write the checkpoint of the epoch that is done; all wait. Raises SaveError in every process."""
     failure = write(run, store.epoch_name(run.progress.epoch), required=True, best=best)
     if failure:
         raise SaveError(failure)
 
 
-def save_if_due(run: Run) -> None:
+def save_if_due(run: TrainState) -> None:
     """Begin to write a checkpoint where it is time for one; where a signal came, wait for it and raise Stopped."""
     if run.val_loader is None:
         return
@@ -268,12 +268,12 @@ def save_if_due(run: Run) -> None:
         raise Stopped(stopped_at(run))
 
 
-def write(run: Run, name: str, required: bool, best: bool = False) -> str:
+def write(run: TrainState, name: str, required: bool, best: bool = False) -> str:
     """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
     failure = ""
     run.watchdog.beat(f"saving {name}")
     # until a step is trained, the moment is that of the checkpoint which this run goes on from
-    now = run.moment or moment(run.global_batch, run.losses, run.world, run.device)
+    now = run.moment or mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
     now = {**now, "precision": run.precision.name}
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
@@ -283,22 +283,22 @@ def write(run: Run, name: str, required: bool, best: bool = False) -> str:
                 run.saver.wait()
         except SaveError as err:
             failure = str(err)
-    return distributed.from_main(failure) if required else failure
+    return distributed.broadcast_string(failure) if required else failure
 
 
-def stop_if_asked(run: Run) -> None:
+def stop_if_asked(run: TrainState) -> None:
     """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
     if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
         raise Stopped(stopped_at(run))
 
 
-def between_batches(run: Run) -> None:
+def between_batches(run: TrainState) -> None:
     """During an evaluation."""
     run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
     stop_if_asked(run)
 
 
-def stopped_at(run: Run) -> str:
+def stopped_at(run: TrainState) -> str:
     progress = run.progress
     return (
         f"stopped by {run.signals.received or 'a signal to another process'} at epoch {progress.epoch}, iteration "
@@ -317,7 +317,7 @@ def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
         yield batch
 
 
-def exchange(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
+def maybe_no_sync(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
     """Gradients of an accumulation travel between the processes once, with its last batch."""
     return contextlib.nullcontext() if last_part or not isinstance(parallel, DDP) else parallel.no_sync()
 

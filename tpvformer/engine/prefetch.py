@@ -37,7 +37,7 @@ def _receive(lane: Any, batch: Batch, arrival: Any) -> Batch:
     return batch
 
 
-class TransferLane:
+class CopyStream:
     """A queue of the device for transfers alone, beside the one that computes."""
 
     def __init__(self, runtime: ModuleType, device: torch.device) -> None:
@@ -58,7 +58,7 @@ class TransferLane:
             tensor.record_stream(computing)
 
 
-def transfer_lane(device: torch.device) -> Optional[TransferLane]:
+def transfer_lane(device: torch.device) -> Optional[CopyStream]:
     """A lane for this device; None where transfers do not overlap with computation."""
     runtime = transfer_runtime(device)
-    return None if runtime is None else TransferLane(runtime, device)
+    return None if runtime is None else CopyStream(runtime, device)

@@ -17,16 +17,16 @@ from tpvformer.config import Config, ConfigError, TrainConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.worker_limits import fit_workers
-from tpvformer.engine.bench.report import surroundings
+from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import MOMENT, Origin, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.resume import MOMENT, ResumePoint, find_origin, keep_global_batch
 from tpvformer.engine.checkpoint.saver import Saver
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.accelerator import (
-    be_deterministic,
     device_name,
+    enable_determinism,
     image_dtype,
     image_layout,
     pick_device,
@@ -41,13 +41,13 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.parent import end_with_parent
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
 from tpvformer.engine.faults.bad_samples import BadSamples
-from tpvformer.engine.faults.explain_crash import in_words
-from tpvformer.engine.faults.nonfinite import Guard
+from tpvformer.engine.faults.explain_crash import explain_crash
+from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
 from tpvformer.engine.logging import summary, writers
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import LossWatch, StepClock
-from tpvformer.engine.loop import Run, fit
+from tpvformer.engine.logging.meters import LossMeter, StepClock
+from tpvformer.engine.loop import TrainState, fit
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.work_dir.folder import check_name, entered
 from tpvformer.model import TPVFormer
@@ -77,7 +77,7 @@ def train(
     check_name(work_dir)
     world, place, remarks = enter(device, watched=config.train.hang_minutes > 0)
     if deterministic:
-        remarks = remarks + be_deterministic(place)
+        remarks = remarks + enable_determinism(place)
     with entered(work_dir, world):
         same.check_settings(config, resume_from=resume_from, max_steps=max_steps, deterministic=deterministic)
         return _train(config, work_dir, world, place, remarks, resume_from, max_steps, deterministic, command, began)
@@ -118,7 +118,7 @@ def _train(
         _record_start(run, command, began)
         origin = None  # its tensors are in place, and as large as the model's and the optimiser's
         signals = run.signals if max_steps is None else contextlib.nullcontext()
-        words = in_words(config, run.precision.name, place, lambda: run.watchdog.doing)
+        words = explain_crash(config, run.precision.name, place, lambda: run.watchdog.doing)
         with contextlib.closing(run.saver), signals, run.watchdog, words:
             result = fit(run)
         if run.clock.waiting_share is not None:
@@ -139,7 +139,7 @@ def _train(
     return outcome
 
 
-def _record_start(run: Run, command: str, began: float) -> None:
+def _record_start(run: TrainState, command: str, began: float) -> None:
     """Add a line to starts.jsonl: what this process runs, where, from when and from which step on; ``began`` is what
     the clock of ``time.perf_counter`` said then. Open the writers of a run that trains in earnest."""
     log, step = run.log, run.progress.global_iter
@@ -150,7 +150,7 @@ def _record_start(run: Run, command: str, began: float) -> None:
     start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
     start.update(run.precision.facts())
     past = time.perf_counter() - began
-    around = {**surroundings(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
+    around = {**environment_info(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
     with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**start, **around}) + "\n")
 
@@ -199,7 +199,7 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
 
 def build(
     config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
-) -> Run:
+) -> TrainState:
     """Data, model, optimiser and instruments, all at the start of a run."""
     seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
     chosen = precision.choose_together(config.train.precision, device, world)
@@ -246,7 +246,7 @@ def build(
         compile_images(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
-    return Run(
+    return TrainState(
         config=config,
         work_dir=work_dir,
         world=world,
@@ -254,7 +254,7 @@ def build(
         log=log,
         model=model,
         sets=sets,
-        parallel=distributed.wrap(model, world, device),
+        parallel=distributed.wrap_ddp(model, world, device),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
         train_loader=train_loader,
@@ -262,8 +262,8 @@ def build(
         max_steps=max_steps,
         progress=Progress(),
         clock=StepClock(min(20, steps // 5)),
-        losses=LossWatch(world),
-        guard=Guard(config, model, train_set, world, device, log),
+        losses=LossMeter(world),
+        guard=NonFiniteGuard(config, model, train_set, world, device, log),
         bad_samples=BadSamples(config.train.max_skipped),
         watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
         saver=Saver(work_dir, config.train, log),
@@ -271,7 +271,7 @@ def build(
     )
 
 
-def start_from(run: Run, origin: Optional[Origin]) -> None:
+def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
     """Continue a checkpoint, else start from the configured weights, else from random ones."""
     config, log = run.config, run.log
     if origin is not None:
@@ -312,7 +312,7 @@ def _check_start(config: Config, max_steps: Optional[int]) -> None:
     )
 
 
-def _warn_dead_backbone(run: Run) -> None:
+def _warn_dead_backbone(run: TrainState) -> None:
     backbone = run.config.model.backbone
     if backbone.norm == "frozen" and backbone.bn3_init == 0:
         run.log.warn(

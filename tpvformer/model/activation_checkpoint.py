@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 MODES = ("none", "cheap", "blocks")  # see TPVFormer.recompute
 
 
-def whole(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
+def checkpoint_all(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
     """function(*args); if enabled, the backward pass runs all of it once more."""
     if not enabled or not torch.is_grad_enabled():
         return function(*args)
@@ -20,7 +20,7 @@ def whole(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
     return result
 
 
-def cheap(enabled: bool, function: Callable[..., Tensor], *args: Any, draws: bool = False) -> Tensor:
+def checkpoint_before_matmul(enabled: bool, function: Callable[..., Tensor], *args: Any, draws: bool = False) -> Tensor:
     """function(*args) that ends with the one expensive operation, a convolution or a linear layer: if enabled, the
     backward pass repeats what stands before it, which is all that its gradient needs. ``draws``: random numbers."""
     if not enabled or not torch.is_grad_enabled() or not _selects():
@@ -29,7 +29,7 @@ def cheap(enabled: bool, function: Callable[..., Tensor], *args: Any, draws: boo
     return result
 
 
-def all_but_sampling(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
+def checkpoint_except_sampling(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
     """function(*args), an attention; if enabled, the backward pass repeats its linear layers and its softmax, which are
     cheap and large, but not the sampling, whose result is kept. It must not draw random numbers."""
     if not enabled or not torch.is_grad_enabled() or not _selects():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
-from tpvformer.model.activation_checkpoint import cheap, whole
+from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
 from tpvformer.ops import add_relu, max_pool, modulated_deform_conv2d
 
 
@@ -43,7 +43,7 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, recompute: bool 
         y: Tensor = norm(conv(x))
         return y
     # a deformable convolution is not followed by its weights alone: all of it would be repeated
-    return cheap(recompute and isinstance(conv, nn.Conv2d), _folded, x, conv, norm)
+    return checkpoint_before_matmul(recompute and isinstance(conv, nn.Conv2d), _folded, x, conv, norm)
 
 
 def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # a norm that learns would count its batch twice
-        return whole(self.recompute == "blocks" and not self.bn1.training, self._block, x)
+        return checkpoint_all(self.recompute == "blocks" and not self.bn1.training, self._block, x)
 
     def _block(self, x: Tensor) -> Tensor:
         shortcut, light = x, self.recompute == "cheap"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.config import GridConfig, ModelConfig
-from tpvformer.model.activation_checkpoint import cheap, whole
+from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import own_plane_points, pillar_points
 from tpvformer.model.image_attention import ImageCrossAttention
@@ -76,7 +76,7 @@ class FFN(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(cheap(self.recompute, self._perceptron, x, draws=True))
+        return x + self.dropout(checkpoint_before_matmul(self.recompute, self._perceptron, x, draws=True))
 
     def _perceptron(self, x: Tensor) -> Tensor:
         # dropout and ReLU commute; in this order one result serves both ReLU and linear2 in the backward pass
@@ -168,7 +168,9 @@ class TPVEncoder(nn.Module):
         position = self.position()
         x = torch.cat([self.plane_queries[name] for name in self.cfg.planes]).expand(tokens.shape[0], -1, -1)
         for layer in self.layers:
-            x = whole(self.recompute, layer, x, position, self.plane_anchors, tokens, level_shapes, projections)
+            x = checkpoint_all(
+                self.recompute, layer, x, position, self.plane_anchors, tokens, level_shapes, projections
+            )
         return x
 
     def reference_buffers(self) -> Dict[str, Tensor]:

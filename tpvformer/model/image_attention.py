@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tpvformer import ops
 from tpvformer.config import ModelConfig
 from tpvformer.model import init
-from tpvformer.model.activation_checkpoint import all_but_sampling
+from tpvformer.model.activation_checkpoint import checkpoint_except_sampling
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import split_planes
 from tpvformer.model.projection import Projection
@@ -57,7 +57,9 @@ class ImageCrossAttention(nn.Module):
                 value, level_shapes, x, places, cfg.image_points, list(zip(self.offsets, self.logits))
             )
             return x + self.dropout(self.output(sampled))
-        return x + self.dropout(all_but_sampling(self.recompute, self._attend, x, tokens, level_shapes, projections))
+        return x + self.dropout(
+            checkpoint_except_sampling(self.recompute, self._attend, x, tokens, level_shapes, projections)
+        )
 
     def _attend(
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tpvformer import ops
 from tpvformer.config import ModelConfig
 from tpvformer.model import init
-from tpvformer.model.activation_checkpoint import all_but_sampling
+from tpvformer.model.activation_checkpoint import checkpoint_except_sampling
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import cross_view_points, own_plane_points, split_planes
 
@@ -52,7 +52,7 @@ class CrossViewAttention(nn.Module):
         """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
         if ops.in_blocks(x[:, None, :, None], x):  # which repeats by itself what recomputing would
             return x + self.dropout(self._attend_in_blocks(x + position, anchors))
-        out = all_but_sampling(self.recompute, self._attend, x, position, anchors)
+        out = checkpoint_except_sampling(self.recompute, self._attend, x, position, anchors)
         return x + self.dropout(out)
 
     def _attend_in_blocks(self, query: Tensor, anchors: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class HWAttention(nn.Module):
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
         """x (B,Q,C), position (HW,C), anchors (HW,2) from ``own_plane_points`` -> (B,Q,C)."""
         hw, *others = split_planes(x, self.cfg)
-        out = all_but_sampling(self.recompute, self._attend, hw, position, anchors)
+        out = checkpoint_except_sampling(self.recompute, self._attend, hw, position, anchors)
         return torch.cat([hw + self.dropout(out), *others], 1)
 
     def _attend(self, hw: Tensor, position: Tensor, anchors: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tpvformer.ops import backends, blocked, library, npu
 from tpvformer.ops.asked import REFERENCE, VARIABLE, OpsError, asked, misfit
-from tpvformer.ops.backends import VENDOR_DEVICE, served, static_shapes, whole
+from tpvformer.ops.backends import VENDOR_DEVICE, fallback, static_shapes, use_kernel
 from tpvformer.ops.reference import LevelShapes, level_sizes
 
 __all__ = [
@@ -58,8 +58,8 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     (x,y) in [0,1]; weights (B,Q,heads,L,P). Returns (B,Q,heads*D).
     """
     maps = value[:, None]
-    if not served(library.ATTENTION, maps):
-        return whole(value).ms_deform_attn(value, level_shapes, locations, weights)
+    if not use_kernel(library.ATTENTION, maps):
+        return fallback(value).ms_deform_attn(value, level_shapes, locations, weights)
     queries = locations.shape[1]
     origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
     bits, scale = _everyone(value, queries)
@@ -76,8 +76,8 @@ def cross_view_attention(
     pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
     """
     maps = value[:, None]
-    if not served(library.ATTENTION, maps):
-        return whole(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
+    if not use_kernel(library.ATTENTION, maps):
+        return fallback(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
     bits, scale = _everyone(value, offsets.shape[1])
     return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
 
@@ -91,8 +91,8 @@ def image_cross_attention(
     visible (B,N,Q) bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to
     anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
     """
-    if not served(library.ATTENTION, value):
-        return whole(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
+    if not use_kernel(library.ATTENTION, value):
+        return fallback(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
     bits, scale = _seen(visible)
     return library.anchored_attention(value, anchors[:, :, :, None], bits, offsets, weights, scale, level_shapes)
 
@@ -102,7 +102,7 @@ def in_blocks(value: Tensor, query: Tensor) -> bool:
     plain = type(value) is Tensor and value.device.type == "cpu" and value.dtype == query.dtype == torch.float32
     if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or _casts():
         return False
-    return served(library.ATTENTION, value)
+    return use_kernel(library.ATTENTION, value)
 
 
 def _casts() -> bool:
@@ -162,8 +162,8 @@ def modulated_deform_conv2d(
     Returns (N,O,ho,wo).
     """
     x = x.to(weight.dtype)
-    if not served(library.CONVOLUTION, x, groups, deform_groups):
-        return whole(x).modulated_deform_conv2d(
+    if not use_kernel(library.CONVOLUTION, x, groups, deform_groups):
+        return fallback(x).modulated_deform_conv2d(
             x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
         )
     o, _, kh, kw = weight.shape
@@ -177,12 +177,12 @@ def modulated_deform_conv2d(
 
 def max_pool(x: Tensor) -> Tensor:
     """Maximum over 3x3 windows, stride 2, padding 1: x (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
-    return npu.max_pool(x) if whole(x) is npu else F.max_pool2d(x, 3, 2, 1)
+    return npu.max_pool(x) if fallback(x) is npu else F.max_pool2d(x, 3, 2, 1)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
     """relu(x + y) of two tensors of one shape, in the memory of x, which nobody else may need: pass a fresh result."""
-    return npu.add_relu(x, y) if whole(x) is npu else F.relu(x.add_(y), inplace=True)
+    return npu.add_relu(x, y) if fallback(x) is npu else F.relu(x.add_(y), inplace=True)
 
 
 def kernels(device: torch.device) -> Dict[str, Optional[str]]:

@@ -23,7 +23,7 @@ _static: List[bool] = []  # not empty within ``static_shapes``
 _problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
 
 
-def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
+def use_kernel(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
     """Whether kernels of ``table``, which is filled on demand, serve x in this case (arguments of their ``supports``).
 
     float64 is the oracle's. Raises OpsError where TPVFORMER_OPS names a backend that cannot serve.
@@ -48,7 +48,7 @@ def served(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
     return False
 
 
-def whole(x: Tensor) -> ModuleType:
+def fallback(x: Tensor) -> ModuleType:
     """Whose operations take x where no kernel of ``library`` does: the vendor's on its device, or plain ones."""
     if _static:
         return static

@@ -18,7 +18,7 @@ from tpvformer.data.images.jpeg_scans import too_many_scans
 from tpvformer.predict.published_labels import KNOWN, kind_of, label_files, read_label_file
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.numpy_files import DAMAGED, damage
-from tpvformer.viz.frame_prediction import CameraView, Result
+from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
@@ -28,9 +28,9 @@ _EXPECTED = f"expected an archive that tpvformer predict wrote, {KNOWN}"
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
-def read_results(places: Sequence[Path]) -> List[Result]:
+def read_results(places: Sequence[Path]) -> List[FramePrediction]:
     """The frames of files, in their order, and of folders, by scene and number. Raises DataError."""
-    results: List[Result] = []
+    results: List[FramePrediction] = []
     for place in places:
         if place.is_dir():
             archives = [path for path in sorted(place.glob("*.npz")) if path.name != "labels.npz"]
@@ -59,19 +59,19 @@ def _below(place: Path) -> str:
     return f", but {found.parent.parent if found.name == 'labels.npz' else found.parent} does: name that"
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> FramePrediction:
     """One frame. Raises DataError."""
     loaded = {} if path.suffix in (".npy", ".label") else _load(path)
     kind = kind_of(path, loaded)
     return _of_archive(_Arrays(path, loaded)) if kind is None else read_label_file(path, kind)
 
 
-def result_of(arrays: Mapping[str, np.ndarray]) -> Result:
+def result_of(arrays: Mapping[str, np.ndarray]) -> FramePrediction:
     """One frame from the arrays that an archive would hold. Raises DataError."""
     return _of_archive(_Arrays(Path(str(arrays.get("token", ""))), arrays))
 
 
-def _of_archive(arrays: _Arrays) -> Result:
+def _of_archive(arrays: _Arrays) -> FramePrediction:
     path = arrays.path
     voxels = arrays.take("voxels", "whole numbers", (None, None, None), required=True).astype(np.uint8)
     if not 0 < voxels.size <= MAX_VOXELS:
@@ -102,7 +102,7 @@ def _of_archive(arrays: _Arrays) -> Result:
     token = arrays.text("token", path.stem)
     if not token or token.startswith(".") or set(token) & set("/\\\0"):
         raise DataError(f"{path}: its token cannot be the name of a file; expected letters, digits and the like")
-    return Result(
+    return FramePrediction(
         token=token,
         scene=arrays.text("scene", ""),
         number=int(arrays.take("number", "whole numbers", (), np.array(0))),

@@ -22,7 +22,7 @@ from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.forward import planes, point_places, predict
-from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
 from tpvformer.labels import IGNORED, classes_of
 from tpvformer.model import TPVFormer
@@ -62,17 +62,17 @@ def predict_frame(
     )
 
 
-class Scene:
+class EncodedFrame:
     """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again.
 
     Of ``marks``, the stopwatch of this frame, "preprocess" is ended before the network and "model" by ``decided``.
     """
 
     def __init__(
-        self, model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+        self, model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[PhaseTimer] = None
     ) -> None:
         self._model, self._config = model, config
-        self._marks = Marks(device) if marks is None else marks
+        self._marks = PhaseTimer(device) if marks is None else marks
         batch = collate([sample], config.data.ignore_label).to(device)
         with _asking(model):
             features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
@@ -111,13 +111,13 @@ class Scene:
 
 
 def predict_scene(
-    model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[Marks] = None
+    model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[PhaseTimer] = None
 ) -> FrameClasses:
     """What the model says about every voxel of the grid, whether a point lies there or not.
 
     It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
     """
-    return Scene(model, sample, config, device, marks).classes(sample)
+    return EncodedFrame(model, sample, config, device, marks).classes(sample)
 
 
 @contextlib.contextmanager

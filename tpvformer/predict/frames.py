@@ -14,14 +14,14 @@ import numpy as np
 
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.transforms import frame_of_grid, make_sample, moved
+from tpvformer.data.transforms import frame_of_grid, make_sample, transform_points
 from tpvformer.data.types import DataError, Frame, Sample
 from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
-from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
-from tpvformer.files import whole_file
+from tpvformer.files import atomic_file
 from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
 from tpvformer.runtime import compiling
@@ -73,13 +73,13 @@ class FramePredictions:
 
     def __iter__(self) -> Iterator[str]:
         for i in self._chosen:
-            marks = Marks(self._device)
+            marks = PhaseTimer(self._device)
             with compiling.said_together():
                 line = self._write(i, marks)
             self.seconds.append(seconds_of(marks))
             yield line
 
-    def _write(self, i: int, marks: Marks) -> str:
+    def _write(self, i: int, marks: PhaseTimer) -> str:
         config, dataset = self._config, self._dataset
         frame = dataset.load_frame(i)
         marks.end("decode")
@@ -105,7 +105,7 @@ def left_out(frame: Frame) -> str:
     return f", {frame.lost_points} points without finite coordinates left out" if frame.lost_points else ""
 
 
-def seconds_of(marks: Marks) -> Dict[str, float]:
+def seconds_of(marks: PhaseTimer) -> Dict[str, float]:
     """The time by part of one frame."""
     return {part: marks.spent[part].wall for part in PARTS}
 
@@ -129,7 +129,7 @@ def _file_name(token: str) -> str:
 
 def write_archive(path: Path, arrays: Dict[str, np.ndarray]) -> None:
     """Stores what ``archive`` made; raises ConfigError where it cannot be written."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
 
 
@@ -161,7 +161,7 @@ def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarra
     """What a viewer shows beside the classes: small pictures, where they were taken, which voxels hold points."""
     grid, pictures = config.model.grid, frame.pictures()
     lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
-    points = moved(frame.points, lidar2grid)
+    points = transform_points(frame.points, lidar2grid)
     inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were moved to the border
     arrays = {
         "lidar2grid": lidar2grid,

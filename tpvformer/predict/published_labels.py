@@ -12,7 +12,7 @@ from tpvformer.data.nuscenes.occupancy import read_labels
 from tpvformer.data.types import DataError
 from tpvformer.labels import class_names
 from tpvformer.untrusted.names import is_file_name
-from tpvformer.viz.frame_prediction import Result
+from tpvformer.viz.frame_prediction import FramePrediction
 
 KNOWN = "Occ3D's labels.npz, SurroundOcc's .npy or SemanticKITTI's .label"
 
@@ -56,13 +56,13 @@ def label_files(folder: Path) -> Dict[Path, None]:
     return dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern)))
 
 
-def read_label_file(path: Path, kind: str) -> Result:
+def read_label_file(path: Path, kind: str) -> FramePrediction:
     """One frame of labels, with neither points nor cameras. Raises DataError."""
     folder = path.absolute().parent
     token = folder.name if kind == "occ3d" and is_file_name(folder.name) else path.stem
     scene = folder.parent.name if kind == "semantickitti" or folder.parent.name.startswith("scene-") else ""
     dense, grid = read_labels(kind, path, token), OCCUPANCY_GRIDS[kind]
-    return Result(
+    return FramePrediction(
         token=token,
         scene=scene,
         number=0,

@@ -12,17 +12,17 @@ import torch
 
 from tpvformer.config import Config
 from tpvformer.data.rig.from_arrays import checked_points
-from tpvformer.data.transforms import frame_of_grid, moved
+from tpvformer.data.transforms import frame_of_grid, transform_points
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
-from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
-from tpvformer.predict.encoded_frame import Scene
+from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.frames import archive, seconds_of, write_archive
 
 if TYPE_CHECKING:
-    from tpvformer.viz.frame_prediction import Result as Viewed
+    from tpvformer.viz.frame_prediction import FramePrediction as Viewed
 
 PathLike = Union[str, "os.PathLike[str]"]
 TITLE = "TPVFormer"
@@ -63,11 +63,11 @@ class Result:
 
     def __init__(
         self,
-        scene: Scene,
+        scene: EncodedFrame,
         frame: Frame,
         sample: Sample,
         config: Config,
-        marks: Marks,
+        marks: PhaseTimer,
         drive: str = "",
         number: int = 0,
     ) -> None:
@@ -99,7 +99,7 @@ class Result:
         """
         grid, places = self._config.model.grid, checked_points(points)
         if grid.frame != "lidar":
-            places = moved(places, frame_of_grid(self._frame, grid)).astype(np.float32)
+            places = transform_points(places, frame_of_grid(self._frame, grid)).astype(np.float32)
         whole, none = self._config.data.cells_are_even, np.zeros(len(places), np.uint8)
         cells = voxelize(places, none, grid.voxels, grid.pc_range, 0, whole=whole)
         classes = self._scene.points_in(torch.from_numpy(cells.occupied)).cpu().numpy()

@@ -16,15 +16,15 @@ import numpy as np
 
 from tpvformer.config import ConfigError
 from tpvformer.data.types import DataError
-from tpvformer.files import whole_file
-from tpvformer.viz.frame_prediction import Result
+from tpvformer.files import atomic_file
+from tpvformer.viz.frame_prediction import FramePrediction
 
 PathLike = Union[str, "os.PathLike[str]"]
 _INLINE = 1200  # pixels of a picture in a notebook
 _HEIGHT = 760  # pixels of the page in a notebook
 
 
-def page(results: Sequence[Result], path: Optional[PathLike], title: str) -> Union[Path, str]:
+def page(results: Sequence[FramePrediction], path: Optional[PathLike], title: str) -> Union[Path, str]:
     """The viewer's page of these frames: written to ``path``, which is returned, or its text where that is None."""
     from tpvformer.viz.viewer import write_page
 
@@ -35,12 +35,12 @@ def page(results: Sequence[Result], path: Optional[PathLike], title: str) -> Uni
         write_page(buffer, results, title)
         return buffer.getvalue().decode()
     target = Path(path)
-    with whole_file(target) as file:
+    with atomic_file(target) as file:
         write_page(file, results, title)
     return target
 
 
-def picture(result: Result, path: Optional[PathLike]) -> np.ndarray:
+def picture(result: FramePrediction, path: Optional[PathLike]) -> np.ndarray:
     """(H, W, 3) uint8 RGB; also written to ``path``, a .png, where one is given. Raises ConfigError."""
     from tpvformer.viz.picture import write_png
     from tpvformer.viz.video import video_frame
@@ -56,7 +56,7 @@ def picture(result: Result, path: Optional[PathLike]) -> np.ndarray:
     return np.ascontiguousarray(drawn[..., ::-1])
 
 
-def show(results: Sequence[Result], title: str) -> Path:
+def show(results: Sequence[FramePrediction], title: str) -> Path:
     """Write the page into a temporary folder and open it: in a notebook below the cell, else in a browser. Where there
     is neither, a line says where it lies. Returns the file."""
     file = Path(tempfile.mkdtemp(prefix="tpvformer-")) / "page.html"
@@ -66,7 +66,7 @@ def show(results: Sequence[Result], title: str) -> Path:
     return file
 
 
-def inline(results: Sequence[Result], words: str) -> str:
+def inline(results: Sequence[FramePrediction], words: str) -> str:
     """HTML for a notebook: a picture of the first frame, and ``words`` below it."""
     import cv2
 

@@ -11,7 +11,7 @@ import pickle
 from pathlib import Path
 from typing import Any, Dict, Tuple, Union
 
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.pickle_arrays import Callables, Refused, numpy_names
@@ -89,7 +89,7 @@ def load_pickle(path: Union[str, Path]) -> Any:
     (untrusted/pickle_scan.py looks before anything is built).
     """
     try:
-        file_path = place(path)
+        file_path = to_path(path)
         with file_path.open("rb") as file, memory_budget(file_path.stat().st_size):
             data = file.read()
         scan(data)  # outside of the budget, which would count what compiling takes

@@ -28,7 +28,7 @@ class CameraView(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Result:
+class FramePrediction:
     """P points in the LiDAR frame, (X, Y, Z) voxels in that of the grid, where ``lidar2grid`` leads.
 
     Voxel i of an axis of n spans low + i (high - low) / n and the next.
@@ -87,7 +87,7 @@ def shown(class_names: Sequence[str], frame: str) -> Shown:
     return Shown(known, drawn, free, "x" if frame == "ego" else "y", 0.0 if frame == "ego" else -1.84)
 
 
-def believed(result: Result, kinds: Shown) -> np.ndarray:
+def believed(result: FramePrediction, kinds: Shown) -> np.ndarray:
     """(X, Y, Z) bool: where the prediction says that something is. A model that was not taught free space has a class
     for every voxel; of those, the voxels that hold points count, or without LiDAR the tenth that it is surest of."""
     there = np.isin(result.voxels, kinds.drawn)

@@ -7,11 +7,11 @@ from typing import Sequence
 
 import numpy as np
 
-from tpvformer.viz.frame_prediction import CameraView, Result, believed, shown
+from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 from tpvformer.viz.project import inside, project
 
 
-def write_rerun(path: Path, results: Sequence[Result]) -> None:
+def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
     """Frames on the timeline "frame": predicted and true voxels, points, and cameras with points on them.
 
     Raises ValueError where rerun is not installed or too old.
@@ -46,7 +46,7 @@ def write_rerun(path: Path, results: Sequence[Result]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _log(rr, stream, name: str, result: Result, voxels: np.ndarray, there: np.ndarray) -> None:
+def _log(rr, stream, name: str, result: FramePrediction, voxels: np.ndarray, there: np.ndarray) -> None:
     low, high = np.array(result.pc_range[:3]), np.array(result.pc_range[3:])
     pitch = (high - low) / voxels.shape
     centers = low + (np.argwhere(there) + 0.5) * pitch
@@ -55,7 +55,7 @@ def _log(rr, stream, name: str, result: Result, voxels: np.ndarray, there: np.nd
     stream.log(name, boxes)
 
 
-def _log_camera(rr, stream, camera: CameraView, result: Result) -> None:
+def _log_camera(rr, stream, camera: CameraView, result: FramePrediction) -> None:
     name = f"cameras/{camera.name}"
     stream.log(name, rr.EncodedImage(contents=camera.jpeg, media_type="image/jpeg"))
     pixels, depth = project(result.points, camera.lidar2img)

@@ -12,7 +12,7 @@ from typing import Iterable, List, Tuple
 import cv2
 import numpy as np
 
-from tpvformer.viz.frame_prediction import CameraView, Result, believed, shown
+from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
 from tpvformer.viz.render import look_at, render_voxels
@@ -24,7 +24,7 @@ _BEHIND = (1920, 1080)
 _ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
 
 
-def video_frame(result: Result) -> np.ndarray:
+def video_frame(result: FramePrediction) -> np.ndarray:
     """(H, 2930, 3) uint8 BGR; a row for each three cameras: six and 16 classes are 1756 high."""
     kinds = shown(result.class_names, result.frame)
     there = believed(result, kinds)
@@ -58,7 +58,7 @@ def video_frame(result: Result) -> np.ndarray:
     return canvas
 
 
-def _photo(camera: CameraView, result: Result) -> np.ndarray:
+def _photo(camera: CameraView, result: FramePrediction) -> np.ndarray:
     tile = cv2.resize(camera.picture(), TILE, interpolation=cv2.INTER_AREA)
     kinds = shown(result.class_names, result.frame)
     said = np.isin(result.point_labels, kinds.drawn)
@@ -73,14 +73,14 @@ def _called(camera: CameraView) -> str:
     return camera.name.replace("CAM_", "").replace("_", " ").lower()
 
 
-def _from_behind(result: Result, forward: str, ground: float) -> np.ndarray:
+def _from_behind(result: FramePrediction, forward: str, ground: float) -> np.ndarray:
     ahead = np.array([1.0, 0, 0] if forward == "x" else [0, 1.0, 0])
     base = np.array([0, 0, ground])
     eye = base - 22 * ahead + np.array([0, 0, 14.0])
     return look_at(eye, base + 12 * ahead, _BEHIND, 50)
 
 
-def _from_above(result: Result, forward: str) -> np.ndarray:
+def _from_above(result: FramePrediction, forward: str) -> np.ndarray:
     low, high = np.array(result.pc_range[:3]), np.array(result.pc_range[3:])
     ahead = np.array([1.0, 0, 0] if forward == "x" else [0, 1.0, 0])
     middle = (low + high) / 2

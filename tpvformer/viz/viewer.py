@@ -17,14 +17,14 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
-from tpvformer.viz.frame_prediction import CameraView, Result, Shown, shown
+from tpvformer.viz.frame_prediction import CameraView, FramePrediction, Shown, shown
 from tpvformer.viz.paint import looking_around
 
 SCRIPTS = ("mesh.js", "scene.js", "cameras.js", "viewer.js")
 _STEPS = 32767  # int16 for the points' coordinates
 
 
-def write_page(file: BinaryIO, results: Sequence[Result], title: str) -> None:
+def write_page(file: BinaryIO, results: Sequence[FramePrediction], title: str) -> None:
     """The page of frames of one scene or several, in the order of its slider. All have the classes of the first."""
     kinds = shown(results[0].class_names, results[0].frame)
     style, script = _part("viewer.css"), "".join(_part(name) for name in SCRIPTS)
@@ -61,7 +61,7 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _about(results: Sequence[Result], kinds: Shown, title: str) -> Dict[str, Any]:
+def _about(results: Sequence[FramePrediction], kinds: Shown, title: str) -> Dict[str, Any]:
     classes = [
         {"name": name.replace("_", " "), "colour": list(kinds.classes.colors[i]), "drawn": i in kinds.drawn}
         for i, name in enumerate(kinds.classes.names)
@@ -96,7 +96,7 @@ def _about(results: Sequence[Result], kinds: Shown, title: str) -> Dict[str, Any
     }
 
 
-def _cameras(result: Result) -> List[CameraView]:
+def _cameras(result: FramePrediction) -> List[CameraView]:
     """As one looks around."""
     return [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
 
@@ -106,7 +106,7 @@ def _step(points: np.ndarray) -> float:
     return max(0.01, float(np.abs(points).max(initial=0)) / _STEPS)
 
 
-def _blocks(result: Result, kinds: Shown) -> Iterator[Tuple[str, bytes]]:
+def _blocks(result: FramePrediction, kinds: Shown) -> Iterator[Tuple[str, bytes]]:
     """Name and bytes of each array of a frame, compressed, and of each picture."""
 
     def packed(array: np.ndarray) -> bytes:

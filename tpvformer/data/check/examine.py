@@ -19,8 +19,8 @@ from tpvformer.data.nuscenes.lidarseg import label_table
 from tpvformer.data.nuscenes.splits import scenes_of
 from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.types import DataError
-from tpvformer.files import no_collection
-from tpvformer.geometry import lidar_to_image, rotations, unusable
+from tpvformer.files import gc_paused
+from tpvformer.geometry import is_degenerate, lidar_to_image, rotations
 
 _TO_LIDAR_AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x forward, y left becomes x right, y forward
 
@@ -64,7 +64,7 @@ def examine(
     if not check_tables(report, folder):
         return report
     try:
-        with no_collection():
+        with gc_paused():
             chosen = _choose(report, folder, scenes if splits else None)
             _walk(report, root, folder, chosen, progress)
             _check_poses(report, folder, chosen, progress)
@@ -136,7 +136,7 @@ def _check_intrinsics(report: Report, row: Row, channel: str) -> None:
     stored = row["camera_intrinsic"]
     try:
         matrix = np.array(stored, np.float64).reshape(3, 3)
-        bad = bool(unusable(lidar_to_image(np.eye(3), np.zeros(3), matrix))) or bool(intrinsics_problem(matrix))
+        bad = bool(is_degenerate(lidar_to_image(np.eye(3), np.zeros(3), matrix))) or bool(intrinsics_problem(matrix))
     except (TypeError, ValueError, OverflowError):
         bad = True
     if bad:

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from tpvformer.config import ConfigError
-from tpvformer.data.images.decode import Size, room_for
+from tpvformer.data.images.decode import Size, alloc_images
 from tpvformer.data.images.letterbox import read_pictures
 from tpvformer.untrusted.numpy_files import DAMAGED
 
@@ -90,7 +90,7 @@ def _load(file: Path) -> Optional[Tensor]:
             size = os.fstat(stored.fileno()).st_size - stored.tell() - _SUM
             if len(shape) != 4 or fortran or dtype != np.uint8 or size != np.prod(shape):
                 return None
-            images = room_for(shape)
+            images = alloc_images(shape)
             if stored.readinto(memoryview(images.numpy()).cast("B")) != size:
                 return None
             if stored.read(_SUM) == _sum(images.numpy()):

@@ -54,7 +54,7 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
         if sizes:
             _check_size(path, token, shape, sizes[i])
         if i == 0:
-            out = room_for((len(paths), *shape))
+            out = alloc_images((len(paths), *shape))
         if out.shape[1:] != shape:
             found = sorted({tuple(out.shape[1:]), shape})
             raise DataError(
@@ -137,7 +137,7 @@ def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> Non
         )
 
 
-def room_for(shape: Tuple[int, ...]) -> Tensor:
+def alloc_images(shape: Tuple[int, ...]) -> Tensor:
     """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
     room = torch.empty(shape, dtype=torch.uint8)
     return room if get_worker_info() is None else room.share_memory_()

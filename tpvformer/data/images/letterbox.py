@@ -12,7 +12,7 @@ from torch import Tensor
 import cv2
 import numpy as np
 
-from tpvformer.data.images.decode import Size, read_image, read_images, room_for
+from tpvformer.data.images.decode import Size, alloc_images, read_image, read_images
 from tpvformer.data.images.preprocess import MEAN_BGR
 
 
@@ -54,7 +54,7 @@ def on_canvas(pictures: Iterable[np.ndarray], sizes: Sequence[Size]) -> Tensor:
     # The rest has the mean colour, so that next to nothing is left of it where the mean is subtracted. Pillars that
     # project there count as visible, as they do in the rows that the published models pad images with.
     canvas = canvas_size(sizes)
-    out = room_for((len(sizes), canvas[1], canvas[0], 3))
+    out = alloc_images((len(sizes), canvas[1], canvas[0], 3))
     out[:] = torch.tensor(np.rint(MEAN_BGR).astype(np.uint8))
     for room, image, size in zip(out, pictures, sizes):
         width, height = fitted(size, canvas)

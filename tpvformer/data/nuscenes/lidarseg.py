@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Dict, Iterator, Optional, Union
 
 from tpvformer.config.ranges import short
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
 from tpvformer.untrusted.names import has_unseen, is_file_name
 
@@ -24,7 +24,7 @@ _CHUNK = 16 * 1024 * 1024  # bytes
 
 def label_table(root: Union[str, Path], version: str) -> Optional[Path]:
     """The table of point labels of a data set; None where it has none."""
-    tables = (place(root, version, name) for name in LABEL_TABLES)
+    tables = (to_path(root, version, name) for name in LABEL_TABLES)
     return next((table for table in tables if table.is_file()), None)
 
 
@@ -33,7 +33,7 @@ class LabelFiles:
 
     def __init__(self, root: Union[str, Path], version: str) -> None:
         """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
-        self._folder = place(root, version)
+        self._folder = to_path(root, version)
         self._table = label_table(root, version) or self._folder / LABEL_TABLES[0]
         tables = [self._table, self._folder / "sample_data.json"]
         for path in tables:
@@ -77,7 +77,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
 
 def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
     """The token of the LiDAR record of each key frame, by sample; raises DataError where there is no such table."""
-    path = place(root, version, "sample_data.json")
+    path = to_path(root, version, "sample_data.json")
     if not path.is_file():
         raise DataError(
             f"{path}: no such file, so the tokens of the LiDAR scans cannot be found; unpack the nuScenes metadata "
@@ -90,7 +90,7 @@ def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
 def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:
     """The records of a table whose text holds ``containing``, one at a time; records of these tables are flat."""
     text, chunk = b"", b" "
-    with place(path).open("rb") as file:
+    with to_path(path).open("rb") as file:
         while chunk:
             chunk = file.read(_CHUNK)
             text += chunk

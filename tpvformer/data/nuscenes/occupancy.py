@@ -20,7 +20,7 @@ import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
 from tpvformer.data.semantickitti import read_voxels
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
 from tpvformer.labels import EMPTY
 from tpvformer.untrusted.memory_budget import memory_budget
@@ -36,7 +36,7 @@ class OccupancyLabels:
 
     def __init__(self, cfg: DataConfig) -> None:
         """Raises DataError where ``cfg.occupancy_root`` is no folder."""
-        self._kind, self._root = cfg.occupancy, place(cfg.occupancy_root)
+        self._kind, self._root = cfg.occupancy, to_path(cfg.occupancy_root)
         if not self._root.is_dir():
             raise DataError(
                 f"data.occupancy_root is {self._root}, which is no folder; unpack the {self._kind} labels there"
@@ -89,7 +89,7 @@ def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
 def _occ3d_files(root: str) -> Dict[str, Path]:
     """Label files by sample token, the name of the folder that each lies in."""
     return {
-        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in place(root).glob(pattern)
+        path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in to_path(root).glob(pattern)
     }
 
 

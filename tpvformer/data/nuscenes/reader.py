@@ -15,7 +15,7 @@ from tpvformer.data.images.letterbox import placements, read_pictures
 from tpvformer.data.nuscenes.infos.read import Record, load_infos
 from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
 from tpvformer.data.scans.read import Cloud, read_cloud
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError, Frame
 from tpvformer.geometry import lidar_to_image
 from tpvformer.untrusted.memory_budget import memory_budget
@@ -35,7 +35,7 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
     found = _found(stored, root, token)
     if found is not None:
         return found
-    below = ", ".join(str(place(root, *part)) for part in _endings(stored)[:2])
+    below = ", ".join(str(to_path(root, *part)) for part in _endings(stored)[:2])
     raise DataError(
         f"sample {token}: {stored} is missing; looked for {stored}, {below} and shorter endings of it there. "
         f"Set data.root ({root}) to the folder that holds samples/, or complete the download"
@@ -45,10 +45,10 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
 def _found(stored: str, root: Union[str, Path], token: str) -> Optional[Path]:
     """As ``resolve``, but None where there is no such file."""
     _refuse_another_machine(stored, root, token)
-    if place(stored).is_file():
-        return place(stored)
+    if to_path(stored).is_file():
+        return to_path(stored)
     for parts in _endings(stored):
-        path = place(root, *parts)
+        path = to_path(root, *parts)
         if path.is_file():
             return path
     return None
@@ -105,7 +105,7 @@ def read_frame(
                 f"sample {record.token}: {scan} holds {cloud.lost} points whose coordinates are not finite numbers, "
                 "which no labelled scan of nuScenes has; copy the file again"
             )
-        file = place(label_file) if record.rig else place(root, label_file)
+        file = to_path(label_file) if record.rig else to_path(root, label_file)
         raw = read_labels(file, scan, record.token, len(labels) + cloud.lost, len(to_class))
         labels = np.asarray(to_class, np.uint8)[raw if cloud.kept is None else raw[cloud.kept]]
     paths = [_file_of(record, path, root) for path in record.images]
@@ -159,7 +159,7 @@ def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:
     """A file of the record; one that a rig file names lies where that says, and nowhere else."""
     if not record.rig:
         return resolve(stored, root, record.token)
-    path = place(stored)
+    path = to_path(stored)
     if not path.is_file():
         raise DataError(f"sample {record.token}: {stored} is missing; correct its path in {record.rig} or put it there")
     return path

@@ -9,7 +9,7 @@ import numpy as np
 from tpvformer.data.nuscenes.infos.plausible import intrinsics_problem
 from tpvformer.data.rig.json_file import Node
 from tpvformer.data.types import DataError
-from tpvformer.geometry import lidar_to_image, matrices, unusable
+from tpvformer.geometry import is_degenerate, lidar_to_image, matrices
 
 KEYS = ("name", "width", "height", "intrinsics", "camera2ego", "camera2lidar", "distortion")
 PLACES = ("camera2ego", "camera2lidar")
@@ -51,7 +51,7 @@ def read_camera(node: Node) -> Camera:
     _check_distortion(fields.get("distortion"))
     size = fields["width"].count(LONGEST_SIDE), fields["height"].count(LONGEST_SIDE)
     camera = Camera(name, size, _intrinsics(fields["intrinsics"]), given[0], read_pose(fields[given[0]]))
-    if unusable(lidar_to_image(camera.pose[:3, :3], camera.pose[:3, 3], camera.intrinsics)):
+    if is_degenerate(lidar_to_image(camera.pose[:3, :3], camera.pose[:3, 3], camera.intrinsics)):
         raise DataError(f"{node.where} ({name}): its numbers make no projection that can be inverted; correct them")
     return camera
 

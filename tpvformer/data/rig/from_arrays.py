@@ -19,7 +19,7 @@ from tpvformer.data.rig.read import records_of
 from tpvformer.data.rig.tensors import as_array, as_image
 from tpvformer.data.scans.read import on_its_side
 from tpvformer.data.types import DataError, Frame
-from tpvformer.geometry import unusable
+from tpvformer.geometry import is_degenerate
 
 # a path; an array or tensor, RGB or grey, (H, W, 3) or (3, H, W), perhaps with one alpha everywhere; an image of PIL
 Image = Any
@@ -149,7 +149,7 @@ def _of_matrices(names: Tuple[str, ...], matrices: Sequence[Any], slots: Sequenc
             matrix = np.asarray(as_array(given), np.float64)
         except (TypeError, ValueError):
             matrix = np.empty(0)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or unusable(matrix[None])[0]:
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or is_degenerate(matrix[None])[0]:
             raise DataError(
                 f"lidar2img of {name} is no 4x4 matrix of finite numbers that can be inverted; expected LiDAR metres "
                 "to (u * depth, v * depth, depth, 1), pixels"

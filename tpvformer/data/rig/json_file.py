@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
@@ -83,10 +83,10 @@ class Node:
 def read_json(path: Union[str, Path]) -> Node:
     """The value that a file holds. Raises DataError where it cannot be read, is no JSON, or says a thing twice."""
     try:
-        size = place(path).stat().st_size
+        size = to_path(path).stat().st_size
         if size > LARGEST_FILE:
             raise DataError(f"{path}: has {size} bytes, more than {LARGEST_FILE}; split its frames into several files")
-        raw = place(path).read_bytes()
+        raw = to_path(path).read_bytes()
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected a rig file, as docs/rig.md shows") from err
     try:
@@ -98,7 +98,7 @@ def read_json(path: Union[str, Path]) -> Node:
     except RecursionError as err:
         raise DataError(f"{path}: is nested too deeply; expected a rig file, as docs/rig.md shows") from err
     except ValueError as err:  # what json and the decoder raise as well
-        kind = kind_of(place(path), raw[:HEAD])
+        kind = kind_of(to_path(path), raw[:HEAD])
         if kind:
             raise DataError(f"{path}: is {kind}; {EXPECTED}") from err
         raise DataError(f"{path}: is no JSON that can be used ({' '.join(str(err).split())[:200]})") from err

@@ -19,9 +19,9 @@ from tpvformer.data.nuscenes.infos.plausible import FARTHEST, distances, far_tex
 from tpvformer.data.nuscenes.infos.read import Record
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import EXPECTED, Node, read_json
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
-from tpvformer.geometry import lidar_to_image, unusable
+from tpvformer.geometry import is_degenerate, lidar_to_image
 
 FORMAT = "tpvformer-rig-1"
 KEYS = ("format", "cameras", "lidar2ego", "lidar_columns", "frames")
@@ -37,7 +37,7 @@ def read_rig(path: Union[str, Path]) -> List[Record]:
     and what was expected."""
     if "://" not in str(path) and Path(path).is_dir():
         path = Path(path) / "rig.json"
-    folder = place(path).parent if "://" in str(path) else Path(path).absolute().parent
+    folder = to_path(path).parent if "://" in str(path) else Path(path).absolute().parent
     return records_of(read_json(path), folder, Path(path).stem)
 
 
@@ -106,7 +106,7 @@ def _lidar2img(path: str, cameras: Sequence[Camera], lidar2ego: Optional[np.ndar
     poses = np.stack([camera.camera2lidar(lidar2ego) for camera in cameras])
     intrinsics = np.stack([camera.intrinsics for camera in cameras])
     made = lidar_to_image(poses[:, :3, :3], poses[:, :3, 3], intrinsics)
-    for camera, bad in zip(cameras, unusable(made)):
+    for camera, bad in zip(cameras, is_degenerate(made)):
         if bad:
             raise DataError(f"{path}: {camera.name} has a projection that cannot be inverted; correct its numbers")
     for camera, distance in zip(cameras, distances(made)):

@@ -23,7 +23,7 @@ _VERSIONS = ("numba", "triton", "numpy", "opencv-python-headless", "simplejpeg")
 _SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def surroundings(device: torch.device, program: str, past: float = 0.0) -> Dict[str, Any]:
+def environment_info(device: torch.device, program: str, past: float = 0.0) -> Dict[str, Any]:
     """Date, command line, hardware and versions, for the head of a result. ``program`` is what the command runs;
     ``past`` seconds ago it began."""
     began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=past)

@@ -35,7 +35,7 @@ from tpvformer.engine.device.compile import compile_images
 from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.forward import predict
-from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Marks, Spent, Watch
+from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Elapsed, PhaseTimer, Watch
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.train import build_model, set_precision
@@ -68,9 +68,9 @@ class StepBench:
         """Go on in another ``train.precision``."""
         set_precision(self.model, dataclasses.replace(self.config.train, precision=precision), self.device)
 
-    def step(self, by_part: bool = True) -> Dict[str, Spent]:
+    def step(self, by_part: bool = True) -> Dict[str, Elapsed]:
         """One training step. By part the device is waited for at each part's end; else not even at the step's."""
-        marks = self._watch.marks = Marks(self.device) if by_part else None
+        marks = self._watch.marks = PhaseTimer(self.device) if by_part else None
         try:
             batch = next(self.batches)
             if marks and self.loads:
@@ -93,19 +93,19 @@ class StepBench:
         self.loss = loss.detach()
         return marks.spent if marks else {}
 
-    def run(self, steps: int) -> Spent:
+    def run(self, steps: int) -> Elapsed:
         """Mean of a step among ``steps`` in a row, the device waited for at the end only."""
-        marks = Marks(self.device)
+        marks = PhaseTimer(self.device)
         for _ in range(steps):
             self.step(by_part=False)
         marks.end("all")
-        return Spent(*(seconds / steps for seconds in marks.spent["all"]))
+        return Elapsed(*(seconds / steps for seconds in marks.spent["all"]))
 
     @torch.no_grad()
-    def infer(self) -> Spent:
+    def infer(self) -> Elapsed:
         """One forward pass of the trained parts alone, as in evaluation, transfer included."""
         self.model.eval()
-        marks = Marks(self.device)
+        marks = PhaseTimer(self.device)
         predict(self.model, next(self.batches).to(self.device, non_blocking=True), self.config)
         marks.end("all")
         self.model.train()
@@ -131,7 +131,7 @@ class StepBench:
         return dict(found)
 
 
-def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tuple[Spent, Spent]:
+def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tuple[Elapsed, Elapsed]:
     """Medians, forward and backward, of the operation ``ops.modulated_deform_conv2d`` alone on an input like this."""
     (n, c, h, w), dtype, outputs = shape
     generator = torch.Generator().manual_seed(0)
@@ -143,9 +143,9 @@ def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tu
     offset, mask = leaf(n, 18, h, w).requires_grad_(), leaf(n, 9, h, w).sigmoid().requires_grad_()
     weight = leaf(outputs, c, 3, 3, scale=(9 * c) ** -0.5).to(dtype).requires_grad_()
     gradient = leaf(n, outputs, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
-    runs: List[Dict[str, Spent]] = []
+    runs: List[Dict[str, Elapsed]] = []
     for _ in range(repeats + 1):
-        marks = Marks(device)
+        marks = PhaseTimer(device)
         out = ops.modulated_deform_conv2d(x, offset, mask, weight, padding=1)
         marks.end("forward")
         torch.autograd.grad(out, (x, offset, mask, weight), gradient)
@@ -154,18 +154,18 @@ def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tu
     return median(run["forward"] for run in runs[1:]), median(run["backward"] for run in runs[1:])
 
 
-def median(values: Iterator[Spent]) -> Spent:
+def median(values: Iterator[Elapsed]) -> Elapsed:
     """Medians of the wall times and of the CPU times."""
     both = list(values)
-    return Spent(statistics.median(v.wall for v in both), statistics.median(v.cpu for v in both))
+    return Elapsed(statistics.median(v.wall for v in both), statistics.median(v.cpu for v in both))
 
 
-def medians(runs: Sequence[Dict[str, Spent]]) -> Dict[str, Spent]:
+def medians(runs: Sequence[Dict[str, Elapsed]]) -> Dict[str, Elapsed]:
     """Medians by part, with the sums "forward", "backward" and "step"; a sum is the median of the steps' sums."""
     out = {part: median(run[part] for run in runs) for part in PARTS if part in runs[0]}
     for name, parts in (("forward", FORWARD), ("backward", BACKWARD), ("step", PARTS)):
         sums = ([run[part] for part in parts if part in run] for run in runs)
-        out[name] = median(Spent(sum(s.wall for s in each), sum(s.cpu for s in each)) for each in sums)
+        out[name] = median(Elapsed(sum(s.wall for s in each), sum(s.cpu for s in each)) for each in sums)
     return out
 
 
@@ -187,7 +187,7 @@ def bench(
     if data and (size or points):
         raise ConfigError("--size and --points describe random inputs; leave them out with --data")
     device, _ = pick_device(device_name)
-    decoding: Optional[Spent] = None
+    decoding: Optional[Elapsed] = None
     if data:
         decoding, batches = _configured(config, device)
     else:
@@ -231,7 +231,7 @@ def bench(
     return result
 
 
-def _ms(spent: Spent) -> Dict[str, float]:
+def _ms(spent: Elapsed) -> Dict[str, float]:
     return {"wall": round(1000 * spent.wall, 3), "cpu": round(1000 * spent.cpu, 3)}
 
 
@@ -243,10 +243,10 @@ def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, An
             totals[name][0] += count * spent.wall
             totals[name][1] += count * spent.cpu
         layers.append({"input": list(shape[0]), "type": str(shape[1]), "outputs": shape[2], "layers": count})
-    return {"layers": layers, "ms": {name: _ms(Spent(*sums)) for name, sums in totals.items()}}
+    return {"layers": layers, "ms": {name: _ms(Elapsed(*sums)) for name, sums in totals.items()}}
 
 
-def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[Batch]]:
+def _configured(config: Config, device: torch.device) -> Tuple[Elapsed, Iterator[Batch]]:
     """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
     dataset = FrameDataset(config.data, config.model.grid, "train", seed)
@@ -255,9 +255,9 @@ def _configured(config: Config, device: torch.device) -> Tuple[Spent, Iterator[B
     dataset[0]  # the first reading compiles and opens what later ones find ready
     runs = []
     for index in range(min(3, len(dataset))):
-        began = Spent(time.perf_counter(), time.process_time())
+        began = Elapsed(time.perf_counter(), time.process_time())
         dataset[index]
-        runs.append(Spent(time.perf_counter() - began.wall, time.process_time() - began.cpu))
+        runs.append(Elapsed(time.perf_counter() - began.wall, time.process_time() - began.cpu))
 
     def batches() -> Iterator[Batch]:
         for epoch in itertools.count():

@@ -16,26 +16,26 @@ from tpvformer.engine.checkpoint.rng import random_state, restore_random_state, 
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import LossWatch
+from tpvformer.engine.logging.meters import LossMeter
 
 MOMENT = ("world_size", "global_batch", "losses", "rng")  # what a checkpoint says about the middle of an epoch
 
 
-class Origin(NamedTuple):
+class ResumePoint(NamedTuple):
     """A checkpoint to go on from."""
 
     path: Path
     content: Dict[str, Any]
 
 
-def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: RunLog) -> Optional[Origin]:
+def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: RunLog) -> Optional[ResumePoint]:
     """The checkpoint that was named, else the newest whole one of the work dir, else None.
 
     Process 0 chooses for all. Raises CheckpointError, which for a damaged file names the newest whole one beside it.
     """
     if resume_from is not None:
         try:
-            return Origin(resume_from, store.read(resume_from))
+            return ResumePoint(resume_from, store.read(resume_from))
         except CheckpointError as err:
             raise CheckpointError(f"{err}{_alternative(resume_from)}") from err
     chosen, error, content = "", "", None
@@ -45,12 +45,12 @@ def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: 
             chosen, content = ("", None) if found is None else (str(found[0]), found[1])
         except CheckpointError as err:
             error = str(err)
-    chosen, error = distributed.from_main(chosen), distributed.from_main(error)
+    chosen, error = distributed.broadcast_string(chosen), distributed.broadcast_string(error)
     if error:
         raise CheckpointError(error)
     if not chosen:
         return None
-    return Origin(Path(chosen), store.read(Path(chosen)) if content is None else content)
+    return ResumePoint(Path(chosen), store.read(Path(chosen)) if content is None else content)
 
 
 def _alternative(path: Path) -> str:
@@ -66,7 +66,7 @@ def _alternative(path: Path) -> str:
     return ""
 
 
-def keep_global_batch(origin: Origin, config: Config, world: World, log: RunLog) -> Config:
+def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: RunLog) -> Config:
     """The configuration with as many batches a step as make the checkpoint's global batch on this many processes.
 
     Order, schedule and steps an epoch stay what they were. ConfigError where no whole number does it.
@@ -90,7 +90,7 @@ def keep_global_batch(origin: Origin, config: Config, world: World, log: RunLog)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=changed))
 
 
-def moment(global_batch: int, losses: LossWatch, world: World, device: torch.device) -> Dict[str, Any]:
+def mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: torch.device) -> Dict[str, Any]:
     """What a checkpoint holds besides weights, optimiser and counters. All processes must call it."""
     losses.read()
     return {
@@ -101,8 +101,8 @@ def moment(global_batch: int, losses: LossWatch, world: World, device: torch.dev
     }
 
 
-def restore_moment(
-    content: Dict[str, Any], losses: LossWatch, world: World, device: torch.device, seeds: List[int]
+def restore_mid_epoch_state(
+    content: Dict[str, Any], losses: LossMeter, world: World, device: torch.device, seeds: List[int]
 ) -> None:
     """Go on from a ``moment``.
 

@@ -133,11 +133,11 @@ def _make_current(kind: str, index: int) -> torch.device:
     if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
         _runtime(kind).set_compile_mode(jit_compile=False)
         _runtime(kind).config.allow_internal_format = False
-        reduce_mantissas(torch.device(kind), True)
+        set_hf32(torch.device(kind), True)
     return torch.device(kind, index)
 
 
-def reduce_mantissas(device: torch.device, convolutions: bool) -> None:
+def set_hf32(device: torch.device, convolutions: bool) -> None:
     """Set the NPU's fp32 arithmetic, whose defaults differ between releases: whether convolutions may round to 11 bits.
 
     The published runs let them. Matrix products never may: geometry is among them.
@@ -288,7 +288,7 @@ def refuse_fallbacks() -> None:
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
     """No rounding of fp32 inputs within, for comparisons with a CPU; afterwards what training uses again."""
-    reduce_mantissas(device, False)
+    set_hf32(device, False)
     on_cuda = device.type == "cuda"
     before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) if on_cuda else ("highest", False)
     if on_cuda:
@@ -298,7 +298,7 @@ def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
     finally:
         if on_cuda:
             _set_tf32(*before)
-        reduce_mantissas(device, True)
+        set_hf32(device, True)
 
 
 PROFILED = {"wait": 1, "warmup": 1, "active": 3}  # steps; by name, for the order differs between profilers
@@ -345,7 +345,7 @@ def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
         _runtime(device.type).set_rng_state(state, *_numbered(device))
 
 
-def be_deterministic(device: torch.device) -> List[str]:
+def enable_determinism(device: torch.device) -> List[str]:
     """Ask PyTorch for algorithms whose result does not depend on timing, before the device computes anything.
 
     Returns remarks on what that leaves.

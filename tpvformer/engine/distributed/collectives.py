@@ -103,7 +103,7 @@ def barrier() -> None:
 EXCHANGED = (torch.int64, torch.float32)  # what every backend sums; some know no float64, no bytes and no averages
 
 
-def all_sum(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over the processes, in place. Raises TypeError for what is not among EXCHANGED, on any backend."""
     if tensor.dtype not in EXCHANGED:
         raise TypeError(f"{tensor.dtype} is not summed over processes on every backend; expected one of {EXCHANGED}")
@@ -130,7 +130,7 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.stack(everyone)
 
 
-def gather_texts(text: str) -> List[str]:
+def all_gather_strings(text: str) -> List[str]:
     """The texts of all processes, in all of them."""
     mine = torch.tensor(list(text.encode()), dtype=torch.int64)
     lengths = gather(torch.tensor([len(mine)])).flatten().tolist()
@@ -138,7 +138,7 @@ def gather_texts(text: str) -> List[str]:
     return [bytes(row[:n].tolist()).decode() for row, n in zip(gather(padded), lengths)]
 
 
-def from_main(text: str) -> str:
+def broadcast_string(text: str) -> str:
     """The text that process 0 gave."""
     if not dist.is_initialized():
         return text
@@ -157,7 +157,7 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def wrap(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """Average gradients over the processes. Buffers are not exchanged at each step; see ``share_buffers``."""
     if world.size == 1:
         return model

@@ -46,13 +46,13 @@ def _check(values: Dict[str, Any]) -> None:
     if not dist.is_initialized():
         return
     mine, rank = json.loads(json.dumps(values)), dist.get_rank()
-    first = json.loads(distributed.from_main(json.dumps(values)))
+    first = json.loads(distributed.broadcast_string(json.dumps(values)))
     different = [
         f"{name} is {first.get(name)} in process 0 and {mine.get(name)} in process {rank}"
         for name in sorted({*first, *mine})
         if first.get(name) != mine.get(name)
     ]
-    found = [text for text in distributed.gather_texts("; ".join(different[:5])) if text]
+    found = [text for text in distributed.all_gather_strings("; ".join(different[:5])) if text]
     if found:
         more = f" (and {len(found) - 1} more processes differ)" if len(found) > 1 else ""
         raise ConfigError(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Frame
-from tpvformer.engine.distributed.collectives import World, all_sum
+from tpvformer.engine.distributed.collectives import World, all_reduce_sum
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, permute_cameras
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics import Scores, percent, scores
@@ -69,7 +69,7 @@ def baselines(
     fitted = histogram((train_set.load_frame(int(i)) for i in chosen), classes, ignore)
     mine = range(world.rank, len(val_set), world.size)
     here = torch.from_numpy(histogram((val_set.load_frame(i) for i in mine), classes, ignore)).to(device)
-    seen = all_sum(here).cpu().numpy()
+    seen = all_reduce_sum(here).cpu().numpy()
     constants = {c: score_table(seen, np.full(BINS, c)) for c in EVALUATED}
     best = max(EVALUATED, key=lambda c: constants[c].miou or 0.0)
     return best, constants[best], score_table(seen, fit_colour_table(fitted))

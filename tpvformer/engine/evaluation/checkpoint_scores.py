@@ -22,7 +22,7 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.baselines import run_controls
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, report, write_scores
 from tpvformer.engine.evaluation.submission import TEST_VERSION, Submission, predict_all
-from tpvformer.engine.faults.explain_crash import in_words
+from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.train import build_model, enter, settle
 from tpvformer.model import TPVFormer
@@ -113,7 +113,7 @@ def predict_test_set(
 
 
 def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
-    return in_words(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
+    return explain_crash(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
 
 
 def _loaded(

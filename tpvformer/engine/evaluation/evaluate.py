@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from tpvformer.config import Config, ConfigError
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
-from tpvformer.engine.distributed.collectives import World, all_sum, gather_texts, share_buffers
+from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum, share_buffers
 from tpvformer.engine.forward import predict
 from tpvformer.engine.logging.log import RunLog, finite
 from tpvformer.engine.losses import sample_losses
 from tpvformer.engine.metrics import Scores, scores, table
-from tpvformer.engine.metrics.collect import Tally, rows_by_scene
+from tpvformer.engine.metrics.collect import MetricCounts, rows_by_scene
 from tpvformer.engine.metrics.named import Metric, named_table
 from tpvformer.engine.prefetch import on_device
 from tpvformer.labels import class_names
@@ -107,7 +107,7 @@ def evaluate(
     processes return the same.
     """
     data = cast(FrameDataset, loader.dataset)
-    tally = Tally(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
+    tally = MetricCounts(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
     tokens: List[str] = []
@@ -137,7 +137,7 @@ def evaluate(
             bar.advance()
     model.train(training)
     tally.sum_over_processes()
-    total, samples, unknown = all_sum(sums).tolist()
+    total, samples, unknown = all_reduce_sum(sums).tolist()
     if samples != len(data):
         raise RuntimeError(f"{samples} samples were evaluated, the data set has {len(data)}")
     loss = float("nan") if unknown else total / _UNIT / samples
@@ -157,7 +157,7 @@ def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, 
         return -sample[1] if math.isfinite(sample[1]) else -math.inf, sample[0]
 
     mine = sorted(zip(tokens, losses), key=badness)[:WORST]
-    everyone = [(token, loss) for text in gather_texts(json.dumps(mine)) for token, loss in json.loads(text)]
+    everyone = [(token, loss) for text in all_gather_strings(json.dumps(mine)) for token, loss in json.loads(text)]
     return sorted(everyone, key=badness)[:WORST]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List, Sequence
 
 from tpvformer.data.types import DataError
-from tpvformer.engine.distributed.collectives import gather_texts
+from tpvformer.engine.distributed.collectives import all_gather_strings
 from tpvformer.engine.logging.log import RunLog
 
 
@@ -22,7 +22,7 @@ class BadSamples:
 
     def settle(self, count: int, log: RunLog) -> int:
         """The count with the new ones, each of which is said. All processes call it. DataError past the bound."""
-        texts = gather_texts("\n".join(self._new))
+        texts = all_gather_strings("\n".join(self._new))
         self._new.clear()
         problems = [line for text in texts for line in text.splitlines()]
         for problem in problems:

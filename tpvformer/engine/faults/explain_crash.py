@@ -22,7 +22,7 @@ _WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files
 
 
 @contextlib.contextmanager
-def in_words(
+def explain_crash(
     config: Config, precision: str, device: torch.device, doing: Callable[[], str]
 ) -> Generator[None, None, None]:
     """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.

@@ -12,14 +12,14 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Batch
 from tpvformer.engine.checkpoint.rng import random_state, restore_random_state
-from tpvformer.engine.distributed.collectives import World, all_sum, gather_texts
+from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum
 from tpvformer.engine.faults.diagnose import FINITE_AGAIN, diagnose
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import NonFiniteLoss
 from tpvformer.model import TPVFormer
 
 
-class Guard:
+class NonFiniteGuard:
     """Asked before every update of the weights, by all processes.
 
     On a CPU each step is looked at. On an accelerator that means to wait for it, so a run that would stop anyway
@@ -51,11 +51,11 @@ class Guard:
         if not self._looks:
             return True
         good = loss.isfinite() if self._scaled else loss.isfinite() & norm.isfinite()
-        if not int(all_sum((~good).long().reshape(1))):
+        if not int(all_reduce_sum((~good).long().reshape(1))):
             return True
         what = f"the loss is {float(loss)}, the norm of the gradient {float(norm)}"
         report = f"{what} at {where}, samples {', '.join(tokens)}: {self.explain(tokens)}"
-        reports = gather_texts(report)
+        reports = all_gather_strings(report)
         named = [text for text in reports if FINITE_AGAIN not in text] or reports
         self._log.record("nonfinite", where=where, reports=reports)
         if not self._skip:

@@ -9,14 +9,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tpvformer.engine.distributed.collectives import World, all_sum
+from tpvformer.engine.distributed.collectives import World, all_reduce_sum
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss stopped being a number; the message names the iteration and the samples."""
 
 
-class LossWatch:
+class LossMeter:
     """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
 
     Whoever does not look at each step before it does damage (faults/guard.py) hears of the first bad one from ``read``.
@@ -37,7 +37,7 @@ class LossWatch:
         if not self._pending:
             return
         mine = torch.stack([loss for _, _, loss in self._pending])
-        everyone = all_sum(mine.clone()) / self._world.size
+        everyone = all_reduce_sum(mine.clone()) / self._world.size
         for (where, tokens, _), value in zip(self._pending, mine.tolist()):
             if not math.isfinite(value):
                 raise NonFiniteLoss(

@@ -13,7 +13,7 @@ from tpvformer.engine.device.accelerator import synchronize
 from tpvformer.model import TPVFormer
 
 
-class Spent(NamedTuple):
+class Elapsed(NamedTuple):
     """Seconds on the clock, and of this process's CPU time over all its threads."""
 
     wall: float
@@ -26,24 +26,24 @@ BACKWARD = ("backward aggregator", "backward encoder", "backward images")
 PARTS = ("decode", *FORWARD, "loss", *BACKWARD, "optimiser")
 
 
-class Marks:
+class PhaseTimer:
     """Time by part. A part that is never ended (a model compiled as a whole, say) counts to the one after it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.spent: Dict[str, Spent] = {}
+        self.spent: Dict[str, Elapsed] = {}
         self._last = self._read()
 
-    def _read(self) -> Spent:
+    def _read(self) -> Elapsed:
         synchronize(self._device)
-        return Spent(time.perf_counter(), time.process_time())
+        return Elapsed(time.perf_counter(), time.process_time())
 
     def end(self, part: str) -> None:
         """What happened since the last call was ``part``; asked again for the same part, nothing happens."""
         if part in self.spent:
             return
         now = self._read()
-        self.spent[part] = Spent(now.wall - self._last.wall, now.cpu - self._last.cpu)
+        self.spent[part] = Elapsed(now.wall - self._last.wall, now.cpu - self._last.cpu)
         self._last = now
 
 
@@ -51,7 +51,7 @@ class Watch:
     """Hooks on a model that end its parts, forward and backward, in ``marks`` while that is set."""
 
     def __init__(self, model: TPVFormer) -> None:
-        self.marks: Optional[Marks] = None
+        self.marks: Optional[PhaseTimer] = None
         self._handles: List[RemovableHandle] = [
             model.register_forward_pre_hook(lambda *_: self._end("transfer")),
             model.neck.register_forward_pre_hook(lambda *_: self._end("backbone")),

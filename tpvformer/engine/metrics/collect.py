@@ -10,7 +10,7 @@ from torch import Tensor
 from tpvformer.config import Config, GridConfig
 from tpvformer.data.nuscenes.occupancy import HAS_RAYS
 from tpvformer.data.types import CAMERA_BIT
-from tpvformer.engine.distributed.collectives import all_sum
+from tpvformer.engine.distributed.collectives import all_reduce_sum
 from tpvformer.engine.losses import flat_index
 from tpvformer.engine.metrics.iou import grouped_confusion
 from tpvformer.engine.metrics.named import RINGS, Metric, definitions, kitti_definitions, measure
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tpvformer.model import Prediction
 
 
-class Tally:
+class MetricCounts:
     """Confusion matrices (scenes, rings, K, K) of ``points`` and ``voxels`` (the classes at labelled lidar points)
     where the data set has points; with dense labels also of ``grid`` (all voxels) and, where masks are stored,
     ``camera``; and with those of nuScenes counts of ``rays`` (scenes, rings, thresholds + 2, K).
@@ -101,7 +101,7 @@ class Tally:
 
     def sum_over_processes(self) -> None:
         """Exact, as all counts are whole numbers; to be called once, after the last batch."""
-        self._counts = {source: all_sum(counts).cpu() for source, counts in self._counts.items()}
+        self._counts = {source: all_reduce_sum(counts).cpu() for source, counts in self._counts.items()}
 
     def confusion(self, source: str) -> Tensor:
         """The (K,K) matrix of all scenes and rings."""

@@ -63,7 +63,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Definition:
+class MetricSpec:
     """``iou`` takes counts (..., *) of kind ``source`` to (..., C) for the C ``classes``; ``mean`` those to (...)."""
 
     source: str  # points, voxels, grid, camera or rays: see collect.Tally
@@ -72,13 +72,13 @@ class Definition:
     mean: Callable[[Tensor], Tensor] = mean_of_present
 
 
-def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Dict[str, Definition]:
+def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Dict[str, MetricSpec]:
     """The metrics that the counts ``sources`` allow; ``names`` by class."""
     every = (IGNORED, *EVALUATED)
     taught = tuple(c for c in every if c != ignore)
 
-    def of(source: str, classes: Sequence[int], mean: Callable[[Tensor], Tensor] = mean_of_present) -> Definition:
-        return Definition(source, partial(class_iou, classes=classes), tuple(names[c] for c in classes), mean)
+    def of(source: str, classes: Sequence[int], mean: Callable[[Tensor], Tensor] = mean_of_present) -> MetricSpec:
+        return MetricSpec(source, partial(class_iou, classes=classes), tuple(names[c] for c in classes), mean)
 
     found = {
         "miou_points": of("points", EVALUATED),
@@ -86,31 +86,31 @@ def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Di
         "miou_points_reference": of("points", EVALUATED, mean_reference),
         "miou_voxels": of("voxels", EVALUATED),
         "miou_voxels_reference": of("voxels", EVALUATED, mean_reference),
-        "sc_iou": Definition("grid", lambda counts: sc_iou(counts, EMPTY)[..., None], ("occupied",)),
+        "sc_iou": MetricSpec("grid", lambda counts: sc_iou(counts, EMPTY)[..., None], ("occupied",)),
         "ssc_miou": of("grid", EVALUATED),
         "occ3d_miou": of("camera", every),
         "occ3d_miou_no_other": of("camera", EVALUATED),
     }
     labels = tuple(names[c] for c in taught)
     for k, limit in enumerate(THRESHOLDS):
-        found[f"ray_iou@{limit:g}"] = Definition("rays", partial(_ray_iou, classes=taught, thresholds=(k,)), labels)
+        found[f"ray_iou@{limit:g}"] = MetricSpec("rays", partial(_ray_iou, classes=taught, thresholds=(k,)), labels)
     everywhere = tuple(range(len(THRESHOLDS)))
-    found["ray_iou"] = Definition("rays", partial(_ray_iou, classes=taught, thresholds=everywhere), labels)
+    found["ray_iou"] = MetricSpec("rays", partial(_ray_iou, classes=taught, thresholds=everywhere), labels)
     return {name: definition for name, definition in found.items() if definition.source in sources}
 
 
-def kitti_definitions(classes: Classes) -> Dict[str, Definition]:
+def kitti_definitions(classes: Classes) -> Dict[str, MetricSpec]:
     """The metrics of SemanticKITTI's scene completion, all of them over the dense grid."""
 
-    def completion(score: Callable[[Tensor, int], Tensor]) -> Definition:
-        return Definition("grid", lambda counts: score(counts, classes.empty)[..., None], ("occupied",))
+    def completion(score: Callable[[Tensor, int], Tensor]) -> MetricSpec:
+        return MetricSpec("grid", lambda counts: score(counts, classes.empty)[..., None], ("occupied",))
 
     names = tuple(classes.names[c] for c in classes.evaluated)
     return {
         "sc_iou": completion(sc_iou),
         "sc_precision": completion(sc_precision),
         "sc_recall": completion(sc_recall),
-        "ssc_miou": Definition("grid", partial(class_iou, classes=classes.evaluated), names),
+        "ssc_miou": MetricSpec("grid", partial(class_iou, classes=classes.evaluated), names),
     }
 
 
@@ -120,7 +120,7 @@ def _ray_iou(counts: Tensor, classes: Sequence[int], thresholds: Sequence[int]) 
     return ratio(right, seen[..., None, :], guessed[..., None, :]).mean(-2)[..., list(classes)]
 
 
-def measure(definition: Definition, counts: Tensor) -> Metric:
+def measure(definition: MetricSpec, counts: Tensor) -> Metric:
     """One metric from its counts (scenes, rings, ...) int64 on the CPU."""
     total = counts.sum((0, 1))
     iou = definition.iou(total)

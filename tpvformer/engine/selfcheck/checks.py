@@ -17,7 +17,7 @@ from tpvformer.engine.bench.step import StepBench
 from tpvformer.engine.device.accelerator import peak_memory_mib, pin_options, reset_peak_memory
 from tpvformer.engine.device.precompile import small
 from tpvformer.engine.forward import predict
-from tpvformer.engine.logging.phase_timer import Marks
+from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.train import build_model
@@ -124,7 +124,7 @@ def timing(config: Config, device: torch.device, size: Tuple[int, int]) -> Dict[
     reset_peak_memory(device)
     spent: List[float] = []
     for _ in range(STEPS):
-        marks = Marks(device)
+        marks = PhaseTimer(device)
         runner.step(by_part=False)
         marks.end("step")
         spent.append(1000 * marks.spent["step"].wall)

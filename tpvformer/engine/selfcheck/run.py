@@ -12,7 +12,7 @@ import torch
 from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.engine.bench.inputs import SIZE
-from tpvformer.engine.bench.report import surroundings
+from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.device.accelerator import device_facts, exact_arithmetic, pick_device, refuse_fallbacks
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.selfcheck import checks
@@ -91,7 +91,7 @@ def selfcheck(
 
     passed = all(line.ok is not False for line in lines)
     return {
-        **surroundings(device, "tpvformer"),
+        **environment_info(device, "tpvformer"),
         "config": timed.name,
         "passed": passed,
         "checks": [line._asdict() for line in lines],

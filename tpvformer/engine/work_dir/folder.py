@@ -33,7 +33,7 @@ def entered(work_dir: Path, world: World) -> Generator[None, None, None]:
         except OSError as err:
             problem = f"work dir {work_dir} cannot be locked ({err.strerror or err}); choose another --work-dir"
     try:
-        problem = distributed.from_main(problem)
+        problem = distributed.broadcast_string(problem)
         if problem:
             raise ConfigError(problem)
         yield

@@ -86,13 +86,13 @@ def _tiles(run: RunFiles) -> str:
     summary, last = run.summary, run.last
     tiles: List[Tuple[str, str]] = []
     if last is not None:
-        leader, metric = leading(last)
+        leader, metric = primary_metric(last)
         if metric.get("value") is not None:
             bounds = metric.get("interval")
             sure = f", 95 %: {bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else ""
             tiles.append((percent(metric["value"]), f"{leader}, last evaluation{sure}"))
-        best = max(run.evals, key=lambda r: leading(r)[1].get("value") or -1.0)
-        value = leading(best)[1].get("value")
+        best = max(run.evals, key=lambda r: primary_metric(r)[1].get("value") or -1.0)
+        value = primary_metric(best)[1].get("value")
         if value is not None and best is not last:
             tiles.append((percent(value), f"{leader}, best: epoch {best['epoch']}"))
         if last.get("loss") is not None:
@@ -108,7 +108,7 @@ def _tiles(run: RunFiles) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def leading(record: Record) -> Tuple[str, Dict[str, Any]]:
+def primary_metric(record: Record) -> Tuple[str, Dict[str, Any]]:
     """The metric that chooses the best checkpoint; records of older versions do not name it."""
     name = record.get("leading", "miou_points")
     return name, record.get("metrics", {}).get(name) or {"value": (record.get("pts") or {}).get("miou")}

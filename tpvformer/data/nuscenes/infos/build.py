@@ -17,15 +17,15 @@ from tpvformer.data.nuscenes.infos.plausible import distances, far_text, intrins
 from tpvformer.data.nuscenes.splits import scenes_of
 from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
 from tpvformer.data.types import DataError
-from tpvformer.files import no_collection
-from tpvformer.geometry import relative, unusable
+from tpvformer.files import gc_paused
+from tpvformer.geometry import is_degenerate, relative
 
 LIDAR = "LIDAR_TOP"
 LARGEST = 1e12  # metres: what is larger is no place, and a comparison with NaN is false as well
 SWEEPS = 10  # before each key frame, as the exchanged files list them
 
 
-class Shot(NamedTuple):
+class SampleData(NamedTuple):
     """What is kept of one row of sample_data."""
 
     token: str
@@ -36,7 +36,7 @@ class Shot(NamedTuple):
     previous: str  # token; empty at the start of a scene
 
 
-_ABSENT = Shot("", "", "", 0, "", "")  # stands for a camera that a sample has no image of
+_ABSENT = SampleData("", "", "", 0, "", "")  # stands for a camera that a sample has no image of
 _NO_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
@@ -47,8 +47,8 @@ class Tables:
     folder: Path
     cameras: Tuple[str, ...]
     samples: List[Row]  # in the order of their table
-    key_frames: List[Dict[str, Shot]]  # by channel, a sample each
-    lidar: Dict[str, Shot] = field(default_factory=dict)  # every LiDAR file of the chosen scenes, by token
+    key_frames: List[Dict[str, SampleData]]  # by channel, a sample each
+    lidar: Dict[str, SampleData] = field(default_factory=dict)  # every LiDAR file of the chosen scenes, by token
     calibrations: Dict[str, Row] = field(default_factory=dict)
     poses: Dict[str, Tuple[float, ...]] = field(default_factory=dict)  # of ego_pose: seven numbers
 
@@ -78,7 +78,7 @@ def build(
                 f"{folder}: none of the {len(names)} scenes of split {split} is in its scene table (which has "
                 f"{len(rows)}); choose --splits that belong to these tables"
             )
-    with no_collection():
+    with gc_paused():
         return _build(folder, chosen, prefix, sweeps, progress)
 
 
@@ -186,7 +186,7 @@ def _read_shots(tables: Tables, channel_of: Dict[str, str], progress: Optional[P
                 )
             if channel not in wanted or not (row["is_key_frame"] or channel == LIDAR):
                 continue
-            shot = Shot(
+            shot = SampleData(
                 row["token"], row["ego_pose_token"], calibration, row["timestamp"], str(row["filename"]), row["prev"]
             )
             if channel == LIDAR and tables.lidar.setdefault(shot.token, shot) is not shot:
@@ -198,9 +198,9 @@ def _read_shots(tables: Tables, channel_of: Dict[str, str], progress: Optional[P
                 )
 
 
-def _sweeps_before(tables: Tables, shot: Shot, most: int) -> List[Shot]:
+def _sweeps_before(tables: Tables, shot: SampleData, most: int) -> List[SampleData]:
     """Up to ``most`` LiDAR files before this one, the nearest first; fewer at the start of a scene."""
-    found: List[Shot] = []
+    found: List[SampleData] = []
     while shot.previous and len(found) < most:
         before = tables.lidar.get(shot.previous)
         if before is None:
@@ -213,7 +213,7 @@ def _sweeps_before(tables: Tables, shot: Shot, most: int) -> List[Shot]:
     return found
 
 
-def _read_poses(tables: Tables, chains: List[List[Shot]], progress: Optional[Progress]) -> None:
+def _read_poses(tables: Tables, chains: List[List[SampleData]], progress: Optional[Progress]) -> None:
     needed = {shot.ego_pose: shot for shots in tables.key_frames for shot in shots.values()}
     needed.update({shot.ego_pose: shot for chain in chains for shot in chain})
     path = table_path(tables.folder, "ego_pose")
@@ -243,7 +243,7 @@ def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
     )
 
 
-def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: str) -> Infos:
+def _columns(tables: Tables, rows: List[int], chains: List[List[SampleData]], prefix: str) -> Infos:
     samples = [tables.samples[i] for i in rows]
     mounted: Dict[str, Tuple[float, ...]] = {}
     scans = [tables.key_frames[i][LIDAR] for i in rows]
@@ -252,10 +252,10 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
     counts = np.array([len(chain) for chain in chains], np.int64)
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    def poses(shots: Sequence[Shot], pose_of: Callable[[Shot], Tuple[float, ...]]) -> np.ndarray:
+    def poses(shots: Sequence[SampleData], pose_of: Callable[[SampleData], Tuple[float, ...]]) -> np.ndarray:
         return np.array([pose_of(shot) for shot in shots], np.float64).reshape(-1, 7)
 
-    def columns(shots: List[Shot], times: Any) -> Shots:
+    def columns(shots: List[SampleData], times: Any) -> Shots:
         """``times`` says how often each key frame is the one that a row belongs to."""
         lidar = [np.repeat(poses(scans, mount), times, axis=0), np.repeat(poses(scans, drive), times, axis=0)]
         own = [poses(shots, mount), poses(shots, drive)]
@@ -264,7 +264,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
         files = ["" if shot is _ABSENT else prefix + shot.file for shot in shots]
         return Shots([shot.token for shot in shots], files, stamps, *own, rotation, translation)
 
-    def mount(shot: Shot) -> Tuple[float, ...]:
+    def mount(shot: SampleData) -> Tuple[float, ...]:
         token = shot.calibration
         if shot is _ABSENT:
             return _NO_POSE
@@ -272,7 +272,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[Shot]], prefix: 
             mounted[token] = pose_numbers(tables.calibrations[token], tables.folder / "calibrated_sensor.json")
         return mounted[token]
 
-    def drive(shot: Shot) -> Tuple[float, ...]:
+    def drive(shot: SampleData) -> Tuple[float, ...]:
         return _NO_POSE if shot is _ABSENT else tables.poses[shot.ego_pose]
 
     infos = Infos(
@@ -298,7 +298,7 @@ def _stamps(values: Sequence[float], where: str) -> np.ndarray:
         raise DataError(f"{where}: holds a timestamp beyond 64 bits; expected microseconds since 1970") from None
 
 
-def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
+def _intrinsics(tables: Tables, images: List[SampleData]) -> np.ndarray:
     found: Dict[str, np.ndarray] = {_ABSENT.calibration: np.eye(3)}
     for token in sorted({shot.calibration for shot in images if shot is not _ABSENT}):
         stored = tables.calibrations[token]["camera_intrinsic"]
@@ -318,8 +318,8 @@ def _intrinsics(tables: Tables, images: List[Shot]) -> np.ndarray:
     return np.array([found[shot.calibration] for shot in images])
 
 
-def _check_projections(tables: Tables, infos: Infos, images: List[Shot]) -> None:
-    bad = np.flatnonzero(unusable(infos.lidar2img()).reshape(-1))
+def _check_projections(tables: Tables, infos: Infos, images: List[SampleData]) -> None:
+    bad = np.flatnonzero(is_degenerate(infos.lidar2img()).reshape(-1))
     if len(bad):
         token = images[bad[0]].calibration
         raise DataError(

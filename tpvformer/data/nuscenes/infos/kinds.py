@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Union
 
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
@@ -15,7 +15,7 @@ _INFOS = (".pkl", ".pickle")
 
 def refuse_other_kinds(path: Union[str, Path]) -> None:
     """Raises DataError for a file whose beginning or suffix says that it holds neither infos nor a rig."""
-    head, file = b"", place(path)
+    head, file = b"", to_path(path)
     if file.suffix.lower() in _INFOS:
         return
     with contextlib.suppress(OSError), file.open("rb") as opened:  # who reads it next says that it is not there

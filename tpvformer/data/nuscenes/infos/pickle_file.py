@@ -13,7 +13,7 @@ from typing import Any, Dict, Generator, List
 import numpy as np
 
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
-from tpvformer.files import no_collection, whole_file
+from tpvformer.files import atomic_file, gc_paused
 
 PROTOCOL = 4  # the newest of Python 3.7 and the newest that stores arrays as the public files do
 _ARRAYS = "numpy.core.multiarray"  # where every numpy finds what makes an array of a pickle
@@ -83,6 +83,6 @@ def _shot_records(shots: Shots) -> List[Dict[str, Any]]:
 
 def write_pickle(infos: Infos, path: Path) -> None:
     """Writes the pickle; it appears under its name only when complete. Raises ConfigError where it cannot."""
-    with no_collection(), public_names(), whole_file(path) as file:
+    with gc_paused(), public_names(), atomic_file(path) as file:
         content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
         pickle.dump(content, file, protocol=PROTOCOL)

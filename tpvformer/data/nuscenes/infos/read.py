@@ -22,8 +22,8 @@ from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrins
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, too_far
 from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX, TensorFile
 from tpvformer.data.types import DataError
-from tpvformer.files import no_collection
-from tpvformer.geometry import lidar_to_image, matrices, relative, unusable
+from tpvformer.files import gc_paused
+from tpvformer.geometry import is_degenerate, lidar_to_image, matrices, relative
 from tpvformer.untrusted.names import has_unseen, is_file_name, shown
 from tpvformer.untrusted.pickle import load_pickle
 
@@ -66,7 +66,7 @@ def load_infos(path: Union[str, Path]) -> List[Record]:
     if Path(path).suffix == SUFFIX:
         return by_name(_from_tensors(path))
     refuse_other_kinds(path)
-    with no_collection(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
+    with gc_paused(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
         return by_name(_from_pickle(path))
 
 
@@ -183,7 +183,7 @@ def _records(path: Union[str, Path], stored: Sequence[Any], read: Callable[[Any]
 def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
     for i, record in enumerate(records):
         _check_names(f"{path}: record {i}", record)
-        bad = np.flatnonzero(unusable(record.lidar2img))
+        bad = np.flatnonzero(is_degenerate(record.lidar2img))
         if len(bad):
             raise DataError(
                 f"{path}: record {i} has an unusable calibration (sample {record.token}, "
@@ -303,7 +303,7 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
     ego2global = matrices(file.array("scans.ego2global", count, 7))
     if not count:
         raise DataError(f"{path}: {_NO_FRAMES}")
-    if unusable(lidar2img).any():
+    if is_degenerate(lidar2img).any():
         _checked(path, [Record(t, s, file.cameras, (), m) for t, s, m in zip(tokens, scans, lidar2img)])
     there = np.array([bool(image) for image in images]).reshape(count, width)
     records = [

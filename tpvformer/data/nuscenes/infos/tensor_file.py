@@ -14,9 +14,9 @@ from typing import Any, Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
-from tpvformer.data.storage import place
+from tpvformer.data.storage import to_path
 from tpvformer.data.types import DataError
-from tpvformer.files import whole_file
+from tpvformer.files import atomic_file
 
 LAYOUT = "tpvformer infos 1"
 SUFFIX = ".safetensors"
@@ -49,7 +49,7 @@ def write_tensors(infos: Infos, path: Path) -> None:
         at = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in header:
             if name != "__metadata__":
@@ -71,7 +71,7 @@ class TensorFile:
     """An info file of ours, mapped into memory. Raises DataError where it is of another kind, or damaged."""
 
     def __init__(self, path: Union[str, Path]) -> None:
-        self._path = place(path)
+        self._path = to_path(path)
         try:
             if isinstance(self._path, Path):
                 self._data = np.asarray(np.memmap(self._path, np.uint8, "r"))
