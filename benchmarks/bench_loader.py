@@ -7,7 +7,7 @@ Without a data set it writes one sample: six images 900x1600 of natural spectrum
 take turns in one process on one thread; medians of the process's CPU time are printed. Workers are measured by the
 clock, in turns too, so other work on the machine shows in their numbers, less in their ratios. Then all comes again as
 one line of JSON. Checked beforehand: pixels and labels equal, bit by bit, those of the specified pipeline
-(tests/specified.py).
+(tests/support/specified.py).
 """
 
 from __future__ import annotations

@@ -119,9 +119,9 @@ echo "== $(qemu-aarch64-static --version | head -n 1), processor ${QEMU_CPU:-max
 check import "every module is imported" "python3 /trial/import.py"
 check order "PyTorch, OpenCV, simplejpeg, Numba's OpenMP: each first once" "python3 /trial/order.py"
 check doctor "tpvformer doctor" "$run doctor --device cpu"
-check decoders "both JPEG decoders give the same bytes" "$pytest tests/test_images.py"
-check oracle "plain PyTorch operations give the recorded results" "$pytest tests/test_ops.py -k 'recorded_convolution or integer or groups'"
-check kernels "Numba's kernels against the oracle, forward and backward" "$pytest tests/test_ops.py -k 'deform_attn and case1 or attention and case0 or deform_conv and 32-16'"
+check decoders "both JPEG decoders give the same bytes" "$pytest tests/data/test_images.py"
+check oracle "plain PyTorch operations give the recorded results" "$pytest tests/ops/test_ops.py -k 'recorded_convolution or integer or groups'"
+check kernels "Numba's kernels against the oracle, forward and backward" "$pytest tests/ops/test_ops.py -k 'deform_attn and case1 or attention and case0 or deform_conv and 32-16'"
 check synth "tpvformer synth, two scenes of two frames" \
   "rm -rf /trial/data && $run synth --out /trial/data --scenes 2 --frames 2 --size 152x90 --seed 25 --workers 1"
 check reference "two training steps of config/debug.py with plain PyTorch" \

@@ -4,7 +4,7 @@
 #
 #   tools/openmmlab_env.sh DIR [PYTHON]    creates the virtual environment DIR (or adds to one that has torch already,
 #                                          such as one of tools/torch21_env.sh); PYTHON defaults to python3
-#   TPVFORMER_OPENMMLAB_PYTHON=DIR/bin/python python -m pytest tests/test_openmmlab.py
+#   TPVFORMER_OPENMMLAB_PYTHON=DIR/bin/python python -m pytest tests/compat/test_openmmlab.py
 #
 # TORCH names the torch to install (default torch==2.13.0). mmcv comes without its compiled operations: a module
 # mmcv._ext stands in for them, whose functions raise NotImplementedError, and an empty torchvision for the one that

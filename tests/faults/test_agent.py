@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from engine_tools import environment
-from test_launchers import state, wait_until
+from launchers import state, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 TICKS = "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\nwhile True: time.sleep(0.1)\n"

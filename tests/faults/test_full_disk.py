@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from engine_tools import environment, write_config
-from test_killed import config
+from mounts import can_mount
+from small_runs import config
 
 from tpvformer.config import DataConfig
 from tpvformer.engine.checkpoint import files as store
@@ -46,14 +47,6 @@ cp -a "$4/w" "$5"
 exit $code
 """
 FULL = r"cannot be written \(No space left on device\): it takes 0\.\d MiB, 0\.\d MiB are free there; "
-
-
-def can_mount(folder: Path) -> bool:
-    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 def test_a_full_disk(data: DataConfig, tmp_path: Path) -> None:

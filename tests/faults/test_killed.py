@@ -11,27 +11,21 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, List
+from typing import List
 
 import pytest
 import torch
-from engine_tools import MODEL, tiny_config
 from lives import Lives, kills, output, records, samples
+from small_runs import config
 from torch.utils._pytree import tree_flatten
 
-from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.config import Config, DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine.checkpoint import files as store
 
 SLOW = os.environ.get("TPVFORMER_SLOW") == "1"
 KILLS = 100 if SLOW else 4
 STEPS = 96 if SLOW else 16  # of the training, so that it outlives its kills
-
-
-def config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
-    backbone = dataclasses.replace(MODEL.backbone, base_width=4)
-    model = dataclasses.replace(MODEL, num_cams=1, dropout=dropout, grid=GridConfig(w=4, h=3, z=2), backbone=backbone)
-    return dataclasses.replace(tiny_config(dataclasses.replace(data, image_scale=0.5), **train), model=model)
 
 
 def assert_same(work_dir: Path, straight: Path) -> None:

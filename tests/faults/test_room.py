@@ -14,7 +14,7 @@ from typing import Any, Iterator, List
 import pytest
 import torch
 from engine_tools import MODEL, POINTS, environment, tiny_config, write_config
-from test_full_disk import can_mount
+from mounts import can_mount
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, DataConfig

@@ -11,7 +11,7 @@ from typing import Any, List
 
 import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
-from test_full_disk import can_mount
+from mounts import can_mount
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main

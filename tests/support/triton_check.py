@@ -1,0 +1,189 @@
+"""The Triton kernels against the oracle in float64, in Triton's interpreter. ``test_triton.py`` runs it as a program.
+
+The interpreter must be chosen before the kernels are decorated, hence a process of its own. It truncates where hardware
+rounds to bf16, so those tolerances are doubled; and it is slow, so sizes are tiny.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, List, NamedTuple, Sequence, Tuple
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tpvformer.ops import reference, triton_attention, triton_dcn  # noqa: E402
+
+FULL, HALF = torch.float32, torch.bfloat16
+TOLERANCE = {FULL: 2e-6, HALF: 1e-2}
+FAILED: List[str] = []
+
+
+def report(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], parts: Sequence[str], kind: Any) -> None:
+    """Errors relative to the largest true value, one line a case."""
+    errors = []
+    for part, a, b in zip(parts, ours, theirs):
+        error = float((a.double() - b.detach()).abs().max() / b.detach().abs().max())
+        errors.append(f"{part} {error:.1e}")
+        if a.shape != b.shape or not torch.isfinite(a).all() or not error <= TOLERANCE[kind]:
+            FAILED.append(f"{name}: {part} {tuple(a.shape)} against {tuple(b.shape)}, error {error:.1e}")
+    print(f"{name}: {', '.join(errors)}", flush=True)
+
+
+class Case(NamedTuple):
+    batch: int
+    cameras: int
+    heads: int
+    width: int
+    queries: int
+    points: int
+    anchors: int
+    shapes: Tuple[Tuple[int, int], ...]
+
+
+CASES = [
+    Case(2, 3, 2, 16, 5, 8, 4, ((7, 9), (4, 5))),
+    Case(1, 6, 3, 5, 7, 4, 2, ((6, 10), (3, 5), (2, 3), (1, 1))),
+    Case(2, 1, 8, 32, 4, 3, 1, ((5, 4),)),
+    Case(1, 63, 1, 4, 1, 2, 1, ((2, 3),)),
+]
+
+
+def inputs(case: Case, kinds: Sequence[Any]) -> Tuple[Tensor, Tensor, Tensor, Any]:
+    generator = torch.Generator().manual_seed(case.queries)
+
+    def rand(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
+    b, n, heads, d, q, p, _, shapes = case
+    samples = (b, q, heads, len(shapes), p)
+    value = rand(b, n, sum(h * w for h, w in shapes), heads, d) - 0.5
+    return value.to(kinds[0]), ((rand(*samples, 2) - 0.5) * 8).to(kinds[1]), rand(*samples).to(kinds[-1]), rand
+
+
+def attention(name: str, case: Case, kinds: Sequence[Any], arguments: Sequence[Tensor], oracle: Any) -> None:
+    """``arguments`` as the kernels take them; ``oracle`` maps float64 value, offsets and weights to the output."""
+    value, _, _, offsets, weights, _ = arguments
+    leaves = [t.double().requires_grad_() for t in (value, offsets, weights)]
+    truth = oracle(*leaves)
+    # not contiguous: as it may come from autograd
+    grad = torch.linspace(-1, 1, truth.numel()).view(truth.shape[::-1]).permute(2, 1, 0).to(kinds[0])
+    truth.backward(grad.double())
+    out = triton_attention.forward(*arguments, case.shapes)
+    grads = triton_attention.backward(*arguments, grad, case.shapes)
+    theirs = [truth, *(leaf.grad for leaf in leaves)]
+    assert triton_attention.supports(value) and not triton_attention.supports(value.double())
+    assert [t.dtype for t in (out, *grads)] == [kinds[0], kinds[0], kinds[1], kinds[-1]]
+    assert all(t.is_contiguous() for t in (out, *grads))
+    report(name, (out, *grads), theirs, ("out", "value", "offsets", "weights"), kinds[0])
+
+
+def image(case: Case, kinds: Sequence[Any] = (FULL, FULL), far: float = 1e6) -> Tensor:
+    value, offsets, weights, rand = inputs(case, kinds)
+    b, n, q = case.batch, case.cameras, case.queries
+    centre = rand(b, n, q, case.anchors, 2) * 1.4 - 0.2  # some outside the image
+    centre[0, 0, 0] = far  # behind the camera
+    visible = rand(b, n, q) > 0.4
+    visible[0, 0, 0] = True
+    if q > 3:
+        visible[:, :, 3] = False  # seen by nobody
+    bits = (visible.long() << torch.arange(n).view(-1, 1)).sum(1)
+    scale = 1 / visible.sum(1).clamp(min=1).float()
+    arguments = (value, centre[:, :, :, None], bits, offsets, weights, scale)
+    if far != 1e6:
+        return triton_attention.forward(*arguments, case.shapes)
+    attention(
+        f"image {tuple(case)} {kinds}", case, kinds, arguments,
+        lambda v, o, w: reference.image_cross_attention(v, case.shapes, centre.double(), visible, o, w),
+    )  # fmt: skip
+    out = triton_attention.forward(*arguments, case.shapes)
+    assert q <= 3 or (out[:, 3] == 0).all(), "a query that no camera sees"
+    return out
+
+
+def planes(case: Case) -> None:
+    value, offsets, weights, rand = inputs(case, (FULL, FULL))
+    everyone = torch.ones(case.batch, case.queries, dtype=torch.int64)
+    centre = rand(case.queries, len(case.shapes), case.anchors, 2) * 1.2 - 0.1
+    attention(
+        f"planes {tuple(case)}", case, (FULL, FULL),
+        (value[:, :1], centre[None, None], everyone, offsets, weights, everyone.float()),
+        lambda v, o, w: reference.cross_view_attention(v[:, 0], case.shapes, centre.double(), o, w),
+    )  # fmt: skip
+
+
+def locations(case: Case) -> None:
+    value, offsets, weights, _ = inputs(case, (FULL, FULL))
+    everyone = torch.ones(case.batch, case.queries, dtype=torch.int64)
+    sizes = torch.tensor([[w, h] for h, w in case.shapes])[:, None]
+    attention(
+        f"locations {tuple(case)}", case, (FULL, FULL),
+        (value[:, :1], torch.zeros(1, 1, case.queries, 1, 1, 2), everyone, offsets, weights, everyone.float()),
+        lambda v, o, w: reference.ms_deform_attn(v[:, 0], case.shapes, o / sizes, w),
+    )  # fmt: skip
+
+
+def convolution(
+    n: int, c: int, o: int, h: int, w: int, k: int, s: int, p: int, d: int, kinds: Sequence[Any] = (FULL, FULL)
+) -> None:
+    generator = torch.Generator().manual_seed(c)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    def last(t: Tensor) -> Tensor:
+        return t.permute(0, 2, 3, 1)
+
+    def rows(t: Tensor) -> Tensor:
+        return t.permute(2, 3, 1, 0).reshape(k * k * c, o)
+
+    ho, wo = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size in (h, w))
+    offset = randn(n, 2 * k * k, ho, wo) * 2
+    offset[0, 0, 0] = 1e9  # far outside: zero, and no overflow on the way to an integer
+    mask = torch.rand(n, k * k, ho, wo, generator=generator)
+    tensors = (randn(n, c, h, w).to(kinds[0]), offset, mask, randn(o, c, k, k).to(kinds[1]))
+    leaves = [t.double().requires_grad_() for t in tensors]
+    truth = reference.modulated_deform_conv2d(*leaves, None, s, p, d, 1, 1)
+    grad = torch.linspace(-1, 1, truth.numel()).view(truth.shape).to(kinds[1])
+    truth.backward(grad.double())
+    ours = (last(tensors[0]), last(offset), last(mask), rows(tensors[3]))
+    out = triton_dcn.forward(*ours, (k, k, s, p, d))
+    grads = triton_dcn.backward(*ours, last(grad), (k, k, s, p, d))
+    gx, go, gm, gw = (leaf.grad for leaf in leaves)
+    report(
+        f"convolution {(n, c, o, h, w, k, s, p, d)} {kinds}", (out, *grads),
+        (last(truth), last(gx), last(go), last(gm), rows(gw)), ("out", "x", "offset", "mask", "weight"), kinds[1],
+    )  # fmt: skip
+    assert triton_dcn.supports(tensors[0], 1, 1) and not triton_dcn.supports(tensors[0], 2, 1)
+    assert [t.dtype for t in (out, *grads)] == [kinds[1], kinds[0], FULL, FULL, kinds[1]]
+    assert all(t.is_contiguous() for t in (out, *grads))
+
+
+def main() -> int:
+    for case in CASES:
+        out = image(case)
+    for far in (float("inf"), float("nan"), -3e38):
+        assert torch.equal(out, image(CASES[3], far=far)), f"an anchor at {far} must add nothing"
+    image(CASES[0], (HALF, FULL))
+    image(CASES[1], (HALF, HALF))
+    image(CASES[2], (HALF, HALF, FULL))  # as under autocast
+    for case in CASES[:3]:
+        planes(case)
+        locations(case)
+    convolution(2, 16, 8, 5, 6, 3, 1, 1, 1)
+    convolution(1, 40, 16, 9, 6, 3, 2, 1, 1)
+    convolution(1, 192, 5, 5, 4, 3, 1, 2, 2)
+    convolution(1, 3, 4, 5, 5, 1, 1, 0, 1)
+    convolution(1, 64, 8, 4, 5, 3, 1, 1, 1, (HALF, HALF))
+    convolution(1, 64, 8, 4, 5, 3, 1, 1, 1, (FULL, HALF))
+    print("\n".join(["FAILED", *FAILED]) if FAILED else "all passed")
+    return 1 if FAILED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
