@@ -45,10 +45,11 @@ def main() -> int:
     import torch
 
     from tpvformer.engine.bench import report
+    from tpvformer.engine.logging.environment import environment_info
 
     torch.set_num_threads(args.threads)
     numbers = {"limits": limits(), "cpu_ms": kernels()} if args.against is None else compare(args)
-    result = {**report.environment_info(torch.device("cpu"), "python benchmarks/bench_cpu.py"), **machine(), **numbers}
+    result = {**environment_info(torch.device("cpu"), "python benchmarks/bench_cpu.py"), **machine(), **numbers}
     result.update(command=" ".join(["python", *sys.argv]), threads=args.threads)
     print(json.dumps(numbers, indent=1))
     if args.out:

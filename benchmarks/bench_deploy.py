@@ -24,8 +24,10 @@ import torch
 
 from tpvformer.commands.options import positive, size
 from tpvformer.compat import load_config
-from tpvformer.config import Config, ConfigError, override
+from tpvformer.config import Config, override
 from tpvformer.engine.bench import report
+from tpvformer.engine.logging.environment import environment_info
+from tpvformer.errors import ConfigError
 from tpvformer.export.export import Rig, export_aoti, export_onnx, export_program
 from tpvformer.model import TPVFormer
 
@@ -66,7 +68,7 @@ def main() -> None:
         said = f"{medians[0]:8.0f} ms of CPU, {medians[1]:8.0f} ms wall"
         print(f"{name:<32} {said}, differs from plain operations by {differences[name]:.1e}")
     if args.out:
-        head = report.environment_info(torch.device("cpu"), "python benchmarks/bench_deploy.py")
+        head = environment_info(torch.device("cpu"), "python benchmarks/bench_deploy.py")
         head["versions"].update({name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")})
         shape = {"config": config.name, "size": args.size, "cameras": args.cameras, "points": args.points}
         times = {"cpu_ms": cpu, "wall_ms": wall, "difference": differences}

@@ -23,6 +23,7 @@ from measure import DIRECTIONS, close, errors, interleaved, peak_bytes, saved_by
 from op_cases import Case, Cases  # noqa: E402
 
 from tpvformer.engine.bench import report  # noqa: E402
+from tpvformer.engine.logging.environment import environment_info
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -104,7 +105,7 @@ def main() -> int:
         table += rows(found)
     print(report.table(table))
     if args.out:
-        head = report.environment_info(device, "python benchmarks/bench_ops.py")
+        head = environment_info(device, "python benchmarks/bench_ops.py")
         report.write({**head, "unit": unit, "repeats": args.repeats, "operations": results}, args.out)
     wrong = [found["name"] for found in results if not found["ok"]]
     if wrong:

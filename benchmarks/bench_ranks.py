@@ -33,10 +33,10 @@ from tpvformer.config import Config  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
 from tpvformer.engine.agent import run_agent  # noqa: E402
 from tpvformer.engine.bench.inputs import random_batch  # noqa: E402
-from tpvformer.engine.bench.report import environment_info  # noqa: E402
 from tpvformer.engine.device.precompile import agree_on_threads  # noqa: E402
 from tpvformer.engine.distributed import collectives as distributed  # noqa: E402
 from tpvformer.engine.forward import predict  # noqa: E402
+from tpvformer.engine.logging.environment import environment_info  # noqa: E402
 from tpvformer.engine.loop import maybe_no_sync  # noqa: E402
 from tpvformer.engine.losses import total_loss  # noqa: E402
 from tpvformer.engine.optim import Stepper  # noqa: E402

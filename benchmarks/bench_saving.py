@@ -55,6 +55,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     from tpvformer.engine.checkpoint.state import Progress
     from tpvformer.engine.device.accelerator import pick_device, synchronize
     from tpvformer.engine.distributed.collectives import World
+    from tpvformer.engine.logging.environment import environment_info
     from tpvformer.engine.logging.log import RunLog
     from tpvformer.engine.logging.meters import LossMeter
 
@@ -105,7 +106,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     print(f"a save alone: {1e3 * cost:.0f} ms; training stands still for {standstill:.0f} ms of wall time;")
     print(f"once in ten minutes that is {cost / 600:.3%}")
     return {
-        **report.environment_info(device, "python benchmarks/bench_saving.py"),
+        **environment_info(device, "python benchmarks/bench_saving.py"),
         "config": config.name,
         "size": args.size,
         "steps": args.steps,

@@ -31,7 +31,7 @@ PARSER.add_argument("--out", type=Path, help="also write JSON")
 def main() -> int:
     args = PARSER.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(args.threads)  # before they are loaded
-    from tpvformer.config import ConfigError
+    from tpvformer.errors import ConfigError
 
     try:
         result = measure(args)
@@ -49,10 +49,11 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     import torch
 
     from tpvformer.compat import load_config
-    from tpvformer.config import ConfigError
     from tpvformer.engine.bench import inputs, report
     from tpvformer.engine.bench.step import StepBench, medians
     from tpvformer.engine.device.accelerator import peak_memory_mib, pick_device, reset_peak_memory
+    from tpvformer.engine.logging.environment import environment_info
+    from tpvformer.errors import ConfigError
 
     torch.set_num_threads(args.threads)
     config, (device, _) = load_config(args.py_config), pick_device(args.device)
@@ -89,7 +90,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     print(f"{config.name}, {device}, images {args.size}, {args.points} points, medians of {args.steps} steps")
     print(report.table(rows))
     return {
-        **report.environment_info(device, "python benchmarks/bench_step.py"),
+        **environment_info(device, "python benchmarks/bench_step.py"),
         "config": config.name,
         "size": args.size,
         "points": args.points,

@@ -48,6 +48,7 @@ def main() -> int:
     from render import markdown
 
     from tpvformer.engine.bench import report
+    from tpvformer.engine.logging.environment import environment_info
 
     began = time.monotonic()
     sections = {}
@@ -57,7 +58,7 @@ def main() -> int:
         sections[name] = run_section(name, min(limit, left), args)
         state = sections[name]
         print(f"{name}: {state['status']}, {len(state['lines'])} results, {state['seconds']:.0f} s", flush=True)
-    head = report.environment_info(torch.device(args.device), "python benchmarks/gpu_report.py")
+    head = environment_info(torch.device(args.device), "python benchmarks/gpu_report.py")
     result = {**head, "toolkit": torch.version.cuda, "seconds": time.monotonic() - began, "sections": sections}
     slug = re.sub(r"[^a-z0-9]+", "-", head["device"].lower()).strip("-")
     stem = args.out_dir / f"{head['date'][:10]}_{slug}{'_quick' if args.quick else ''}"

@@ -18,7 +18,7 @@ from tpvformer.compat.checkpoints import load_content
 from tpvformer.compat.config_file import shipped
 from tpvformer.compat.hub import upload
 from tpvformer.compat.pretrained import EMBEDDED, find_weights, open_pretrained, save_folder
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.rig.from_arrays import Images, Rig
 from tpvformer.data.rig.from_many import Moment, Moments, moments
 from tpvformer.data.transforms import make_sample
@@ -28,6 +28,7 @@ from tpvformer.engine.device.preflight import check_embeddings
 from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model, settle
+from tpvformer.errors import ConfigError
 from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results

@@ -17,7 +17,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 from tpvformer import __version__
 from tpvformer.commands.parser import Parser
 from tpvformer.commands.tour import example_of, tour
-from tpvformer.config import ConfigError
+from tpvformer.errors import UserError
 from tpvformer.runtime.cores import set_up_threads
 from tpvformer.untrusted.names import shown_lines
 
@@ -122,16 +122,13 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         status = run()
         sys.stdout.flush()
         return status
-    except (ValueError, RuntimeError) as err:
-        code = _user_error(err)
-        if code is None:
-            raise
+    except UserError as err:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
             time.sleep(1)  # what goes wrong everywhere is said by process 0, whose end stops this one meanwhile
         where = "" if rank == "0" else f" (process {rank})"
         print(f"{name}{where}: {shown_lines(str(err))}", file=sys.stderr)
-        return code
+        return err.exit_status
     except OSError as err:
         if isinstance(err, BrokenPipeError) and _nobody_reads():
             return 128 + getattr(signal, "SIGPIPE", 13)
@@ -156,22 +153,6 @@ def _nobody_reads() -> bool:
     if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return left
-
-
-def _user_error(err: Exception) -> Optional[int]:
-    """The exit status of an error that needs no traceback; None for a defect of ours."""
-    if isinstance(err, ConfigError):
-        return 2
-    from tpvformer.compat.errors import CheckpointError
-    from tpvformer.data.types import DataError
-    from tpvformer.engine.checkpoint.saver import SaveError
-    from tpvformer.engine.faults.explain_crash import RunEnded
-    from tpvformer.engine.logging.meters import NonFiniteLoss
-    from tpvformer.ops import OpsError
-
-    if isinstance(err, (DataError, CheckpointError, OpsError)):
-        return 2
-    return 1 if isinstance(err, (NonFiniteLoss, RunEnded, SaveError)) else None
 
 
 def _parser(argv: List[str], whole: bool = False) -> Parser:

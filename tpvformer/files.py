@@ -1,14 +1,15 @@
-"""Writing a file whole or not at all; making millions of small objects without being interrupted."""
+"""Files, written whole or not at all; on a disk or where fsspec reaches (``s3://``, ``memory://``)."""
 
 from __future__ import annotations
 
 import gc
 import os
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Generator
+from typing import BinaryIO, Generator, Union, cast
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 
 @contextmanager
@@ -40,3 +41,32 @@ def gc_paused() -> Generator[None, None, None]:
     finally:
         if was:
             gc.enable()
+
+
+def to_path(first: Union[str, Path], *rest: str) -> Path:
+    """The path of a file or folder; parts are joined as by ``Path``.
+
+    A text with ``://`` becomes a ``UPath``, which answers to the same calls. Raises ConfigError where the packages for
+    its kind of storage are not installed.
+    """
+    text = str(first)
+    if "://" not in text:
+        return Path(first, *rest)
+    _need(text.partition("://")[0])
+    from upath import UPath
+
+    return cast(Path, UPath(text, *rest))
+
+
+@lru_cache(maxsize=None)
+def _need(protocol: str) -> None:
+    try:
+        import fsspec
+        import upath  # noqa: F401
+
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as err:
+        raise ConfigError(
+            f"{protocol}:// cannot be read ({err}); pip install tpvformer[remote] and the fsspec package for this "
+            "storage (for example s3fs), or copy the data to a local folder"
+        ) from None

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Callable, Dict, Generator, List, Optional, Tuple
 
 from tpvformer import cli
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.engine.device.names import ACCEPTED
+from tpvformer.errors import ConfigError
 
 _MACHINES = (
     "the reference counts machines in WORLD_SIZE and RANK, PyTorch counts processes; for several machines start "

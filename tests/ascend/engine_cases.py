@@ -11,7 +11,7 @@ import torch
 from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
-from tpvformer.config import ConfigError, OptimConfig
+from tpvformer.config import OptimConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine import train as run
 from tpvformer.engine.bench import step as bench
@@ -24,6 +24,7 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import evaluate
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.optim import Stepper
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 
 NPU, _ = pick_device("npu")

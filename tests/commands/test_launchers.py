@@ -15,10 +15,10 @@ from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from launchers import BLOCK, block, keys, state, wait_until
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.distributed import launch as many
 from tpvformer.engine.distributed.launch import one_a_card, threads
 from tpvformer.engine.logging.modelzoo_log import publish
+from tpvformer.errors import ConfigError
 
 ONE, EIGHT, MANY = (ROOT / "test" / f"train_{name}.sh" for name in ("1p", "8p", "multi_node"))
 KEYS = ["Network", "RankSize", "BatchSize", "DeviceType", "CaseName", "ActualFPS", "TrainingTime", "ActualLoss"]

@@ -18,10 +18,10 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer import cli, upstream
 from tpvformer.compat import checkout, load_config
-from tpvformer.config import ConfigError
 from tpvformer.engine.device import accelerator as device
 from tpvformer.engine.distributed import launch
 from tpvformer.engine.train import enter
+from tpvformer.errors import ConfigError
 from tpvformer.labels import RAW_TO_CLASS
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tpvformer.cli import main
-from tpvformer.config import Config, ConfigError, from_dict, override
+from tpvformer.config import Config, from_dict, override
+from tpvformer.errors import ConfigError
 
 
 def test_dump_and_back() -> None:

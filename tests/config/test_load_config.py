@@ -13,7 +13,8 @@ from golden import model_config
 
 from tpvformer.compat import load_config
 from tpvformer.compat.mmcv_config import from_reference
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden_data/config"

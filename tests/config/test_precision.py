@@ -22,8 +22,9 @@ from tpvformer.config import TrainConfig
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.device import accelerator as device
 from tpvformer.engine.device.precision import choose
-from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
+from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.train import set_precision, train
+from tpvformer.errors import RunEnded
 from tpvformer.runtime import processor
 from tpvformer.runtime.processor import Processor, read_cpuinfo, read_processor
 

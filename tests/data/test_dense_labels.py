@@ -14,13 +14,14 @@ import pytest
 import torch
 from dense_tools import FRAMES, SEED, SIZE, dense_config, write_street
 
-from tpvformer.config import OCCUPANCY_GRIDS, ConfigError, DataConfig, GridConfig
+from tpvformer.config import OCCUPANCY_GRIDS, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels
 from tpvformer.data.street.write import PARAMETERS, write_dataset
-from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.data.voxels.voxelize import grid_index, voxelize
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import EMPTY
 from tpvformer.predict.encoded_frame import seen_from_above
 from tpvformer.untrusted.pickle import load_pickle

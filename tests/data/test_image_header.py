@@ -18,7 +18,7 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.images import decode as images
 from tpvformer.data.images.header import declared_size, too_large
 from tpvformer.data.images.jpeg_scans import too_many_scans
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 PICTURE = np.random.RandomState(0).randint(0, 255, (45, 77, 3), np.uint8)
 

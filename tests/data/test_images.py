@@ -14,7 +14,7 @@ from tpvformer.data.images import decode as images
 from tpvformer.data.images import jpeg_scans
 from tpvformer.data.images.decode import read_images
 from tpvformer.data.rig.from_arrays import given_frame
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 SAMPLING = {
     "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,

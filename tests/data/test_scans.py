@@ -21,7 +21,7 @@ from tpvformer.data.rig.from_arrays import checked_points
 from tpvformer.data.scans.layout import layout_problem
 from tpvformer.data.scans.pcd import read_pcd
 from tpvformer.data.scans.read import read_cloud
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 
 def cloud(points: int = 400, columns: int = 5, ring: bool = True) -> np.ndarray:

@@ -16,7 +16,7 @@ from engine_tools import MODEL, ROOT, tiny_config, write_config
 
 from tpvformer.cli import main
 from tpvformer.compat import load_config
-from tpvformer.config import Config, ConfigError, DataConfig, override
+from tpvformer.config import Config, DataConfig, override
 from tpvformer.data import semantickitti
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
@@ -25,9 +25,9 @@ from tpvformer.data.street.camera import render_camera
 from tpvformer.data.street.drive import start_ride
 from tpvformer.data.street.shadows import cast_shadows
 from tpvformer.data.street.write import write_sequences
-from tpvformer.data.types import DataError
 from tpvformer.engine import train as run
 from tpvformer.engine.logging import modelzoo_log as results
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import RAW_NAMES, class_names
 from tpvformer.model import TPVFormer
 

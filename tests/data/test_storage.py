@@ -18,13 +18,14 @@ import torch
 from rig_tools import write_rig
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import ConfigError, DataConfig, GridConfig
-from tpvformer.data import storage
+from tpvformer import files as storage
+from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.images import cache as image_cache
 from tpvformer.data.loader import make_loader
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels
-from tpvformer.data.types import Batch, DataError
+from tpvformer.data.types import Batch
+from tpvformer.errors import ConfigError, DataError
 
 pytest.importorskip("upath", reason="universal-pathlib is not installed (pip install tpvformer[remote])")
 GRID = GridConfig(w=6, h=5, z=4)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street import rig
@@ -24,6 +24,7 @@ from tpvformer.data.street.shadows import cast_shadows
 from tpvformer.data.street.tables import TABLES
 from tpvformer.data.street.world import build_street
 from tpvformer.data.street.write import scene_names, write_dataset
+from tpvformer.errors import ConfigError
 from tpvformer.labels import CLASS_NAMES, EVALUATED, RAW_TO_CLASS
 from tpvformer.untrusted.pickle import load_pickle
 

@@ -16,12 +16,12 @@ from tiny_nuscenes import write_tiny
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
-from tpvformer.data.types import DataError
 from tpvformer.data.voxels import voxelize as voxelize_module
 from tpvformer.engine import train as run
 from tpvformer.engine.evaluation import checkpoint_scores as score
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import sample_losses
+from tpvformer.errors import DataError
 from tpvformer.model import TPVFormer
 from tpvformer.predict.encoded_frame import predict_frame, predict_scene
 

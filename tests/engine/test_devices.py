@@ -11,10 +11,10 @@ import pytest
 import torch
 from engine_tools import environment
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.device import accelerator as device
 from tpvformer.engine.device.accelerator import image_dtype, pick_device, visible_cards
 from tpvformer.engine.device.names import ACCEPTED, read_name
+from tpvformer.errors import ConfigError
 
 CHOSEN: List[Any] = []
 

@@ -16,14 +16,15 @@ from engine_tools import CPU, POINTS, tiny_config, val_loader
 from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import CheckpointError
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import Config, DataConfig
 from tpvformer.engine import loop as train
 from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import evaluate, permute_cameras
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import LossMeter, NonFiniteLoss, StepClock
+from tpvformer.engine.logging.meters import LossMeter, StepClock
+from tpvformer.errors import ConfigError, NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("quick")
 TRAIN_LINE = re.compile(

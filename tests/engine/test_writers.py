@@ -13,10 +13,11 @@ import pytest
 from engine_tools import tiny_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import Config, ConfigError, DataConfig, override
+from tpvformer.config import Config, DataConfig, override
 from tpvformer.engine import train as run
 from tpvformer.engine.logging import writers
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
 CONFIG = dataclasses.replace(tiny_config(DataConfig()), name="stand")

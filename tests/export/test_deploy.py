@@ -24,9 +24,10 @@ from rig_tools import camera
 
 from tpvformer import TPVFormer, ops
 from tpvformer.cli import main
-from tpvformer.config import Config, ConfigError, DataConfig, ModelConfig
+from tpvformer.config import Config, DataConfig, ModelConfig
 from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.forward import point_places
+from tpvformer.errors import ConfigError
 from tpvformer.export import export as deploy
 from tpvformer.export.export import OPSET, Rig, export_aoti, export_onnx, export_program
 from tpvformer.labels import class_names

@@ -20,7 +20,6 @@ from hypothesis import strategies as st  # noqa: E402
 from tpvformer.config import (  # noqa: E402
     BackboneConfig,
     Config,
-    ConfigError,
     DataConfig,
     GridConfig,
     LossConfig,
@@ -32,6 +31,7 @@ from tpvformer.config import (  # noqa: E402
 from tpvformer.data.transforms import make_sample  # noqa: E402
 from tpvformer.data.types import Frame  # noqa: E402
 from tpvformer.data.voxels.voxelize import grid_index, voxelize  # noqa: E402
+from tpvformer.errors import ConfigError  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")

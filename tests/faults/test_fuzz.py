@@ -29,7 +29,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from tpvformer.compat import load_weights  # noqa: E402
 from tpvformer.compat.errors import CheckpointError  # noqa: E402
-from tpvformer.config import ConfigError, DataConfig, from_dict, override  # noqa: E402
+from tpvformer.config import DataConfig, from_dict, override  # noqa: E402
 from tpvformer.data.nuscenes.infos.build import build  # noqa: E402
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors  # noqa: E402
 from tpvformer.data.nuscenes.lidarseg import LabelFiles  # noqa: E402
@@ -38,6 +38,7 @@ from tpvformer.data.nuscenes.reader import load_infos, read_labels, read_scan  #
 from tpvformer.data.street.write import write_dataset  # noqa: E402
 from tpvformer.data.types import DataError  # noqa: E402
 from tpvformer.engine.checkpoint import files as store  # noqa: E402
+from tpvformer.errors import ConfigError  # noqa: E402
 from tpvformer.model import TPVFormer  # noqa: E402
 
 MINUTES = float(os.environ.get("TPVFORMER_FUZZ_MINUTES", "0"))

@@ -11,9 +11,9 @@ from typing import Any, Dict
 
 import pytest
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.work_dir import lock
 from tpvformer.engine.work_dir.lock import NAME, WorkDirLock
+from tpvformer.errors import ConfigError
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 

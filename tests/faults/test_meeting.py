@@ -15,10 +15,9 @@ import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.distributed import connect as meeting
 from tpvformer.engine.distributed.collectives import read_world
-from tpvformer.engine.faults.explain_crash import RunEnded
+from tpvformer.errors import ConfigError, RunEnded
 
 ABOUT = {"WORLD_SIZE": "2", "device": "cpu"}
 

@@ -26,17 +26,15 @@ from rig_tools import write_rig
 from submission_tools import write_set
 from tiny_nuscenes import VERSION, write_tiny
 
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.pretrained import CONFIG, FORMAT, config_of
 from tpvformer.compat.tensors import write_tensors
-from tpvformer.config import ConfigError, DataConfig
+from tpvformer.config import DataConfig
 from tpvformer.data.images.decode import read_image
 from tpvformer.data.nuscenes.lidarseg import LabelFiles
 from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.nuscenes.scenes import frames_by_scene
 from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.data.rig.read import read_rig
-from tpvformer.data.types import DataError
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import restore_mid_epoch_state
@@ -46,6 +44,7 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.engine.logging.modelzoo_log import publish
 from tpvformer.engine.optim import Stepper
+from tpvformer.errors import CheckpointError, ConfigError, DataError
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.page import page
 from tpvformer.viz.report.read import read_run

@@ -20,7 +20,7 @@ from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import NonFiniteLoss
+from tpvformer.errors import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("quick")
 BAD = "sample3"

@@ -21,7 +21,8 @@ from tpvformer.config import Config, DataConfig
 from tpvformer.data import worker_limits as room
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import Loader, heard, start_worker
-from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
+from tpvformer.engine.faults.explain_crash import explain_crash
+from tpvformer.errors import RunEnded
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -22,7 +22,8 @@ from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.engine import loop as train
 from tpvformer.engine.faults import explain_crash as in_words_module
-from tpvformer.engine.faults.explain_crash import RunEnded, explain_crash
+from tpvformer.engine.faults.explain_crash import explain_crash
+from tpvformer.errors import RunEnded
 from tpvformer.runtime.processor import Verdict
 
 pytestmark = pytest.mark.usefixtures("quick")

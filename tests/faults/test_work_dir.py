@@ -15,9 +15,10 @@ from mounts import can_mount
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.engine import loop as train
 from tpvformer.engine.work_dir.folder import make
+from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -69,7 +70,7 @@ READ_ONLY = 'mount -t tmpfs -o ro none "$1" && "$2" -c "$3" "$1"/run'
 MAKES = """
 import sys
 from pathlib import Path
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.engine.work_dir.folder import make
 try:
     make(Path(sys.argv[1]))

@@ -19,7 +19,8 @@ from tpvformer import TPVFormer as Interface
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, export_reference, load_config
 from tpvformer.compat.checkpoints import load_content
-from tpvformer.config import Config, ConfigError, override
+from tpvformer.config import Config, override
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 
 pytestmark = pytest.mark.usefixtures("quick")

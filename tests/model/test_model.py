@@ -9,7 +9,8 @@ import torch
 from model_cases import BEV, CROSS, HW, SIZE, build, inputs
 from torch import Tensor
 
-from tpvformer.config import ConfigError, GridConfig, ModelConfig
+from tpvformer.config import GridConfig, ModelConfig
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.model.aggregator import TPVAggregator
 from tpvformer.model.dropout import Dropout

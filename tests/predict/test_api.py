@@ -22,10 +22,10 @@ import tpvformer
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import load_config
-from tpvformer.config import ConfigError, GridConfig
-from tpvformer.data.types import DataError
+from tpvformer.config import GridConfig
 from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.device.accelerator import pick_device
+from tpvformer.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -19,7 +19,7 @@ from rig_tools import THREE, write_images, write_rig
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.data.rig.tensors import as_image
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.predict.result import Result, Results
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -18,8 +18,9 @@ import tpvformer
 from tpvformer import TPVFormer
 from tpvformer.cli import main
 from tpvformer.compat import CheckpointError, load_config
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.engine.evaluation.evaluate import Evaluation
+from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -19,8 +19,7 @@ from rig_tools import THREE, write_rig
 
 from tpvformer import TPVFormer
 from tpvformer.cli import main
-from tpvformer.config import ConfigError
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.predict.result import Result, Results
 
 pytestmark = pytest.mark.usefixtures("quick")

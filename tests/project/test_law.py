@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import pytest
-from package_files import FILES, ROOT, name_of, parse
+from package_files import FILES, PACKAGE, ROOT, name_of, parse
+
+# What people import or type, and the base. A new module goes into the folder of what it hands on.
+TOP_LEVEL = {"__init__", "__main__", "api", "cli", "upstream", "labels", "errors", "files", "geometry"}
+FOLDERS = {
+    "commands", "compat", "config", "data", "engine", "export", "model", "ops", "predict", "runtime", "untrusted",
+    "viz", "weights",
+}  # fmt: skip
+SHIMS = {"sections": "config.sections", "grids": "config.grids"}  # paths that docs/api.md listed before they moved
 
 # part: (parts of the package it may import, third-party packages it may import); None stands for everything
 LAW = {
-    "__init__": (("api", "cores"), ()),  # when it is asked for
-    "config": (("grids", "sections", "ranges", "guard", "labels"), ("yaml",)),
-    "sections": (("grids", "ranges", "labels"), ()),
-    "grids": (("ranges", "guard"), ()),
-    "ranges": (("guard",), ()),
+    "errors": ((), ()),
     "labels": ((), ()),
-    "guard": (("guard", "ranges"), ("numpy", "numba", "yaml")),  # of what comes from others; every reader may use it
-    "compiling": ((), ("numba",)),
-    "cores": ((), ()),
-    "ops": (("ops", "compiling"), ("torch", "numba", "llvmlite", "numpy", "triton")),
-    "model": (("model", "ops", "config"), ("torch",)),
+    "geometry": ((), ("numpy",)),
+    "files": (("errors",), ("fsspec", "upath")),
+    "runtime": ((), ("numba", "torch")),  # this machine's cores and processor, and kernels compiled for it
+    "untrusted": (("untrusted", "errors", "files"), ("numpy", "numba", "yaml")),  # reads what others wrote
+    "config": (("config", "errors", "untrusted", "labels"), ("yaml",)),
+    "ops": (("ops", "runtime", "errors"), ("torch", "numba", "llvmlite", "numpy", "triton")),
+    "model": (("model", "ops", "config", "errors"), ("torch",)),
     "data": (
-        ("data", "guard", "ranges", "config", "labels", "compiling", "cores"),
+        ("data", "untrusted", "config", "errors", "files", "geometry", "labels", "runtime"),
         ("numpy", "cv2", "numba", "simplejpeg", "torch", "fsspec", "upath"),
     ),
-    "compat": (("compat", "guard", "config", "labels"), ("torch", "safetensors", "yaml", "huggingface_hub")),
+    "compat": (
+        ("compat", "untrusted", "config", "errors", "files", "labels"),
+        ("torch", "safetensors", "yaml", "huggingface_hub"),
+    ),
     "engine": (
-        ("engine", "guard", "ranges", "compat", "data", "model", "ops", "labels", "config", "compiling", "cores"),
+        ("engine", "untrusted", "compat", "data", "model", "ops", "config", "errors", "files", "labels", "runtime"),
         ("torch", "numpy", "rich"),
     ),
-    "viz": (("viz", "guard", "labels"), ("numpy", "cv2", "PIL", "matplotlib", "rerun")),
+    "viz": (
+        ("viz", "untrusted", "errors", "files", "geometry", "labels"),
+        ("numpy", "cv2", "PIL", "matplotlib", "rerun"),
+    ),
+    "predict": None,
+    "export": None,
+    "__init__": (("api", "runtime"), ()),  # when it is asked for
     "__main__": None,
     "api": None,
     "cli": None,
     "commands": None,  # what people type: they call the others
-    "predict": None,
-    "predict_files": None,
-    "result": None,
-    "looking": (("config", "data", "viz"), ("numpy", "cv2", "IPython")),
-    "view_files": (("data", "guard", "view_labels", "viz"), ("numpy", "cv2")),
-    "view_labels": (("config", "data", "guard", "labels", "viz"), ("numpy",)),
-    "deploy": None,
     "upstream": None,  # the reference's scripts as entry points: flags only, the work is cli's and predict's
-    "overlay": (("config",), ()),  # exchanges files of other packages, and imports none of them
+    "sections": (("config",), ()),
+    "grids": (("config",), ()),
 }
 # The one bridge to another framework: what its users import instead of the command, and nothing else does.
 BRIDGE = "compat/openmmlab/"
-BRIDGE_LAW = (("compat", "config", "model", "ops", "engine"), ("torch", "mmcv", "mmseg"))
+BRIDGE_LAW = (("compat", "config", "errors", "model", "ops", "engine"), ("torch", "mmcv", "mmseg"))
 LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device/accelerator.py")}
 VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl|mps|xpu)\b", re.IGNORECASE)
 NAME_DEVICES = ("engine/device/accelerator.py", "engine/device/names.py")  # beside the backends in ops/
@@ -62,6 +72,7 @@ class Import(NamedTuple):
     line: int
     module: str  # dotted and absolute
     inside: bool  # within a function: it happens when first used
+    names: Tuple[str, ...]  # what is imported from it
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.module}"
@@ -87,7 +98,8 @@ def imports(file: Path) -> Iterator[Import]:
         else:
             continue
         for module in modules:
-            yield Import(name_of(file), node.lineno, module, id(node) in lazy)
+            names = tuple(alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ()
+            yield Import(name_of(file), node.lineno, module, id(node) in lazy, names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -111,6 +123,77 @@ def test_imports_follow_the_table(file: Path) -> None:
         if not fine:
             broken.append(str(found))
     assert not broken, broken
+
+
+def test_the_top_level_is_as_listed() -> None:
+    there = {path.stem for path in PACKAGE.glob("*.py")}
+    assert there == TOP_LEVEL | set(SHIMS), "a new module goes into the folder of what it hands on"
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"weights"} == FOLDERS
+
+
+@pytest.mark.parametrize("name", SHIMS)
+def test_a_moved_path_still_holds_its_names(name: str) -> None:
+    old, new = (importlib.import_module(f"tpvformer.{path}") for path in (name, SHIMS[name]))
+    names = [n for n, value in vars(new).items() if getattr(value, "__module__", "") == new.__name__]
+    assert names and all(getattr(old, n) is getattr(new, n) for n in names if not n.startswith("_"))
+
+
+def graph() -> Dict[str, Set[str]]:
+    """Module -> modules of the package that it imports when it is imported."""
+    modules = {"tpvformer." + name_of(file)[:-3].replace("/", ".").replace(".__init__", ""): file for file in FILES}
+    edges: Dict[str, Set[str]] = {}
+    for module, file in modules.items():
+        edges[module] = set()
+        for found in imports(file):
+            if found.inside:
+                continue
+            full = [f"{found.module}.{name}" for name in found.names] or [found.module]
+            names = {name if name in modules else found.module for name in full}
+            edges[module] |= {name for name in names if name in modules and name != module}
+    return edges
+
+
+def circles(edges: Dict[str, Set[str]]) -> List[List[str]]:
+    """Paths that lead back to where they began, one for each module that has one."""
+    found: List[List[str]] = []
+    state: Dict[str, int] = {}  # 1: on the path, 2: done
+
+    def walk(node: str, path: List[str]) -> None:
+        state[node] = 1
+        for after in sorted(edges.get(node, ())):
+            if state.get(after) == 1:
+                found.append([*path[path.index(after) :], after])
+            elif after not in state:
+                walk(after, [*path, after])
+        state[node] = 2
+
+    for node in sorted(edges):
+        if node not in state:
+            walk(node, [node])
+    return found
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    assert not circles(graph())
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+    assert graph()["tpvformer.engine.loop"] > {"tpvformer.engine.forward"}
+
+
+def test_training_needs_no_measuring() -> None:
+    """Nothing outside engine/bench, engine/selfcheck and the commands imports engine/bench."""
+    allowed = ("tpvformer.engine.bench", "tpvformer.engine.selfcheck", "tpvformer.commands")
+    arrows = [
+        str(found) for file in FILES for found in imports(file)
+        if found.module.startswith("tpvformer.engine.bench")
+        and not ("tpvformer." + name_of(file)[:-3].replace("/", ".")).startswith(allowed)
+    ]  # fmt: skip
+    assert not arrows, arrows
+
+
+def test_tests_import_no_test() -> None:
+    files = (ROOT / "tests").rglob("*.py")
+    found = [f.name for f in files if re.search(r"(?m)^\s*(?:from|import) test_\w+", f.read_text(encoding="utf-8"))]
+    assert not found, f"{found}: what several tests use stands in tests/support"
 
 
 def test_nothing_of_ours_needs_the_bridge() -> None:

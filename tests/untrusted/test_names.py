@@ -12,13 +12,13 @@ from submission_tools import write_set
 from tiny_nuscenes import VERSION, write_tiny
 
 from tpvformer.cli import in_one_line
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, scan_tokens
 from tpvformer.data.nuscenes.reader import load_infos, resolve
 from tpvformer.data.nuscenes.scenes import frames_by_scene
 from tpvformer.data.nuscenes.tables import read_table
-from tpvformer.data.types import DataError
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.names import is_file_name, shown, shown_lines
 
 ESCAPE = "a\x1b[2Jb"

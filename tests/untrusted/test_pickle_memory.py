@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tpvformer.data.nuscenes.reader import load_infos
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.untrusted import pickle_scan
 from tpvformer.untrusted.pickle import load_pickle
 
@@ -20,7 +20,7 @@ from tpvformer.untrusted.pickle import load_pickle
 READ = """
 import sys
 from tpvformer.untrusted.pickle import load_pickle
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 for path in sys.argv[1:]:
     try:
         print(repr(load_pickle(path))[:80])

@@ -17,7 +17,7 @@ import pytest
 
 from tpvformer.config import DataConfig
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.untrusted.pickle import load_pickle
 
 PLAIN = {

@@ -12,8 +12,9 @@ from engine_tools import tiny_config, tiny_model
 
 from tpvformer.compat.pretrained import CONFIG, FORMAT, config_of, open_pretrained, read_run_config
 from tpvformer.compat.tensors import write_tensors
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import Config, DataConfig
 from tpvformer.engine.checkpoint import files as store
+from tpvformer.errors import ConfigError
 
 PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
 REMOTE: Dict[str, str] = {name: f"ftp://example.invalid/{name}" for name in PLACES}

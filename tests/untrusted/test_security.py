@@ -17,9 +17,9 @@ from engine_tools import POINTS, environment, tiny_config, write_config
 from sockets import LOOPBACK, listening
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.agent import main as agent
 from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
+from tpvformer.errors import ConfigError
 
 # Python tells its audit hooks of every connection and of every name that is looked up
 GUARD = """

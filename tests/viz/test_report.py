@@ -21,8 +21,8 @@ from tiny_nuscenes import write_tiny
 from tpvformer.cli import main
 from tpvformer.commands import report as report_command
 from tpvformer.engine import train as run_module
-from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.evaluation import evaluate
+from tpvformer.engine.logging.environment import environment_info
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.charts import Series, line_chart, number
 from tpvformer.viz.report.page import page

@@ -22,7 +22,7 @@ from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.street.write import write_dataset
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.labels import COLORS, NUSCENES
 from tpvformer.model import TPVFormer
 from tpvformer.predict import archive as view_files

@@ -12,7 +12,7 @@ from browser import CHROMIUM, Browser
 from view_tools import archive, save
 
 from tpvformer.cli import main
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.labels import COLORS
 from tpvformer.predict.archive import read_result, read_results
 from tpvformer.viz.frame_prediction import believed, shown

@@ -10,7 +10,7 @@ import pytest
 from tiny_nuscenes import CAMERAS, write_tiny
 
 from tpvformer.commands import check_geometry
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.labels import COLORS
 from tpvformer.viz.paint import GAP, TILE_WIDTH, paint_points
 from tpvformer.viz.picture import frame_picture, title_of, write_png

@@ -55,12 +55,13 @@ _SELFCHECK = (
 def _bench(args: argparse.Namespace) -> int:
     from tpvformer.engine.bench import report, step
     from tpvformer.engine.device.accelerator import pick_device
+    from tpvformer.engine.logging.environment import environment_info
 
     result = step.bench(read_config(args), args.device, args.size, args.points, args.steps, args.data, args.profile)
     result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
     if args.json is not None:
-        report.write({**report.environment_info(pick_device(args.device)[0], "tpvformer"), **result}, args.json)
+        report.write({**environment_info(pick_device(args.device)[0], "tpvformer"), **result}, args.json)
         print(f"written to {args.json}")
     if args.profile is not None:
         print(f"traces in {args.profile}")

@@ -14,7 +14,7 @@ from typing import Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.config import OCCUPANCY_GRIDS, Config, ConfigError, DataConfig, GridConfig
+from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.images.preprocess import MEAN_BGR, network_images
 from tpvformer.data.loader import collate
@@ -24,6 +24,7 @@ from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
+from tpvformer.errors import ConfigError
 from tpvformer.labels import classes_of
 from tpvformer.viz.ground import paint_ground
 from tpvformer.viz.paint import paint_points

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Iterator
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 SHELLS = ("bash", "zsh")
 _PATHS = ("rig", "infos", "root", "out", "source", "ckpt_path")  # that are text: an address or a name is welcome too

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Dict, List, Tuple
 
 from tpvformer.commands.options import folder_prefix, version_below
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.untrusted.names import shown
 
 if TYPE_CHECKING:
     from tpvformer.config import GridConfig
-    from tpvformer.data.nuscenes.infos.read import Record
+    from tpvformer.data.record import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

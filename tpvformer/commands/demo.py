@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Tuple
 
 from tpvformer.commands.options import add_device
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tpvformer.viz.frame_prediction import FramePrediction

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 from tpvformer import __version__
 from tpvformer.commands.options import add_device
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.runtime.compiling import NO_FOLDER, can_keep
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tpvformer.commands.options import add_config, add_device, add_weights, read_model
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tpvformer.commands.options import add_config, add_weights, positive, read_model, size
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

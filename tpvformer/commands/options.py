@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Tuple
 
-from tpvformer.config import Config, ConfigError, override
+from tpvformer.config import Config, override
 from tpvformer.engine.device.names import ACCEPTED
+from tpvformer.errors import ConfigError
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:

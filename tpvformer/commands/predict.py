@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Generator, Optional
 
 from tpvformer.commands.options import add_config, add_device, add_weights, read_model, version_below
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import List, Optional
 
 from tpvformer.commands.options import add_device, folder
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir

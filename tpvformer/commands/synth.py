@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 from tpvformer.commands.options import folder_prefix, positive, size
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

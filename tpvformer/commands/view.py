@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Sequence
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from tpvformer.compat.archive_values import Reader, Refused, Storage, Type, finished
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import WouldRun
 from tpvformer.compat.mistaken import packed_in
+from tpvformer.errors import CheckpointError
 from tpvformer.untrusted.pickle_scan import ScanError, scan
 
 LARGEST_PICKLE = 2**27  # bytes; ours take 0.3 MB, and tensors lie outside of it

@@ -16,9 +16,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.keys import modern_name
 from tpvformer.compat.wrappers import is_resnet, some
+from tpvformer.errors import CheckpointError
 
 _BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
 # where a camera model, or torchvision's and DETR's, has the ResNet within what it calls its backbone

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tpvformer.compat.backbone import backbone_of
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.keys import (
     derived_names,
     is_derived,
@@ -25,6 +24,7 @@ from tpvformer.compat.keys import (
 from tpvformer.compat.tensors import PathLike, read_archive, write_tensors
 from tpvformer.compat.wrappers import find_tensors, some
 from tpvformer.config import ModelConfig
+from tpvformer.errors import CheckpointError
 
 FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
 _GEOMETRY_TOLERANCE = 1e-4  # of the normalised image or volume; real differences are whole cells

@@ -17,7 +17,7 @@ from typing import IO, Any, Optional, cast
 
 import torch
 
-from tpvformer.compat.errors import CheckpointError
+from tpvformer.errors import CheckpointError
 
 _SEAL = re.compile(rb"tpvformer step=(\d{12}) sha256=([0-9a-f]{64})")
 _DIGEST = 64

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any, Dict, List, Tuple, Union
 
 from tpvformer.compat.mmcv_config import KNOWN, from_reference
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 _MARKS = ("_base_", "_delete_")
 _PACKAGE = Path(__file__).parents[1]

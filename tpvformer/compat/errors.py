@@ -1,7 +1,7 @@
-"""The one error of this package for files that hold weights."""
+"""The place of CheckpointError until it moved to ``tpvformer.errors``; kept for those who import it from here."""
 
 from __future__ import annotations
 
+from tpvformer.errors import CheckpointError
 
-class CheckpointError(ValueError):
-    """A weights file that cannot be used; the message names the file, the entries, and what was expected."""
+__all__ = ["CheckpointError"]

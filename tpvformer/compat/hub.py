@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from tpvformer.compat.errors import CheckpointError
+from tpvformer.errors import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".json", ".py")

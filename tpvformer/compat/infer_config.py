@@ -14,9 +14,9 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from torch import Tensor
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.keys import reference_names
-from tpvformer.config import BackboneConfig, Config, ConfigError, ModelConfig
+from tpvformer.config import BackboneConfig, Config, ModelConfig
+from tpvformer.errors import CheckpointError, ConfigError
 from tpvformer.labels import class_names
 
 PUBLISHED = ("tpv_lidarseg", "tpv_lidarseg_dim64", "tpv_lidarseg_dim96", "tpv04_occupancy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.labels import raw_to_class
 from tpvformer.untrusted.text import parse_yaml
 

@@ -12,7 +12,8 @@ from typing import Any, Mapping
 from tpvformer.compat.label_table import check_label_table
 from tpvformer.compat.mmcv_model import read_model
 from tpvformer.compat.mmcv_node import Facts, Node
-from tpvformer.config import Config, ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from tpvformer.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from tpvformer.errors import ConfigError
 
 # Top-level names of the reference. The last two rows are its files' own variables, which a dumped file still holds.
 KNOWN = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Dict, List, Mapping, NoReturn, Sequence, Set, Tuple
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 _ABSENT: Any = object()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 SOURCES = Path(__file__).resolve().parent.parent
 VERSIONS = {"mmcv": "1.7.2", "mmdet": "2.28.2"}  # the only ones the files were tried with

@@ -21,13 +21,13 @@ from tpvformer import __version__
 from tpvformer.compat.checkpoints import FORMAT as RUN_FORMAT
 from tpvformer.compat.checkpoints import Model
 from tpvformer.compat.config_file import shipped
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.hub import download, is_hub_id
 from tpvformer.compat.infer_config import infer_config
 from tpvformer.compat.model_card import model_card
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.compat.wrappers import named_tensors
-from tpvformer.config import Config, ConfigError, DataConfig, from_dict
+from tpvformer.config import Config, DataConfig, from_dict
+from tpvformer.errors import CheckpointError, ConfigError
 from tpvformer.untrusted.names import is_file_name
 from tpvformer.untrusted.text import TextError, parse_json, parse_yaml
 

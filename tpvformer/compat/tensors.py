@@ -13,8 +13,8 @@ from tpvformer.compat.archive_check import read_torch
 from tpvformer.compat.archive_values import not_a_dictionary
 from tpvformer.compat.checksum import check_seal
 from tpvformer.compat.container import unpacked
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.mistaken import is_safetensors, mistaken_for_weights
+from tpvformer.errors import CheckpointError
 
 PathLike = Union[str, "os.PathLike[str]"]
 

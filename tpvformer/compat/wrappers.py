@@ -12,9 +12,9 @@ from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Optional, S
 
 from torch import Tensor
 
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.inert import Inert
 from tpvformer.compat.mistaken import entries_of
+from tpvformer.errors import CheckpointError
 from tpvformer.untrusted.names import shown
 
 # keys of a checkpoint that hold its weights; of several the first counts

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, NamedTuple, Tuple
 
-from tpvformer.config.ranges import check_grid, check_section, short
+from tpvformer.config.ranges import check_grid, check_section
 from tpvformer.errors import ConfigError
+from tpvformer.untrusted.names import short
 
 __all__ = ["OCCUPANCY_GRIDS", "ConfigError", "GridConfig", "OccupancyGrid"]
 

@@ -13,7 +13,7 @@ import re
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from tpvformer.errors import ConfigError
-from tpvformer.untrusted.names import has_unseen, shown
+from tpvformer.untrusted.names import has_unseen, short
 
 MOST_VOXELS = 2**24
 MOST_WEIGHTS = 2**29
@@ -185,14 +185,3 @@ def check_model_size(model: Any) -> None:
             f"model: an attention layer reads at {samples:.1e} places; expected {MOST_SAMPLES:.1e} at most, by fewer "
             "cells, heads or points"
         )
-
-
-def short(value: Any) -> str:
-    """The value as Python writes it, cut short."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in lists in lists
-        text = f"a {type(value).__name__}"
-    if not text.isprintable():
-        text = shown(text)
-    return text if len(text) <= 80 else text[:80] + " ..."

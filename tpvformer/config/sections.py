@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
-from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig
-from tpvformer.config.ranges import check_model_size, check_section, short
+from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
+from tpvformer.config.ranges import check_model_size, check_section
+from tpvformer.errors import ConfigError
 from tpvformer.labels import LABEL_MAPS
+from tpvformer.untrusted.names import short
 
 
 def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:

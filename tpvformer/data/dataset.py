@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.images.cache import ImageCache
 from tpvformer.data.images.letterbox import read_pictures
 from tpvformer.data.nuscenes.infos.cameras import given_to, note_on
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.nuscenes.ray_origins import ray_origins
-from tpvformer.data.nuscenes.reader import Record, load_infos, read_frame
+from tpvformer.data.nuscenes.reader import load_infos, read_frame
+from tpvformer.data.record import Record
 from tpvformer.data.semantickitti import crop, load_sequences
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import DataError, Frame, Sample
+from tpvformer.data.types import Frame, Sample
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import raw_to_class
 
 

@@ -19,7 +19,8 @@ import cv2
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.samplers import TrainSampler, ValSampler
-from tpvformer.data.types import Batch, DataError, Sample
+from tpvformer.data.types import Batch, Sample
+from tpvformer.errors import DataError
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -21,8 +21,9 @@ import numpy as np
 from torch import Tensor
 
 from tpvformer.config import OCCUPANCY_GRIDS
-from tpvformer.data.nuscenes.infos.read import Record
-from tpvformer.data.types import DataError, DenseLabels
+from tpvformer.data.record import Record
+from tpvformer.data.types import DenseLabels
+from tpvformer.errors import DataError
 from tpvformer.geometry import is_degenerate
 from tpvformer.labels import KITTI_RAW, KITTI_UNKNOWN
 

@@ -17,8 +17,9 @@ from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.images.grid_mask import grid_mask
 from tpvformer.data.images.photometric import draw_photometric
 from tpvformer.data.images.preprocess import padded_shape, scaled_shape
-from tpvformer.data.types import DataError, Frame, Sample
+from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
+from tpvformer.errors import DataError
 
 
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:

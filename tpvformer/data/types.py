@@ -17,15 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpvformer.errors import DataError as DataError  # where people import it from
+
 LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the LiDAR, by a camera
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the sample, the file, and what mends it."""
-
-    def __str__(self) -> str:
-        # An error of a loader's worker arrives with the worker's traceback around it; its last line is the message.
-        return super().__str__().rsplit("DataError: ", 1)[-1].strip()
 
 
 @dataclass

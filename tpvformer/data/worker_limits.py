@@ -17,7 +17,7 @@ import torch
 
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 SHARED = Path("/dev/shm")
 _LARGE = 2**28  # bytes; no sample is larger

@@ -23,10 +23,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.distributed.connect import FIRST_WORD, WAIT, patience
 from tpvformer.engine.distributed.launch import threads
 from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
+from tpvformer.errors import ConfigError
 
 PORT = 29400  # torch's own for rendezvous whose endpoint names none
 

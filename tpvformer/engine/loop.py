@@ -22,7 +22,7 @@ from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import mid_epoch_state, restore_mid_epoch_state
 from tpvformer.engine.checkpoint.rng import seed_all
-from tpvformer.engine.checkpoint.saver import SaveError, Saver
+from tpvformer.engine.checkpoint.saver import Saver
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device.accelerator import synchronize
 from tpvformer.engine.device.memory import keep_freed_memory
@@ -41,6 +41,7 @@ from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.optim.schedule import set_learning_rates
 from tpvformer.engine.prefetch import on_device
+from tpvformer.errors import SaveError
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 

@@ -13,11 +13,10 @@ import torch
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
-from tpvformer.config import Config, ConfigError, TrainConfig
+from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.worker_limits import fit_workers
-from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import MOMENT, ResumePoint, find_origin, keep_global_batch
@@ -45,11 +44,13 @@ from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
 from tpvformer.engine.logging import summary, writers
+from tpvformer.engine.logging.environment import environment_info
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter, StepClock
 from tpvformer.engine.loop import TrainState, fit
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.work_dir.folder import check_name, entered
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer import ops
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.images.preprocess import MEAN_BGR, padded_shape
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
+from tpvformer.errors import ConfigError
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
@@ -55,7 +56,7 @@ class Rig(nn.Module):
         return prediction.voxel_logits[0], prediction.point_logits[0]
 
     def _places(self, points: Tensor) -> Tensor:
-        """Where points are decoded, in voxels: data/voxels/voxelize.py and engine/forward.py in tensors, float64 as there."""
+        """Where points are decoded, in voxels: as data/voxels/ and engine/forward.py do it, in float64."""
         grid, whole = self.config.model.grid, self.config.data.cells_are_even
         low, high = (torch.tensor(edge, dtype=torch.float64) for edge in (grid.pc_range[:3], grid.pc_range[3:]))
         last = torch.tensor(grid.voxels, dtype=torch.float64) - 1

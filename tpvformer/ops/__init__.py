@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tpvformer.errors import OpsError
 from tpvformer.ops import backends, blocked, library, npu
-from tpvformer.ops.asked import REFERENCE, VARIABLE, OpsError, asked, misfit
+from tpvformer.ops.asked import REFERENCE, VARIABLE, asked, misfit
 from tpvformer.ops.backends import VENDOR_DEVICE, fallback, static_shapes, use_kernel
 from tpvformer.ops.reference import LevelShapes, level_sizes
 

@@ -6,13 +6,11 @@ import difflib
 import os
 from typing import Optional
 
+from tpvformer.errors import OpsError
+
 VARIABLE = "TPVFORMER_OPS"
 REFERENCE = "reference"
 SERVES = {"numba": "cpu", "triton": "cuda", "mx_driving": "npu"}  # the device whose tensors each backend takes
-
-
-class OpsError(ValueError, RuntimeError):
-    """What TPVFORMER_OPS asks for is no backend, or one that cannot serve; the message says so and what is expected."""
 
 
 def asked() -> Optional[str]:

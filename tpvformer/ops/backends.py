@@ -12,8 +12,9 @@ from typing import Any, Dict, Generator, List, Optional
 import torch
 from torch import Tensor
 
+from tpvformer.errors import OpsError
 from tpvformer.ops import library, npu, reference, static
-from tpvformer.ops.asked import REFERENCE, SERVES, OpsError, asked, misfit
+from tpvformer.ops.asked import REFERENCE, SERVES, asked, misfit
 from tpvformer.runtime import compiling
 
 VENDOR = npu.BACKEND  # whole operations, which bring their own gradients

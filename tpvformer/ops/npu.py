@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tpvformer.errors import OpsError
 from tpvformer.ops import reference, static
-from tpvformer.ops.asked import OpsError, asked
+from tpvformer.ops.asked import asked
 from tpvformer.ops.reference import LevelShapes
 
 BACKEND = "mx_driving"  # as TPVFORMER_OPS names it

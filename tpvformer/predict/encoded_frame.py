@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpvformer.compat import load_weights
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
@@ -24,6 +24,7 @@ from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
+from tpvformer.errors import ConfigError
 from tpvformer.labels import IGNORED, classes_of
 from tpvformer.model import TPVFormer
 from tpvformer.viz.picture import frame_picture, write_png

@@ -12,15 +12,16 @@ from tpvformer.compat import load_weights  # and PyTorch, before OpenCV: see "st
 import cv2
 import numpy as np
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.transforms import frame_of_grid, make_sample, transform_points
-from tpvformer.data.types import DataError, Frame, Sample
+from tpvformer.data.types import Frame, Sample
 from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import atomic_file
 from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import FrameClasses, predict_scene

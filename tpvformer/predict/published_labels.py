@@ -9,7 +9,7 @@ import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS
 from tpvformer.data.nuscenes.occupancy import read_labels
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.labels import class_names
 from tpvformer.untrusted.names import is_file_name
 from tpvformer.viz.frame_prediction import FramePrediction

@@ -14,8 +14,7 @@ from typing import Any, Optional, Sequence, Union
 
 import numpy as np
 
-from tpvformer.config import ConfigError
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import atomic_file
 from tpvformer.viz.frame_prediction import FramePrediction
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 LONGEST_NAME = 200  # characters of what becomes a file's name
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, breaks of lines
@@ -30,3 +31,14 @@ def is_file_name(text: str) -> bool:
     """Whether a text may become a file's name as it is: no way to another folder, nothing unseen, not hidden."""
     fits = 0 < len(text) <= LONGEST_NAME and not text.startswith(".")
     return fits and not has_unseen(text) and not set(text) & set("/\\\0:")
+
+
+def short(value: Any) -> str:
+    """The value as Python writes it, cut short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in lists in lists
+        text = f"a {type(value).__name__}"
+    if not text.isprintable():
+        text = shown(text)
+    return text if len(text) <= 80 else text[:80] + " ..."

@@ -11,8 +11,8 @@ import pickle
 from pathlib import Path
 from typing import Any, Dict, Tuple, Union
 
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.pickle_arrays import Callables, Refused, numpy_names
 from tpvformer.untrusted.pickle_scan import check_hashes, scan

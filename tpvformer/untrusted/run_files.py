@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from tpvformer.config.ranges import short
-from tpvformer.untrusted.names import is_file_name
+from tpvformer.untrusted.names import is_file_name, short
 from tpvformer.untrusted.schema import (
     Schema,
     SchemaError,

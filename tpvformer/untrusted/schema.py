@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, Collection, Mapping, Optional
 
-from tpvformer.config.ranges import short
-from tpvformer.untrusted.names import has_unseen
+from tpvformer.untrusted.names import has_unseen, short
 
 Schema = Callable[[Any, str], None]
 LONGEST = 10_000_000  # entries of a list

@@ -12,7 +12,7 @@ from info_tools import depth, modern, records, store, write_layout, write_set
 
 from tpvformer.config import DataConfig
 from tpvformer.data.nuscenes.infos.read import load_infos
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 
 def refused(cfg: DataConfig, content: Any) -> str:

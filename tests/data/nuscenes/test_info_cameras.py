@@ -14,13 +14,13 @@ from info_tools import LAYOUTS, edit, listed, records, store, write_layout, writ
 from tiny_nuscenes import CAMERAS
 
 from tpvformer.cli import main
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import Config, DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.nuscenes.reader import load_infos
-from tpvformer.data.types import DataError
 from tpvformer.engine import train as run
 from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.predict.encoded_frame import predict_scene
 
 pytestmark = pytest.mark.usefixtures("quick")

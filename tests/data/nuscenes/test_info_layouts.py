@@ -20,7 +20,7 @@ from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.nuscenes.reader import load_infos, resolve
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.geometry import quaternions, rotations
 
 FIRST = f"samples/{CAMERAS[0]}/log__{CAMERAS[0]}__0.jpg"

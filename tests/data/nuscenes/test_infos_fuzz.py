@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from info_tools import write_layout, write_set
 
-from tpvformer.config import ConfigError
 from tpvformer.data.check.examine import examine
 from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
@@ -22,7 +21,7 @@ from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.nuscenes.splits import default_splits
 from tpvformer.data.street.write import write_dataset
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"

@@ -15,12 +15,12 @@ import pytest
 import torch
 from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
-from tpvformer.config import ConfigError, DataConfig, GridConfig
+from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate, make_loader
 from tpvformer.data.nuscenes import lidarseg
 from tpvformer.data.nuscenes.reader import load_infos, resolve
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import RAW_TO_CLASS
 
 GRID = GridConfig(w=18, h=14, z=5)

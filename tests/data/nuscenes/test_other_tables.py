@@ -20,7 +20,7 @@ from tpvformer.data.nuscenes.infos.read import load_infos, record_of
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.reader import read_labels
 from tpvformer.data.street.write import write_dataset
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 VERSION = "v1.0-mini"
 

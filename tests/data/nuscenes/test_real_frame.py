@@ -20,7 +20,7 @@ from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes.reader import load_infos
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.model import TPVFormer
 from tpvformer.viz.project import project
 

@@ -18,7 +18,7 @@ from engine_tools import CPU, MODEL, tiny_config, tiny_model
 from rig_tools import THREE, camera, find, rig_of_infos, save, write_images, write_rig
 from tiny_nuscenes import write_tiny
 
-from tpvformer.config import Config, ConfigError, DataConfig, GridConfig
+from tpvformer.config import Config, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.images.letterbox import canvas_size, fitted
 from tpvformer.data.images.preprocess import network_images
@@ -27,9 +27,9 @@ from tpvformer.data.nuscenes.infos.cameras import camera_slots
 from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.nuscenes.reader import read_scan
 from tpvformer.data.rig.read import NUSCENES_LIDAR
-from tpvformer.data.types import DataError
 from tpvformer.engine import train as run
 from tpvformer.engine.forward import predict
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.predict.encoded_frame import predict_scene
 from tpvformer.viz.project import project
 

@@ -11,7 +11,7 @@ from rig_tools import THREE, Rig, changed, save
 
 from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.rig import json_file
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 RIG: Rig = {
     "format": "tpvformer-rig-1",

@@ -17,12 +17,13 @@ import torch
 from engine_tools import POINTS, environment, processes, write_config
 from submission_tools import META, checked, write_set
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.device.accelerator import pick_device, visible_cards
 from tpvformer.engine.distributed.collectives import World, all_reduce_sum, read_world
 from tpvformer.engine.evaluation import checkpoint_scores as score
+from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
 EVALUATE = """

@@ -16,13 +16,14 @@ from submission_tools import META, checked, write_set
 
 from tpvformer.cli import main
 from tpvformer.compat.tensors import read_archive
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import collate
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.submission import Submission
 from tpvformer.engine.forward import predict
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.errors import ConfigError
 from tpvformer.model.tpvformer import Prediction
 
 pytestmark = pytest.mark.usefixtures("quick")

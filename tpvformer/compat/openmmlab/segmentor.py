@@ -16,7 +16,8 @@ from tpvformer.compat.checkpoints import compare_geometry
 from tpvformer.compat.keys import derived_names, is_derived, key_table, modern_name, reference_order
 from tpvformer.compat.mmcv_model import read_model
 from tpvformer.compat.mmcv_node import Facts, Node
-from tpvformer.config import ConfigError, LossConfig
+from tpvformer.config import LossConfig
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 
 _PARTS = {"encoder": "tpv_head", "backbone": "img_backbone", "neck": "img_neck", "aggregator": "tpv_aggregator"}

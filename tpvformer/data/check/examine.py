@@ -7,7 +7,6 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from tpvformer.config import ConfigError
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import image_fault, label_fault, scan_fault
 from tpvformer.data.check.report import Report
@@ -18,7 +17,7 @@ from tpvformer.data.nuscenes.infos.plausible import FAR, far_text, intrinsics_pr
 from tpvformer.data.nuscenes.lidarseg import label_table
 from tpvformer.data.nuscenes.splits import scenes_of
 from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import gc_paused
 from tpvformer.geometry import is_degenerate, lidar_to_image, rotations
 

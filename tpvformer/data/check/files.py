@@ -12,7 +12,7 @@ from tpvformer.data.images.header import orientation
 from tpvformer.data.nuscenes.reader import SCAN_COLUMNS, read_labels
 from tpvformer.data.scans.layout import layout_problem
 from tpvformer.data.scans.read import read_cloud
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 _HEAD = 64 * 1024  # bytes in which a JPEG names its size, unless somebody put a picture into its comments
 _TAIL = 1024

@@ -8,17 +8,17 @@ from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from tpvformer.config import ConfigError
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import RAW_CLASSES, image_fault
 from tpvformer.data.check.report import Report
 from tpvformer.data.images.decode import Size, read_image
 from tpvformer.data.nuscenes.infos.cameras import other_letters
 from tpvformer.data.nuscenes.infos.plausible import FAR, far_text
-from tpvformer.data.nuscenes.infos.read import Record, load_infos
+from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.nuscenes.reader import read_labels, resolve
+from tpvformer.data.record import Record
 from tpvformer.data.scans.read import read_cloud
-from tpvformer.data.types import DataError
+from tpvformer.errors import ConfigError, DataError
 
 _OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side alone
 

@@ -19,9 +19,9 @@ from typing import Optional, Sequence
 import numpy as np
 from torch import Tensor
 
-from tpvformer.config import ConfigError
 from tpvformer.data.images.decode import Size, alloc_images
 from tpvformer.data.images.letterbox import read_pictures
+from tpvformer.errors import ConfigError
 from tpvformer.untrusted.numpy_files import DAMAGED
 
 SPARE = 0.05  # of the file system stays free

@@ -23,7 +23,7 @@ import numpy as np
 
 from tpvformer.data.images.header import declared_size, orientation, too_large
 from tpvformer.data.images.jpeg_scans import hole, too_many_scans
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
 try:

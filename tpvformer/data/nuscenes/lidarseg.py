@@ -13,10 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Union
 
-from tpvformer.config.ranges import short
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
-from tpvformer.untrusted.names import has_unseen, is_file_name
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
+from tpvformer.untrusted.names import has_unseen, is_file_name, short
 
 LABEL_TABLES = ("lidarseg.json", "panoptic.json")
 _CHUNK = 16 * 1024 * 1024  # bytes

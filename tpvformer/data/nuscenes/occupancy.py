@@ -20,8 +20,9 @@ import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
 from tpvformer.data.semantickitti import read_voxels
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DataError, DenseLabels
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DenseLabels
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.labels import EMPTY
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.numpy_files import DAMAGED, damage

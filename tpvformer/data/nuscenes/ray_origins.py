@@ -7,7 +7,7 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 
-from tpvformer.data.nuscenes.reader import Record
+from tpvformer.data.record import Record
 
 MOST = 8
 REACH = 39.0  # metres along the ego's x and y; those of SparseOcc's evaluation, a voxel or two inside its grid

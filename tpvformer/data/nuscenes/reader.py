@@ -9,16 +9,18 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 from torch import Tensor
 
-from tpvformer.config.ranges import short
 from tpvformer.data.images.decode import Size
 from tpvformer.data.images.letterbox import placements, read_pictures
-from tpvformer.data.nuscenes.infos.read import Record, load_infos
+from tpvformer.data.nuscenes.infos.read import load_infos
+from tpvformer.data.record import Record
 from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
 from tpvformer.data.scans.read import Cloud, read_cloud
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError, Frame
+from tpvformer.data.types import Frame
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.geometry import lidar_to_image
 from tpvformer.untrusted.memory_budget import memory_budget
+from tpvformer.untrusted.names import short
 from tpvformer.untrusted.numpy_files import DAMAGED, damage
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.untrusted.names import has_unseen
 from tpvformer.untrusted.text import parse_json
 

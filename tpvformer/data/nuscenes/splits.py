@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Dict, List
 
-from tpvformer.config.ranges import short
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
+from tpvformer.untrusted.names import short
 from tpvformer.untrusted.text import parse_json
 
 OFFICIAL = {

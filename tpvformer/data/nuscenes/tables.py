@@ -11,9 +11,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from tpvformer.config.ranges import short
-from tpvformer.data.types import DataError
-from tpvformer.untrusted.names import has_unseen, is_file_name
+from tpvformer.errors import DataError
+from tpvformer.untrusted.names import has_unseen, is_file_name, short
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
 Row = Dict[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 
 from tpvformer.data.nuscenes.infos.plausible import intrinsics_problem
 from tpvformer.data.rig.json_file import Node
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.geometry import is_degenerate, lidar_to_image, matrices
 
 KEYS = ("name", "width", "height", "intrinsics", "camera2ego", "camera2lidar", "distortion")

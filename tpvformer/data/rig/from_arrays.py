@@ -13,12 +13,13 @@ import torch
 from tpvformer.data.images.decode import Size, read_image, three_channels
 from tpvformer.data.images.letterbox import on_canvas, placements
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
-from tpvformer.data.nuscenes.infos.read import Record
+from tpvformer.data.record import Record
 from tpvformer.data.rig.json_file import Node, read_json
 from tpvformer.data.rig.read import records_of
 from tpvformer.data.rig.tensors import as_array, as_image
 from tpvformer.data.scans.read import on_its_side
-from tpvformer.data.types import DataError, Frame
+from tpvformer.data.types import Frame
+from tpvformer.errors import DataError
 from tpvformer.geometry import is_degenerate
 
 # a path; an array or tensor, RGB or grey, (H, W, 3) or (3, H, W), perhaps with one alpha everywhere; an image of PIL

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 from tpvformer.data.images.letterbox import read_pictures
-from tpvformer.data.nuscenes.infos.read import Record, load_infos
+from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.nuscenes.reader import read_frame
+from tpvformer.data.record import Record
 from tpvformer.data.rig.from_arrays import TOKEN, Images, Rig, given_frame, rig_records
 from tpvformer.data.rig.read import IMAGE_KINDS
-from tpvformer.data.types import DataError, Frame
+from tpvformer.data.types import Frame
+from tpvformer.errors import DataError
 
 
 class Moment(NamedTuple):

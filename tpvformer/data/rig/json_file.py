@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
 LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames

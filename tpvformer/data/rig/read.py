@@ -16,11 +16,11 @@ import numpy as np
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
 from tpvformer.data.nuscenes.infos.parts import file_of
 from tpvformer.data.nuscenes.infos.plausible import FARTHEST, distances, far_text
-from tpvformer.data.nuscenes.infos.read import Record
+from tpvformer.data.record import Record
 from tpvformer.data.rig.camera import Camera, read_camera, read_pose
 from tpvformer.data.rig.json_file import EXPECTED, Node, read_json
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.geometry import is_degenerate, lidar_to_image
 
 FORMAT = "tpvformer-rig-1"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 
 
 def as_array(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from tpvformer.data.scans.layout import USUAL, layout_problem, likely_widths, listed
 from tpvformer.data.scans.pcd import BEGINNINGS, read_pcd
 from tpvformer.data.scans.ply import read_ply
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.untrusted.kinds import kind_by_head, kind_by_suffix
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.numpy_files import DAMAGED, damage

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 try:
 

@@ -1,4 +1,4 @@
-"""Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs (formats: data/nuscenes/occupancy.py).
+"""Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs.
 
 Differences from the real ones: they are made from accumulated sweeps and know surfaces only; these know the solid truth
 (solid.py). The LiDAR mask is of this key frame's turn, not of the whole drive's.

@@ -21,7 +21,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
-from tpvformer.config import ConfigError
 from tpvformer.data.nuscenes.infos.pickle_file import PROTOCOL, public_names
 from tpvformer.data.street import rig
 from tpvformer.data.street.drive import VERSION, SceneRecord, Task, record_scene
@@ -29,6 +28,7 @@ from tpvformer.data.street.infos import frame_info, prefixed, rig_file
 from tpvformer.data.street.kitti import SIZES, SequenceTask, record_sequence
 from tpvformer.data.street.tables import CHANNELS, Tokens, constant_tables, scene_tables
 from tpvformer.data.worker_processes import interrupts_held
+from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
 
 GENERATOR = 4  # raised whenever the same parameters give other files

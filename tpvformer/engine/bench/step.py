@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tpvformer import ops
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.samplers import TrainSampler
@@ -39,6 +39,7 @@ from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Elaps
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.train import build_model, set_precision
+from tpvformer.errors import ConfigError
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type of a deformable convolution, its outputs

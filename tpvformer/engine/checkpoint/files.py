@@ -18,9 +18,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from tpvformer.compat.checkpoints import FORMAT
 from tpvformer.compat.checksum import sealed_step, write_sealed
 from tpvformer.compat.container import packed
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.tensors import read_archive
 from tpvformer.engine.checkpoint.schema import check_content
+from tpvformer.errors import CheckpointError
 from tpvformer.untrusted.schema import SchemaError
 
 LATEST = "latest.pth"

@@ -10,13 +10,14 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import torch
 
 from tpvformer.compat import CheckpointError
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint.rng import random_state, restore_random_state, seed_all
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
+from tpvformer.errors import ConfigError
 
 MOMENT = ("world_size", "global_batch", "losses", "rng")  # what a checkpoint says about the middle of an epoch
 

@@ -15,10 +15,7 @@ from torch.utils._pytree import tree_flatten  # PyTorch 2.1 has no tree_leaves
 from tpvformer.config import TrainConfig
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.logging.log import RunLog
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; the message says which, why, and what is still there."""
+from tpvformer.errors import SaveError
 
 
 class Saver:

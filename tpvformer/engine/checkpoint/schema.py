@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tpvformer.config.ranges import short
+from tpvformer.untrusted.names import short
 from tpvformer.untrusted.schema import (
     SchemaError,
     anything,

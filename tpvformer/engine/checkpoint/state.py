@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from tpvformer.compat.checkpoints import FORMAT, nonfinite
-from tpvformer.compat.errors import CheckpointError
 from tpvformer.compat.wrappers import some
-from tpvformer.config import Config, ConfigError, from_dict
+from tpvformer.config import Config, from_dict
 from tpvformer.engine.checkpoint.schema import TO_RESUME
 from tpvformer.engine.optim import Stepper, load_portable_state, portable_state
+from tpvformer.errors import CheckpointError, ConfigError
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any, ContextManager, Dict, Generator, List, Optional, Tuple, 
 
 import torch
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.device.names import KINDS, UNTESTED, read_name
+from tpvformer.errors import ConfigError
 from tpvformer.runtime import processor
 
 _COLLECTIVES = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Optional
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 KINDS = ("npu", "cuda", "cpu")  # in the order in which "auto" tries them
 UNTESTED = ("mps", "xpu")  # served by plain PyTorch operations in fp32, when asked for by name

@@ -7,8 +7,9 @@ from typing import List
 import torch
 
 from tpvformer import ops
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 

@@ -14,10 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.device.accelerator import collective_backend
 from tpvformer.engine.distributed import connect as meeting
-from tpvformer.engine.faults.explain_crash import RunEnded
+from tpvformer.errors import ConfigError, RunEnded
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
-from tpvformer.engine.faults.explain_crash import RunEnded
+from tpvformer.errors import ConfigError, RunEnded
 
 WAIT = "TPVFORMER_WAIT_MINUTES"  # how long processes wait for each other
 FIRST_WORD = 10.0  # seconds until it is said who is waited for

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from tpvformer import __version__
 from tpvformer.compat import CheckpointError
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.errors import ConfigError
 
 # where things lie may differ from machine to machine, and so may what no number depends on
 _FREE = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache", "workers")

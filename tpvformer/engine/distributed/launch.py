@@ -10,11 +10,11 @@ import sys
 import time
 from typing import Any, Dict, List
 
-from tpvformer.config import ConfigError
 from tpvformer.data.worker_processes import interrupts_held
 from tpvformer.engine.device.accelerator import visible_cards
 from tpvformer.engine.distributed.parent import Tether
 from tpvformer.engine.distributed.signals import heard, hears_ctrl_c, say_heard
+from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
 
 _GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come

@@ -10,7 +10,7 @@ from typing import ContextManager, Optional, Sequence, Union
 import torch
 
 from tpvformer.compat import load_weights
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
 from tpvformer.data.worker_limits import fit_workers
@@ -25,6 +25,7 @@ from tpvformer.engine.evaluation.submission import TEST_VERSION, Submission, pre
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.train import build_model, enter, settle
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum, share_buffers
@@ -24,6 +24,7 @@ from tpvformer.engine.metrics import Scores, scores, table
 from tpvformer.engine.metrics.collect import MetricCounts, rows_by_scene
 from tpvformer.engine.metrics.named import Metric, named_table
 from tpvformer.engine.prefetch import on_device
+from tpvformer.errors import ConfigError
 from tpvformer.labels import class_names
 
 if TYPE_CHECKING:

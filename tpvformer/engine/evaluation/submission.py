@@ -18,17 +18,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tpvformer.config import Config, ConfigError, DataConfig
+from tpvformer.config import Config, DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.nuscenes.lidarseg import scan_tokens
 from tpvformer.data.nuscenes.reader import resolve
 from tpvformer.data.nuscenes.splits import official
 from tpvformer.data.nuscenes.tables import read_table
-from tpvformer.data.types import Batch, DataError
+from tpvformer.data.types import Batch
 from tpvformer.engine.distributed.collectives import World, barrier
 from tpvformer.engine.forward import predict
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.prefetch import on_device
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import EVALUATED
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import List, Sequence
 
-from tpvformer.data.types import DataError
 from tpvformer.engine.distributed.collectives import all_gather_strings
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.errors import DataError
 
 
 class BadSamples:

@@ -9,12 +9,8 @@ import torch
 
 from tpvformer.config import Config
 from tpvformer.engine.device.accelerator import fast_bf16, peak_memory_mib
+from tpvformer.errors import RunEnded
 from tpvformer.runtime.processor import mib
-
-
-class RunEnded(RuntimeError):
-    """The run cannot go on; the message says where, why, and what to change."""
-
 
 # what PyTorch says of another process that ended; of a worker that died, and of batches that did not come through
 _PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")

@@ -15,7 +15,7 @@ from tpvformer.engine.checkpoint.rng import random_state, restore_random_state
 from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum
 from tpvformer.engine.faults.diagnose import FINITE_AGAIN, diagnose
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.logging.meters import NonFiniteLoss
+from tpvformer.errors import NonFiniteLoss
 from tpvformer.model import TPVFormer
 
 

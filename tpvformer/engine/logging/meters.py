@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from tpvformer.engine.distributed.collectives import World, all_reduce_sum
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss stopped being a number; the message names the iteration and the samples."""
+from tpvformer.errors import NonFiniteLoss
 
 
 class LossMeter:

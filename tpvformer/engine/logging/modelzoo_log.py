@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 from tpvformer.untrusted.run_files import check_record, check_summary
 from tpvformer.untrusted.text import parse_json
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Protocol, Sequence
 
-from tpvformer.config import Config, ConfigError
+from tpvformer.config import Config
+from tpvformer.errors import ConfigError
 
 WANDB_ID = "wandb_id.txt"  # in the work dir: under this name a resumed run goes on over there
 

@@ -12,9 +12,9 @@ import torch
 from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.engine.bench.inputs import SIZE
-from tpvformer.engine.bench.report import environment_info
 from tpvformer.engine.device.accelerator import device_facts, exact_arithmetic, pick_device, refuse_fallbacks
 from tpvformer.engine.device.precision import choose, prepare
+from tpvformer.engine.logging.environment import environment_info
 from tpvformer.engine.selfcheck import checks
 from tpvformer.engine.selfcheck.operations import cases, compare
 from tpvformer.runtime.processor import mib

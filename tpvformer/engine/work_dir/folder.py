@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Generator
 
-from tpvformer.config import ConfigError
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
-from tpvformer.engine.faults.explain_crash import RunEnded
 from tpvformer.engine.work_dir.lock import WorkDirLock
+from tpvformer.errors import ConfigError, RunEnded
 
 _LONGEST = 64  # characters of the longest name that a run gives to a file there
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from tpvformer.config import ConfigError
+from tpvformer.errors import ConfigError
 
 NAME = "run.lock"
 _PATIENCE = 5.0  # seconds for a process that is about to end

@@ -7,7 +7,7 @@ from typing import Any, Mapping, Tuple
 import numpy as np
 
 from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, pose, token_of
-from tpvformer.data.nuscenes.infos.read import Record
+from tpvformer.data.record import Record
 from tpvformer.geometry import lidar_to_image, matrices, relative
 
 _LIDAR = "LIDAR_TOP"

@@ -9,16 +9,16 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 import numpy as np
 
-from tpvformer.config.ranges import short
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
 from tpvformer.data.nuscenes.infos.declared import check_distortion
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, intrinsics_problem, too_far
 from tpvformer.data.nuscenes.splits import scenes_of
 from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
 from tpvformer.files import gc_paused
 from tpvformer.geometry import is_degenerate, relative
+from tpvformer.untrusted.names import short
 
 LIDAR = "LIDAR_TOP"
 LARGEST = 1e12  # metres: what is larger is no place, and a comparison with NaN is false as well

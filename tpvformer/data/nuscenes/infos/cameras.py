@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Dict, Iterable, List, Sequence, Tuple
 
 if TYPE_CHECKING:
-    from tpvformer.data.nuscenes.infos.read import Record
+    from tpvformer.data.record import Record
 
 # the order of the exchanged info files, which is the camera index of every trained model
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")

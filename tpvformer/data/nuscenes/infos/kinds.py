@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Union
 
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
+from tpvformer.errors import DataError
+from tpvformer.files import to_path
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
 _INFOS = (".pkl", ".pickle")

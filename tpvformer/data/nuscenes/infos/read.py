@@ -7,13 +7,12 @@ as a bare list. Other keys are ignored. Our own tensor files are known by their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from tpvformer.config.ranges import short
 from tpvformer.data.nuscenes.infos.cameras import by_name
 from tpvformer.data.nuscenes.infos.columns import Infos
 from tpvformer.data.nuscenes.infos.declared import check_distortions, scan_columns
@@ -21,34 +20,16 @@ from tpvformer.data.nuscenes.infos.kinds import refuse_other_kinds
 from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, too_far
 from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX, TensorFile
-from tpvformer.data.types import DataError
+from tpvformer.data.record import Record
+from tpvformer.errors import DataError
 from tpvformer.files import gc_paused
 from tpvformer.geometry import is_degenerate, lidar_to_image, matrices, relative
-from tpvformer.untrusted.names import has_unseen, is_file_name, shown
+from tpvformer.untrusted.names import has_unseen, is_file_name, short, shown
 from tpvformer.untrusted.pickle import load_pickle
 
 _OLD = "the info format of TPVFormer and mmdetection3d 0.x"
 _NEW = "the info format of mmdetection3d 1.x"
 _DEPTH = "the info format of BEVDepth"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is kept of one info record; paths as stored, with slashes; cameras in the order of their embeddings."""
-
-    token: str
-    scan: str  # empty where there is no LiDAR
-    camera_names: Tuple[str, ...]
-    images: Tuple[str, ...]
-    lidar2img: np.ndarray  # (N, 4, 4) float64
-    scene: str = ""  # token of its scene, or the name of its log where the record holds none
-    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
-    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
-    labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
-    rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
-    sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
-    slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
-    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
 
 
 def is_rig(path: Union[str, Path]) -> bool:

@@ -14,9 +14,8 @@ from typing import Any, Dict, List, Tuple, Union
 import numpy as np
 
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
-from tpvformer.data.storage import to_path
-from tpvformer.data.types import DataError
-from tpvformer.files import atomic_file
+from tpvformer.errors import DataError
+from tpvformer.files import atomic_file, to_path
 
 LAYOUT = "tpvformer infos 1"
 SUFFIX = ".safetensors"
