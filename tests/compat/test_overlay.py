@@ -282,7 +282,7 @@ def test_killed_half_way_it_can_be_finished_or_undone(
 
 
 def test_files_lie_beside_the_package_in_a_wheel_too() -> None:
-    """What ``overlay.SOURCES`` relies on; setup.py names the folders, and tests/project/test_package.py installs them."""
+    """What ``overlay.SOURCES`` relies on; setup.py names the folders, test_package.py installs them."""
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert 'include=["tpvformer*", "mmcv_need", "mmdet_need"]' in text
     assert {item.source.split("/")[0] for item in overlay.DROP_INS} == {"mmcv_need", "mmdet_need"}

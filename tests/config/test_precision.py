@@ -182,7 +182,8 @@ def test_an_older_pytorch_that_cannot_say_takes_no_bf16(missing: str, monkeypatc
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is for x86")
 def test_onednn_held_to_avx2_means_fp32() -> None:
     code = (
-        "import torch; from tpvformer.engine.device.precision import choose; from tpvformer.runtime.processor import *; "
+        "import torch; from tpvformer.engine.device.precision import choose; "
+        "from tpvformer.runtime.processor import *; "
         "print(choose('auto', torch.device('cpu')).name, read_processor().onednn)"
     )
     env = environment(ONEDNN_MAX_CPU_ISA="AVX2")

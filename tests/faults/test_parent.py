@@ -151,7 +151,8 @@ def test_both_ways(way: str) -> None:
 def test_a_process_of_a_script_is_left_alone() -> None:
     """RANK and its like alone do not tie it to a shell that may end at once."""
     shell = (
-        f"RANK=0 {sys.executable} -c 'from tpvformer.engine.distributed.parent import *; end_with_parent(); import time; "
+        f"RANK=0 {sys.executable} -c 'from tpvformer.engine.distributed.parent import *; "
+        "end_with_parent(); import time; "
         'time.sleep(1); print("still here")\' & exit 0'
     )
     done = subprocess.run(["bash", "-c", shell], stdout=subprocess.PIPE, env=_plain(), text=True, timeout=60)

@@ -152,7 +152,8 @@ def test_without_torch_npu_the_processor_does_not_step_in(checkout: Path, tmp_pa
 
 
 def test_a_machine_with_cann_and_no_card_says_so(tmp_path: Path) -> None:
-    code = "from tpvformer.engine.device.accelerator import pick_device, visible_cards; print(*pick_device(), visible_cards())"
+    names = "from tpvformer.engine.device.accelerator import pick_device, visible_cards"
+    code = f"{names}; print(*pick_device(), visible_cards())"
     command = f"cd {shlex.quote(str(ROOT))}; . test/env_npu.sh; {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     done = Machine(tmp_path, cards=0).run(["bash", "-euc", command], ROOT)
     assert done.stdout == "cpu ['npu is passed over: CANN is set up here, but no card is visible'] 0\n", done.stderr

@@ -1,4 +1,4 @@
-"""The vendor's wheels have the names and signatures that ops/npu.py, engine/device/accelerator.py and engine/optim/__init__.py use.
+"""The vendor's wheels have the names and signatures that ops/npu.py, engine/device and engine/optim use.
 
 The wheels are downloaded and read as text: nothing of them is imported, unpacked or run. Skipped where no registry
 answers. TPVFORMER_WHEELS names a folder that keeps them between runs.

@@ -105,19 +105,18 @@ def test_the_shapes_are_drawn_right() -> None:
 
 
 def test_the_picture_is_of_the_run_whose_numbers_stand_beside_it() -> None:
-    """docs/demo.png carries the line that `tpvformer picture` printed; the READMEs quote it."""
+    """docs/demo.png carries the line that `tpvformer picture` printed; docs/verification.md quotes it."""
     title = title_of((DOCS / "demo.png").read_bytes())
     assert re.fullmatch(r"demo, validation frame 0: \d+\.\d % of \d+ points right", title)
-    for name in ("README.md", "README.zh-CN.md"):
-        text = text_of(ROOT / name)
-        assert "docs/demo.png" in text and re.findall(r"^out/demo\.png: (.*)$", text, re.M) == [title]
+    assert re.findall(r"^out/demo\.png: (.*)$", text_of(DOCS / "verification.md"), re.M) == [title]
 
 
 def test_the_demo_s_number_is_one_number() -> None:
     """README, docs/configs.md and the configuration's header say the same of `make demo`."""
-    quoted = re.search(r"^Final Train Accuracy : ([\d.]+)$", text_of(ROOT / "README.md"), re.M)
+    quoted = re.search(r"^Final Train Accuracy : ([\d.]+)$", text_of(DOCS / "verification.md"), re.M)
     assert quoted
     number = f"{float(quoted[1]):.1f}"
+    assert f"{number} % point mIoU" in text_of(ROOT / "README.md")
     row = re.search(r"^\| `demo` \| (.*)$", text_of(DOCS / "configs.md"), re.M)
     header = load_header(ROOT / "config" / "demo.py")
     assert row and f"{number} % point mIoU" in row[1] and f"{number} % point mIoU" in header
@@ -162,3 +161,10 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     for page in pages:
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//[^"]*"', html)
+
+
+def test_the_page_of_commands_is_the_command_line_s() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/commands_page.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == text_of(DOCS / "commands.md"), "python tools/commands_page.py > docs/commands.md"

@@ -61,7 +61,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
 # what no test runs, and why
 NOT_RUN: Dict[str, str] = {
     r"^make (test|lint|types|unit)\b": "this is the test suite; .ci/run calls it",
-    r"^make docs$": "its command is run by test_docs.py",
+    r"^python tools/commands_page\.py": "run by test_docs.py",
     r"^make demo$": "minutes on two idle cores",
     r"^make test-openmmlab$": "minutes, and packages of OpenMMLab",
     r"^pytest ": "a test itself",
@@ -90,7 +90,7 @@ def not_run_by_tests(command: Command) -> List[str]:
     """What of the command no test of RUN_BY runs; empty if all is well."""
     if command.program not in RUN_BY:
         return [f"{command}: name the tests that run {command.program!r} in RUN_BY, or in NOT_RUN why none does"]
-    text = "".join((TESTS / name).read_text(encoding="utf-8") for name in RUN_BY[command.program])
+    text = "".join(next(TESTS.rglob(name)).read_text(encoding="utf-8") for name in RUN_BY[command.program])
     unused = [flag for flag in command.flags if not re.search(rf"{flag}\b", text)]
     return [f"{command}: none of {RUN_BY[command.program]} gives {flag}" for flag in unused]
 

@@ -30,7 +30,7 @@ def test_synth_without_numba_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_opencv_decodes_where_simplejpeg_is_missing(tmp_path: Path) -> None:
-    """The same bytes (tests/data/test_images.py compares both decoders), and one line about damage that it does not show."""
+    """The same bytes (test_images.py compares both decoders), and one line about damage that it does not show."""
     path, image = tmp_path / "0.jpg", np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
     path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     code = """

@@ -19,7 +19,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from tpvformer.errors import ConfigError
 
-SOURCES = Path(__file__).resolve().parent.parent
+SOURCES = Path(__file__).resolve().parents[2]
 VERSIONS = {"mmcv": "1.7.2", "mmdet": "2.28.2"}  # the only ones the files were tried with
 STOCK, OURS, OLDER, CHANGED, MISSING = "stock", "ours", "ours of another version", "changed", "missing"
 
