@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Generator, Union, cast
@@ -13,17 +13,28 @@ from tpvformer.errors import ConfigError
 
 
 @contextmanager
+def replacing(path: Path, suffix: str = "") -> Generator[Path, None, None]:
+    """Yield a name beside ``path`` to write to; it ends with ``suffix``, for writers that choose a format by it.
+
+    The file takes the place of ``path`` when the block ends; where the block fails, it is removed and ``path`` stays as
+    it was. Raises what writing raises.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
 def atomic_file(path: Path) -> Generator[BinaryIO, None, None]:
-    """A file to write, which appears under ``path`` when all of it is written. Raises ConfigError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yield a file, which appears under ``path`` when all of it is written; folders are made. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                yield file
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
     except OSError as err:
         raise ConfigError(
             f"{path}: cannot be written ({err.strerror or err}); choose another --out or make room"

@@ -15,6 +15,7 @@ from typing import List, Optional
 from tpvformer.commands.options import add_device, folder
 from tpvformer.config import Config
 from tpvformer.errors import ConfigError
+from tpvformer.files import replacing
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
@@ -155,6 +156,5 @@ def _read(path: Path) -> Optional[bytes]:
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional
@@ -28,6 +27,7 @@ from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_t
 from tpvformer.compat.wrappers import named_tensors
 from tpvformer.config import Config, DataConfig, from_dict
 from tpvformer.errors import CheckpointError, ConfigError
+from tpvformer.files import replacing
 from tpvformer.untrusted.names import is_file_name
 from tpvformer.untrusted.text import TextError, parse_json, parse_yaml
 
@@ -251,6 +251,5 @@ def _without_places(config: Config) -> Config:
 
 
 def _write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")

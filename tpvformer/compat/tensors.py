@@ -15,6 +15,7 @@ from tpvformer.compat.checksum import check_seal
 from tpvformer.compat.container import unpacked
 from tpvformer.compat.mistaken import is_safetensors, mistaken_for_weights
 from tpvformer.errors import CheckpointError
+from tpvformer.files import replacing
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -56,18 +57,17 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional
     file = Path(path)
     if not file.parent.is_dir():
         raise CheckpointError(f"{file}: the folder {file.parent} does not exist; create it first")
-    partial = file.with_name(file.name + ".partial")
-    if file.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with replacing(file) as partial:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        ordered = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        partial.touch()
-        usual = partial.stat().st_mode  # which the library would narrow to the owner alone
-        save_file(ordered, str(partial), None if notes is None else dict(notes))
-        partial.chmod(usual)
-    else:
-        torch.save(dict(tensors), str(partial))
-    os.replace(partial, file)
+            ordered = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            partial.touch()
+            usual = partial.stat().st_mode  # which the library would narrow to the owner alone
+            save_file(ordered, str(partial), None if notes is None else dict(notes))
+            partial.chmod(usual)
+        else:
+            torch.save(dict(tensors), str(partial))
 
 
 def _refuse_mistaken(file: Path) -> None:

@@ -9,7 +9,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, List, Tuple
@@ -23,6 +22,7 @@ from tpvformer.config import Config
 from tpvformer.data.images.preprocess import MEAN_BGR, padded_shape
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
 from tpvformer.errors import ConfigError
+from tpvformer.files import replacing
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
@@ -155,17 +155,13 @@ def _facts(config: Config, cameras: int) -> Dict[str, Any]:
 
 
 def _save(out: Path, write: Callable[[str], object]) -> None:
-    partial = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # where it may not be, that is known before minutes of compiling
-        write(str(partial))
-        os.replace(partial, out)
+        with replacing(out) as partial:
+            partial.touch()  # where it may not be, that is known before minutes of compiling
+            write(str(partial))
     except OSError as err:
         raise ConfigError(f"{out}: cannot be written ({err.strerror or err}); name another file") from err
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _line(out: Path, cameras: int, size: Tuple[int, int], kind: str) -> str:

@@ -7,6 +7,7 @@ from typing import Sequence
 
 import numpy as np
 
+from tpvformer.files import replacing
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 from tpvformer.viz.project import inside, project
 
@@ -24,9 +25,8 @@ def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
         raise ValueError(f"{path}: rerun-sdk {rr.__version__} is installed; expected 0.23 or later")
     kinds = shown(results[0].class_names, results[0].frame)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.rrd")
     stream = rr.RecordingStream("tpvformer")
-    try:
+    with replacing(path, ".rrd") as partial:
         stream.save(str(partial))
         context = [(i, name, kinds.classes.colors[i]) for i, name in enumerate(kinds.classes.names)]
         stream.log("/", rr.AnnotationContext(context), static=True)
@@ -41,9 +41,6 @@ def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
                 _log_camera(rr, stream, camera, result)
         stream.flush()
         stream.disconnect()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _log(rr, stream, name: str, result: FramePrediction, voxels: np.ndarray, there: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from typing import Iterable, List, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.files import replacing
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
@@ -97,12 +98,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float = 2.0, widt
     """
     small = [_narrowed(frame, width) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replacing(path, path.suffix) as partial:
         (_write_gif if path.suffix == ".gif" else _write_coded)(partial, small, fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_coded(path: Path, frames: List[np.ndarray], fps: float) -> None:

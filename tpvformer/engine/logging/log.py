@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import sys
 import time
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, Dict, Generator, List, Optional, Sequence, TextIO
 from tpvformer.engine.logging.meters import Lap
 from tpvformer.engine.logging.progress import Ending
 from tpvformer.engine.logging.writers import Writers
+from tpvformer.files import replacing
 from tpvformer.untrusted.names import shown_lines
 
 TIMELINE = "timeline.csv"
@@ -94,9 +94,8 @@ class RunLog:
         kept = [line for line in lines if _stands(line, step, evaluated)]
         if len(kept) < len(lines):
             self._metrics.close()
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, path)
+            with replacing(path) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
             self._metrics = path.open("a", encoding="utf-8")
 
     def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:

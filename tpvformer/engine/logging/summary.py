@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -16,6 +15,7 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.logging.log import RunLog, finite
 from tpvformer.engine.logging.meters import StepClock
+from tpvformer.files import replacing
 from tpvformer.labels import class_names
 
 SUMMARY = "summary.json"
@@ -76,6 +76,5 @@ def summarise(
 
 def write(work_dir: Path, summary: Dict[str, Any]) -> None:
     """Store it whole or not at all."""
-    temporary = work_dir / f".{SUMMARY}.tmp"
-    temporary.write_text(json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, work_dir / SUMMARY)
+    with replacing(work_dir / SUMMARY) as partial:
+        partial.write_text(json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
