@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if args.device != "cpu" and not torch.cuda.is_available():
         print(f"bench_ops.py: this PyTorch finds no {args.device} device; leave --device out to measure the CPU")
         return 2

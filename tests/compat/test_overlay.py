@@ -156,7 +156,9 @@ def test_nothing_installed_and_nothing_named(
 
 
 def test_an_installed_package_is_found_without_importing_it(site: Path) -> None:
-    script = "import sys; from tpvformer import overlay as o; print(o._installed('mmcv').name, 'mmcv' in sys.modules)"
+    script = (
+        "import sys; from tpvformer.compat import overlay as o; print(o._installed('mmcv').name, 'mmcv' in sys.modules)"
+    )
     (site / "mmcv/__init__.py").write_text("raise RuntimeError('imported')\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)

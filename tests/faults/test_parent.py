@@ -96,7 +96,11 @@ def test_a_killed_launcher_takes_its_processes_along(config: Path, tmp_path: Pat
 def test_sighup_saves_unless_it_was_to_be_ignored(config: Path, tmp_path: Path) -> None:
     """The launcher alone hears that its terminal is gone; what nohup started goes on."""
     work_dir = tmp_path / "run"
-    process = start(config, work_dir, "--processes", "2")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # this suite itself may have been started by nohup
+    try:
+        process = start(config, work_dir, "--processes", "2")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for_line("[TRAIN]", tmp_path / "out", process)
     process.send_signal(signal.SIGHUP)
     assert process.wait(300) == 0, (tmp_path / "out").read_text()

@@ -18,7 +18,7 @@ from tpvformer.ops import backends, library
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 START = f"""
 import os, sys, warnings
 sys.path.insert(0, {str(TESTS)!r})

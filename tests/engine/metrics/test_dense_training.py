@@ -79,7 +79,7 @@ def test_two_processes_find_the_scores_of_one_on_five_samples(street: Path, tmp_
     file = write_config(tmp_path / "dense.py", config)
     expected = json.loads(json.dumps(counted(config, World())))
     assert expected["ray_iou@1"]["interval"][0] < expected["ray_iou@1"]["interval"][1]
-    outputs = processes(2, COUNT, str(file), str(Path(__file__).parents[2]))
+    outputs = processes(2, COUNT, str(file), str(Path(__file__).parents[2] / "support"))
     results = [json.loads(line[7:]) for out in outputs for line in out.splitlines() if line.startswith("RESULT ")]
     assert results == [expected, expected], "counts are whole numbers, so the scores are the same to the last bit"
 
