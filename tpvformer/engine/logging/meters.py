@@ -16,7 +16,7 @@ from tpvformer.errors import NonFiniteLoss
 class LossMeter:
     """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
 
-    Whoever does not look at each step before it does damage (faults/guard.py) hears of the first bad one from ``read``.
+    Code that does not check each step itself (faults/nonfinite.py) learns of the first bad loss from ``read``.
     """
 
     def __init__(self, world: World) -> None:

@@ -66,7 +66,7 @@ class Metric:
 class MetricSpec:
     """``iou`` takes counts (..., *) of kind ``source`` to (..., C) for the C ``classes``; ``mean`` those to (...)."""
 
-    source: str  # points, voxels, grid, camera or rays: see collect.Tally
+    source: str  # points, voxels, grid, camera or rays: see collect.MetricCounts
     iou: Callable[[Tensor], Tensor]
     classes: Tuple[str, ...]
     mean: Callable[[Tensor], Tensor] = mean_of_present
