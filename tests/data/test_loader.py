@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import List
 
@@ -130,3 +132,22 @@ def test_validation_sees_every_sample_once(cfg, world_size, batch_size):
     loaders = [make_loader(data, one, rank, world_size, train=False, seed=0) for rank in range(world_size)]
     seen = [token for loader in loaders for token in order(list(loader))]
     assert sorted(seen) == sorted(data.tokens)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file descriptors are handed over on Linux and macOS")
+def test_a_worker_says_nothing_of_a_training_process_that_has_ended():
+    """It handed a tensor over when the training process ended: its thread once printed a traceback."""
+    program = """if True:
+        import sys, threading, time
+        from multiprocessing import connection, resource_sharer
+        from tpvformer.data.loader import start_worker
+        start_worker(0)
+        address, _ = resource_sharer.DupFd(0)._id
+        connection.Client(address).close()  # without the answer that the worker's thread waits for
+        time.sleep(1)
+        crashed = threading.Thread(target=lambda: sys.excepthook(ValueError, ValueError("a real one"), None))
+        crashed.start()
+        crashed.join()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stderr == "ValueError: a real one\n" and done.stdout == ""

@@ -7,7 +7,8 @@ import signal
 import sys
 from functools import partial
 from multiprocessing.queues import Queue
-from typing import Any, Iterator, Optional, Sequence
+from types import TracebackType
+from typing import Any, Iterator, Optional, Sequence, Type
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
 from torch import Tensor
@@ -110,8 +111,19 @@ def _end_worker(err: Exception, _: Any) -> None:
     os._exit(1)
 
 
+def _report_crash(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+    """Print an error that nothing caught, unless the training process has closed its connection.
+
+    Threads of multiprocessing hand tensors over. Their connection breaks where the training process ends, which says
+    why itself; where it lives on, it meets the same broken connection, see ``heard``.
+    """
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
+
+
 def start_worker(_: int) -> None:
-    """What a worker process does first."""
+    """Set up a worker process before it reads its first sample."""
+    sys.excepthook = _report_crash
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_worker)
     # some schedulers send them to everybody, and a terminal its Ctrl-C: the process that started this one decides
