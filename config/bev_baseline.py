@@ -1,4 +1,4 @@
-"""LiDAR segmentation from a bird's-eye view: tpv_lidarseg_dim64 with the plane hw alone, to compare it with.
+"""Lidar segmentation from a bird's-eye view: tpv_lidarseg_dim64 with the plane hw alone, to compare it with.
 
 Not from the paper: a baseline of ours. Channels, layers, grid, image network, losses and schedule are
 tpv_lidarseg_dim64's. The plane reads itself as in the occupancy family, at 2 x 16 points instead of 16 on each of three

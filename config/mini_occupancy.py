@@ -1,4 +1,4 @@
-"""nuScenes-mini with tpv04_occupancy: semantic occupancy from LiDAR labels.
+"""nuScenes-mini with tpv04_occupancy: semantic occupancy from lidar labels.
 
 command   tpvformer data infos --root data/nuscenes --version v1.0-mini --splits mini_train mini_val --out data
           tpvformer train --py-config config/mini_occupancy.py

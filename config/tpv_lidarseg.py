@@ -1,4 +1,4 @@
-"""LiDAR segmentation, 128 channels, three planes of a 200x200x16 grid: 61.9 M parameters. The published model.
+"""Lidar segmentation, 128 channels, three planes of a 200x200x16 grid: 61.9 M parameters. The published model.
 
 command   bash test/train_8p.sh --py_config=config/tpv_lidarseg.py
 hardware  8 devices of 40 GB, one sample each

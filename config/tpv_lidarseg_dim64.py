@@ -1,4 +1,4 @@
-"""LiDAR segmentation, 64 channels, three planes of a 200x200x16 grid: 49.1 M parameters. The benchmark configuration.
+"""Lidar segmentation, 64 channels, three planes of a 200x200x16 grid: 49.1 M parameters. The benchmark configuration.
 
 command   bash test/train_8p.sh --py_config=config/tpv_lidarseg_dim64.py
 hardware  8 devices, one sample each (24 GB suffice by the authors' README)

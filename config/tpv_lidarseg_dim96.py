@@ -1,4 +1,4 @@
-"""LiDAR segmentation, 96 channels, three planes of a 150x150x16 grid, no self-only layers: 50.9 M parameters.
+"""Lidar segmentation, 96 channels, three planes of a 150x150x16 grid, no self-only layers: 50.9 M parameters.
 
 command   bash test/train_8p.sh --py_config=config/tpv_lidarseg_dim96.py
 hardware  8 devices, one sample each

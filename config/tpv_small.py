@@ -1,4 +1,4 @@
-"""LiDAR segmentation with ResNet-50 on images of 800x450, planes of 100x100x8, 128 channels: after TPVFormer-Small.
+"""Lidar segmentation with ResNet-50 on images of 800x450, planes of 100x100x8, 128 channels: after TPVFormer-Small.
 
 Reconstructed from the paper's text (arXiv:2302.07817), which names backbone, image size, planes and channels; no file
 of the authors' is known. The rest is tpv_lidarseg's. Without deformable convolutions, as ResNet-50 comes from ImageNet.

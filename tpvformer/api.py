@@ -124,8 +124,8 @@ class TPVFormer:
         an array (height, width, 3) uint8 in RGB order (turn OpenCV's with ``image[..., ::-1]``), a tensor (3, height,
         width), uint8 or from 0 to 1, or a PIL image; sizes may differ. Or a folder, whose files are named after the
         cameras. rig: the path of a rig file (docs/rig.md), its content as a dictionary, or lidar2img matrices
-        (4, 4), LiDAR metres to pixels of these images, by camera name or in the images' order. points (P, 3 or more):
-        metres, LiDAR frame, to be classified and saved as well; none are needed. All of this is one ``Result``.
+        (4, 4), lidar metres to pixels of these images, by camera name or in the images' order. points (P, 3 or more):
+        metres, lidar frame, to be classified and saved as well; none are needed. All of this is one ``Result``.
 
         A list of such images (``points`` a list as well), tensors (frames, cameras, 3, height, width), or a folder with
         a folder of each camera are ``Results``, a list of one for each frame, which are predicted one after the other.

@@ -54,7 +54,7 @@ def relative(
 ) -> Tuple[np.ndarray, np.ndarray]:
     """sensor2lidar as rotation (K, 3, 3) and translation (K, 3); all arguments are (K, 7) poses.
 
-    ``ego2global`` is the vehicle at the sensor's time, ``lidar_ego2global`` the vehicle at the LiDAR's: what it moved
+    ``ego2global`` is the vehicle at the sensor's time, ``lidar_ego2global`` the vehicle at the lidar's: what it moved
     in between is part of the result. The two places are subtracted before anything is turned, so that map coordinates
     of kilometres cost no digits.
     """
@@ -71,9 +71,9 @@ def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) float64 from LiDAR metres to (u * depth, v * depth, depth, 1) in pixels.
+    """(..., 4, 4) float64 from lidar metres to (u * depth, v * depth, depth, 1) in pixels.
 
-    rotation (..., 3, 3) and translation (..., 3) take camera to LiDAR coordinates (p_lidar = R p_cam + t); they contain
+    rotation (..., 3, 3) and translation (..., 3) take camera to lidar coordinates (p_lidar = R p_cam + t); they contain
     the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) or (..., 4, 4) pixels.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for unusable() to find

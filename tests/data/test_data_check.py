@@ -143,7 +143,7 @@ TABLE_FAULTS = [
     ("sample", lambda rows: rows.append({**rows[0], "token": "x"}), "no key frame of"),
     ("sample", lambda rows: first(rows, scene_token="none"), "its scene none"),
     ("sample", lambda rows: rows.clear(), "no sample of the scenes"),
-    ("lidarseg", lambda rows: rows.pop(0), "no labels of its LiDAR file"),
+    ("lidarseg", lambda rows: rows.pop(0), "no labels of its lidar file"),
 ]
 
 

@@ -80,7 +80,7 @@ def test_dense_labels_change_no_other_file(street: Path, tmp_path: Path) -> None
 
 
 def test_both_kinds_show_one_world(street: Path) -> None:
-    """The middles of Occ3D's occupied voxels, moved from the ego to the LiDAR frame, lie in SurroundOcc's."""
+    """The middles of Occ3D's occupied voxels, moved from the ego to the lidar frame, lie in SurroundOcc's."""
     ego, lidar = (dataset(street, kind).load_frame(0) for kind in KINDS)
     assert ego.dense is not None and lidar.dense is not None and ego.lidar2ego is not None
     low, pitch = np.array(OCCUPANCY_GRIDS["occ3d"].pc_range[:3]), 0.4
@@ -94,7 +94,7 @@ def test_both_kinds_show_one_world(street: Path) -> None:
 
 
 def test_the_ego_grid_sees_the_same_pixels(street: Path) -> None:
-    """Points in the ego frame through the folded matrix are where LiDAR points were through their own."""
+    """Points in the ego frame through the folded matrix are where lidar points were through their own."""
     data = dataset(street, "occ3d")
     frame, sample = data.load_frame(1), data[1]
     assert frame.lidar2ego is not None

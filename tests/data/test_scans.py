@@ -345,7 +345,7 @@ def test_coordinates_that_are_no_metres_from_the_lidar(tmp_path: Path, kind: str
     rows[:, :3] = change(rows[:, :3])
     path = tmp_path / f"scan{kind}"
     np.save(path, rows) if kind == ".npy" else rows.tofile(path)
-    with pytest.raises(DataError, match=f"sample t: .*{text}.*store metres from the LiDAR"):
+    with pytest.raises(DataError, match=f"sample t: .*{text}.*store metres from the lidar"):
         read_cloud(path, "t")
 
 

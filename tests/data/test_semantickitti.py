@@ -307,7 +307,7 @@ def test_two_steps_an_evaluation_and_what_is_made_of_them(folder: Path, tmp_path
     report = capsys.readouterr().out
     assert "sample 08/000000" in report and "middles of labelled voxels" in report
     for arguments, complaint in (
-        (["--permute-cameras"], "controls compare the classes of LiDAR points"),
+        (["--permute-cameras"], "controls compare the classes of lidar points"),
         (["--submission", str(tmp_path / "s.zip")], "a submission is for nuScenes' lidarseg server"),
     ):
         assert main(["eval", *weights, *arguments]) == 2

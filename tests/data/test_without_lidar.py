@@ -115,6 +115,6 @@ def test_a_set_where_some_samples_have_no_scan_trains(config: Config, tmp_path: 
 
 def test_a_set_without_any_scan_is_refused_where_labels_are_needed(tmp_path: Path) -> None:
     config = blind(tmp_path, range(4))
-    with pytest.raises(DataError, match=r"infos.pkl: none of its 4 records names a LiDAR scan"):
+    with pytest.raises(DataError, match=r"infos.pkl: none of its 4 records names a lidar scan"):
         val_set(config)
     assert len(val_set(config, require_labels=False)) == 4

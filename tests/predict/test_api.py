@@ -67,7 +67,7 @@ def test_the_result_says_what_and_where(model: TPVFormer, rig: Path) -> None:
 
 
 def test_it_is_what_the_command_predicts(model: TPVFormer, tmp_path: Path) -> None:
-    """The same archive, bit by bit, whichever way a frame with LiDAR went."""
+    """The same archive, bit by bit, whichever way a frame with lidar went."""
     rig = write_rig(tmp_path, THREE, (40,), labelled=False)
     torch.save(model.network.state_dict(), tmp_path / "w.pth")
     words = ["--py-config", str(write_config(tmp_path / "c.py", CONFIG)), "--ckpt-path", str(tmp_path / "w.pth")]
@@ -99,7 +99,7 @@ def test_images_of_every_kind_are_the_same_images(model: TPVFormer, rig: Path) -
 
 @pytest.mark.parametrize("number", [1, 4, 6])
 def test_any_number_of_cameras_in_any_order(model: TPVFormer, tmp_path: Path, number: int) -> None:
-    """Cameras of different sizes, no LiDAR, W != H != Z: the order in which they are named means nothing."""
+    """Cameras of different sizes, no lidar, W != H != Z: the order in which they are named means nothing."""
     cameras = RING[:number]
     write_images(tmp_path, cameras)
     images = {one["name"]: tmp_path / "images" / f"{one['name']}.jpg" for one in cameras}
@@ -170,7 +170,7 @@ def test_the_names_and_the_caller_s_random_numbers(model: TPVFormer) -> None:
 
 
 def test_a_grid_on_the_vehicle(tmp_path: Path) -> None:
-    """Points are given in the LiDAR's frame and the grid lies in the vehicle's: they are moved."""
+    """Points are given in the lidar's frame and the grid lies in the vehicle's: they are moved."""
     grid = GridConfig(w=6, h=5, z=4, frame="ego")
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, grid=grid))
     model, lidar2ego = lively(config), np.eye(4)

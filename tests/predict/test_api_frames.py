@@ -36,7 +36,7 @@ def rig(tmp_path: Path) -> Path:
 
 
 def drive(folder: Path) -> Path:
-    """A rig of three frames, the second without LiDAR."""
+    """A rig of three frames, the second without lidar."""
     return write_rig(folder, THREE, (40, 0, 30), labelled=False)
 
 

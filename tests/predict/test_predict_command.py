@@ -209,7 +209,7 @@ def test_geometry_draws_the_ground_where_there_is_no_lidar(tmp_path: Path, capsy
     assert picture.shape == (360, 1928, 3)
     blue, green, red = picture[340, 316:325].max(0)
     assert green > 200 and green > blue + 80 and green > red + 60
-    row = 180 + round(300 * (1.84023 - 0.3) / 9.8)  # the line 10 m ahead of the LiDAR
+    row = 180 + round(300 * (1.84023 - 0.3) / 9.8)  # the line 10 m ahead of the lidar
     assert picture[row - 2 : row + 3, 100].max() > 150
     assert picture[178:183, 40].max() > 150 and picture[100:170, 40:600].max() == 0
 

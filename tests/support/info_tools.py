@@ -71,7 +71,7 @@ def modern(info: Info) -> Info:
 
 
 def depth(info: Info) -> Info:
-    """The record as BEVDepth has it, of a LiDAR at the vehicle's origin and a vehicle that stands; rotations as rows
+    """The record as BEVDepth has it, of a lidar at the vehicle's origin and a vehicle that stands; rotations as rows
     of a matrix are turned into quaternions by the reader."""
     cameras = {
         name: {

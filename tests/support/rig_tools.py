@@ -14,7 +14,7 @@ Rig = Dict[str, Any]
 
 
 def camera(name: str, turn: float = 0.0, size: Tuple[int, int] = (77, 45), focal: float = 60.0) -> Rig:
-    """A level camera that looks ``turn`` degrees to the right of LiDAR y."""
+    """A level camera that looks ``turn`` degrees to the right of lidar y."""
     c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
     pose = [[c, 0, s, 0.1], [-s, 0, c, 0.2], [0, -1, 0, -0.3], [0, 0, 0, 1]]
     intrinsics = [[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]]

@@ -88,7 +88,7 @@ def test_names_in_tables(tmp_path: Path, table: str, field: str, value: Any) -> 
 
 
 def test_a_submission_stays_in_its_folder(tmp_path: Path) -> None:
-    """The token of a LiDAR record becomes the name of a part of the zip; before, it could lead out of the folder."""
+    """The token of a lidar record becomes the name of a part of the zip; before, it could lead out of the folder."""
     write_set(tmp_path, (9, 8))
     path = tmp_path / VERSION / "sample_data.json"
     rows = json.loads(path.read_text())

@@ -77,7 +77,7 @@ def test_the_commands_of_the_document_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_dense_labels_are_kept_whole(tmp_path: Path) -> None:
-    """Of an occupancy set in the ego frame; the way from LiDAR to grid is kept too."""
+    """Of an occupancy set in the ego frame; the way from lidar to grid is kept too."""
     write_dataset(tmp_path / "street", 2, (64, 32), 6, 1, workers=1, occupancy=True)
     config = dense_config(tmp_path / "street", "occ3d")
     torch.save(TPVFormer(config.model).state_dict(), tmp_path / "w.pth")

@@ -32,7 +32,7 @@ def occ3d(path: Path, **changes: Any) -> Path:
 
 
 def surroundocc(path: Path, rows: Any = ((104, 125, 4, CAR), (104, 126, 4, CAR))) -> Path:
-    """The same in the LiDAR frame, where y points ahead."""
+    """The same in the lidar frame, where y points ahead."""
     np.save(path, np.array(rows, np.int16))
     return path
 

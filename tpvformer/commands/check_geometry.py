@@ -1,7 +1,7 @@
-"""``tpvformer check-geometry``: LiDAR painted on the images of one sample. To be looked at before training on any data.
+"""``tpvformer check-geometry``: lidar painted on the images of one sample. To be looked at before training on any data.
 
 Where calibration, images and scans belong together, painted points follow the edges of what they lie on. Where there is
-no LiDAR, lines are painted on the ground instead.
+no lidar, lines are painted on the ground instead.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def network_view(sample: Sample, cfg: DataConfig) -> List[np.ndarray]:
 
 
 def ground_below(frame: Frame, grid: GridConfig) -> Tuple[np.ndarray, Tuple[float, ...]]:
-    """(4, 4) from metres right, forward and up of the place on the ground below the grid's origin to LiDAR metres, and
+    """(4, 4) from metres right, forward and up of the place on the ground below the grid's origin to lidar metres, and
     how far the grid goes from there: left, behind, right, front.
 
-    Without lidar2ego the LiDAR is taken to be as high as nuScenes'.
+    Without lidar2ego the lidar is taken to be as high as nuScenes'.
     """
     x0, y0, _, x1, y1, _ = grid.pc_range
     reach = (-y1, x0, -y0, x1) if grid.frame == "ego" else (x0, y0, x1, y1)
@@ -101,7 +101,7 @@ def check_geometry(
 ) -> GeometryReport:
     """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
 
-    Points have their class's colour, or their distance's where no labels were read. Where there is no LiDAR, the
+    Points have their class's colour, or their distance's where no labels were read. Where there is no lidar, the
     middles of the voxels that dense labels name stand in for points, else there are lines on the ground. ``augment``
     paints the training view instead of the stored images. Raises ConfigError and DataError.
     """
@@ -178,9 +178,9 @@ def run(args: argparse.Namespace) -> int:
     if dataset.camera_note:
         print(f"  {dataset.camera_note}")
     colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
-    print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of LiDAR'}")
+    print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of lidar'}")
     if data.format == "semantickitti":
-        print("  LiDAR scans are not read; the points are the middles of labelled voxels, hidden ones too")
+        print("  lidar scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0
 
 

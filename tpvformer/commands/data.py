@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directory (default: the root as given)",
     )
     infos.add_argument(
-        "--sweeps", type=_count, default=10, metavar="N", help="LiDAR files before a key frame (default: 10)"
+        "--sweeps", type=_count, default=10, metavar="N", help="Lidar files before a key frame (default: 10)"
     )
     infos.set_defaults(run=_infos)
 
@@ -168,7 +168,7 @@ def _check_rig(args: argparse.Namespace) -> int:
     report, records = examine_rig(args.infos, args.whole, args.root)
     if records:
         record = records[0]
-        origin = "LiDAR" if grid.frame == "lidar" else "ego"
+        origin = "lidar" if grid.frame == "lidar" else "ego"
         print(f"{args.infos}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame")
         if grid.frame != "lidar" and record.lidar2ego is None:
             report.fault("rig", f"{args.infos}: has no lidar2ego, which model.grid.frame=ego needs; add it")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _DEMO = (
     "A first look, in seconds, without data, training or a network: draws one frame of a synthetic street (six cameras "
-    "and a LiDAR) in a city that the model was not trained in, predicts the class of its points and voxels with the "
+    "and a lidar) in a city that the model was not trained in, predicts the class of its points and voxels with the "
     f"weights inside this package, and writes {PAGE}, which any browser opens, and {PICTURE}."
 )
 
@@ -50,7 +50,7 @@ def _demo(args: argparse.Namespace) -> int:
     _write_page(out / PAGE, result, f"TPVFormer: a drawn street, seed {args.seed}")
     print(f"page     {out / PAGE}: open it in any browser; turn it, switch classes, compare with the truth")
     _write_picture(out / PICTURE, result, config, f"a drawn street, seed {args.seed}; this one frame: {score}")
-    print(f"picture  {out / PICTURE}: predicted classes of LiDAR points on six cameras; below, voxels from above")
+    print(f"picture  {out / PICTURE}: predicted classes of lidar points on six cameras; below, voxels from above")
     print(f"score    this one frame: {score}")
     print(_NEXT.format(rig=shlex.quote(str(rig)), out=shlex.quote(str(out / "again"))))
     return 0

@@ -50,7 +50,7 @@ _VIEW = (
     "RESULTs come from tpvformer predict (with --truth also the labels of the set), or are published labels: Occ3D's "
     "labels.npz, SurroundOcc's .npy, SemanticKITTI's .label. The page needs no network and no "
     "other file; its slider goes over all frames given: files in their order, folders by scene and time. Pictures, "
-    "video and PLY files show what is predicted; of a model that was not taught free space, where LiDAR points lie."
+    "video and PLY files show what is predicted; of a model that was not taught free space, where lidar points lie."
 )
 
 

@@ -45,7 +45,7 @@ def model_card(config: Config, numbers: int) -> str:
         cameras=model.num_cams,
         voxels=" x ".join(map(str, model.grid.voxels)),
         r=model.grid.pc_range,
-        frame={"lidar": "LiDAR", "ego": "vehicle"}[model.grid.frame],
+        frame={"lidar": "lidar", "ego": "vehicle"}[model.grid.frame],
         classes=", ".join(class_names(config.data.label_map)),
         numbers=f"{numbers:,}",
         family={"cross_view": "cross-view attention", "hw": "attention within the plane hw"}[model.view_attn],

@@ -1,6 +1,6 @@
 """The grid of a model and the grids of published dense labels. All of it is used through ``tpvformer.config``.
 
-Lengths are metres in the LiDAR frame of the data set (nuScenes: x right, y forward, z up; SemanticKITTI: x forward,
+Lengths are metres in the lidar frame of the data set (nuScenes: x right, y forward, z up; SemanticKITTI: x forward,
 y left, z up) unless a field says otherwise.
 """
 
@@ -74,6 +74,6 @@ class OccupancyGrid(NamedTuple):
 OCCUPANCY_GRIDS: Dict[str, OccupancyGrid] = {
     "occ3d": OccupancyGrid((200, 200, 16), (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4), "ego", 18, 17),  # voxels of 0.4 m
     "surroundocc": OccupancyGrid((200, 200, 16), (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0), "lidar", 18, 17),  # of 0.5 m
-    # of 0.2 m; its LiDAR's x points forward, y left
+    # of 0.2 m; its lidar's x points forward, y left
     "semantickitti": OccupancyGrid((256, 256, 32), (0.0, -25.6, -2.0, 51.2, 25.6, 4.4), "lidar", 20, 0),
 }

@@ -87,7 +87,7 @@ class FrameDataset(Dataset[Sample]):
             return [""] * len(self._records)
         if not scans:
             raise DataError(
-                f"{self.infos}: none of its {len(self._records)} records names a LiDAR scan, so no point has a label; "
+                f"{self.infos}: none of its {len(self._records)} records names a lidar scan, so no point has a label; "
                 "expected scans and their labels, or ask for predictions alone"
             )
         lost = [record for record in scans if record.rig and not record.labels]
@@ -107,7 +107,7 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def scans(self) -> List[str]:
-        """The LiDAR file of each sample, as its record names it; empty where there is none."""
+        """The lidar file of each sample, as its record names it; empty where there is none."""
         return [record.scan for record in self._records]
 
     @property
@@ -149,7 +149,7 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def has_points(self) -> bool:
-        """Whether any frame has a LiDAR scan."""
+        """Whether any frame has a lidar scan."""
         return any(record.scan for record in self._records)
 
     @property

@@ -13,13 +13,13 @@ class Record:
     """What is kept of one info record; paths as stored, with slashes; cameras in the order of their embeddings."""
 
     token: str
-    scan: str  # empty where there is no LiDAR
+    scan: str  # empty where there is no lidar
     camera_names: Tuple[str, ...]
     images: Tuple[str, ...]
     lidar2img: np.ndarray  # (N, 4, 4) float64
     scene: str = ""  # token of its scene, or the name of its log where the record holds none
     lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
-    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the LiDAR
+    ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the lidar
     labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
     rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
     sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say

@@ -3,13 +3,13 @@ arXiv:1904.01416; calibration as the KITTI odometry benchmark has it).
 
 Read are, below ``data.root``::
 
-    sequences/08/calib.txt              P2: 3x4, camera 0 -> pixels of image_2; Tr: 3x4, LiDAR -> camera 0
+    sequences/08/calib.txt              P2: 3x4, camera 0 -> pixels of image_2; Tr: 3x4, lidar -> camera 0
     sequences/08/image_2/000005.png     colour, 1226x370 or a little more
     sequences/08/voxels/000005.bin      names the frames that are read: every fifth; its content is not used
     sequences/08/voxels/000005.label    uint16 for each of 256x256x32 voxels, C order (x, y, z)
     sequences/08/voxels/000005.invalid  one bit a voxel, first voxel in the highest bit: never observed
 
-LiDAR frame: x forward, y left, z up. LiDAR scans are not read, so a frame has no points.
+lidar frame: x forward, y left, z up. Lidar scans are not read, so a frame has no points.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load_sequences(root: Union[str, Path], sequences: str) -> List[Record]:
 
 
 def read_calibration(path: Path) -> np.ndarray:
-    """lidar2img (4, 4) float64: P2 @ Tr, homogeneous LiDAR metres -> (u * depth, v * depth, depth, 1), pixels.
+    """lidar2img (4, 4) float64: P2 @ Tr, homogeneous lidar metres -> (u * depth, v * depth, depth, 1), pixels.
 
     P2 is used whole: its last column is the place of camera 2 beside camera 0 (6 cm), and leaving it out moves what is
     10 m away by 4 pixels. Raises DataError for lines that are missing or hold other than 12 numbers.

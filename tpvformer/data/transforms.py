@@ -83,7 +83,7 @@ def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]
 
 
 def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
-    """(4, 4) float64 from LiDAR coordinates to those of the grid. Raises DataError where the calibration is absent."""
+    """(4, 4) float64 from lidar coordinates to those of the grid. Raises DataError where the calibration is absent."""
     if grid.frame == "lidar":
         return np.eye(4)
     if frame.lidar2ego is None:

@@ -1,6 +1,6 @@
 """What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
 
-P points, N cameras, M occupied voxels, (X, Y, Z) voxels along x, y, z of the grid's frame. LiDAR frames: nuScenes' x is
+P points, N cameras, M occupied voxels, (X, Y, Z) voxels along x, y, z of the grid's frame. Lidar frames: nuScenes' x is
 right, y forward, SemanticKITTI's x is forward, y left; z is up.
 
 Pictures travel as the bytes that the cameras gave; what the network sees is made of them on the device (pixels.py), by
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tpvformer.errors import DataError as DataError  # where people import it from
 
-LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the LiDAR, by a camera
+LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the lidar, by a camera
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Frame:
     token: str
     images: Tensor  # (N, H, W, 3) uint8, BGR
     camera_names: List[str]
-    lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous LiDAR metres -> (u * depth, v * depth, depth, 1), pixels
-    points: np.ndarray  # (P, 3) float32, metres, LiDAR frame
+    lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous lidar metres -> (u * depth, v * depth, depth, 1), pixels
+    points: np.ndarray  # (P, 3) float32, metres, lidar frame
     labels: np.ndarray  # (P,) uint8, classes of labels.py
     lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64, metres; None where the info record lacks it
     dense: Optional[DenseLabels] = None
-    ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, LiDAR frame: where RayIoU's rays start
+    ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, lidar frame: where RayIoU's rays start
     camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
     inner: Sequence[Tuple[int, int]] = ()  # (h, w) that each camera fills of its image; empty: all of it
     lost_points: int = 0  # of the scan, left out because their coordinates are not finite: no light came back

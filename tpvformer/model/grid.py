@@ -1,7 +1,7 @@
 """Where the plane cells are: reference points of the three planes, all derived from the grid alone.
 
 Planes hw, zh, wz lie across z, x, y: cell (row, column) of hw is (h, w), of zh (z, h), of wz (w, z); w, h, z run
-along LiDAR x, y, z. Cell i of an axis with n cells has its centre at (i + 0.5) / n. "Normalised" is 0..1 over
+along lidar x, y, z. Cell i of an axis with n cells has its centre at (i + 0.5) / n. "Normalised" is 0..1 over
 ``pc_range``.
 """
 

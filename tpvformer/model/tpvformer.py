@@ -102,7 +102,7 @@ class TPVFormer(nn.Module):
     ) -> Union[Prediction, TaughtPrediction]:
         """Predict a batch.
 
-        images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): LiDAR metres ->
+        images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): lidar metres ->
         pixels of those images. points (B,P,3): positions in voxels, x, y, z (indices as the data set makes them).
         lengths (B,): how many points of each sample are real; logits behind them are zero. voxels (B,M,3): integer
         voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera, where these are

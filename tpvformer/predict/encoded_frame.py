@@ -116,7 +116,7 @@ def predict_scene(
 ) -> FrameClasses:
     """What the model says about every voxel of the grid, whether a point lies there or not.
 
-    It needs neither labels nor LiDAR: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    It needs neither labels nor lidar: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
     """
     return EncodedFrame(model, sample, config, device, marks).classes(sample)
 
@@ -205,7 +205,7 @@ def _draw(
 
 
 def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
-    """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the LiDAR frame; in the ego's they point
+    """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the lidar frame; in the ego's they point
     forwards and left."""
     return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
 

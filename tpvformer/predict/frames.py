@@ -1,4 +1,4 @@
-"""``tpvformer predict``: what a checkpoint says about frames, a NumPy archive each; without labels, without LiDAR."""
+"""``tpvformer predict``: what a checkpoint says about frames, a NumPy archive each; without labels, without lidar."""
 
 from __future__ import annotations
 

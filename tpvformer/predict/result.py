@@ -32,7 +32,7 @@ TITLE = "TPVFormer"
 class Voxels:
     """The classes of all voxels. K classes; X, Y, Z voxels along x, y, z of ``frame``.
 
-    ``frame`` "lidar": x right, y forward, z up from the LiDAR, as in nuScenes; "ego": x forward, y left, z up from
+    ``frame`` "lidar": x right, y forward, z up from the lidar, as in nuScenes; "ego": x forward, y left, z up from
     the ground under the rear axle.
     """
 
@@ -87,13 +87,13 @@ class Result:
             grid.frame,
             class_names(config.data.label_map),
         )
-        self.points = frame.points  # (P,3) float32, metres, LiDAR frame
+        self.points = frame.points  # (P,3) float32, metres, lidar frame
         self.point_labels = self._classes.points.astype(np.uint8)  # (P,)
         marks.end("postprocess")
         self.seconds: Dict[str, float] = seconds_of(marks)
 
     def label(self, points: Any) -> np.ndarray:
-        """(P,) uint8: the classes of points (P, 3 or more) metres, LiDAR frame; the images are not looked at again.
+        """(P,) uint8: the classes of points (P, 3 or more) metres, lidar frame; the images are not looked at again.
 
         A point outside of the grid has the class of the nearest place on its border. Raises DataError.
         """

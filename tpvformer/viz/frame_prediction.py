@@ -17,7 +17,7 @@ class CameraView(NamedTuple):
     name: str
     jpeg: bytes
     size: Tuple[int, int]  # (width, height) in pixels of ``lidar2img``; the JPEG may be smaller, in the same shape
-    lidar2img: np.ndarray  # (4, 4) float64: LiDAR metres -> (u * depth, v * depth, depth, 1)
+    lidar2img: np.ndarray  # (4, 4) float64: lidar metres -> (u * depth, v * depth, depth, 1)
     stored_width: int  # pixels of the JPEG
 
     def picture(self) -> np.ndarray:
@@ -29,7 +29,7 @@ class CameraView(NamedTuple):
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """P points in the LiDAR frame, (X, Y, Z) voxels in that of the grid, where ``lidar2grid`` leads.
+    """P points in the lidar frame, (X, Y, Z) voxels in that of the grid, where ``lidar2grid`` leads.
 
     Voxel i of an axis of n spans low + i (high - low) / n and the next.
     """
@@ -67,7 +67,7 @@ class Shown(NamedTuple):
     drawn: Tuple[int, ...]
     free: int  # -1 where the model was not taught free space
     forward: str  # the axis of the grid that points ahead: "x" or "y"
-    ground: float  # metres: z of the ground in the frame of the grid, as the data sets mount their LiDAR
+    ground: float  # metres: z of the ground in the frame of the grid, as the data sets mount their lidar
 
 
 def shown(class_names: Sequence[str], frame: str) -> Shown:
@@ -89,7 +89,7 @@ def shown(class_names: Sequence[str], frame: str) -> Shown:
 
 def believed(result: FramePrediction, kinds: Shown) -> np.ndarray:
     """(X, Y, Z) bool: where the prediction says that something is. A model that was not taught free space has a class
-    for every voxel; of those, the voxels that hold points count, or without LiDAR the tenth that it is surest of."""
+    for every voxel; of those, the voxels that hold points count, or without lidar the tenth that it is surest of."""
     there = np.isin(result.voxels, kinds.drawn)
     if kinds.free >= 0:
         return there

@@ -1,4 +1,4 @@
-"""The ground drawn on camera images, to judge a calibration by eye where there is no LiDAR: a right one lies on the
+"""The ground drawn on camera images, to judge a calibration by eye where there is no lidar: a right one lies on the
 road, and its horizon where the road ends."""
 
 from __future__ import annotations

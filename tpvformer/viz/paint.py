@@ -1,4 +1,4 @@
-"""LiDAR points painted on the camera images. Images are BGR, as OpenCV reads and writes them."""
+"""Lidar points painted on the camera images. Images are BGR, as OpenCV reads and writes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def class_colors(labels: np.ndarray, classes: Classes = NUSCENES) -> np.ndarray:
 
 
 def distance_colors(points: np.ndarray) -> np.ndarray:
-    """(P, 3) metres, LiDAR frame, to (P, 3) uint8 BGR: red is near, blue is 60 m or more away."""
+    """(P, 3) metres, lidar frame, to (P, 3) uint8 BGR: red is near, blue is 60 m or more away."""
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _FAR, 0, 1)
     return _TURBO[(near * 255).astype(np.uint8)]
 
@@ -48,7 +48,7 @@ def paint_points(
 ) -> np.ndarray:
     """One picture of all cameras, up to three in a row, with the points on them.
 
-    images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, LiDAR frame; labels (P,) classes, or None
+    images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, lidar frame; labels (P,) classes, or None
     to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above
     back row.
     """

@@ -34,7 +34,7 @@ def frame_picture(
 ) -> np.ndarray:
     """The cameras with the predicted points painted on, then predicted voxels, true voxels and the class legend.
 
-    images: N of (H, W, 3) uint8 BGR; lidar2img (N, 4, 4); points (P, 3) metres, LiDAR frame; predicted (P,) classes;
+    images: N of (H, W, 3) uint8 BGR; lidar2img (N, 4, 4); points (P, 3) metres, lidar frame; predicted (P,) classes;
     predicted_voxels and true_voxels (X, Y, Z) classes; what is not evaluated is not drawn. Where a model predicts a
     class for every voxel (lidar segmentation does not learn free space) the caller sets those without points to 0.
     ``vehicle`` as in ``voxel_top_view``.

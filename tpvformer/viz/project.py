@@ -1,4 +1,4 @@
-"""LiDAR points to pixels."""
+"""Lidar points to pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEAREST = 1.0  # metres: what is nearer to a camera than this is not drawn or co
 
 
 def project(points: np.ndarray, lidar2img: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """points (P, 3) metres, LiDAR frame; lidar2img (4, 4). Returns pixels (P, 2) as (u, v) and depth (P,) in metres."""
+    """points (P, 3) metres, lidar frame; lidar2img (4, 4). Returns pixels (P, 2) as (u, v) and depth (P,) in metres."""
     homogeneous = np.concatenate([np.asarray(points, np.float64), np.ones((len(points), 1))], axis=1)
     a, b, depth = (homogeneous @ np.asarray(lidar2img, np.float64).T)[:, :3].T
     safe = np.where(depth == 0, np.finfo(np.float64).tiny, depth)

@@ -46,7 +46,7 @@ def test_poses_in_millimetres(tmp_path: Path, layout: str) -> None:
     info = records(cfg)[0]
     info["cams"]["CAM_BACK"]["sensor2lidar_translation"] = np.array([20.0, 0, 1500])
     store(cfg, {"infos": [info]})
-    with pytest.raises(DataError, match=r"CAM_BACK lies 1500 m away from the LiDAR; expected metres"):
+    with pytest.raises(DataError, match=r"CAM_BACK lies 1500 m away from the lidar; expected metres"):
         load_infos(write_layout(cfg, layout, tmp_path))
 
 

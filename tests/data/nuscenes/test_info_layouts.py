@@ -77,7 +77,7 @@ def test_what_bevdepth_s_records_lack_is_named(tmp_path: Path, change: Callable[
 
 
 def test_bevdepth_s_poses_are_those_of_both_times(tmp_path: Path) -> None:
-    """The vehicle drives 3 m along x between the camera's time and the LiDAR's; the LiDAR stands 2 m above it."""
+    """The vehicle drives 3 m along x between the camera's time and the lidar's; the lidar stands 2 m above it."""
     cfg = write_set(tmp_path, (9,))
     whole, record = load_infos(cfg.val_infos)[0], depth(records(cfg)[0])
     lidar = record["lidar_infos"]["LIDAR_TOP"]
@@ -86,7 +86,7 @@ def test_bevdepth_s_poses_are_those_of_both_times(tmp_path: Path) -> None:
     store(cfg, [record])
     (found,) = load_infos(cfg.val_infos)
     moved = np.eye(4)
-    moved[:3, 3] = [3, 0, 2]  # LiDAR coordinates to those that the cameras' poses are given in
+    moved[:3, 3] = [3, 0, 2]  # lidar coordinates to those that the cameras' poses are given in
     np.testing.assert_allclose(found.lidar2img, whole.lidar2img @ moved, atol=1e-9)
     assert found.lidar2ego is not None and found.lidar2ego[:3, 3].tolist() == [0, 0, 2]
     assert found.ego2global is not None and found.ego2global[:3, 3].tolist() == [3, 0, 0]
@@ -352,7 +352,7 @@ def test_a_sample_without_a_scan_is_predicted(tmp_path: Path, capsys, kind: str,
     capsys.readouterr()
     assert main([*ask, str(out)]) == 0
     said = capsys.readouterr().out
-    why = {"gone": "is missing", "empty": "is empty"}.get(kind, "names no LiDAR scan")
+    why = {"gone": "is missing", "empty": "is empty"}.get(kind, "names no lidar scan")
     assert f"voxels, without points (its {'' if why.startswith('is ') else 'record '}" in said and f"{why})" in said
     with np.load(out / "sample0.npz") as found, np.load(tmp_path / "whole" / "sample0.npz") as whole:
         assert np.array_equal(found["voxels"], whole["voxels"]) and "points" in whole and "points" not in found
@@ -360,7 +360,7 @@ def test_a_sample_without_a_scan_is_predicted(tmp_path: Path, capsys, kind: str,
     for command in (train, ["eval", *ask[1:-1]], [*ask, "x", "--truth"]):
         assert main(command) == 2, command[0]
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "LiDAR scan" in said or "is missing" in said or "0 bytes" in said
+        assert "lidar scan" in said or "is missing" in said or "0 bytes" in said
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -373,5 +373,5 @@ def test_geometry_is_painted_without_a_scan(tmp_path: Path, capsys, kind: str, l
     words = ["check-geometry", "--infos", cfg.val_infos, "--root", cfg.root, "--version", VERSION]
     assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().out
-    assert "without points: its " in said and "lines on the ground every 10 m, for want of LiDAR" in said
+    assert "without points: its " in said and "lines on the ground every 10 m, for want of lidar" in said
     assert (tmp_path / "a.png").is_file()

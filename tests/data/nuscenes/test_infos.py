@@ -48,7 +48,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Equal types, keys in equal order, equal values; arrays to 1e-9, which is far below a LiDAR's millimetres."""
+    """Equal types, keys in equal order, equal values; arrays to 1e-9, which is far below a lidar's millimetres."""
     assert type(found) is type(expected), where
     if isinstance(expected, dict):
         assert list(found) == list(expected), where

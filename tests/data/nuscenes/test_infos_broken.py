@@ -66,7 +66,7 @@ def first(rows: List[dict], **values: Any) -> None:
     rows[0].update(values)
 
 
-CAMERA = 1  # the first row of calibrated_sensor is the LiDAR's
+CAMERA = 1  # the first row of calibrated_sensor is the lidar's
 NAN, HUGE = float("nan"), 10**400
 
 
@@ -106,7 +106,7 @@ NAN, HUGE = float("nan"), 10**400
         ("sample_data", lambda r: first(r, sample_token=["a"]), "not str"),
         ("sample_data", lambda r: first(r, is_key_frame=1), "not bool"),
         ("sample_data", lambda r: r.insert(0, "row"), "a row has no"),
-        ("sample_data", lambda r: [row.update(prev="x") for row in r], "which is no LiDAR row"),
+        ("sample_data", lambda r: [row.update(prev="x") for row in r], "which is no lidar row"),
         ("sample", lambda r: r.clear(), "have no sample"),
         ("sample", lambda r: r.append({**r[0], "token": "x"}), "no key frame of"),
         ("sample", lambda r: r.append(r[0]), "two rows have the token"),

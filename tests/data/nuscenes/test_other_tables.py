@@ -194,7 +194,7 @@ def test_panoptic_labels_are_those_of_lidarseg(root: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda r: {"translation": [1000 * v for v in r["translation"]]}, r"CAM_.* lies \d{3,4} m away from the LiDAR"),
+        (lambda r: {"translation": [1000 * v for v in r["translation"]]}, r"CAM_.* lies \d{3,4} m away from the lidar"),
         (lambda r: {"rotation": [90.0, 0, 0, 0]}, "a unit quaternion of 4"),
         (lambda r: {"camera_intrinsic": np.transpose(r["camera_intrinsic"]).tolist()}, "which is transposed"),
     ],

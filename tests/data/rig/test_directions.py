@@ -184,7 +184,7 @@ def test_poses_in_centimetres(tmp_path: Path, capsys: Any) -> None:
     assert noted(tmp_path, cameras, capsys) == []
     cameras[1]["camera2lidar"][2][3] = -30
     (note,) = noted(tmp_path, cameras, capsys)
-    assert "two lies 30 m away from the LiDAR; expected metres on one vehicle" in note
+    assert "two lies 30 m away from the lidar; expected metres on one vehicle" in note
 
 
 @pytest.mark.parametrize(("centre", "notes"), [((0.5, 0.3), 0), ((0.3, 0.5), 0), ((0.25, 0.25), 1), ((0.9, 0.8), 1)])

@@ -92,12 +92,12 @@ def test_without_lidar_the_grid_lies_where_nuscenes_lidar_would_be(tmp_path: Pat
     record = load_infos(write_rig(tmp_path, [one]))[0]
     assert record.token == "rig" and record.scan == record.labels == ""
     assert record.lidar2ego is NUSCENES_LIDAR
-    # a point on the ground, 10 m before the rear axle and 2 m to its right, as the LiDAR frame has it
+    # a point on the ground, 10 m before the rear axle and 2 m to its right, as the lidar frame has it
     pixels, depth = project(np.array([[2.0, 10 - 0.943713, -1.84023]]), record.lidar2img[0])
     assert depth[0] == pytest.approx(10 - 1.7)
     assert pixels[0] == pytest.approx([38.5 + 60 * 2 / 8.3, 22.5 + 60 * 1.5 / 8.3])
     path = write_rig(tmp_path, [one], (20,))
-    with pytest.raises(DataError, match="CAM_FRONT has camera2ego and the frames have LiDAR, so lidar2ego is needed"):
+    with pytest.raises(DataError, match="CAM_FRONT has camera2ego and the frames have lidar, so lidar2ego is needed"):
         load_infos(path)
     with pytest.raises(DataError, match="rig file no lidar2ego"):
         dataset(write_rig(tmp_path / "b"), grid=dataclasses.replace(GRID, frame="ego"), labels=False)[0]
@@ -236,7 +236,7 @@ def test_labels_are_asked_for_where_they_are_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="frame frame0 has lidar but no labels, as 2 of 2 have; add labels"):
         dataset(path)
     assert len(dataset(path, labels=False)[0].grid_index) == 60
-    with pytest.raises(DataError, match="none of its 1 records names a LiDAR scan"):
+    with pytest.raises(DataError, match="none of its 1 records names a lidar scan"):
         dataset(write_rig(tmp_path / "b"))
 
 

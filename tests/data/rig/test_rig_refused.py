@@ -52,7 +52,7 @@ REFUSED = [
         "focal lengths 0.8 and 0.8, which are no pixels",
     ),
     ("cameras.0.intrinsics", [60, 60, 38, 22], "expected 3x3 finite numbers"),
-    ("cameras.0.camera2lidar.0.3", 1500, "front lies 1500 m away from the LiDAR; expected metres on one vehicle"),
+    ("cameras.0.camera2lidar.0.3", 1500, "front lies 1500 m away from the lidar; expected metres on one vehicle"),
     ("cameras.0.camera2lidar", {"translation": [0, 0, 0], "rotation": [90, 0, 0]}, "expected a quaternion .* angles"),
     ("cameras.0.camera2lidar", [0, 1, 0, 0] * 4, "last row"),
     ("cameras.0.distortion", {"model": "fisheye", "coefficients": [0, 0, 0, 0]}, "distortion is not zero"),

@@ -162,7 +162,7 @@ def test_one_sentence_and_no_file(
     [
         ("scan", "sample sample3: ./somewhere/else/samples/LIDAR_TOP/log__LIDAR_TOP__3.pcd.bin is missing"),
         ("short", "sample sample3: {}/samples/LIDAR_TOP/log__LIDAR_TOP__3.pcd.bin has 7 bytes"),
-        ("none", "sample sample3: its record in {}/infos.pkl names no LiDAR scan"),
+        ("none", "sample sample3: its record in {}/infos.pkl names no lidar scan"),
         ("token", "sample sample3: {}/v1.0-test/sample_data.json has no LIDAR_TOP key frame of it"),
         ("table", "{}/v1.0-test/sample_data.json: ends in the middle of a record"),
     ],

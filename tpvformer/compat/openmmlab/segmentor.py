@@ -75,7 +75,7 @@ class TPVFormerSegmentor(nn.Module):
         """Logits of voxels (B,K,X,Y,Z), and of points (B,K,n,1,1) where points are given.
 
         img (B,N,3,H,W), BGR minus the mean colour; img_metas: a dictionary for each sample, with ``lidar2img``, N
-        matrices 4x4 from LiDAR metres to pixels of ``img``; points (B,n,3), places in voxels. ``return_loss`` and
+        matrices 4x4 from lidar metres to pixels of ``img``; points (B,n,3), places in voxels. ``return_loss`` and
         other arguments of mmseg's runners are ignored: losses are ``train_step``'s.
         """
         prediction = self.net(img, _calibration(img, img_metas), points)

@@ -79,7 +79,7 @@ def _direction(mount: Mount, expected: Optional[float], most_are_odd: bool) -> s
     if off > _limit(mount.name):
         whose = "where nuScenes' looks" if mount.name in CAMERA_ORDER else "where its name says"
         return (
-            f"{mount.name} looks {off:.0f} degrees away from {whose}; is x right, y forward and z up in the LiDAR "
+            f"{mount.name} looks {off:.0f} degrees away from {whose}; is x right, y forward and z up in the lidar "
             "frame, and x forward, y left and z up in the ego frame?"
         )
     if not _is_odd(mount) or (expected is None and not most_are_odd):

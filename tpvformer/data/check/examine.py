@@ -39,7 +39,7 @@ class _Chosen(NamedTuple):
 
     samples: Dict[str, str]  # name of the scene, by sample token
     channel_of: Dict[str, str]  # by calibration
-    channels: Set[str]  # the LiDAR and every mounted camera
+    channels: Set[str]  # the lidar and every mounted camera
     shots: Dict[str, Dict[str, _Shot]]  # by sample and channel
 
 
@@ -211,7 +211,7 @@ def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Option
 
 
 def _check_labels(report: Report, root: Path, folder: Path) -> Dict[str, str]:
-    """Label file by LiDAR token; empty where the set has none, which is said."""
+    """Label file by lidar token; empty where the set has none, which is said."""
     table = label_table(root, folder.name)
     if table is None:
         if folder.name.endswith("test"):
@@ -248,7 +248,7 @@ def _check_files(
             faults.append(("scans", fault))
             scans += 1
             if labels and shot.token not in labels:
-                faults.append(("labels", f"sample {token}: no labels of its LiDAR file {shot.token} in their table"))
+                faults.append(("labels", f"sample {token}: no labels of its lidar file {shot.token} in their table"))
             elif labels and fault is None:
                 faults.append(("labels", label_fault(root / labels[shot.token], path, token, whole)))
                 compared += 1

@@ -66,7 +66,7 @@ def jpeg_size(head: bytes) -> Optional[Tuple[int, int]]:
 
 
 def scan_fault(path: Path, token: str, whole: bool) -> Optional[str]:
-    """What is wrong with a LiDAR file; ``whole`` reads all of it, else its beginning tells whether it has the layout of
+    """What is wrong with a lidar file; ``whole`` reads all of it, else its beginning tells whether it has the layout of
     nuScenes."""
     try:
         size = path.stat().st_size

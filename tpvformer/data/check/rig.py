@@ -24,14 +24,14 @@ _OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side a
 
 
 class View(NamedTuple):
-    """Where one camera sits and looks, seen from the LiDAR frame (x right, y forward, z up)."""
+    """Where one camera sits and looks, seen from the lidar frame (x right, y forward, z up)."""
 
     name: str
     size: Tuple[int, int]  # width, height
     slot: int  # its embedding
     azimuth: float  # degrees to the right of forward
     elevation: float  # degrees above the horizontal
-    centre: np.ndarray  # (3,) metres, LiDAR frame
+    centre: np.ndarray  # (3,) metres, lidar frame
     principal: Tuple[float, float]  # pixels
     height: Optional[float]  # metres above the ego frame's ground; None without lidar2ego
 
@@ -155,9 +155,9 @@ def _remark(report: Report, view: View) -> None:
 
 
 def mounts(record: Record) -> List[Mount]:
-    """How the cameras of a record are mounted, in its LiDAR frame (x right, y forward, z up)."""
+    """How the cameras of a record are mounted, in its lidar frame (x right, y forward, z up)."""
     found = []
-    # an ego frame whose LiDAR lies on the ground does not begin there, so it says nothing of heights
+    # an ego frame whose lidar lies on the ground does not begin there, so it says nothing of heights
     ground = record.lidar2ego if record.lidar2ego is not None and record.lidar2ego[2, 3] > 0.05 else None
     for name, matrix in zip(record.camera_names, record.lidar2img):
         forward = matrix[2, :3] / np.linalg.norm(matrix[2, :3])

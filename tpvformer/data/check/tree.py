@@ -115,5 +115,5 @@ def name_archive(report: Report, version: str, lost: Dict[str, int], whole: Dict
     if partly:
         report.notes.append(
             f"{len(partly)} scenes are there in part ({', '.join(partly[:3])}{', ...' * (len(partly) > 3)}; missing in "
-            f"{', '.join(sorted(channels))}): an archive {blobs} unpacked in part, or only its camera or LiDAR part"
+            f"{', '.join(sorted(channels))}): an archive {blobs} unpacked in part, or only its camera or lidar part"
         )

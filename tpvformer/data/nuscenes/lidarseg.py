@@ -1,6 +1,6 @@
-"""Which LiDAR record and which label file belong to which key frame, found in nuScenes' own tables.
+"""Which lidar record and which label file belong to which key frame, found in nuScenes' own tables.
 
-``lidarseg.json`` names a file for each LiDAR record, and so does ``panoptic.json``, which is read where the former is
+``lidarseg.json`` names a file for each lidar record, and so does ``panoptic.json``, which is read where the former is
 absent; ``sample_data.json`` says which record is the key frame of which
 sample. The latter holds 2.6 million records (about 1 GB) in the full set, so it is read piece by piece and only the
 records wanted are parsed.
@@ -45,14 +45,14 @@ class LabelFiles:
         self._by_sample, self._by_scan = _read(*stamps)
 
     def find(self, sample_token: str, scan_name: str) -> str:
-        """The label file of a sample, or of the LiDAR file with that base name where the token is unknown.
+        """The label file of a sample, or of the lidar file with that base name where the token is unknown.
 
         Raises DataError where the tables know neither.
         """
         found = self._by_sample.get(sample_token) or self._by_scan.get(scan_name)
         if found is None:
             raise DataError(
-                f"sample {sample_token}: {self._table} has no labels for it (LiDAR file {scan_name}); "
+                f"sample {sample_token}: {self._table} has no labels for it (lidar file {scan_name}); "
                 "expected infos and tables of the same nuScenes version, so set data.version or make the infos again"
             )
         return found
@@ -65,7 +65,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
     }
     by_sample: Dict[str, str] = {}
     by_scan: Dict[str, str] = {}
-    # A LiDAR file has its channel in its path; the other eleven channels need no labels.
+    # A lidar file has its channel in its path; the other eleven channels need no labels.
     for record in _records(sample_data[0], b"LIDAR_TOP", "token", "sample_token", "is_key_frame", "filename"):
         name = files.get(record["token"])
         if name is not None and record["is_key_frame"]:
@@ -75,11 +75,11 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
 
 
 def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
-    """The token of the LiDAR record of each key frame, by sample; raises DataError where there is no such table."""
+    """The token of the lidar record of each key frame, by sample; raises DataError where there is no such table."""
     path = to_path(root, version, "sample_data.json")
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file, so the tokens of the LiDAR scans cannot be found; unpack the nuScenes metadata "
+            f"{path}: no such file, so the tokens of the lidar scans cannot be found; unpack the nuScenes metadata "
             f"({version}) into data.root ({root})"
         )
     wanted = ("token", "sample_token", "is_key_frame", "filename")

@@ -1,11 +1,11 @@
 """Published dense labels: which file belongs to which key frame, and what is in it.
 
 occ3d (arXiv:2304.14365): ``<scene name>/<sample token>/labels.npz`` with ``semantics``, ``mask_lidar`` and
-``mask_camera``, each (200,200,16); ego frame. Classes are ours: 0 "others", 1..16, 17 free. Voxels that the LiDAR never
+``mask_camera``, each (200,200,16); ego frame. Classes are ours: 0 "others", 1..16, 17 free. Voxels that the lidar never
 observed are stored as free; the masks tell.
 
-surroundocc (arXiv:2303.09551): ``samples/<LiDAR file>.npy``, rows (x, y, z, class) of the occupied voxels of a
-(200,200,16) grid; LiDAR frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
+surroundocc (arXiv:2303.09551): ``samples/<lidar file>.npy``, rows (x, y, z, class) of the occupied voxels of a
+(200,200,16) grid; lidar frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
 
 semantickitti: see semantickitti.py.
 """

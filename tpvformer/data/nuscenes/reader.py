@@ -1,4 +1,4 @@
-"""nuScenes from the disk: images, LiDAR scans and their lidarseg labels, found by the records of an info file."""
+"""nuScenes from the disk: images, lidar scans and their lidarseg labels, found by the records of an info file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_frame(
     require_scan: bool = True,
 ) -> Frame:
     """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
-    A record without LiDAR has no points; nor has, without ``require_scan``, an info record whose scan is absent or
+    A record without lidar has no points; nor has, without ``require_scan``, an info record whose scan is absent or
     empty. Points whose coordinates are not finite, and their labels, are left out and counted, but refused where
     nuScenes' tables have labels of them. Cameras of different
     sizes are brought to one canvas (canvas.py).
@@ -135,13 +135,13 @@ def read_frame(
 def _no_scan(record: Record, root: Union[str, Path], require: bool) -> str:
     """Why an info record's sample has no points, empty where it has; without ``require`` for want of its file too."""
     if not record.scan:
-        return "its record names no LiDAR scan"
+        return "its record names no lidar scan"
     if require:
         return ""
     path = _found(record.scan, root, record.token)
     if path is None:
-        return f"its LiDAR scan {record.scan} is missing"
-    return "" if path.stat().st_size else f"its LiDAR scan {path} is empty"
+        return f"its lidar scan {record.scan} is missing"
+    return "" if path.stat().st_size else f"its lidar scan {path} is empty"
 
 
 def _refuse_twice(record: Record, paths: Sequence[Path]) -> None:
@@ -168,7 +168,7 @@ def _file_of(record: Record, stored: str, root: Union[str, Path]) -> Path:
 
 
 def read_scan(path: Path, token: str, columns: Optional[int] = None) -> np.ndarray:
-    """(P, 3) float32, metres, LiDAR frame: the points of ``read_cloud``, which says how a file is read."""
+    """(P, 3) float32, metres, lidar frame: the points of ``read_cloud``, which says how a file is read."""
     return read_cloud(path, token, columns).points
 
 

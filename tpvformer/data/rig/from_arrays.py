@@ -39,10 +39,10 @@ class _Cameras(NamedTuple):
 
 
 def given_frame(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -> Frame:
-    """The frame of images and a rig; ``points`` (P, 3 or more) metres, LiDAR frame.
+    """The frame of images and a rig; ``points`` (P, 3 or more) metres, lidar frame.
 
     images: by camera name, or in the order of the rig's cameras. rig: a rig file (docs/rig.md) or its content, of which
-    the cameras count and the frames do not; or lidar2img (4, 4), LiDAR metres to pixels of exactly these images: N
+    the cameras count and the frames do not; or lidar2img (4, 4), lidar metres to pixels of exactly these images: N
     of them by camera name, or in the images' order. Raises DataError that says what does not fit.
     """
     cameras = _cameras(rig, images)
@@ -152,7 +152,7 @@ def _of_matrices(names: Tuple[str, ...], matrices: Sequence[Any], slots: Sequenc
             matrix = np.empty(0)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or is_degenerate(matrix[None])[0]:
             raise DataError(
-                f"lidar2img of {name} is no 4x4 matrix of finite numbers that can be inverted; expected LiDAR metres "
+                f"lidar2img of {name} is no 4x4 matrix of finite numbers that can be inverted; expected lidar metres "
                 "to (u * depth, v * depth, depth, 1), pixels"
             )
         made.append(matrix)

@@ -1,7 +1,7 @@
 """A rig file becomes the records that a data set is read by.
 
-The grid lies in the frame of the LiDAR or of the vehicle (model.grid.frame). Where the cameras' places are given on the
-vehicle, ``lidar2ego`` says where the LiDAR is; a rig without any is given the place of nuScenes' LiDAR, level, because
+The grid lies in the frame of the lidar or of the vehicle (model.grid.frame). Where the cameras' places are given on the
+vehicle, ``lidar2ego`` says where the lidar is; a rig without any is given the place of nuScenes' lidar, level, because
 published models expect their grid there.
 """
 
@@ -94,10 +94,10 @@ def _lidar2ego(path: str, node: Optional[Node], cameras: Sequence[Camera], lidar
         return read_pose(node)
     on_vehicle = [camera.name for camera in cameras if camera.place == "camera2ego"]
     if on_vehicle and (lidar or len(on_vehicle) < len(cameras)):
-        reason = "the frames have LiDAR" if lidar else "other cameras have camera2lidar"
+        reason = "the frames have lidar" if lidar else "other cameras have camera2lidar"
         raise DataError(
             f"{path}: {on_vehicle[0]} has camera2ego and {reason}, so lidar2ego is needed to bring them together; add "
-            "the LiDAR's place on the vehicle"
+            "the lidar's place on the vehicle"
         )
     return NUSCENES_LIDAR if on_vehicle else None
 

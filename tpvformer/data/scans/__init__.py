@@ -1,1 +1,1 @@
-"""LiDAR scans of several file kinds as points: raw float32, NumPy, PCD and PLY."""
+"""Lidar scans of several file kinds as points: raw float32, NumPy, PCD and PLY."""

@@ -11,7 +11,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-USUAL = 5  # x, y, z (metres, LiDAR frame), intensity, ring
+USUAL = 5  # x, y, z (metres, lidar frame), intensity, ring
 WIDTHS = (4, 5, 3, 6, 7, 8, 9, 10)  # that others write, the most frequent first
 MOST_RINGS = 4096
 MOST_METRES = 1e6  # no scan reaches that far; numbers of another type read as float32 do
@@ -34,7 +34,7 @@ def layout_problem(numbers: np.ndarray, columns: Optional[int]) -> str:
     if far.mean() > _FAR:
         return (
             f"{100 * far.mean():.0f} % of its coordinates lie beyond {MOST_METRES:.0e} m, so its numbers are no "
-            "float32, or no metres from the LiDAR"
+            "float32, or no metres from the lidar"
         )
     if width == USUAL and _is_ring(rows[:, USUAL - 1]):
         return ""

@@ -19,7 +19,7 @@ from tpvformer.untrusted.numpy_files import DAMAGED, damage
 KINDS = ".bin (float32), .npy, .pcd or .ply"
 DECLARE = "say how many with lidar_columns in a rig file, or with lidar_points.num_pts_feats in an info file"
 _MOST_COLUMNS = 64
-_FARTHEST = 300.0  # metres from the LiDAR within which half of a scan's points lie, whatever the LiDAR
+_FARTHEST = 300.0  # metres from the lidar within which half of a scan's points lie, whatever the lidar
 _NEAREST, _ENOUGH = 1.0, 100  # metres beyond which one of so many points lies
 _AXES, _FEATURES = 8, 9  # rows and columns of an array that lies on its side: few of the first, more of the second
 
@@ -28,7 +28,7 @@ class Cloud(NamedTuple):
     """The points of a scan, without those whose coordinates are not finite, which drivers write where no light came
     back."""
 
-    points: np.ndarray  # (P, 3) float32, metres, LiDAR frame
+    points: np.ndarray  # (P, 3) float32, metres, lidar frame
     kept: Optional[np.ndarray]  # (R,) bool: which of the file's points these are; None: all of them
 
     @property
@@ -121,18 +121,18 @@ def on_its_side(array: np.ndarray) -> bool:
 
 
 def _check_distances(points: np.ndarray, path: Path, token: str) -> None:
-    """Raises DataError for points that cannot be metres from a LiDAR: most of them far away, or all in its middle."""
+    """Raises DataError for points that cannot be metres from a lidar: most of them far away, or all in its middle."""
     distances = np.abs(points).max(1)
     middle = float(np.median(distances))
     if middle > _FARTHEST:
         raise DataError(
             f"sample {token}: {path}: half of its points lie more than {middle:.0f} m away, so they are not in metres "
-            "(millimetres, centimetres?) or not in the LiDAR's frame (a map's?); store metres from the LiDAR"
+            "(millimetres, centimetres?) or not in the lidar's frame (a map's?); store metres from the lidar"
         )
     if len(points) >= _ENOUGH and float(distances.max()) < _NEAREST:
         raise DataError(
             f"sample {token}: {path}: none of its points is {_NEAREST:.1f} m away, so they are not in metres "
-            "(kilometres, or brought to one size?); store metres from the LiDAR"
+            "(kilometres, or brought to one size?); store metres from the lidar"
         )
 
 

@@ -1,7 +1,7 @@
 """Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs.
 
 Differences from the real ones: they are made from accumulated sweeps and know surfaces only; these know the solid truth
-(solid.py). The LiDAR mask is of this key frame's turn, not of the whole drive's.
+(solid.py). The lidar mask is of this key frame's turn, not of the whole drive's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_dense_labels(
 ) -> None:
     """Write both kinds for one key frame.
 
-    ``scan`` is the base name of its LiDAR file; ``ego2scene`` (4,4) at the LiDAR's time; ``sensors2scene`` by channel,
+    ``scan`` is the base name of its lidar file; ``ego2scene`` (4,4) at the lidar's time; ``sensors2scene`` by channel,
     each at its own time. Raises OSError if the disk refuses.
     """
     grid = OCCUPANCY_GRIDS["occ3d"]

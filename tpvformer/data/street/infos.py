@@ -69,7 +69,7 @@ def prefixed(info: Row, prefix: str) -> Row:
 def rig_file(info: Row, labels: str, size: Tuple[int, int]) -> Row:
     """One record as somebody with cameras of their own would describe it (docs/rig.md); paths as in the record.
 
-    The poses are those of this moment: cameras fire up to 43 ms before the LiDAR, while the vehicle drives.
+    The poses are those of this moment: cameras fire up to 43 ms before the lidar, while the vehicle drives.
     """
     cameras = []
     for name, camera in info["cams"].items():

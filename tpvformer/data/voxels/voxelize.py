@@ -44,7 +44,7 @@ def voxelize(
     fill: int,
     whole: bool = False,
 ) -> Cells:
-    """Cells and label votes of points (P, 3) metres, LiDAR frame, with labels (P,) uint8.
+    """Cells and label votes of points (P, 3) metres, lidar frame, with labels (P,) uint8.
 
     voxels (X, Y, Z); pc_range (x0, y0, z0, x1, y1, z1) metres; ``fill`` is the label of a cell without points.
     ``whole`` divides the range by n instead of n - 1, as the grids of published dense labels do.

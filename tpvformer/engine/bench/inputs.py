@@ -31,7 +31,7 @@ DEPTH = 1.5  # metres: how far into it (foliage, parked cars) a ray gets
 
 
 def nuscenes_rig(size: Tuple[int, int], cameras: int = len(CAMERAS)) -> np.ndarray:
-    """lidar2img (cameras, 4, 4) float64 of a nuScenes car: LiDAR metres -> pixels of images of ``size`` (W, H)."""
+    """lidar2img (cameras, 4, 4) float64 of a nuScenes car: lidar metres -> pixels of images of ``size`` (W, H)."""
     poses = sensor_poses()
     matrices = []
     for i in range(cameras):
@@ -43,7 +43,7 @@ def nuscenes_rig(size: Tuple[int, int], cameras: int = len(CAMERAS)) -> np.ndarr
 
 
 def lidar_turn(count: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
-    """A turn of the lidar among obstacles on flat ground: points (count, 3) float32, metres, LiDAR frame; their labels.
+    """A turn of the lidar among obstacles on flat ground: points (count, 3) float32, metres, lidar frame; their labels.
 
     Rays that hit nothing lie near the origin, as in the real files. A turn of 34,720 points falls into about as many
     voxels as a real one (see the tests).

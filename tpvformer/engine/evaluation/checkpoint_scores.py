@@ -56,7 +56,7 @@ def evaluate_checkpoint(
             log.line(data.camera_note)
         if controls and not data.has_points:
             raise ConfigError(
-                "controls compare the classes of LiDAR points, and this data set has none; leave them out"
+                "controls compare the classes of lidar points, and this data set has none; leave them out"
             )
         room = fit_workers(data, config.data, world.local_size, log.warn)
         loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))

@@ -1,6 +1,6 @@
 """Predictions for the nuScenes lidar segmentation challenge, as its server takes them.
 
-A zip of ``lidarseg/<set>/<token of the LiDAR record>_lidarseg.bin``, one byte a point in the scan's order, 1 to 16, and
+A zip of ``lidarseg/<set>/<token of the lidar record>_lidarseg.bin``, one byte a point in the scan's order, 1 to 16, and
 of ``<set>/submission.json``, which says what was used. Every process writes the predictions it makes into a folder
 beside the target; the first puts them together, in the order of the data set, and only then the zip gets its name.
 """
@@ -191,12 +191,12 @@ def _evaluation_set(cfg: DataConfig, split: str) -> str:
 
 
 def _file_names(data: FrameDataset, cfg: DataConfig, split: str, name: str) -> Dict[str, str]:
-    """The token of the LiDAR record of each sample; looks at the scans as well, before hours are spent."""
+    """The token of the lidar record of each sample; looks at the scans as well, before hours are spent."""
     known = scan_tokens(cfg.root, cfg.version)
     for token, scan in zip(data.tokens, data.scans):
         if not scan:
             raise DataError(
-                f"sample {token}: its record in {cfg.infos(split)} names no LiDAR scan, but a submission for {name} "
+                f"sample {token}: its record in {cfg.infos(split)} names no lidar scan, but a submission for {name} "
                 "labels every point of it; make the infos again with tpvformer data infos"
             )
         resolve(scan, cfg.root, token)

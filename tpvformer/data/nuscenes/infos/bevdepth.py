@@ -14,7 +14,7 @@ _LIDAR = "LIDAR_TOP"
 
 
 def bevdepth_record(info: Any) -> Record:
-    """The motion of the vehicle between the times of camera and LiDAR is part of lidar2img, as it is in other infos."""
+    """The motion of the vehicle between the times of camera and lidar is part of lidar2img, as it is in other infos."""
     cameras, lidar = info["cam_infos"], info["lidar_infos"][_LIDAR]
     own = _poses(lidar)
 

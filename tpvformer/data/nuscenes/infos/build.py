@@ -48,7 +48,7 @@ class Tables:
     cameras: Tuple[str, ...]
     samples: List[Row]  # in the order of their table
     key_frames: List[Dict[str, SampleData]]  # by channel, a sample each
-    lidar: Dict[str, SampleData] = field(default_factory=dict)  # every LiDAR file of the chosen scenes, by token
+    lidar: Dict[str, SampleData] = field(default_factory=dict)  # every lidar file of the chosen scenes, by token
     calibrations: Dict[str, Row] = field(default_factory=dict)
     poses: Dict[str, Tuple[float, ...]] = field(default_factory=dict)  # of ego_pose: seven numbers
 
@@ -141,7 +141,7 @@ def _read(folder: Path, scenes: Set[str], progress: Optional[Progress]) -> Table
 
 def _cameras_there(tables: Tables) -> Tuple[str, ...]:
     """The cameras of which any sample has an image; what lacks where is said in a line. Raises DataError for a sample
-    without LiDAR row or without any camera."""
+    without lidar row or without any camera."""
     path, lost = table_path(tables.folder, "sample_data"), dict.fromkeys(tables.cameras, 0)
     for sample, shots in zip(tables.samples, tables.key_frames):
         for camera in tables.cameras:
@@ -151,7 +151,7 @@ def _cameras_there(tables: Tables) -> Tuple[str, ...]:
                 LIDAR if LIDAR not in shots else f"any camera ({', '.join(tables.cameras) or 'none has a calibration'})"
             )
             raise DataError(
-                f"sample {sample['token']}: {path} has no key frame of {what} for it; expected one of the LiDAR and of "
+                f"sample {sample['token']}: {path} has no key frame of {what} for it; expected one of the lidar and of "
                 "one camera at least"
             )
     some = {camera: count for camera, count in lost.items() if count}
@@ -199,14 +199,14 @@ def _read_shots(tables: Tables, channel_of: Dict[str, str], progress: Optional[P
 
 
 def _sweeps_before(tables: Tables, shot: SampleData, most: int) -> List[SampleData]:
-    """Up to ``most`` LiDAR files before this one, the nearest first; fewer at the start of a scene."""
+    """Up to ``most`` lidar files before this one, the nearest first; fewer at the start of a scene."""
     found: List[SampleData] = []
     while shot.previous and len(found) < most:
         before = tables.lidar.get(shot.previous)
         if before is None:
             raise DataError(
                 f"{table_path(tables.folder, 'sample_data')}: row {shot.token} follows {shot.previous}, which is no "
-                "LiDAR row of the same scenes; expected tables of one download"
+                "lidar row of the same scenes; expected tables of one download"
             )
         found.append(before)
         shot = before

@@ -19,7 +19,7 @@ class Shots:
     timestamps: np.ndarray  # (K,) int64, microseconds
     sensor2ego: np.ndarray  # (K, 7) float64
     ego2global: np.ndarray  # (K, 7) float64: the vehicle at the time of this file
-    rotation: np.ndarray  # (K, 3, 3) float64, sensor to the key frame's LiDAR
+    rotation: np.ndarray  # (K, 3, 3) float64, sensor to the key frame's lidar
     translation: np.ndarray  # (K, 3) float64, metres
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class Shots:
 
 @dataclass
 class Infos:
-    """N key frames with C cameras each, and S sweeps of the LiDAR before them."""
+    """N key frames with C cameras each, and S sweeps of the lidar before them."""
 
     version: str  # of nuScenes, such as v1.0-mini
     cameras: Tuple[str, ...]  # channels, in the order of the columns
@@ -45,7 +45,7 @@ class Infos:
         return len(self.tokens)
 
     def lidar2img(self) -> np.ndarray:
-        """(N, C, 4, 4) float64: LiDAR metres to (u * depth, v * depth, depth, 1), pixels."""
+        """(N, C, 4, 4) float64: lidar metres to (u * depth, v * depth, depth, 1), pixels."""
         shape = self.intrinsics.shape[:2]
         rotation, translation = self.images.rotation, self.images.translation
         return lidar_to_image(rotation.reshape(*shape, 3, 3), translation.reshape(*shape, 3), self.intrinsics)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-FAR = 15.0  # metres between a camera and the LiDAR that are worth a note
-FARTHEST = 100.0  # metres from the LiDAR, farther than any vehicle's camera
+FAR = 15.0  # metres between a camera and the lidar that are worth a note
+FARTHEST = 100.0  # metres from the lidar, farther than any vehicle's camera
 _SHORTEST = 3.0  # pixels of focal length; below, a camera of any size has them as shares of its image
 
 
@@ -25,7 +25,7 @@ def intrinsics_problem(matrix: np.ndarray) -> str:
 
 
 def distances(lidar2img: np.ndarray) -> np.ndarray:
-    """(...) metres between LiDAR and camera of (..., 4, 4) projections that can be inverted."""
+    """(...) metres between lidar and camera of (..., 4, 4) projections that can be inverted."""
     with np.errstate(all="ignore"):
         centres = np.linalg.solve(lidar2img[..., :3, :3], -lidar2img[..., :3, 3:])[..., 0]
         return np.linalg.norm(centres, axis=-1)
@@ -39,6 +39,6 @@ def too_far(lidar2img: np.ndarray) -> np.ndarray:
 def far_text(distance: float) -> str:
     """What to say of such a camera."""
     return (
-        f"lies {distance:.0f} m away from the LiDAR; expected metres on one vehicle (are these millimetres, or places "
+        f"lies {distance:.0f} m away from the lidar; expected metres on one vehicle (are these millimetres, or places "
         "on a map?)"
     )

@@ -230,7 +230,7 @@ def _scene(info: Mapping[str, Any], scan: str) -> str:
 
 
 def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
-    """Camera to LiDAR, as stored or from the poses of both sensors at their own times (which BEVDet keeps as well)."""
+    """Camera to lidar, as stored or from the poses of both sensors at their own times (which BEVDet keeps as well)."""
     if "sensor2lidar_rotation" in camera or "sensor2ego_rotation" not in camera:
         return numbers(camera["sensor2lidar_rotation"], 3, 3), numbers(camera["sensor2lidar_translation"], 3)
     chain = (pose(camera, "sensor2ego_"), pose(camera, "ego2global_"), pose(info, "lidar2ego_"))
