@@ -1,14 +1,18 @@
-"""torchrun, one agent a machine, with what a training of days on several machines needs of it.
+"""Run torchrun with changes for long trainings on several machines, one agent a machine.
 
     python -m tpvformer.engine.agent TORCHRUN'S FLAGS -m tpvformer train ...
 
-Takes torchrun's flags and environment (PET_*), and differs from it in eight points. The rendezvous listens at the
-address it was given instead of all the machine has. A machine that was lost can come back: the store that torchrun
-shares with its processes keeps out an agent that joins after a restart (https://github.com/pytorch/pytorch/issues/135712).
-Without OMP_NUM_THREADS the cores are shared out among the processes. The exit status is that of the process that
-failed. What goes wrong with the rendezvous is one line. SIGUSR1 is passed on to the processes, which save and end.
-Ctrl-Z stops the processes too, which torch puts into sessions of their own. That it waits for other machines is said
-after 10 s, and ends after TPVFORMER_WAIT_MINUTES.
+The agent takes torchrun's flags and environment variables (PET_*). It differs from torchrun in eight points:
+
+- The rendezvous listens at the given address only, not at all addresses of the machine.
+- A lost machine can join again. torchrun shares the rendezvous store with its processes, and an agent that joins after
+  a restart is then refused (https://github.com/pytorch/pytorch/issues/135712).
+- Without OMP_NUM_THREADS the cores are divided among the processes.
+- The exit status is that of the process that failed.
+- An error of the rendezvous is printed as one line.
+- SIGUSR1 is forwarded to the processes, which save and end.
+- Ctrl-Z also stops the processes, which torch starts in sessions of their own.
+- After 10 s of waiting for other machines a line is printed; after TPVFORMER_WAIT_MINUTES the agent ends.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from tpvformer.engine.distributed.launch import threads
 from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen_at
 from tpvformer.errors import ConfigError
 
-PORT = 29400  # torch's own for rendezvous whose endpoint names none
+PORT = 29400  # torch's default port of a rendezvous
 
 
 def run_agent(flags: List[str]) -> int:
-    """Start the processes that torchrun's ``flags`` ask for; returns the first failure's exit status, or 0.
+    """Start the processes that torchrun's ``flags`` describe; return the exit status of the first failure, or 0.
 
-    A process that fails has said why itself; the others are stopped. Raises ConfigError for an endpoint that is none.
+    A failed process has printed its own error; the other processes are stopped. Raises ConfigError for an endpoint that
+    is not HOST:PORT.
     """
     import torch.distributed as dist
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -47,7 +52,7 @@ def run_agent(flags: List[str]) -> int:
     if str(args.nproc_per_node).isdigit():
         os.environ.setdefault("OMP_NUM_THREADS", str(threads(int(args.nproc_per_node))))
     host, port = endpoint(args)
-    # torch's stores of this process that ask for the same port use this one; it lives as long as the variable
+    # later stores of this process on the same port use this server, which is closed with the variable
     store = None if host is None else listen_at(host, port, timeout=timedelta(seconds=60))
     handlers = {"SIGUSR1": lambda number, _: _pass_on(number), "SIGTSTP": lambda *_: _stand_still()}
     before = {
@@ -55,7 +60,7 @@ def run_agent(flags: List[str]) -> int:
         for name, handler in handlers.items()
         if hasattr(signal, name)  # Windows has none
     }
-    os.environ["TPVFORMER_ENDPOINT"] = args.rdzv_endpoint  # tells jobs of one name apart
+    os.environ["TPVFORMER_ENDPOINT"] = args.rdzv_endpoint  # distinguishes jobs of the same name
     seconds = int(patience())
     limits = {"c10d": f"join_timeout={seconds}", "static": f"timeout={seconds}"}
     if args.rdzv_backend in limits and "timeout" not in args.rdzv_conf:
@@ -68,8 +73,8 @@ def run_agent(flags: List[str]) -> int:
     except ChildFailedError as err:
         _, failure = err.get_first_failure()
         code = int(failure.exitcode)
-        return code if code > 0 else 128 - code  # ended by a signal: the shell's way of saying so
-    except SignalException as err:  # Ctrl-C, or an end from outside; the processes have been stopped
+        return code if code > 0 else 128 - code  # ended by a signal: 128 + its number, as a shell reports it
+    except SignalException as err:  # Ctrl-C or SIGTERM; the processes have been stopped
         return 128 + int(err.sigval)
     except (RendezvousError, getattr(dist, "DistError", RendezvousError)) as err:
         print(f"agent: the machines did not find each other, or lost each other: {_reason(err)}", file=sys.stderr)
@@ -83,7 +88,7 @@ def run_agent(flags: List[str]) -> int:
 
 
 def endpoint(args: Any) -> Tuple[Optional[str], int]:
-    """Where this agent's rendezvous is to listen; (None, 0) where it is not to, or cannot be bound to one address."""
+    """Return the host and port to listen at; (None, 0) for an agent that does not serve, or an unsupported backend."""
     named = args.rdzv_endpoint
     if not named and args.rdzv_backend == "static" and args.master_port is not None:
         named = f"{args.master_addr}:{args.master_port}"
@@ -97,13 +102,13 @@ def endpoint(args: Any) -> Tuple[Optional[str], int]:
 
 
 def _children() -> List[int]:
-    """The processes that this one has started, which torch's agent keeps to itself: by /proc, on macOS by pgrep."""
+    """Return the process ids of the children, from /proc, or from pgrep on macOS; torch does not expose them."""
     if not Path("/proc/self/stat").exists():
         found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
     pids = []
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             pid, _, rest = file.read_text().partition(" ")
             if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
                 pids.append(int(pid))
@@ -111,14 +116,14 @@ def _children() -> List[int]:
 
 
 def _pass_on(number: int) -> None:
-    """Send a signal to the processes."""
+    """Send a signal to the child processes."""
     for pid in _children():
         with contextlib.suppress(OSError):
             os.kill(pid, number)
 
 
 def _stand_still() -> None:
-    """Stop the processes with all that they started, then this one, and go on with them when this one does."""
+    """Stop the process groups of the children, then this process; continue them when this process is continued."""
     groups = [pid for pid in _children() if os.getpgid(pid) == pid]
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for group in groups:
@@ -129,7 +134,7 @@ def _stand_still() -> None:
 
 
 def _say_waiting(machines: str, place: str, seconds: int) -> None:
-    """A line where no process has been started yet."""
+    """Print that the agent waits, if no process has been started yet."""
     if not _children():
         print(
             f"agent: waits for the other machines ({machines} in all) at {place}, until {seconds / 60:g} minutes have "
@@ -140,14 +145,14 @@ def _say_waiting(machines: str, place: str, seconds: int) -> None:
 
 
 def _reason(err: BaseException) -> str:
-    """The innermost cause, which says what the outer ones only announce."""
+    """Return the message of the innermost cause."""
     while err.__cause__ is not None:
         err = err.__cause__
     return " ".join(str(err).split())
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command; return its exit status."""
     try:
         return run_agent(sys.argv[1:] if argv is None else argv)
     except ConfigError as err:

@@ -1,4 +1,4 @@
-"""From a batch to what the losses and the metrics read; the one place where a batch meets the model."""
+"""Run the model on a batch: the inputs of the losses and metrics. All other code calls the model through here."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 
 def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
-    """Logits for every occupied voxel, as a voxel and as the place of its points.
+    """Return logits at every occupied voxel, from the voxel head and from the point head.
 
     ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
-    ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too, or where
-    ``dense`` asks for them. Samples without points are welcome; M is then 0.
-    With dense labels or ``data.even_cells`` a place is the middle of its voxel, else its lower corner, as in the
-    published models.
-    In training the point logits are left out where the losses do not read them, and of a model with an image head this
-    is a TaughtPrediction.
+    ``voxel_logits`` are (B,K,M) at the same voxels. They are dense (B,K,X,Y,Z) if empty voxels have labels too, or if
+    ``dense`` is set. Samples may have no points; M is then 0.
+
+    With dense labels or ``data.even_cells`` a point is decoded at the centre of its voxel, otherwise at the lower
+    corner, as in the published models.
+
+    In training the point logits are None if no loss reads them, and a model with an image head returns a
+    TaughtPrediction.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxels, config)
@@ -41,14 +43,14 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
 
 
 def point_places(voxels: Tensor, config: Config) -> Tensor:
-    """Where the points of voxels (..., 3) are decoded, in voxels."""
+    """Return the positions (..., 3) at which voxels (..., 3) are decoded, in voxel units."""
     return voxels.float() + (0.5 if config.data.cells_are_even else 0.0)
 
 
 def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[], None] = lambda: None) -> Tensor:
-    """The plane features (B,Q,C) alone: what the images say, before anybody asks about a place.
+    """Return the plane features (B,Q,C), without decoding any point or voxel.
 
-    ``prepared`` is called between the pixels' normalisation and the network.
+    ``prepared`` is called after the pixels are normalised and before the network runs.
     """
     images = network_images(batch, config.data)
     prepared()

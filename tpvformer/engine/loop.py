@@ -1,4 +1,4 @@
-"""The training loop, and what surrounds it from epoch to epoch."""
+"""Run the training loop: steps, epochs, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tpvformer.model import TPVFormer
 
 @dataclass
 class TrainState:
-    """All that a training run is made of. ``model`` is the bare module, ``parallel`` what averages its gradients."""
+    """Hold the objects of a training run. ``model`` is the bare module, ``parallel`` its DDP wrapper."""
 
     config: Config
     work_dir: Path
@@ -57,7 +57,7 @@ class TrainState:
     log: RunLog
     model: TPVFormer
     parallel: nn.Module
-    precision: Precision  # that the model runs in; config.train.precision is what was asked for
+    precision: Precision  # in use; config.train.precision is the setting, which may be "auto"
     stepper: Stepper
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
@@ -70,29 +70,29 @@ class TrainState:
     watchdog: Watchdog
     saver: Saver
     signals: StopSignals
-    sets: Dict[str, str]  # what the data are, for checkpoints; see same.py
-    moment: Optional[Dict[str, Any]] = None  # of the checkpoint this run goes on from, until it does
+    sets: Dict[str, str]  # identity of each data set, for checkpoints; see distributed/consistency.py
+    moment: Optional[Dict[str, Any]] = None  # mid-epoch state of the resumed checkpoint, until it is restored
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps; samples that do not fill a global batch at the end of an epoch are left out."""
+        """Return the optimiser steps of an epoch; samples that do not fill a last global batch are dropped."""
         return len(cast(FrameDataset, self.train_loader.dataset)) // self.global_batch
 
     @property
     def global_batch(self) -> int:
-        """Samples an optimiser step learns from, over all processes."""
+        """Return the samples of one optimiser step, over all processes."""
         return self.world.size * self.config.data.batch_size * self.config.train.accumulate
 
     @property
     def schedule_steps(self) -> int:
-        """Length of the learning rate's curve: that of the whole training, however short this run is."""
+        """Return the length of the learning rate schedule in steps: the whole training, whatever ``max_steps`` is."""
         return self.steps_per_epoch * self.config.train.epochs
 
 
 def train_epoch(run: TrainState, epoch: int) -> None:
-    """One pass over the training set from where ``run.progress`` stands, or less where ``max_steps`` ends it.
+    """Train from ``run.progress`` to the end of ``epoch``, or until ``max_steps``.
 
-    Raises Stopped where a signal does.
+    Raises Stopped after a signal to stop.
     """
     config, stepper, n = run.config, run.stepper, run.steps_per_epoch
     first, batches = begin_epoch(run, epoch)
@@ -119,7 +119,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
                 step_loss += loss.detach()
                 tokens += batch.tokens
                 run.bad_samples.note(batch.replaced)
-            # clip, look, step
+            # clip, check, step
             grad_norm = stepper.clip()
             if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
                 run.losses.add(where, tokens, step_loss)
@@ -152,7 +152,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
 
 
 def steps_left(run: TrainState, epoch: int, first: int) -> Tuple[int, int]:
-    """Steps of this epoch from ``first`` on, and of the whole training after it; fewer where ``max_steps`` ends it."""
+    """Return the steps left in this epoch from ``first`` on, and those of later epochs; ``max_steps`` limits both."""
     here, later = run.steps_per_epoch - first, (run.config.train.epochs - epoch - 1) * run.steps_per_epoch
     if run.max_steps is not None:
         left = run.max_steps - run.progress.global_iter
@@ -161,7 +161,7 @@ def steps_left(run: TrainState, epoch: int, first: int) -> Tuple[int, int]:
 
 
 def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
-    """The first step to train in ``epoch`` and its batches; seeds, order and instruments are those of that step."""
+    """Return the first step to train in ``epoch`` and the batches from there; set seeds, sample order and meters."""
     start, seed = run.progress.samples, run.config.train.seed
     seed_epoch(seed, epoch, run.world.rank)
     cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
@@ -176,10 +176,10 @@ def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
 
 
 def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
-    """The line and the record of a printed iteration; times are means since the one before."""
+    """Log a printed iteration as a line and as a record; times are means since the last printed iteration."""
     values = {
         "step": run.progress.global_iter,
-        "loss": math.nan if run.losses.last is None else run.losses.last,  # the first steps of all were left out
+        "loss": math.nan if run.losses.last is None else run.losses.last,  # all steps so far were skipped
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
         "lr": run.stepper.optimizer.param_groups[0]["lr"],
@@ -190,13 +190,13 @@ def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[L
 
 
 def fit(run: TrainState) -> Optional[Evaluation]:
-    """Train from where ``run.progress`` stands; save and evaluate after every epoch. The last evaluation, if any."""
+    """Train from ``run.progress`` to the last epoch; save and evaluate after each; return the last evaluation."""
     config, progress, result = run.config, run.progress, None
     finished = progress.epoch >= config.train.epochs
     if run.val_loader is not None and progress.epoch and (finished or not progress.evaluated):
-        # as the last step had them, so that the file written again with the scores is what it would have been
+        # the rates of the last step, so that the checkpoint written again equals that of an uninterrupted run
         set_learning_rates(run.stepper.optimizer, progress.global_iter - 1, run.schedule_steps, config.optim)
-        result = evaluate_epoch(run)  # asked again for what is finished, or interrupted before its evaluation
+        result = evaluate_epoch(run)  # the training is complete, or was interrupted before this evaluation
     for epoch in range(progress.epoch, config.train.epochs):
         train_epoch(run, epoch)
         progress.samples = 0
@@ -208,12 +208,12 @@ def fit(run: TrainState) -> Optional[Evaluation]:
         save(run)
         result = evaluate_epoch(run)
     if run.val_loader is not None and run.world.is_main:
-        store.prune(run.work_dir, keep=0)  # only epochs are worth keeping of what is finished
+        store.prune(run.work_dir, keep=0)  # a finished run keeps the checkpoints of epochs only
     return result
 
 
 def evaluate_epoch(run: TrainState) -> Evaluation:
-    """Score the model as it stands, say so, and write its checkpoint again with the scores in it."""
+    """Evaluate the current model, log the scores, and write the checkpoint again with the scores in it."""
     progress = run.progress
     assert run.val_loader is not None
     stop_if_asked(run)
@@ -248,14 +248,14 @@ def evaluate_epoch(run: TrainState) -> Evaluation:
 
 
 def save(run: TrainState, best: bool = False) -> None:
-    """Write the checkpoint of the epoch that is done; all wait. Raises SaveError in every process."""
+    """Write the checkpoint of the finished epoch; every process waits for it. Raises SaveError in every process."""
     failure = write(run, store.epoch_name(run.progress.epoch), required=True, best=best)
     if failure:
         raise SaveError(failure)
 
 
 def save_if_due(run: TrainState) -> None:
-    """Begin to write a checkpoint where it is time for one; where a signal came, wait for it and raise Stopped."""
+    """Start to write a checkpoint when it is due; after a signal to stop, wait for the file and raise Stopped."""
     if run.val_loader is None:
         return
     asked, due = distributed.agree(
@@ -270,10 +270,13 @@ def save_if_due(run: TrainState) -> None:
 
 
 def write(run: TrainState, name: str, required: bool, best: bool = False) -> str:
-    """Hand the state of the run to the thread that writes. ``required``: wait for it; why it failed, else empty."""
+    """Pass the state of the run to the writer thread; return the reason of a failure, or an empty string.
+
+    With ``required``, wait until the file is written.
+    """
     failure = ""
     run.watchdog.beat(f"saving {name}")
-    # until a step is trained, the moment is that of the checkpoint which this run goes on from
+    # before the first step, the mid-epoch state is still that of the resumed checkpoint
     now = run.moment or mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
     now = {**now, "precision": run.precision.name}
     if run.world.is_main:
@@ -288,13 +291,13 @@ def write(run: TrainState, name: str, required: bool, best: bool = False) -> str
 
 
 def stop_if_asked(run: TrainState) -> None:
-    """Raise Stopped in every process if a signal came to any. For times when nothing is unsaved."""
+    """Raise Stopped in every process if any process received a signal. Call it only when nothing is unsaved."""
     if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
         raise Stopped(stopped_at(run))
 
 
 def between_batches(run: TrainState) -> None:
-    """During an evaluation."""
+    """Report progress to the watchdog and stop if a signal came, between the batches of an evaluation."""
     run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
     stop_if_asked(run)
 
@@ -308,7 +311,7 @@ def stopped_at(run: TrainState) -> str:
 
 
 def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
-    """The same batches; the clock learns how long each was waited for."""
+    """Yield the same batches; record in ``clock`` how long each was waited for."""
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)
@@ -319,10 +322,10 @@ def timed(batches: Iterator[Batch], clock: StepClock) -> Iterator[Batch]:
 
 
 def maybe_no_sync(parallel: nn.Module, last_part: bool) -> ContextManager[None]:
-    """Gradients of an accumulation travel between the processes once, with its last batch."""
+    """Return a context without gradient synchronisation, except for the last batch of an accumulation."""
     return contextlib.nullcontext() if last_part or not isinstance(parallel, DDP) else parallel.no_sync()
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Dropout of an epoch depends on these three alone, so a resumed run repeats an uninterrupted one."""
+    """Seed all random numbers from these three values, so that a resumed run repeats an uninterrupted one."""
     seed_all((seed * 100_003 + epoch) * 100_003 + rank)

@@ -1,4 +1,4 @@
-"""While a step computes, the next batch is already on its way to the device."""
+"""Copy the next batch to the device while the current step computes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tpvformer.engine.device.accelerator import transfer_runtime
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches in the same order, on ``device``.
+    """Yield the same batches in the same order, on ``device``.
 
-    Where transfers and computation can overlap, the batch after the one handed out has been taken from ``batches`` and
-    its transfer has begun; elsewhere a batch is taken when it is asked for.
+    If copies can overlap with computation, the copy of the next batch starts before the current batch is yielded.
+    Otherwise a batch is taken from ``batches`` when it is requested.
     """
     lane = transfer_lane(device)
     if lane is None:
@@ -38,20 +38,20 @@ def _receive(lane: Any, batch: Batch, arrival: Any) -> Batch:
 
 
 class CopyStream:
-    """A queue of the device for transfers alone, beside the one that computes."""
+    """Copy tensors on a stream of their own, beside the stream that computes."""
 
     def __init__(self, runtime: ModuleType, device: torch.device) -> None:
         self._runtime, self._device = runtime, device
         self._queue = runtime.Stream(device)
 
     def send(self, transfer: Callable[[], Any]) -> Tuple[Any, Any]:
-        """Begin a transfer; its result, which must not be used yet, and a sign that appears when it has arrived."""
+        """Start a copy; return its result, which must not be used yet, and the event that marks its completion."""
         with self._runtime.stream(self._queue):
             result = transfer()
             return result, self._queue.record_event()
 
     def receive(self, arrival: Any, tensors: Iterable[torch.Tensor]) -> None:
-        """What is computed from here on waits for ``arrival``, and the memory of the tensors outlives its use."""
+        """Make the current stream wait for ``arrival``, and keep the tensors' memory until that stream has used it."""
         computing = self._runtime.current_stream(self._device)
         computing.wait_event(arrival)
         for tensor in tensors:
@@ -59,6 +59,6 @@ class CopyStream:
 
 
 def transfer_lane(device: torch.device) -> Optional[CopyStream]:
-    """A lane for this device; None where transfers do not overlap with computation."""
+    """Return a copy stream for this device; None if copies do not overlap with computation."""
     runtime = transfer_runtime(device)
     return None if runtime is None else CopyStream(runtime, device)

@@ -1,4 +1,4 @@
-"""Training a configuration, and what training and scoring begin with: processes, device, model."""
+"""Build a training run from a configuration and run it; set up processes, device and model for training and scoring."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 
-_STARTING = 1800.0  # seconds in which a run has read its infos and compiled its kernels, or hangs
+_STARTING = 1800.0  # seconds to read the infos and compile kernels; a longer start counts as a hang
 
 
 def train(
@@ -66,12 +66,12 @@ def train(
     deterministic: bool = False,
     command: str = "",
 ) -> Dict[str, Any]:
-    """Train to the end of ``config.train.epochs`` and return (and store) the summary.
+    """Train to the end of ``config.train.epochs``; return the summary and write it to the work dir.
 
-    Without ``resume_from`` the newest checkpoint in ``work_dir`` is continued. ``max_steps`` measures speed: it starts
-    afresh, stops after that many optimiser steps, and neither evaluates nor saves. SIGTERM, SIGUSR1 and SIGHUP save and
-    stop: the summary is then empty and not stored. ``command`` is what was typed, for starts.jsonl.
-    Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
+    Without ``resume_from`` the run continues from the newest checkpoint in ``work_dir``. ``max_steps`` measures speed:
+    the run starts afresh, stops after that many optimiser steps, and neither evaluates nor saves. After SIGTERM,
+    SIGUSR1 or SIGHUP the run saves and stops: the summary is then empty and not written. ``command`` is the typed
+    command line, for starts.jsonl. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
     writers.check(config.train.writers)
@@ -96,7 +96,7 @@ def _train(
     command: str,
     began: float,
 ) -> Dict[str, Any]:
-    """The same, once the work dir is this run's."""
+    """Train after the work dir has been locked for this run."""
     if world.is_main:
         summary.remove_stale(work_dir)
         store.remove_partial(work_dir)
@@ -117,7 +117,7 @@ def _train(
         if max_steps is None:
             log.cut(run.progress.global_iter, run.progress.evaluated)
         _record_start(run, command, began)
-        origin = None  # its tensors are in place, and as large as the model's and the optimiser's
+        origin = None  # frees its tensors, which are as large as model and optimiser state
         signals = run.signals if max_steps is None else contextlib.nullcontext()
         words = explain_crash(config, run.precision.name, place, lambda: run.watchdog.doing)
         with contextlib.closing(run.saver), signals, run.watchdog, words:
@@ -141,8 +141,11 @@ def _train(
 
 
 def _record_start(run: TrainState, command: str, began: float) -> None:
-    """Add a line to starts.jsonl: what this process runs, where, from when and from which step on; ``began`` is what
-    the clock of ``time.perf_counter`` said then. Open the writers of a run that trains in earnest."""
+    """Append this start to starts.jsonl: what the process runs, where, since when and from which step.
+
+    ``began`` is the value of ``time.perf_counter`` at the start. Attach the metric writers too, unless ``max_steps`` is
+    set.
+    """
     log, step = run.log, run.progress.global_iter
     if log.path is None:
         return
@@ -157,9 +160,10 @@ def _record_start(run: TrainState, command: str, began: float) -> None:
 
 
 def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List[str]]:
-    """Find this process's place among the others, its device, and remarks on how that was chosen.
+    """Join the process group and choose the device; return both, with remarks on the choice.
 
-    ``watched``: see distributed.start."""
+    ``watched``: see ``distributed.start``.
+    """
     end_with_parent()
     world = distributed.read_world()
     place, remarks = pick_device(device, world.local_rank, world.local_size)
@@ -172,26 +176,26 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
 
 
 def build_model(config: Config, device: torch.device) -> TPVFormer:
-    """The model with fresh weights from the configured seed, on the device."""
+    """Return the model on the device, with fresh weights from the configured seed."""
     torch.manual_seed(config.train.seed)
     return settle(TPVFormer(config.model), config, device)
 
 
 def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
-    """Move a model to a device, in the layout and the precision that serve there; returns it."""
+    """Move a model to a device, in the memory layout and precision for that device; return the model."""
     model = model.to(device)
     model.image_layout = image_layout(device)
-    # the weights of convolutions lie as the images do, and gradients are exchanged as the weights lie
+    # weights of convolutions have the images' memory format, and DDP exchanges gradients in the weights' format
     model = model.to(memory_format=model.image_layout)  # ty: ignore[no-matching-overload]  # unknown to torch's stubs
     set_precision(model, config.train, device)
     return model
 
 
 def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) -> None:
-    """The number format of the image network, and what the backward pass computes again.
+    """Set the number format of the image network, and the activation checkpointing.
 
-    Unless asked for, nothing is on accelerators, whose host would take longer for it than the memory is worth, and
-    nothing in bf16, which halves the activations already.
+    Without a setting, accelerators recompute nothing: the extra work of the host costs more time than the memory is
+    worth. Neither does bf16, which already halves the activations.
     """
     name = precision.choose(train.precision, device).name
     model.image_autocast = image_dtype(device, name)
@@ -201,10 +205,10 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
 def build(
     config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
 ) -> TrainState:
-    """Data, model, optimiser and instruments, all at the start of a run."""
+    """Build data sets, loaders, model, optimiser and meters for the start of a run."""
     seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
     chosen = precision.choose_together(config.train.precision, device, world)
-    here = chosen.applied(config)  # what this machine runs; config.yaml and checkpoints keep what was asked for
+    here = chosen.applied(config)  # the precision in use; config.yaml and checkpoints keep the setting
     threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
     log.line(
         f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
@@ -273,7 +277,7 @@ def build(
 
 
 def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
-    """Continue a checkpoint, else start from the configured weights, else from random ones."""
+    """Resume from a checkpoint, or load the configured weights, or keep the random ones."""
     config, log = run.config, run.log
     if origin is not None:
         path, content = origin
@@ -303,7 +307,7 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
 
 
 def _check_start(config: Config, max_steps: Optional[int]) -> None:
-    """Raises ConfigError, before anything large is built, where the weights to start from are not there."""
+    """Raise ConfigError if the configured weights do not exist, before the data and the model are built."""
     weights = config.train.load_from
     if weights is None or max_steps is not None or starting_weights(weights).exists():
         return
@@ -314,6 +318,7 @@ def _check_start(config: Config, max_steps: Optional[int]) -> None:
 
 
 def _warn_dead_backbone(run: TrainState) -> None:
+    """Warn of a random backbone whose frozen norms have scale 0: its residual blocks cannot learn."""
     backbone = run.config.model.backbone
     if backbone.norm == "frozen" and backbone.bn3_init == 0:
         run.log.warn(

@@ -1,1 +1,1 @@
-"""Scores of a model, what they are held against, and predictions for the test server."""
+"""Score a model, compare it with baselines, and write predictions for the test server."""

@@ -1,7 +1,7 @@
-"""Scores to hold a model's against: exchanged cameras, the best constant, and colour without a network.
+"""Score baselines to compare a model with: exchanged cameras, the best constant class, and colour without a network.
 
-A model that has learned to see loses nearly everything when its cameras are exchanged, and scores far above what the
-colour of a point alone gives away.
+A model that uses its images loses most of its score when its cameras are exchanged, and scores far above the colour
+baseline.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tpvformer.labels import EVALUATED, class_names
 FIT_FRAMES = 200  # training frames that the colour table is made from, spread over the whole set
 SHADES = 16  # steps of each colour channel
 BINS = SHADES**3 + 1  # the last is for points that no camera sees
-BALANCE = (0.0, 0.5, 1.0)  # how strongly rare classes are favoured; the best on the training frames is taken
+BALANCE = (0.0, 0.5, 1.0)  # weights of rare classes to try; the best one on the training frames is used
 
 
 def run_controls(
@@ -62,7 +62,7 @@ def run_controls(
 def baselines(
     train_set: FrameDataset, val_set: FrameDataset, config: Config, world: World, device: torch.device
 ) -> Tuple[int, Scores, Scores]:
-    """(best constant class, its scores, scores of colour alone) on all validation points of all processes."""
+    """Return the best constant class, its scores, and the scores of colour alone, over all processes."""
     classes = len(class_names(config.data.label_map))
     ignore = config.data.ignore_label
     chosen = np.unique(np.linspace(0, len(train_set) - 1, FIT_FRAMES).astype(int))
@@ -76,7 +76,7 @@ def baselines(
 
 
 def histogram(frames: Iterable[Frame], classes: int, ignore: int) -> np.ndarray:
-    """Labelled points by colour and class, (BINS, classes) int64."""
+    """Count labelled points by colour and class, (BINS, classes) int64."""
     counts = np.zeros((BINS, classes), np.int64)
     for frame in frames:
         bins, labels = colour_bins(frame), frame.labels.astype(np.int64)
@@ -86,7 +86,7 @@ def histogram(frames: Iterable[Frame], classes: int, ignore: int) -> np.ndarray:
 
 
 def colour_bins(frame: Frame) -> np.ndarray:
-    """The colour bin (P,) of each point: that of its pixel in the first camera that sees it."""
+    """Return the colour bin (P,) of each point: that of its pixel in the first camera that sees it."""
     bins = np.full(len(frame.points), BINS - 1)
     homogeneous = np.concatenate([frame.points.astype(np.float64), np.ones((len(frame.points), 1))], 1)
     for image, matrix in zip(frame.images.numpy(), frame.lidar2img):
@@ -101,9 +101,10 @@ def colour_bins(frame: Frame) -> np.ndarray:
 
 
 def fit_colour_table(counts: np.ndarray) -> np.ndarray:
-    """The class (BINS,) to answer for each colour, from a histogram of training points.
+    """Return the predicted class (BINS,) of each colour, from a histogram of training points.
 
-    Colours never met fall back on their surroundings. Favouring rare classes is allowed as far as it pays in mIoU.
+    Colours without points use the counts of similar colours. Rare classes are weighted by the entry of ``BALANCE`` with
+    the highest mIoU.
     """
     smooth = counts + 1e-3 * _blurred(counts) + 1e-6 * counts.sum(0)
     total = np.maximum(counts.sum(0), 1)
@@ -112,7 +113,7 @@ def fit_colour_table(counts: np.ndarray) -> np.ndarray:
 
 
 def score_table(seen: np.ndarray, table: np.ndarray) -> Scores:
-    """Scores of answering ``table[bin]`` for the points counted in ``seen`` (BINS, classes)."""
+    """Score the prediction ``table[bin]`` for the points counted in ``seen`` (BINS, classes)."""
     classes = seen.shape[1]
     matrix = np.zeros((classes, classes), np.int64)
     for answer in np.unique(table):
@@ -121,7 +122,7 @@ def score_table(seen: np.ndarray, table: np.ndarray) -> Scores:
 
 
 def _blurred(counts: np.ndarray) -> np.ndarray:
-    """The counts of blocks of 4x4x4 colours, given to each colour of the block."""
+    """Return for each colour the counts of its block of 4x4x4 colours."""
     classes, block = counts.shape[1], SHADES // 4
     cube = counts[:-1].reshape(4, block, 4, block, 4, block, classes)
     coarse = np.broadcast_to(cube.sum((1, 3, 5), keepdims=True), cube.shape).reshape(-1, classes)

@@ -1,4 +1,4 @@
-"""What one can ask of finished weights: their scores on the validation set, predictions for the test set."""
+"""Score finished weights on the validation set, and write their predictions for the test set."""
 
 from __future__ import annotations
 
@@ -38,12 +38,11 @@ def evaluate_checkpoint(
     submission: Optional[Path] = None,
     uses: Sequence[str] = (),
 ) -> Evaluation:
-    """Score the weights at ``weights`` (ours or the reference's), or a model that is at hand on that device, on the
-    validation set; tables go to stdout.
+    """Score weights on the validation set; print the tables on stdout.
 
-    ``controls`` adds the scores of the same weights with exchanged cameras, of a constant and of colour alone. ``out``
-    receives all scores as JSON, ``submission`` the predictions as the challenge takes them (submission.py says what
-    ``uses`` is).
+    ``weights`` is a checkpoint of this package or of the reference, or a model that is already on the device.
+    ``controls`` adds the scores with exchanged cameras, of a constant class and of colour alone. ``out`` receives all
+    scores as JSON, ``submission`` the predictions in the challenge's format (``uses``: see submission.py).
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
@@ -88,9 +87,9 @@ def evaluate_checkpoint(
 def predict_test_set(
     config: Config, weights: Path, submission: Path, device: str = "auto", uses: Sequence[str] = ()
 ) -> None:
-    """Write predictions for the test set, whose labels are not published: nothing is scored.
+    """Write predictions for the test set, whose labels are not published; nothing is scored.
 
-    Its tables are those of v1.0-test, below the configured root. Raises ConfigError, DataError and CheckpointError.
+    The tables of v1.0-test are read below the configured root. Raises ConfigError, DataError and CheckpointError.
     """
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=TEST_VERSION))
     world, place, remarks = enter(device)
@@ -120,7 +119,7 @@ def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager
 def _loaded(
     config: Config, weights: Union[Path, TPVFormer], world: World, place: torch.device, log: RunLog
 ) -> TPVFormer:
-    """The model with the given weights, in the precision of all processes."""
+    """Return the model with the given weights, in the common precision of all processes."""
     chosen = precision.choose_together(config.train.precision, place, world)
     precision.begin(chosen, config, place, log)
     if isinstance(weights, TPVFormer):

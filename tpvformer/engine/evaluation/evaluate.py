@@ -1,4 +1,4 @@
-"""Scores of a model on a validation set: every sample counted exactly once, on any number of processes."""
+"""Evaluate a model on a validation set: every sample is counted exactly once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from tpvformer.labels import class_names
 if TYPE_CHECKING:
     from tpvformer.model import Prediction
 
-WORST = 6  # samples that an evaluation names
-# the metrics that may choose the best checkpoint, and the counts each is made of; the first one there is does
+WORST = 6  # samples of the highest loss that an evaluation lists
+# metrics that choose the best checkpoint, with their counts; the first available one is used
 _LEADERS = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
-_UNIT = 2.0**32  # losses are summed as integers of this fraction, exactly and in any order
+_UNIT = 2.0**32  # losses are summed as integers in units of 1 / _UNIT: exact in any order
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Classes of points (``pts``), classes of the voxels that points lie in (``vox``), mean loss over samples.
+    """Hold the scores of points (``pts``) and of the voxels they lie in (``vox``), and the mean loss over samples.
 
-    The first two are None where the data set has no points.
-    ``metrics`` holds these two and all others under their full names (metrics/named.py says what each one is).
-    ``confusion`` are the counts behind the leading one, [truth][predicted], ``worst`` the samples of the highest loss.
+    ``pts`` and ``vox`` are None if the data set has no points. ``metrics`` holds all metrics under their full names
+    (metrics/named.py defines them). ``confusion`` holds the counts of the leading metric, [truth][predicted]; ``worst``
+    the samples of the highest loss.
     """
 
     pts: Optional[Scores]
@@ -60,12 +60,12 @@ class Evaluation:
 
     @property
     def leading(self) -> Tuple[str, Optional[float]]:
-        """Name and value of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+        """Return name and value of the metric that chooses the best checkpoint; those of dense labels come first."""
         name = leader(self.metrics)
         return name, self.metrics[name].value if name in self.metrics else miou(self.pts)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return {
             "loss": self.loss,
             "samples": self.samples,
@@ -80,12 +80,12 @@ class Evaluation:
 
 
 def leader(metrics: Mapping[str, Metric]) -> str:
-    """The name of the metric that chooses the best checkpoint: dense labels lead where there are any."""
+    """Return the name of the metric that chooses the best checkpoint; those of dense labels come first."""
     return next((name for name in _LEADERS if name in metrics), "miou_points")
 
 
 def miou(scores: Optional[Scores]) -> Optional[float]:
-    """The mean over the classes present; None without scores too."""
+    """Return the mean over the classes present; None without scores."""
     return None if scores is None else scores.miou
 
 
@@ -101,18 +101,18 @@ def evaluate(
     change: Optional[Callable[[Batch], Batch]] = None,
     keep: Optional[Callable[[Batch, Prediction], None]] = None,
 ) -> Evaluation:
-    """Run the bare model (not its DDP wrapper: processes may hold unequal numbers of samples) over this rank's loader.
+    """Evaluate the bare model over this rank's loader; return the same result in all processes.
 
-    ``change`` alters each batch first (controls); ``keep`` is given each batch with its prediction. ``epoch`` is only
-    named in the log. ``between`` is called in all processes alike between batches, and may end it all by raising. All
-    processes return the same.
+    The model must not be wrapped in DDP, because processes may have unequal numbers of samples. ``change`` alters each
+    batch first (for baselines). ``keep`` receives each batch with its prediction. ``epoch`` only appears in the log.
+    ``between`` is called in all processes between batches, and may raise to end the evaluation.
     """
     data = cast(FrameDataset, loader.dataset)
     tally = MetricCounts(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
     tokens: List[str] = []
-    each: List[torch.Tensor] = []  # the losses of the samples; read at the end, so that nothing waits for the device
+    each: List[torch.Tensor] = []  # losses of the samples; read at the end, to avoid synchronising with the device
     training, together = model.training, config.data.batch_size * world.size
     model.eval()
     with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
@@ -152,7 +152,7 @@ def evaluate(
 
 
 def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, float]]:
-    """The samples of all processes with the highest loss, worst first; a loss that is no number is the worst of all."""
+    """Return the samples of the highest loss over all processes, highest first; non-finite losses come first."""
 
     def badness(sample: Sequence) -> Tuple[float, str]:
         return -sample[1] if math.isfinite(sample[1]) else -math.inf, sample[0]
@@ -163,12 +163,12 @@ def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, 
 
 
 def permute_cameras(batch: Batch) -> Batch:
-    """Every image gets the calibration of the camera before it: a model that sees must lose its way."""
+    """Give every image the calibration of the previous camera."""
     return dataclasses.replace(batch, lidar2img=batch.lidar2img.roll(1, dims=1))
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
-    """The tables of all metrics, line by line, into the log."""
+    """Log the tables of all metrics, line by line."""
     if result.pts is not None and result.vox is not None:
         for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
             log.line(line)
@@ -177,7 +177,7 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
 
 
 def write_scores(path: Path, result: Evaluation, config: Config) -> None:
-    """Everything that was found, as JSON. Raises ConfigError where the file cannot be written."""
+    """Write all results as JSON. Raises ConfigError if the file cannot be written."""
     values = {"config": config.name, **result.as_dict(class_names(config.data.label_map))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Predictions for the nuScenes lidar segmentation challenge, as its server takes them.
+"""Write predictions for the nuScenes lidar segmentation challenge, in its server's format.
 
-A zip of ``lidarseg/<set>/<token of the lidar record>_lidarseg.bin``, one byte a point in the scan's order, 1 to 16, and
-of ``<set>/submission.json``, which says what was used. Every process writes the predictions it makes into a folder
-beside the target; the first puts them together, in the order of the data set, and only then the zip gets its name.
+The zip holds ``lidarseg/<set>/<token of the lidar record>_lidarseg.bin``, one byte a point in the scan's order, 1 to
+16, and ``<set>/submission.json``, which lists the modalities that were used. Every process writes its predictions into
+a folder beside the target. Process 0 merges them in the order of the data set, then renames the zip to its final name.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 TEST_VERSION = "v1.0-test"
 _SETS = {("val", "v1.0-trainval"): "val", ("val", "v1.0-mini"): "mini_val", ("test", TEST_VERSION): "test"}
 _MODALITIES = ("camera", "lidar", "radar", "map", "external")
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip, so that the same predictions make the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # date of every file in the zip, so that equal predictions give equal bytes
 
 
 class Submission:
-    """The zip of one evaluation set; a context that leaves nothing behind unless ``finish`` was reached.
+    """Write the zip of one evaluation set; as a context, remove all partial files unless ``finish`` was reached.
 
-    ``uses`` names what the method uses beside the cameras. Raises DataError for a sample without scan or without a
-    record in the tables, ConfigError for a target that cannot be written; both before anything is predicted.
+    ``uses`` names the modalities that the method uses beside the cameras. Raises DataError for a sample without scan or
+    without a record in the tables, ConfigError for a target that cannot be written; both before anything is predicted.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Submission:
     ) -> None:
         self.set = _evaluation_set(cfg, split)
         self._target, self._tokens, self._world = target, data.tokens, world
-        data.whole_scans = True  # the server wants a class for each point of the file
+        data.whole_scans = True  # the server expects a class for each point of the file
         self._names = _file_names(data, cfg, split, self.set)
         self._meta = {f"use_{name}": name == "camera" or name in uses for name in _MODALITIES}
         self._whole = official_tokens(cfg, self.set)
@@ -61,13 +61,13 @@ class Submission:
         self._part = self._open()
 
     def _open(self) -> zipfile.ZipFile:
-        """This process's own file; all of them have to lie in one folder."""
+        """Open this process's own file; the files of all processes must be in one folder."""
         if self._target.is_dir():
             raise ConfigError(f"submission is {self._target}, which is a folder; name a file such as submission.zip")
         try:
             if self._world.is_main:
                 self._folder.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(self._folder, ignore_errors=True)  # what a killed run left here is of no use
+                shutil.rmtree(self._folder, ignore_errors=True)  # partial files of a killed run
                 self._folder.mkdir()
             barrier()
             part = zipfile.ZipFile(self._part_path(self._world.rank), "w")
@@ -105,7 +105,7 @@ class Submission:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, batch: Batch, prediction: Prediction) -> None:
-        """Keep the classes of a batch's points."""
+        """Add the predicted classes of a batch's points."""
         assert prediction.point_logits is not None
         first, last = EVALUATED[0], EVALUATED[-1]
         at_voxels = prediction.point_logits[:, first : last + 1].argmax(1) + first
@@ -117,7 +117,7 @@ class Submission:
             raise self._unwritable(err) from err
 
     def finish(self, log: RunLog) -> None:
-        """Put the parts together and give the zip its name; to be called by every process."""
+        """Merge the files of all processes and give the zip its final name; every process must call it."""
         try:
             self._part.close()
             barrier()
@@ -156,7 +156,7 @@ class Submission:
 def predict_all(
     model: nn.Module, loader: DataLoader, config: Config, device: torch.device, log: RunLog, into: Submission
 ) -> None:
-    """The predictions of a set without labels, this rank's share of it."""
+    """Predict this rank's share of a set without labels."""
     model.eval()
     with torch.no_grad(), log.progress("predict", len(loader)) as bar:
         for i, batch in enumerate(on_device(loader, device)):
@@ -167,7 +167,7 @@ def predict_all(
 
 
 def official_tokens(cfg: DataConfig, name: str) -> frozenset:
-    """The samples of an official evaluation set, as far as the tables hold it."""
+    """Return the sample tokens of an official evaluation set that are in the tables."""
     folder = Path(cfg.root, cfg.version)
     scenes = set(official(name))
     wanted = {row["token"] for row in read_table(folder, "scene", "name") if row["name"] in scenes}
@@ -177,7 +177,7 @@ def official_tokens(cfg: DataConfig, name: str) -> frozenset:
 
 
 def _evaluation_set(cfg: DataConfig, split: str) -> str:
-    """The challenge's name of a split of a version."""
+    """Return the challenge's name of a split of a version."""
     if cfg.format != "nuscenes":
         raise ConfigError(f"data.format is {cfg.format}; a submission is for nuScenes' lidarseg server alone")
     name = _SETS.get((split, cfg.version))
@@ -191,7 +191,7 @@ def _evaluation_set(cfg: DataConfig, split: str) -> str:
 
 
 def _file_names(data: FrameDataset, cfg: DataConfig, split: str, name: str) -> Dict[str, str]:
-    """The token of the lidar record of each sample; looks at the scans as well, before hours are spent."""
+    """Return the token of the lidar record of each sample; check beforehand that every scan exists."""
     known = scan_tokens(cfg.root, cfg.version)
     for token, scan in zip(data.tokens, data.scans):
         if not scan:

@@ -1,14 +1,15 @@
-"""Lovász-softmax and cross-entropy (Berman et al., CVPR 2018, arXiv:1705.08790), one value a sample, and what a
-configuration adds to them.
+"""Compute the training losses, one value a sample: Lovász-softmax, cross-entropy, and the optional terms.
+
+Lovász-softmax: Berman et al., CVPR 2018, arXiv:1705.08790.
 
 Shapes: B samples, K classes, P points, M occupied voxels (padded rows at the end), X, Y, Z the label grid.
 
-The loss of a batch is the mean of its samples' losses. Training therefore depends on the product ranks x batch size x
-accumulation alone, and a validation loss does not depend on how samples were grouped.
+The loss of a batch is the mean of its samples' losses. Training therefore depends only on the product ranks x batch
+size x accumulation, and a validation loss does not depend on how samples are grouped.
 
-Every point of a voxel has the same logits, so points enter as *counts*: how many points of each class a voxel holds.
-Points that share a voxel and a label are ties of the Lovász sort, and a run of ties contributes its common error times
-the Jaccard step over the whole run, whatever their order: sorting voxels instead of points changes nothing.
+Every point of a voxel has the same logits, so points enter as *counts*: the number of points of each class in a voxel.
+Points that share a voxel and a label are ties in the Lovász sort. A run of ties contributes its common error times the
+Jaccard difference over the run, in any order. Sorting voxels therefore gives the same loss as sorting points.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Mean over the samples of the configured losses' sum, what single cameras say included; a scalar.
+    """Return the mean loss of the samples, a scalar, with the term of the image head.
 
-    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
-    when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels``. ``prediction.voxel_logits`` are (B,K,M)
+    at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
     """
     losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
     image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
@@ -44,7 +45,7 @@ def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_
 
 
 def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """The loss of each sample, (B,) float32; inputs as for ``total_loss``."""
+    """Return the loss of each sample, (B,) float32; inputs as for ``total_loss``."""
     ignore = data_cfg.ignore_label
     inputs = {loss_cfg.lovasz_input, loss_cfg.ce_input}
     if "points" in inputs:
@@ -69,18 +70,18 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
     return loss
 
 
-@lru_cache(maxsize=4)  # copied once, as a copy from the host can make it wait
+@lru_cache(maxsize=4)  # cached: each copy from the host may synchronise with the device
 def _on_device(numbers: Tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, device=device)
 
 
 def needs_dense_voxels(loss_cfg: LossConfig, data_cfg: DataConfig) -> bool:
-    """Whether voxels without points carry a label, so that the loss needs logits in all of them."""
+    """Return whether empty voxels have labels, so that the loss needs logits in all voxels."""
     return "voxel" in (loss_cfg.lovasz_input, loss_cfg.ce_input) and data_cfg.fill_label != data_cfg.ignore_label
 
 
 def taught_labels(batch: Batch, data_cfg: DataConfig) -> Tensor:
-    """The labels (B,X,Y,Z) int64 of all voxels; what the configured mask did not observe carries the ignored one."""
+    """Return the labels (B,X,Y,Z) int64 of all voxels, with the ignore label outside the configured visibility mask."""
     labels = batch.voxel_labels.long()
     if not data_cfg.occupancy_mask:
         return labels
@@ -90,9 +91,9 @@ def taught_labels(batch: Batch, data_cfg: DataConfig) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Optional[Tensor] = None) -> Tensor:
-    """Mean over the rows of each sample that do not carry ``ignore``; zero where there is none.
+    """Return the mean cross-entropy (B,) over each sample's rows whose label is not ``ignore``; 0 without such rows.
 
-    logits (B,K,N), labels (B,N) int64; returns (B,). With ``weights`` (K,) the mean is that by the labels' weights.
+    logits (B,K,N), labels (B,N) int64. ``weights`` (K,) make it a weighted mean, each row with the weight of its label.
     """
     each = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="none")
     valid = labels != ignore
@@ -103,7 +104,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore: int, weights: Optional
 
 
 def image_losses(image: ImageLogits, batch: Batch, ignore: int) -> Tensor:
-    """Cross-entropy of each sample, (B,): the mean over cameras and the labelled voxels that each of them sees."""
+    """Return the cross-entropy (B,) of the image head: the mean over cameras and labelled voxels visible in each."""
     labels = labels_at_voxels(batch, ignore)
     cameras = image.visible.shape[1]
     seen = torch.where(image.visible, labels[:, None].expand(-1, cameras, -1), ignore)
@@ -111,9 +112,9 @@ def image_losses(image: ImageLogits, batch: Batch, ignore: int) -> Tensor:
 
 
 def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    """Lovász-softmax of each sample for rows with one label each.
+    """Return the Lovász-softmax loss (B,) of rows with one label each.
 
-    logits (B,K,N), labels (B,N) int64; returns (B,). The batch is flattened by passing it as one sample.
+    logits (B,K,N), labels (B,N) int64. To sort a batch as a whole, pass it as one sample.
     """
     valid = labels != ignore
     foreground = _one_hot(labels, valid, logits.shape[1])
@@ -124,22 +125,22 @@ def lovasz_labels(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
 
 
 def lovasz_counts(logits: Tensor, counts: Tensor) -> Tensor:
-    """Lovász-softmax of each sample over points that lie in voxels.
+    """Return the Lovász-softmax loss (B,) over points that are counted by voxel.
 
-    logits (B,K,M) of each voxel, counts (B,K,M) labelled points of each class in each voxel; returns (B,).
+    logits (B,K,M) of each voxel; counts (B,K,M), the labelled points of each class in each voxel.
     """
     probability = logits.softmax(1)
     others = counts.sum(1, keepdim=True) - counts
     nothing = torch.zeros_like(counts)
-    errors = torch.cat((1 - probability, probability), 2)  # (B,K,2M): a voxel's points of the class, and its others
+    errors = torch.cat((1 - probability, probability), 2)  # (B,K,2M): points of the class, then points of other classes
     return _lovasz(errors, torch.cat((counts, nothing), 2), torch.cat((nothing, others), 2))
 
 
 def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-    """Mean over the classes present of sum_k e_k (J_k - J_{k-1}), e sorted descending.
+    """Return the mean over the classes present of sum_k e_k (J_k - J_{k-1}), e sorted descending.
 
-    All (B,K,N): ``foreground`` and ``background`` say how many items of the class and of the other classes stand
-    behind each error. Rows with neither have no weight. No step waits for the device.
+    All (B,K,N). ``foreground`` and ``background`` count the points of the class and of other classes with each error.
+    Rows without points have no weight. No operation synchronises with the device.
     """
     with torch.no_grad():
         order = errors.argsort(dim=2, descending=True)
@@ -155,28 +156,28 @@ def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
 
 
 def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
-    """Labelled points of each class in each occupied voxel, (B,K,M) float32; padded points count nowhere."""
+    """Count the labelled points of each class in each occupied voxel, (B,K,M) float32, without padded points."""
     labels, rows = batch.point_labels, batch.point_voxel
     size = batch.voxels.shape[1]
-    valid = labels != ignore  # padded points carry the ignored label
+    valid = labels != ignore  # padded points have the ignore label
     flat = torch.where(valid, labels, 0) * size + rows
     counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
     return counts.scatter_add_(1, flat, valid.float()).unflatten(1, (num_classes, size))
 
 
 def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
-    """The voxel labels at ``batch.voxels``, (B,M) int64; padded rows carry ``ignore``."""
+    """Return the voxel labels at ``batch.voxels``, (B,M) int64; padded rows have the label ``ignore``."""
     inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
     labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
     return torch.where(inside, labels.long(), ignore)
 
 
 def flat_index(cells: Tensor, shape: Tuple[int, ...]) -> Tensor:
-    """Row-major position of cells (..., 3) in a grid of ``shape`` (X,Y,Z)."""
+    """Return the row-major index of cells (..., 3) in a grid of ``shape`` (X,Y,Z)."""
     return (cells[..., 0] * shape[1] + cells[..., 1]) * shape[2] + cells[..., 2]
 
 
 def _one_hot(labels: Tensor, valid: Tensor, num_classes: int) -> Tensor:
-    """(B,N) labels to (B,K,N) float; rows that are not valid are all zero."""
+    """Return labels (B,N) as one-hot (B,K,N) float; rows that are not valid are zero."""
     hot = torch.zeros(labels.shape[0], num_classes, labels.shape[1], device=labels.device)
     return hot.scatter_(1, torch.where(valid, labels, 0)[:, None], valid[:, None].float())

@@ -1,4 +1,4 @@
-"""What evaluation counts and what the counts mean. Each metric has one name and one definition; see ``named``."""
+"""Count predictions against labels and compute metrics. ``named`` defines each metric by name."""
 
 from tpvformer.engine.metrics.iou import Scores, confusion_matrix, percent, scores, table
 

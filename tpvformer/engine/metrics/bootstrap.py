@@ -1,6 +1,6 @@
-"""How far a score could move with other scenes: the bootstrap over scenes (Efron, Annals of Statistics 1979).
+"""Estimate confidence intervals of scores by the bootstrap over scenes (Efron, Annals of Statistics 1979).
 
-Frames of one scene look alike, so scenes are drawn, not frames: as many as there are, with replacement.
+Frames of one scene are correlated, so whole scenes are drawn: as many as the set has, with replacement.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 
 DRAWS = 1000
 LEVEL = 0.95
-SEED = 0  # the same scenes are drawn for every metric, model and run, so intervals can be compared
+SEED = 0  # fixed, so that every metric, model and run uses the same draws
 
 
 def interval(per_scene: Tensor, score: Callable[[Tensor], Tensor]) -> Optional[Tuple[float, float]]:
-    """The bounds of the middle 95 % of ``score`` over resampled sets of scenes; None with fewer than two scenes.
+    """Return the bounds of the central 95 % of ``score`` over resampled sets of scenes; None for fewer than two scenes.
 
-    per_scene (S, ...) int64 counts on the CPU; ``score`` takes (draws, ...) sums in float64 to (draws,). Draws in
-    which nothing is left to score (NaN) are left out.
+    per_scene (S, ...) int64 counts on the CPU. ``score`` maps sums (draws, ...) float64 to (draws,). Draws with a NaN
+    score are left out.
     """
     scenes = len(per_scene)
     if scenes < 2:

@@ -1,4 +1,4 @@
-"""The counts of an evaluation: int64, on the device, one slice a scene, summed over processes at the end."""
+"""Count predictions during an evaluation: int64 on the device, one slice a scene, summed over processes at the end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 
 class MetricCounts:
-    """Confusion matrices (scenes, rings, K, K) of ``points`` and ``voxels`` (the classes at labelled lidar points)
-    where the data set has points; with dense labels also of ``grid`` (all voxels) and, where masks are stored,
-    ``camera``; and with those of nuScenes counts of ``rays`` (scenes, rings, thresholds + 2, K).
+    """Accumulate confusion matrices (scenes, rings, K, K) and ray counts.
 
-    ``scene_of`` gives the row of each sample token. A ring is that of the voxel's middle, by its horizontal distance
-    from the origin of the grid's frame; for rays, that of the true distance along the ray.
+    A data set with points has ``points`` and ``voxels``, both counted at labelled lidar points. Dense labels add
+    ``grid`` (all voxels) and, if visibility masks are stored, ``camera``. Dense labels of nuScenes also add ``rays``
+    (scenes, rings, thresholds + 2, K).
+
+    ``scene_of`` gives the row of each sample token. The ring of a voxel is that of its centre's horizontal distance
+    from the origin of the grid's frame. The ring of a ray is that of the true distance along it.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class MetricCounts:
         self._rings = cell_rings(config.model.grid, device)
 
     def add(self, prediction: Prediction, batch: Batch) -> None:
-        """Count one batch. Nothing waits for the device."""
+        """Count one batch, without synchronising with the device."""
         ignore = self._config.data.ignore_label
         if self._points:
             self._add_points(prediction, batch)
@@ -80,7 +82,7 @@ class MetricCounts:
             )
 
     def _add_points(self, prediction: Prediction, batch: Batch) -> None:
-        """The classes at labelled points."""
+        """Count the predicted classes at labelled points."""
         valid = (batch.point_labels != self._config.data.ignore_label) & (batch.point_labels != IGNORED)
         x, y, _ = batch.grid_index.unbind(-1)
         ring = self._rings[x, y]
@@ -90,7 +92,7 @@ class MetricCounts:
     def _confuse(
         self, source: str, batch: Batch, predicted: Tensor, target: Tensor, ring: Tensor, valid: Tensor
     ) -> None:
-        """Add (B, ...) pairs to the matrices of the batch's scenes."""
+        """Add (B, ...) pairs to the confusion matrices of the batch's scenes."""
         rings = len(RINGS) + 1
         first = torch.arange(len(batch.tokens), device=target.device) * rings
         group = ring + first.view(-1, *[1] * (target.dim() - 1))
@@ -100,15 +102,15 @@ class MetricCounts:
             self._counts[source][self._scene_of[token]] += matrices
 
     def sum_over_processes(self) -> None:
-        """Exact, as all counts are whole numbers; to be called once, after the last batch."""
+        """Sum the counts over all processes, exactly, as they are integers. Call it once, after the last batch."""
         self._counts = {source: all_reduce_sum(counts).cpu() for source, counts in self._counts.items()}
 
     def confusion(self, source: str) -> Tensor:
-        """The (K,K) matrix of all scenes and rings."""
+        """Return the (K,K) confusion matrix over all scenes and rings."""
         return self._counts[source].sum((0, 1))
 
     def metrics(self) -> Dict[str, Metric]:
-        """Every metric that the counts allow, by name; after ``sum_over_processes``."""
+        """Return every metric that can be computed from the counts, by name; call it after ``sum_over_processes``."""
         if self._config.data.format == "semantickitti":
             known = kitti_definitions(self._classes)
         else:
@@ -117,7 +119,7 @@ class MetricCounts:
 
 
 def classes_at_voxels(prediction: Prediction, batch: Batch) -> Dict[str, Tensor]:
-    """Predicted classes (B,M) at ``batch.voxels``, as points and as voxels."""
+    """Return the predicted classes (B,M) at ``batch.voxels``, from the point head and from the voxel head."""
     assert prediction.point_logits is not None
     found = {"points": prediction.point_logits.argmax(1)}
     if prediction.voxel_logits.dim() == 3:
@@ -129,13 +131,13 @@ def classes_at_voxels(prediction: Prediction, batch: Batch) -> Dict[str, Tensor]
 
 
 def cell_rings(grid: GridConfig, device: torch.device) -> Tensor:
-    """The distance ring (X,Y) int64 of each column of voxels."""
+    """Return the distance ring (X,Y) int64 of each pillar of voxels."""
     low, high, cells = grid.pc_range[:2], grid.pc_range[3:5], grid.voxels[:2]
     x, y = (a + (torch.arange(n) + 0.5) * ((b - a) / n) for a, b, n in zip(low, high, cells))
     return ring_of((x[:, None] ** 2 + y[None] ** 2).sqrt(), RINGS).to(device)
 
 
 def rows_by_scene(scenes: Sequence[str], tokens: Sequence[str]) -> Dict[str, int]:
-    """The row of each sample: scenes are numbered in the order in which they first occur."""
+    """Return the row of each sample token: scenes are numbered in the order of their first sample."""
     number = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
     return {token: number[scene] for token, scene in zip(tokens, scenes)}

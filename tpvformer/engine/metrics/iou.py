@@ -1,4 +1,4 @@
-"""Intersection over union from one exact integer confusion matrix."""
+"""Compute intersection over union from an integer confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tpvformer.labels import EVALUATED
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says about the evaluated classes; ratios are in percent.
+    """Hold the IoU of the evaluated classes, in percent.
 
-    ``iou`` holds None for a class that the ground truth lacks. ``miou`` leaves such classes out (None when all are
-    absent); ``miou_reference`` counts them as 100 %, which is how the published figures are computed.
+    ``iou`` is None for a class without ground truth. ``miou`` leaves such classes out (None if all are absent);
+    ``miou_reference`` counts them as 100 %, the rule of the published figures.
     """
 
     classes: Tuple[int, ...]
@@ -27,7 +27,7 @@ class Scores:
     miou_reference: float
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
-        """The same as plain values, ready for JSON."""
+        """Return the scores as plain values for JSON."""
         iou = {names[c]: v for c, v in zip(self.classes, self.iou)}
         return {"miou": self.miou, "miou_reference": self.miou_reference, "iou": iou}
 
@@ -44,18 +44,18 @@ def confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int, ignore
 def grouped_confusion(
     predicted: Tensor, target: Tensor, group: Tensor, groups: int, num_classes: int, valid: Tensor
 ) -> Tensor:
-    """A confusion matrix for each group, (groups,K,K) int64: [group, target, predicted]; only ``valid`` entries count.
+    """Return a confusion matrix for each group, (groups,K,K) int64 [group, target, predicted], of ``valid`` entries.
 
-    All int64 of one shape (``valid`` bool). Where ``valid`` is False the other values may be anything.
+    All int64 of one shape (``valid`` bool). Where ``valid`` is False the other values are not read.
     """
     size = groups * num_classes**2
     pairs = torch.where(valid, (group * num_classes + target) * num_classes + predicted, size).flatten()
-    counts = torch.zeros(size + 1, dtype=torch.int64, device=target.device)  # the last is thrown away
+    counts = torch.zeros(size + 1, dtype=torch.int64, device=target.device)  # the last collects invalid entries
     return counts.scatter_add_(0, pairs, torch.ones_like(pairs))[:size].view(groups, num_classes, num_classes)
 
 
 def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:
-    """IoU of each class: correct / (in the ground truth + predicted - correct), from a (K,K) int64 matrix."""
+    """Return the IoU of each class, correct / (ground truth + predicted - correct), from a (K,K) int64 matrix."""
     matrix = confusion.cpu()
     seen = [int(matrix[c].sum()) for c in classes]
     union = [int(matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in classes]
@@ -67,9 +67,9 @@ def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:
 
 
 def table(metrics: Dict[str, Scores], names: Sequence[str]) -> List[str]:
-    """Plain lines: one a class with its IoU under each metric, and the means. ``names`` is indexed by class.
+    """Return a text table: the IoU of each class under each metric, then the means. ``names`` is indexed by class.
 
-    The metrics must be of the same points.
+    All metrics must have been counted at the same points.
     """
     first = next(iter(metrics.values()))
     present = sum(v is not None for v in first.iou)
@@ -85,5 +85,5 @@ def table(metrics: Dict[str, Scores], names: Sequence[str]) -> List[str]:
 
 
 def percent(value: Optional[float]) -> str:
-    """Two decimals, or n/a where there is nothing to score."""
+    """Format a percentage with two decimals, or "n/a" for None."""
     return "n/a" if value is None else f"{value:.2f}%"

@@ -1,4 +1,4 @@
-"""Every metric by its one name: what it counts, which classes it averages, and under which rule.
+"""Define every metric by name: the counts, the classes in its mean, and the rule for absent classes.
 
 | name | counted | classes | absent classes |
 | --- | --- | --- | --- |
@@ -10,13 +10,13 @@
 | ssc_miou | all voxels of the dense grid | 1..16 | left out |
 | occ3d_miou | voxels that a camera observes (mask_camera) | 0..16, "others" included | left out |
 | occ3d_miou_no_other | voxels that a camera observes | 1..16 | left out |
-| ray_iou@1, @2, @4 | lidar-like rays, right within 1, 2, 4 m | as taught | left out |
-| ray_iou | mean of the three | as taught | left out |
+| ray_iou@1, @2, @4 | lidar-like rays, correct within 1, 2, 4 m | those of the labels | left out |
+| ray_iou | mean of the three | those of the labels | left out |
 
 SemanticKITTI has sc_iou, ssc_miou over its classes 1..19, and sc_precision and sc_recall of "occupied".
 
-Voxels whose label is ``data.ignore_label`` count nowhere. The classes of RayIoU are 0..16 for Occ3D labels and 1..16
-where 0 is ignored (SurroundOcc labels). Sources: SurroundOcc (arXiv:2303.09551) for sc_iou and ssc_miou, Occ3D
+Voxels labelled ``data.ignore_label`` are not counted. The classes of RayIoU are 0..16 for Occ3D labels, and 1..16 for
+labels whose ignore label is 0 (SurroundOcc). Sources: SurroundOcc (arXiv:2303.09551) for sc_iou and ssc_miou, Occ3D
 (arXiv:2304.14365), SparseOcc (arXiv:2312.17118) for RayIoU.
 """
 
@@ -49,7 +49,7 @@ RING_NAMES = tuple(f"{a:g}-{b:g} m" for a, b in zip((0.0, *RINGS[:-1]), RINGS)) 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number in percent and what it is made of; None where there is nothing to score."""
+    """Hold one metric in percent with its interval, classes and rings; None where nothing can be scored."""
 
     value: Optional[float]
     interval: Optional[Tuple[float, float]]  # 95 %, bootstrap over scenes; None for fewer than two
@@ -57,14 +57,14 @@ class Metric:
     rings: Mapping[str, Optional[float]]  # the same metric by distance ring
 
     def as_dict(self) -> Dict[str, object]:
-        """Plain values, ready for JSON."""
+        """Return plain values for JSON."""
         bounds = None if self.interval is None else list(self.interval)
         return {"value": self.value, "interval": bounds, "iou": dict(self.classes), "rings": dict(self.rings)}
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """``iou`` takes counts (..., *) of kind ``source`` to (..., C) for the C ``classes``; ``mean`` those to (...)."""
+    """Define a metric: ``iou`` maps counts (..., *) to (..., C) for the C ``classes``, ``mean`` maps those to (...)."""
 
     source: str  # points, voxels, grid, camera or rays: see collect.MetricCounts
     iou: Callable[[Tensor], Tensor]
@@ -73,7 +73,7 @@ class MetricSpec:
 
 
 def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Dict[str, MetricSpec]:
-    """The metrics that the counts ``sources`` allow; ``names`` by class."""
+    """Return the metrics that can be computed from the counts ``sources``; ``names`` is indexed by class."""
     every = (IGNORED, *EVALUATED)
     taught = tuple(c for c in every if c != ignore)
 
@@ -100,7 +100,7 @@ def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Di
 
 
 def kitti_definitions(classes: Classes) -> Dict[str, MetricSpec]:
-    """The metrics of SemanticKITTI's scene completion, all of them over the dense grid."""
+    """Return the metrics of SemanticKITTI's scene completion, all over the dense grid."""
 
     def completion(score: Callable[[Tensor, int], Tensor]) -> MetricSpec:
         return MetricSpec("grid", lambda counts: score(counts, classes.empty)[..., None], ("occupied",))
@@ -115,13 +115,13 @@ def kitti_definitions(classes: Classes) -> Dict[str, MetricSpec]:
 
 
 def _ray_iou(counts: Tensor, classes: Sequence[int], thresholds: Sequence[int]) -> Tensor:
-    """(..., thresholds + 2, K) to (..., C), the mean over the thresholds chosen."""
+    """Return the mean IoU over the chosen thresholds: counts (..., thresholds + 2, K) to (..., C)."""
     right, seen, guessed = counts[..., list(thresholds), :], counts[..., -2, :], counts[..., -1, :]
     return ratio(right, seen[..., None, :], guessed[..., None, :]).mean(-2)[..., list(classes)]
 
 
 def measure(definition: MetricSpec, counts: Tensor) -> Metric:
-    """One metric from its counts (scenes, rings, ...) int64 on the CPU."""
+    """Compute one metric from its counts (scenes, rings, ...) int64 on the CPU."""
     total = counts.sum((0, 1))
     iou = definition.iou(total)
 
@@ -129,7 +129,7 @@ def measure(definition: MetricSpec, counts: Tensor) -> Metric:
         return definition.mean(definition.iou(sums))
 
     def by_ring() -> List[Optional[float]]:
-        scored = counts.sum(0).flatten(1).any(1)  # a ring without anything has no score, under any rule
+        scored = counts.sum(0).flatten(1).any(1)  # an empty ring has no score, whatever the rule for absent classes
         return [_plain(value) if some else None for value, some in zip(score(counts.sum(0)), scored)]
 
     some = bool(total.any())
@@ -146,7 +146,7 @@ def _plain(value: Tensor) -> Optional[float]:
 
 
 def named_table(metrics: Mapping[str, Metric], scenes: int) -> List[str]:
-    """Plain lines: every metric with its interval and its rings; then classes under each metric of the dense grid."""
+    """Return a text table: every metric with its interval and rings, then the class IoU of the dense grid's metrics."""
     if not metrics:
         return []
     width = max(len("metric"), *map(len, metrics))
@@ -160,7 +160,7 @@ def named_table(metrics: Mapping[str, Metric], scenes: int) -> List[str]:
         lines.append(f"{name:<{width}} : {percent(metric.value):>8}  {bounds:>20}{rings}")
     shown = {name: m for name, m in metrics.items() if name in ("ssc_miou", "occ3d_miou", "ray_iou")}
     if shown:
-        classes = max((list(m.classes) for m in shown.values()), key=len)  # the others are part of it, in this order
+        classes = max((list(m.classes) for m in shown.values()), key=len)  # the others are a subset, in this order
         width = max(map(len, classes))
         lines.append(f"{'IoU of a class':<{width}} : " + "".join(f"{name:>12}" for name in shown))
         for label in classes:

@@ -1,7 +1,7 @@
-"""Means over confusion matrices, for any number of matrices at a time, so that resampled ones cost no more.
+"""Compute means over confusion matrices, for many matrices at once, as the bootstrap needs.
 
-A confusion matrix is (..., K, K) [target, predicted], whole numbers in int64 or float64 (exact to 2^53). Results are
-float64, in percent; NaN where there is nothing to score.
+A confusion matrix is (..., K, K) [target, predicted], integers in int64 or float64 (exact to 2^53). Results are
+float64, in percent, and NaN where nothing can be scored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def class_iou(confusion: Tensor, classes: Sequence[int]) -> Tensor:
-    """(..., C): correct / (in the ground truth + predicted - correct); NaN for a class that the ground truth lacks."""
+    """Return (..., C): correct / (ground truth + predicted - correct); NaN for a class without ground truth."""
     chosen = list(classes)
     matrix = confusion.double()
     correct = matrix.diagonal(dim1=-2, dim2=-1)[..., chosen]
@@ -22,43 +22,43 @@ def class_iou(confusion: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def ratio(correct: Tensor, seen: Tensor, guessed: Tensor) -> Tensor:
-    """Intersection over union in percent from counts of one shape; NaN where nothing was there to be found."""
+    """Return the intersection over union in percent from counts of one shape; NaN where ``seen`` is 0."""
     iou = 100.0 * correct.double() / (seen + guessed - correct)
     return torch.where(seen > 0, iou, torch.nan)
 
 
 def mean_of_present(iou: Tensor) -> Tensor:
-    """Mean over the last axis of what is not NaN."""
+    """Return the mean over the last axis, without NaN."""
     return iou.nanmean(-1)
 
 
 def mean_reference(iou: Tensor) -> Tensor:
-    """Mean over the last axis in which a class without ground truth counts 100 %: the published code's rule."""
+    """Return the mean over the last axis, with 100 % for a class without ground truth: the published code's rule."""
     return torch.where(iou.isnan(), 100.0, iou).mean(-1)
 
 
 def sc_iou(confusion: Tensor, empty: int) -> Tensor:
-    """Scene completion: IoU of "occupied by anything" against "empty", whatever the class, (...).
+    """Return the IoU (...) of "occupied" against "empty", whatever the class: scene completion.
 
-    A class that is predicted but never taught (the ignored one) counts as occupied.
+    A class that is predicted but has no labels (the ignored one) counts as occupied.
     """
     return ratio(*_occupied(confusion, empty))
 
 
 def sc_precision(confusion: Tensor, empty: int) -> Tensor:
-    """Percent of what is predicted as occupied that is so, (...); NaN where nothing is predicted."""
+    """Return the percentage (...) of the voxels predicted as occupied that are occupied; NaN if none is predicted."""
     both, _, guessed = _occupied(confusion, empty)
     return 100.0 * both / guessed
 
 
 def sc_recall(confusion: Tensor, empty: int) -> Tensor:
-    """Percent of what is occupied that is predicted so, (...); NaN where nothing is."""
+    """Return the percentage (...) of the occupied voxels that are predicted as occupied; NaN if none is occupied."""
     both, seen, _ = _occupied(confusion, empty)
     return 100.0 * both / seen
 
 
 def _occupied(confusion: Tensor, empty: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Voxels that are occupied and predicted so, that are occupied, that are predicted so."""
+    """Count voxels: occupied and predicted as occupied; occupied; predicted as occupied."""
     matrix = confusion.double()
     both = matrix.sum((-2, -1)) - matrix[..., empty, :].sum(-1) - matrix[..., :, empty].sum(-1)
     both = both + matrix[..., empty, empty]

@@ -1,11 +1,13 @@
-"""RayIoU: what a lidar would meet in the predicted grid against what it meets in the true one.
+"""Compute RayIoU: cast the rays of a simulated lidar into the predicted and the true grid and compare the hits.
 
-Defined by SparseOcc (arXiv:2312.17118, section 4): a query ray is right at a threshold when the first occupied voxels
-on it have one class and their distances differ by less than the threshold (1, 2 or 4 m); a class's IoU is right /
-(rays that truly end in it + rays predicted to end in it - right); rays that truly leave the grid are left out.
-The distance of a voxel is where the ray enters it. Casting is exact (Amanatides and Woo, Eurographics 1987: from cell
-to cell, always across the nearest wall) and the number of steps depends on the grid alone, so nothing waits for the
-device.
+Defined by SparseOcc (arXiv:2312.17118, section 4). A ray is correct at a threshold if its first occupied voxels in both
+grids have the same class and their distances differ by less than the threshold (1, 2 or 4 m). The IoU of a class is
+correct / (rays that truly end in it + rays predicted to end in it - correct). Rays that leave the true grid are left
+out.
+
+The distance of a voxel is that of the point where the ray enters it. Ray casting is exact (Amanatides and Woo,
+Eurographics 1987: each step crosses the nearest cell face). The number of steps depends on the grid alone, so nothing
+synchronises with the device.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from torch import Tensor
 
 THRESHOLDS = (1.0, 2.0, 4.0)  # metres
 AZIMUTHS = 360
-STEEP = 10  # pitches whose rays meet flat ground 1, 2, ... 10 sensor heights away
-HOUSEKEEPING = 16  # steps after which rays that have ended are put aside
+STEEP = 10  # downward pitches: their rays meet flat ground 1, 2, ... 10 sensor heights away
+HOUSEKEEPING = 16  # steps between two removals of finished rays
 HIGHEST = 0.21  # radians; the upper edge of the nuScenes lidar's field of view
 
 
 def lidar_directions() -> Tensor:
-    """Unit vectors (R,3) float32 of the query rays, x and y horizontal, z up: 1 degree apart, 39 pitches.
+    """Return unit vectors (R,3) float32 of the query rays, x and y horizontal, z up: 360 azimuths, 39 pitches.
 
-    Downwards the pitches are -atan(1/k), k = 1..10, so that rays meet flat ground at equal distances; from there they
-    go on in steps of the last difference to the first one that reaches ``HIGHEST``.
+    The downward pitches are -atan(1/k), k = 1..10, so that rays meet flat ground at equal spacing. Above them the
+    pitches continue with the last difference, up to the first one that reaches ``HIGHEST``.
     """
     pitches = [-math.atan2(1, k) for k in range(1, STEEP + 1)]
     step = pitches[-1] - pitches[-2]
@@ -41,7 +43,7 @@ def lidar_directions() -> Tensor:
 
 
 class Area(NamedTuple):
-    """Where a grid lies, (3,) each: lower and upper corner in metres float32, and voxels along x, y, z int64."""
+    """Hold the extent of a grid, (3,) each: lower and upper corner in metres float32, voxels along x, y, z int64."""
 
     low: Tensor
     high: Tensor
@@ -49,18 +51,18 @@ class Area(NamedTuple):
 
     @classmethod
     def of(cls, voxels: Sequence[int], pc_range: Sequence[float], device: torch.device) -> Area:
-        """Made once, as a list takes a device a wait to become a tensor."""
+        """Build the tensors once; a conversion from a list synchronises with the device."""
         low, high = (torch.tensor(pc_range[i : i + 3], dtype=torch.float32, device=device) for i in (0, 3))
         return cls(low, high, torch.tensor(list(voxels), device=device))
 
 
 def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: Area) -> Tuple[Tensor, Tensor]:
-    """The first voxel that is not ``empty`` on each ray, in each of V grids.
+    """Return the first voxel that is not ``empty`` on each ray, in each of V grids.
 
     grids (V,X,Y,Z) int64 classes over ``area``; origins (R,3) metres, directions (R,3) unit vectors, in its frame.
-    Returns classes (V,R) int64, ``empty`` where a ray leaves the grid, and distances (V,R) float32 in metres, to where
-    the ray enters the voxel or, if it meets none, leaves the grid. A ray that starts outside begins where it enters the
-    grid; one that never does meets nothing at distance 0.
+    Returns classes (V,R) int64, ``empty`` for a ray that hits nothing, and distances (V,R) float32 in metres: where the
+    ray enters the voxel or, without a hit, leaves the grid. A ray that starts outside begins where it enters the grid;
+    a ray that never enters hits nothing, at distance 0.
     """
     count, device = grids.shape[0], grids.device
     low, high, cells = area
@@ -69,7 +71,7 @@ def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: A
     forwards, moving = directions >= 0, directions.abs() > 1e-9
     inverse = torch.where(moving, 1.0 / torch.where(moving, directions, 1.0), torch.inf)
     near, far = (torch.where(moving, (wall - origins) * inverse, torch.inf) for wall in (low, high))
-    between = (origins >= low) & (origins <= high)  # a ray along a wall has no crossings to go by
+    between = (origins >= low) & (origins <= high)  # an axis that the ray does not move along has no crossings
     entry = torch.where(moving, torch.minimum(near, far), torch.where(between, -torch.inf, torch.inf))
     entry = entry.amax(1).clamp(min=0)
     inside = entry < torch.maximum(near, far).amin(1)
@@ -80,7 +82,7 @@ def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: A
     reach = at.expand(count, -1).clone()
     part, found, distance = torch.arange(len(origins), device=device), hit, reach
     for n in range(sum(grids.shape[1:]) - 2):  # from one corner to the opposite one
-        if device.type == "cpu" and n % HOUSEKEEPING == HOUSEKEEPING - 1:  # where looking at values costs no waiting
+        if device.type == "cpu" and n % HOUSEKEEPING == HOUSEKEEPING - 1:  # reading values synchronises elsewhere
             hit[:, part], reach[:, part] = found, distance
             kept = (rays.inside & (found == empty).any(0)).nonzero()[:, 0]
             rays, part = _Rays(*(field[kept] for field in rays)), part[kept]
@@ -101,14 +103,14 @@ def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: A
 
 
 class _Rays(NamedTuple):
-    """R rays on their way: the cell (R,3) each is in, whether (R,) that is in the grid, and what does not change."""
+    """Hold R rays: the current cell (R,3) of each, whether it is inside the grid (R,), and constants of the ray."""
 
     cell: Tensor
     inside: Tensor
     origins: Tensor
     inverse: Tensor  # (R,3) 1 / direction
     forwards: Tensor  # (R,3) bool, towards higher cells
-    moving: Tensor  # (R,3) bool, along this axis at all
+    moving: Tensor  # (R,3) bool, not parallel to the axis's faces
 
 
 def ray_counts(
@@ -122,11 +124,11 @@ def ray_counts(
     num_classes: int,
     edges: Sequence[float] = (),
 ) -> Tensor:
-    """Counts of one sample, (rings, thresholds + 2, K) int64: right at each threshold, truly there, predicted.
+    """Return the counts of one sample, (rings, thresholds + 2, K) int64: correct at each threshold, true, predicted.
 
-    predicted, target (X,Y,Z) int64; ``ignore`` may be a value above K: rays that truly end in it are left out, as
-    are those that truly leave the grid. origins (O,3), directions (R,3): every direction from every origin. ``edges``
-    (metres, rising) divide rays into rings by their true distance.
+    predicted, target (X,Y,Z) int64. ``ignore`` may be a value above K. Rays that truly end in ``ignore`` are left out,
+    as are those that leave the true grid. origins (O,3), directions (R,3): every direction from every origin. ``edges``
+    (metres, ascending) divide rays into rings by their true distance.
     """
     starts = origins[:, None].expand(-1, len(directions), -1).reshape(-1, 3)
     ways = directions.repeat(len(origins), 1)
@@ -146,7 +148,7 @@ def ray_counts(
 
 
 def ring_of(distance: Tensor, edges: Sequence[float]) -> Tensor:
-    """The number of ``edges`` (metres, rising) at or below each distance: 0 for the innermost ring."""
+    """Return the number of ``edges`` (metres, ascending) at or below each distance: 0 for the innermost ring."""
     ring = torch.zeros_like(distance, dtype=torch.int64)
     for edge in edges:
         ring = ring + (distance >= edge)

@@ -1,4 +1,4 @@
-"""AdamW over two parameter groups, the backbone at its own rate and the rest, and what one of its steps is made of."""
+"""Build AdamW over two parameter groups, the backbone and the rest, and run its steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tpvformer.engine.device.accelerator import adamw, gradient_scaler
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with weight decay on every trainable parameter, norms, biases and embeddings included.
+    """Return AdamW with weight decay on every trainable parameter, including norms, biases and embeddings.
 
-    The reference keeps one group a tensor; parameters that share rate and decay are updated identically in one group,
-    and optimisers that fuse do so within a group. Group 0 is everything but ``model.backbone``. Frozen parameters are
-    in no group.
+    Group 0 holds all parameters outside ``model.backbone``, group 1 those of the backbone. Frozen parameters are in no
+    group. The reference has one group for each tensor. Parameters with the same rate and decay are updated identically
+    in one group, and fused optimisers fuse within a group.
     """
     backbone: List[Tensor] = []
     rest: List[Tensor] = []
@@ -30,12 +30,12 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig, device: torch.device) ->
 
 
 def keeps_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser packs all gradients into its own memory: they must be zeroed, never dropped or replaced."""
+    """Return whether the optimiser packs all gradients into one buffer: then they may be zeroed, but not replaced."""
     return hasattr(optimizer, "clip_grad_norm_fused_")
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Scale all gradients together to a 2-norm of at most ``max_norm``; returns the norm before, on the device."""
+    """Scale all gradients together to a 2-norm of at most ``max_norm``; return the norm before, on the device."""
     fused: Optional[Callable[..., Tensor]] = getattr(optimizer, "clip_grad_norm_fused_", None)
     if fused is not None:
         return fused(max_norm)
@@ -44,7 +44,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
 
 
 class Stepper:
-    """Steps of an optimiser: clear the gradients, go backward once or more, update. With fp16 the loss is scaled."""
+    """Run the optimiser's steps: zero gradients, one or more backward passes, update. With fp16 the loss is scaled."""
 
     def __init__(self, model: nn.Module, cfg: OptimConfig, device: torch.device, precision: str = "fp32") -> None:
         self.optimizer = build_optimizer(model, cfg, device)
@@ -61,13 +61,13 @@ class Stepper:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def update(self) -> Tensor:
-        """Clip and step; returns the norm before clipping."""
+        """Clip and step; return the norm before clipping."""
         norm = self.clip()
         self.step()
         return norm
 
     def clip(self) -> Tensor:
-        """Clip the gradients; returns their norm before."""
+        """Clip the gradients; return their norm before clipping."""
         if self._packs:
             self._complete_gradients()
         if self.scaler is not None:
@@ -75,7 +75,7 @@ class Stepper:
         return clip_gradients(self.optimizer, self._clip_norm)
 
     def step(self) -> None:
-        """Change the weights. With fp16, gradients that overflowed skip the step."""
+        """Update the weights. With fp16, a step whose gradients overflowed is skipped."""
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -89,7 +89,7 @@ class Stepper:
             self.scaler.update()
 
     def _complete_gradients(self) -> None:
-        """A parameter without a gradient when gradients are packed would never be updated: it gets one of zeros."""
+        """Give parameters without a gradient one of zeros: an optimiser that packs gradients would never update them."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -97,7 +97,7 @@ class Stepper:
 
 
 def portable_state(optimizer: torch.optim.Optimizer) -> Dict[str, Any]:
-    """The optimiser's state in PyTorch's own form, whichever AdamW it is: step counts are tensors."""
+    """Return the optimiser's state in PyTorch's format, whichever AdamW is in use: step counts are tensors."""
     content = optimizer.state_dict()
     state = {
         key: {name: _as_tensor(value) if name == "step" else value for name, value in values.items()}
@@ -111,8 +111,8 @@ def _as_tensor(step: Any) -> Tensor:
 
 
 def load_portable_state(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:
-    """Put the state of ``portable_state`` in place, before the first step. Raises ValueError if it does not fit."""
-    if keeps_gradients(optimizer):  # such an optimiser counts in Python
+    """Load a state of ``portable_state``, before the first step. Raises ValueError if it does not fit."""
+    if keeps_gradients(optimizer):  # this optimiser counts steps with Python integers
         state = {
             key: {name: int(value) if name == "step" else value for name, value in values.items()}
             for key, values in content["state"].items()
