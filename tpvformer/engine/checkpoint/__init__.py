@@ -1,1 +1,1 @@
-"""Checkpoints: their content, their files, when they are written and how a run goes on from one."""
+"""Save checkpoints and resume runs from them."""

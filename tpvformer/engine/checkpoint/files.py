@@ -1,9 +1,9 @@
-"""The checkpoints of a work dir, as files.
+"""Write, read and prune the checkpoint files of a work dir.
 
-``epoch_<n>.pth`` after every epoch, ``step_<n>.pth`` in between, ``latest.pth`` pointing at the newest of both,
-``best.pth`` a copy of the one with the highest leading metric: point mIoU, or that of dense labels where they are
-configured. The content is packed (compat/container.py). Every file appears whole or not at all, carries a seal
-(compat/checksum.py), and survives the loss of power once ``write`` has returned.
+``epoch_<n>.pth`` is written after every epoch, ``step_<n>.pth`` in between. ``latest.pth`` links to the newest of both.
+``best.pth`` is a copy of the one with the highest leading metric: point mIoU, or that of dense labels if they are
+configured. The content is packed (compat/container.py). Every file is written completely or not at all, has a checksum
+(compat/checksum.py), and survives a power failure once ``write`` has returned.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _NAME = re.compile(r"(epoch|step)_(\d+)\.pth")
 
 
 def epoch_name(epoch: int) -> str:
-    """The file after ``epoch`` epochs."""
+    """Return the name of the file after ``epoch`` epochs."""
     return f"epoch_{epoch}.pth"
 
 
 def step_name(step: int) -> str:
-    """The file after ``step`` optimiser steps, in the middle of an epoch."""
+    """Return the name of the file after ``step`` optimiser steps, in the middle of an epoch."""
     return f"step_{step}.pth"
 
 
 def write(work_dir: Path, name: str, content: Dict[str, Any], best: bool = False) -> Path:
-    """Write a checkpoint, point ``latest.pth`` at it (relative, so that the folder can be moved), copy the best.
+    """Write a checkpoint, link ``latest.pth`` to it, and copy it to ``best.pth`` if ``best``; return its path.
 
-    Raises OSError; what was there before is then there still.
+    The link is relative, so that the folder can be moved. Raises OSError; the earlier files are then unchanged.
     """
     path = work_dir / name
     _replace(path, lambda temporary: write_sealed(packed(content), temporary, content["global_iter"]))
@@ -52,7 +52,7 @@ def write(work_dir: Path, name: str, content: Dict[str, Any], best: bool = False
 
 
 def read(path: Path) -> Dict[str, Any]:
-    """The content of a checkpoint that ``write`` wrote, on the CPU. Raises CheckpointError."""
+    """Read a checkpoint that ``write`` wrote, to the CPU. Raises CheckpointError."""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"checkpoint {path} points at {os.readlink(path)}, which is gone; name another file")
     content = read_archive(path)
@@ -69,9 +69,10 @@ def read(path: Path) -> Dict[str, Any]:
 
 
 def read_newest(work_dir: Path, warn: Callable[[str], None]) -> Optional[Tuple[Path, Dict[str, Any]]]:
-    """What ``latest.pth`` holds; where it is damaged or gone, the newest other checkpoint that is whole, and says so.
+    """Read ``latest.pth``; if it is damaged or missing, warn and read the newest other checkpoint that is intact.
 
-    None where there is no checkpoint. Raises CheckpointError where none can be read, and for files of other programs.
+    Returns None if there is no checkpoint. Raises CheckpointError if none can be read, or if ``latest.pth`` was written
+    by another program.
     """
     latest, others = work_dir / LATEST, newest_first(work_dir)
     if not others and not (latest.exists() or latest.is_symlink()):
@@ -96,7 +97,7 @@ def read_newest(work_dir: Path, warn: Callable[[str], None]) -> Optional[Tuple[P
 
 
 def newest_first(work_dir: Path) -> List[Path]:
-    """The checkpoints of epochs and steps, by the steps trained. Files without a seal are older than those with one."""
+    """List the checkpoints of epochs and steps, most steps first; files without a checksum count as oldest."""
     found = [(path, _NAME.fullmatch(path.name)) for path in work_dir.glob("*_*.pth")]
     keys = {}
     for path, name in found:
@@ -107,9 +108,10 @@ def newest_first(work_dir: Path) -> List[Path]:
 
 
 def prune(work_dir: Path, keep: int, step: Optional[int] = None) -> None:
-    """Of the newest ``keep`` checkpoints up to ``step`` keep all, of the older ones those of epochs.
+    """Remove checkpoints of steps, except the newest ``keep`` files up to ``step``; checkpoints of epochs stay.
 
-    Files of later steps, left by a run that was taken back, are counted out: they are written again or removed later.
+    Files of later steps belong to a run that was resumed from an earlier step. They do not count: the run writes them
+    again, or a later call removes them.
     """
     reached = [p for p in newest_first(work_dir) if step is None or (sealed_step(p) or 0) <= step]
     for path in reached[keep:]:
@@ -118,13 +120,13 @@ def prune(work_dir: Path, keep: int, step: Optional[int] = None) -> None:
 
 
 def remove_partial(work_dir: Path) -> None:
-    """Take away what processes that were killed had half written."""
+    """Remove the partial files of killed processes."""
     for path in work_dir.glob(".*.pth.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a temporary file, which reaches the disk, and only then let it take the place of ``path``."""
+    """Fill a temporary file, sync it to the disk, and rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         fill(temporary)
@@ -141,7 +143,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the names of a folder to the disk, where the system has such a thing; Windows opens no folders."""
+    """Sync the entries of a folder to the disk, if the system supports it; Windows cannot open folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -151,7 +153,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make ``link`` a relative symbolic link to its neighbour ``target``; a copy where the file system has no links."""
+    """Make ``link`` a relative symbolic link to ``target`` in its folder, or a copy on file systems without links."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""The middle of an epoch: what is kept of it, and how a run goes on from there, on any number of processes."""
+"""Store the state in the middle of an epoch, and resume from it on any number of processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.errors import ConfigError
 
-MOMENT = ("world_size", "global_batch", "losses", "rng")  # what a checkpoint says about the middle of an epoch
+MOMENT = ("world_size", "global_batch", "losses", "rng")  # keys of the state in the middle of an epoch
 
 
 class ResumePoint(NamedTuple):
-    """A checkpoint to go on from."""
+    """Hold the checkpoint to resume from."""
 
     path: Path
     content: Dict[str, Any]
 
 
 def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: RunLog) -> Optional[ResumePoint]:
-    """The checkpoint that was named, else the newest whole one of the work dir, else None.
+    """Return the named checkpoint, else the newest intact one of the work dir, else None.
 
-    Process 0 chooses for all. Raises CheckpointError, which for a damaged file names the newest whole one beside it.
+    Process 0 chooses for all. Raises CheckpointError; for a damaged file it names the newest intact one in the same
+    folder.
     """
     if resume_from is not None:
         try:
@@ -55,7 +56,7 @@ def find_origin(work_dir: Path, resume_from: Optional[Path], world: World, log: 
 
 
 def _alternative(path: Path) -> str:
-    """The end of a sentence about a file that cannot be read: which one of its folder can."""
+    """Return the end of an error message: the newest checkpoint of the same folder that can be read."""
     for other in store.newest_first(path.parent):
         if other.name == path.name:
             continue
@@ -68,9 +69,10 @@ def _alternative(path: Path) -> str:
 
 
 def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: RunLog) -> Config:
-    """The configuration with as many batches a step as make the checkpoint's global batch on this many processes.
+    """Return the configuration with ``train.accumulate`` set so that the checkpoint's global batch is kept.
 
-    Order, schedule and steps an epoch stay what they were. ConfigError where no whole number does it.
+    Sample order, schedule and steps of an epoch then stay the same on this number of processes. Raises ConfigError if
+    no integer gives that global batch.
     """
     wanted = origin.content.get("global_batch")  # not there in files of older versions
     batch, accumulate = config.data.batch_size, config.train.accumulate
@@ -92,7 +94,7 @@ def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: Ru
 
 
 def mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: torch.device) -> Dict[str, Any]:
-    """What a checkpoint holds besides weights, optimiser and counters. All processes must call it."""
+    """Return what a checkpoint holds besides weights, optimiser and counters. All processes must call it."""
     losses.read()
     return {
         "world_size": world.size,
@@ -105,9 +107,9 @@ def mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: 
 def restore_mid_epoch_state(
     content: Dict[str, Any], losses: LossMeter, world: World, device: torch.device, seeds: List[int]
 ) -> None:
-    """Go on from a ``moment``.
+    """Restore a state of ``mid_epoch_state``.
 
-    On another number of processes than then, where nobody's random numbers go on, they begin anew from ``seeds``.
+    On another number of processes than at that time, the random numbers start again from ``seeds``.
     """
     losses.restore(content["losses"])
     if content["world_size"] == world.size:
@@ -125,6 +127,6 @@ def restore_mid_epoch_state(
 
 
 def mixed(numbers: List[int]) -> int:
-    """One seed from several numbers, the same everywhere."""
+    """Hash several numbers to one seed, the same on every machine."""
     text = " ".join(str(number) for number in numbers).encode()
     return zlib.crc32(text) << 32 | zlib.crc32(text[::-1])

@@ -1,4 +1,4 @@
-"""The random states of a process: Python's, NumPy's, PyTorch's and its device's, as tensors."""
+"""Read and restore the random states of a process as tensors: Python, NumPy, PyTorch and the device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tpvformer.engine.device.accelerator import device_random_state, set_device_
 
 
 def seed_all(seed: int) -> None:
-    """Begin all of them anew. ``seed`` may be of any size."""
+    """Seed all generators. ``seed`` may be any integer."""
     torch.manual_seed(seed % 2**63)  # the device's too
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # whoever draws from NumPy's own stream repeats as well
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # code that uses NumPy's global generator repeats as well
 
 
 def random_state(device: torch.device) -> Dict[str, Tensor]:
-    """All of them, each as a tensor (n) on the CPU whose length is the same in every process of a kind of device."""
+    """Return all states as tensors (n) on the CPU; their lengths are equal in all processes of one kind of device."""
     version, words, gauss = random.getstate()
     numpy: Any = np.random.get_state()  # noqa: NPY002
     return {
@@ -34,7 +34,7 @@ def random_state(device: torch.device) -> Dict[str, Tensor]:
 
 
 def restore_random_state(state: Dict[str, Tensor], device: torch.device) -> None:
-    """Put the state of ``random_state`` in place. One of another kind of device leaves the device's own alone."""
+    """Restore a state of ``random_state``; the device's state is only restored on the same kind of device."""
     (has_value, value), (*words, position, has_gauss) = state["python_gauss"].tolist(), state["numpy"].tolist()
     version, *python = state["python"].tolist()
     random.setstate((version, tuple(python), value if has_value else None))

@@ -1,4 +1,4 @@
-"""When a run is saved, and the thread that writes while training goes on."""
+"""Decide when a run saves, and write its checkpoints in a thread while training continues."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tpvformer.errors import SaveError
 
 
 class Saver:
-    """Writes the checkpoints of a run in a thread of its own, one at a time: the next waits for the last.
+    """Write the checkpoints of a run in a thread, one at a time: the next one waits for the last.
 
-    A file in the middle of an epoch that cannot be written is worth a warning, for training can go on and try again; of
-    one that was asked for with ``required`` the next ``wait`` raises SaveError.
+    If a file in the middle of an epoch cannot be written, a warning is logged: training continues and tries again
+    later. If that file is ``required``, the next ``wait`` raises SaveError.
     """
 
     def __init__(self, work_dir: Path, config: TrainConfig, log: RunLog) -> None:
@@ -32,21 +32,21 @@ class Saver:
         self._last = time.monotonic()
 
     def due(self, global_iter: int) -> bool:
-        """Whether steps or minutes ask for a file now. Steps do so in every process, minutes by each one's clock."""
+        """Return whether a checkpoint is due, by steps (equal in all processes) or by minutes (of its own clock)."""
         steps, minutes = self._config.save_every_steps, self._config.save_every_minutes
         return (steps > 0 and global_iter % steps == 0) or (
             minutes > 0 and time.monotonic() >= self._last + 60 * minutes
         )
 
     def submit(self, name: str, content: Dict[str, Any], required: bool = False, best: bool = False) -> None:
-        """Begin to write ``content``, which nobody may change any more."""
+        """Start to write ``content``, which must not be modified afterwards."""
         self.wait()
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(name, content, required, best), name=f"save {name}")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last file is written. Raises what went wrong with it and cannot be passed over."""
+        """Wait until the last file is written. Raises its error, except an OSError of a file not ``required``."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -55,14 +55,14 @@ class Saver:
             raise error
 
     def close(self) -> None:
-        """The same at the end of a run that has its own error to tell."""
+        """Wait for the last file without raising SaveError, at the end of a run that may raise its own error."""
         with contextlib.suppress(SaveError):
             self.wait()
 
     def _write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:
         try:
             self._try_to_write(name, content, required, best)
-        except BaseException as err:  # of a thread nobody would hear
+        except BaseException as err:  # an exception of a thread is not propagated
             self._error = err
 
     def _try_to_write(self, name: str, content: Dict[str, Any], required: bool, best: bool) -> None:

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint of a run, value by value; read before anything of it is put in place."""
+"""Check the content of a run's checkpoint, value by value, before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _tensor(value: Any, where: str) -> None:
 
 
 def _state(value: Any, where: str) -> None:
-    """Of one parameter: tensors, but for counts of older versions."""
+    """Check the optimiser state of one parameter: tensors, or step counts as numbers in files of older versions."""
     if not isinstance(value, Tensor):
         number(none=True)(value, where)
 
@@ -69,7 +69,7 @@ _MOMENT = ("world_size", "global_batch", "losses", "rng")
 
 
 def check_content(content: Any) -> None:
-    """Raises SchemaError for the first value that no run writes."""
+    """Raise SchemaError for the first value that no run writes."""
     _CONTENT(content, "")
     missing = [name for name in _MOMENT if name not in content]
     if missing and len(missing) < len(_MOMENT):

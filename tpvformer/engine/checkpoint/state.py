@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds: tensors and plain values only, so that reading one can never execute anything."""
+"""Capture and restore the content of a checkpoint: only tensors and plain values, so that reading executes no code."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from tpvformer.errors import CheckpointError, ConfigError
 
 @dataclass
 class Progress:
-    """How far a run has come. ``epoch`` is the one to train now, ``evaluated`` whether the one before was scored.
+    """Hold the progress of a run: ``epoch`` is the one to train now, ``evaluated`` whether the previous one was scored.
 
-    ``samples`` are those of ``epoch``'s order that are done, over all processes.
+    ``samples`` counts the finished samples of ``epoch``, over all processes.
     """
 
     epoch: int = 0
     samples: int = 0
     global_iter: int = 0
     evaluated: bool = False
-    skipped_steps: int = 0  # left out, because their loss or gradient was not finite
-    bad_samples: int = 0  # stood in for, because they could not be read
+    skipped_steps: int = 0  # skipped, because their loss or gradient was not finite
+    bad_samples: int = 0  # replaced by other samples, because they could not be read
     best_val_miou_pts: Optional[float] = None
     best_val_miou_vox: Optional[float] = None
     best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.leading
 
     def improve(self, pts: Optional[float], vox: Optional[float], leading: Optional[float]) -> bool:
-        """Take in the scores of an evaluation; True if the leading metric has never been better."""
+        """Record the scores of an evaluation; return whether the leading metric is the best so far."""
         better = _exceeds(leading, self.best_val_leading)
         self.best_val_leading = leading if better else self.best_val_leading
         if _exceeds(pts, self.best_val_miou_pts):
@@ -55,9 +55,9 @@ def _exceeds(value: Optional[float], best: Optional[float]) -> bool:
 def capture(
     model: nn.Module, stepper: Stepper, config: Config, progress: Progress, moment: Optional[Dict[str, Any]] = None
 ) -> Dict[str, Any]:
-    """Everything a checkpoint holds, copied to the CPU, so that training may go on while it is written.
+    """Copy the content of a checkpoint to the CPU, so that training can continue while it is written.
 
-    Takes as much memory as weights and optimiser state. ``moment`` is what the middle of an epoch needs besides.
+    The copy takes as much memory as weights and optimiser state. ``moment`` is the state of ``mid_epoch_state``.
     """
     content = {
         "format": FORMAT,
@@ -73,7 +73,7 @@ def capture(
 
 
 def difference(stored: Any, wanted: Any) -> str:
-    """The fields in which two configurations of one kind differ, as text; empty where they agree."""
+    """Return the fields in which two configurations differ, as text; empty if they are equal."""
     parts = []
     for field in dataclasses.fields(stored):
         a, b = getattr(stored, field.name), getattr(wanted, field.name)
@@ -87,10 +87,10 @@ def difference(stored: Any, wanted: Any) -> str:
 def resume(
     content: Dict[str, Any], source: Path, model: nn.Module, stepper: Stepper, config: Config
 ) -> Tuple[Progress, str]:
-    """Put a checkpoint's weights, optimiser state and counters in place.
+    """Restore weights, optimiser state and counters; return the progress and the settings that differ, as text.
 
-    Also says in which settings this run differs from the one that wrote it. Raises CheckpointError if the file belongs
-    to another model or optimiser, or holds what is not finite; nothing is dropped or guessed.
+    Raises CheckpointError if the file belongs to another model or optimiser, or holds values that are not finite. Every
+    value must fit; nothing is skipped.
     """
     absent = [name for name in TO_RESUME if name not in content]
     if absent:
@@ -115,15 +115,15 @@ def resume(
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
         raise CheckpointError(f"checkpoint {source} does not fit: {' '.join(str(err).split())}") from err
     for group, own in zip(stepper.optimizer.param_groups, settings):
-        group.update(own)  # moments come from the file, settings from the configuration
+        group.update(own)  # the file gives the moments, the configuration the settings
     progress = Progress(**{f.name: content.get(f.name, f.default) for f in dataclasses.fields(Progress)})
-    if "best_val_leading" not in content:  # written before dense labels, when points led everywhere
+    if "best_val_leading" not in content:  # files of older versions, whose leading metric is point mIoU
         progress.best_val_leading = progress.best_val_miou_pts
     return progress, difference(stored, config)
 
 
 def _check_finite(content: Dict[str, Any], source: Path) -> None:
-    """Raises CheckpointError that names the weights and moments of the optimiser that are not finite."""
+    """Raise CheckpointError that names the weights and optimiser moments that are not finite."""
     tensors = dict(content["state_dict"])
     for place, state in content["optimizer"]["state"].items():
         tensors.update({f"{name} of parameter {place}": v for name, v in state.items() if isinstance(v, Tensor)})
@@ -136,7 +136,7 @@ def _check_finite(content: Dict[str, Any], source: Path) -> None:
 
 
 def _check_moments(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:
-    """Raises ValueError for moments of another shape than their parameters: PyTorch would take them and fail later."""
+    """Raise ValueError for moments of another shape than their parameters: PyTorch would load them and fail later."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = [place for group in content["param_groups"] for place in group["params"]]
     if len(places) != len(parameters) or len(set(places)) != len(places):

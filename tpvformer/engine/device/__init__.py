@@ -1,1 +1,1 @@
-"""The device: which one, its precision, its memory, its kernels and compiled graphs."""
+"""Choose the device, its precision, memory settings, kernels and compiled graphs."""

@@ -1,4 +1,4 @@
-"""The one file of the engine that knows accelerators by name."""
+"""Wrap all calls that depend on the kind of accelerator; no other file of the engine names one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ _COLLECTIVES = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 def pick_device(
     name: Union[str, torch.device] = "auto", local_rank: int = 0, local_size: int = 1
 ) -> Tuple[torch.device, List[str]]:
-    """The device of this process, made current, and remarks worth a line in the log.
+    """Return the device of this process, made current, and remarks for the log.
 
-    ``name`` is what device_names.ACCEPTED says. ``local_size`` processes share this machine and each needs a card of
-    its own: "auto" passes over a kind with fewer cards, a named kind or card is refused with ConfigError. So is "auto"
-    where CANN is set up but torch_npu cannot be had: who prepared the machine for Ascend's cards does not want the
-    processor.
+    ``name`` is one of ``names.ACCEPTED``. ``local_size`` processes share this machine and each needs a card of its own:
+    "auto" skips a kind with fewer cards, a named kind or card raises ConfigError. "auto" also raises ConfigError if
+    CANN is set up but torch_npu cannot be imported, because such a machine is meant to run on its NPUs.
     """
     asked = read_name(name)
     if asked.index is not None and asked.kind != "cpu" and local_size > 1:
@@ -50,7 +49,7 @@ def pick_device(
 
 
 def visible_cards(name: Union[str, torch.device] = "auto") -> int:
-    """How many processes ``pick_device(name)`` would give a card each; 0 where it chooses the processor."""
+    """Return the number of processes that ``pick_device(name)`` could give a card each; 0 if it chooses the CPU."""
     asked = read_name(name)
     if asked.index is not None and asked.kind != "cpu":
         return 1
@@ -64,7 +63,10 @@ _ABSENT = "this machine or this PyTorch has none"
 
 
 def _software_problem(kind: str, name: str) -> Optional[str]:
-    """Why this Python cannot drive such cards. ConfigError if ``name`` is "auto" and the machine is set up for them."""
+    """Return why this Python cannot use such cards, or None.
+
+    Raises ConfigError if ``name`` is "auto" and the machine is set up for them.
+    """
     if kind != "npu":
         return None
     if importlib.util.find_spec("torch_npu") is None:
@@ -88,7 +90,7 @@ def _software_problem(kind: str, name: str) -> Optional[str]:
 
 
 def _card_problem(kind: str, local_size: int, index: Optional[int] = None) -> Optional[str]:
-    """Why ``local_size`` processes cannot have a card each, or one process not card number ``index``."""
+    """Return why ``local_size`` processes cannot have a card each, or why card ``index`` cannot be used, or None."""
     if kind == "cpu":
         return f"there is one, cpu, whose {torch.get_num_threads()} threads work together" if index else None
     cards = _count(kind)
@@ -104,7 +106,7 @@ def _card_problem(kind: str, local_size: int, index: Optional[int] = None) -> Op
 
 
 def _count(kind: str) -> int:
-    """How many cards of this kind PyTorch sees."""
+    """Return the number of cards of this kind that PyTorch sees."""
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     runtime: Any = getattr(torch, kind, None)  # older releases lack some
@@ -112,7 +114,7 @@ def _count(kind: str) -> int:
 
 
 def _has_autocast(kind: str) -> bool:
-    """Whether torch.autocast can be told to be off there, as the model and the operations do."""
+    """Return whether torch.autocast accepts ``enabled=False`` on this kind, as the model and the operations need."""
     try:
         torch.autocast(kind, enabled=False)
     except RuntimeError:
@@ -121,14 +123,14 @@ def _has_autocast(kind: str) -> bool:
 
 
 def _has_cann() -> bool:
-    """Whether CANN's set_env.sh was sourced."""
+    """Return whether CANN's set_env.sh was sourced."""
     return bool(os.environ.get("ASCEND_HOME_PATH"))
 
 
 def _make_current(kind: str, index: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
-    if kind != "mps":  # there is one, and no function that chooses it
+    if kind != "mps":  # one device only, and no function to set it
         _runtime(kind).set_device(index)
     if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
         _runtime(kind).set_compile_mode(jit_compile=False)
@@ -138,9 +140,10 @@ def _make_current(kind: str, index: int) -> torch.device:
 
 
 def set_hf32(device: torch.device, convolutions: bool) -> None:
-    """Set the NPU's fp32 arithmetic, whose defaults differ between releases: whether convolutions may round to 11 bits.
+    """Set the NPU's fp32 arithmetic; ``convolutions``: whether convolutions may round to 11 bits (HF32).
 
-    The published runs let them. Matrix products never may: geometry is among them.
+    The defaults differ between releases of torch_npu. The published runs allow it for convolutions. Matrix products
+    never round, because they include the geometry.
     """
     if device.type == "npu":
         _runtime("npu").matmul.allow_hf32 = False
@@ -148,20 +151,20 @@ def set_hf32(device: torch.device, convolutions: bool) -> None:
 
 
 def _runtime(kind: str) -> ModuleType:
-    """``torch.<kind>``: the module with set_device, synchronize and the memory counters."""
+    """Return ``torch.<kind>``: the module with set_device, synchronize and the memory counters."""
     module: ModuleType = getattr(torch, kind)
     return module
 
 
 def collective_backend(device: torch.device) -> str:
-    """The torch.distributed backend that moves tensors of this device. Raises ConfigError where none was tried."""
+    """Return the torch.distributed backend for tensors of this device. Raises ConfigError for an untested kind."""
     if device.type not in _COLLECTIVES:
         raise ConfigError(f"device {device.type}: several processes were never tried on it; start one alone")
     return _COLLECTIVES[device.type]
 
 
 def fast_bf16(device: torch.device) -> processor.Verdict:
-    """Whether the image network is faster in bf16 than in fp32 on this device, and by what one knows."""
+    """Return whether the image network is faster in bf16 than in fp32 on this device, and the reason."""
     if device.type == "cpu":
         return processor.fast_bf16(processor.read_processor())
     if device.type == "cuda":
@@ -173,9 +176,9 @@ def fast_bf16(device: torch.device) -> processor.Verdict:
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> str:
-    """Whether fp32 products and convolutions on CUDA round their factors to TF32 from here on, in the whole process.
+    """Set whether fp32 products and convolutions on CUDA round their factors to TF32, for the whole process.
 
-    Returns a line about it; empty where a device has no TF32, and nothing is changed.
+    Returns a line for the log; an empty one if the device has no TF32, and then nothing is changed.
     """
     if device.type != "cuda" or _runtime("cuda").get_device_capability(device)[0] < 8:
         return ""
@@ -186,15 +189,18 @@ def allow_tf32(device: torch.device, allowed: bool) -> str:
 
 
 def _set_tf32(products: str, convolutions: bool) -> None:
-    """Of products as torch.set_float32_matmul_precision has it. PyTorch 2.1 to 2.13 know both without a warning."""
+    """Set TF32 of products and convolutions; ``products`` is a value of torch.set_float32_matmul_precision.
+
+    PyTorch 2.1 to 2.13 accept both settings without a warning.
+    """
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
-    """What the image network runs in under a precision, "fp32", "bf16" or "fp16"; None is plain fp32.
+    """Return the type of the image network under a precision, "fp32", "bf16" or "fp16"; None means fp32.
 
-    Raises ConfigError where the device has none.
+    Raises ConfigError if the device does not support it.
     """
     if precision == "fp32":
         return None
@@ -210,7 +216,7 @@ def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
 
 
 def gradient_scaler(device: torch.device) -> Any:
-    """What keeps small fp16 gradients from vanishing, with PyTorch's interface and defaults (2^16, halved, doubled)."""
+    """Return the fp16 gradient scaler of this device, with PyTorch's interface and defaults (2^16, halved, doubled)."""
     if device.type == "npu":
         return _runtime("npu").amp.GradScaler()
     general = getattr(torch.amp, "GradScaler", None)  # from PyTorch 2.3 on
@@ -218,7 +224,7 @@ def gradient_scaler(device: torch.device) -> Any:
 
 
 def adamw(device: torch.device) -> Tuple[Type[torch.optim.Optimizer], Dict[str, Any]]:
-    """The quickest AdamW for tensors of this device, and the arguments that make it so."""
+    """Return the fastest AdamW for tensors of this device, and its arguments."""
     if device.type == "npu":
         fused = getattr(importlib.import_module("torch_npu.optim"), "NpuFusedAdamW", None)
         return (torch.optim.AdamW, {"foreach": True}) if fused is None else (fused, {})
@@ -226,49 +232,49 @@ def adamw(device: torch.device) -> Tuple[Type[torch.optim.Optimizer], Dict[str, 
 
 
 def has_fused_adamw(device: torch.device) -> bool:
-    """Whether PyTorch's AdamW(fused=True) exists for tensors of this device."""
+    """Return whether PyTorch's AdamW(fused=True) supports tensors of this device."""
     return device.type == "cuda" or (device.type == "cpu" and _version() >= (2, 4))
 
 
 def image_layout(device: torch.device) -> torch.memory_format:
-    """How images lie in memory: channels last, but on an NPU, whose kernels would copy them back and forth."""
+    """Return the memory format of images: channels last, except on an NPU, whose kernels would copy them."""
     return torch.contiguous_format if device.type == "npu" else torch.channels_last
 
 
 def pin_options(device: torch.device) -> Dict[str, Any]:
-    """Arguments of ``make_loader``: batches in page-locked memory, where they reach the device without waiting."""
-    if device.type == "npu" and _version() < (2, 6):  # later ones pin for the accelerator that is there
+    """Return arguments of ``make_loader``: page-locked memory if it makes copies to the device asynchronous."""
+    if device.type == "npu" and _version() < (2, 6):  # later releases choose the available accelerator
         return {"pin_memory": True, "pin_memory_device": "npu"}
     return {"pin_memory": pins_memory(device)}
 
 
 def pins_memory(device: torch.device) -> bool:
-    """Whether batches in page-locked memory reach this device without waiting."""
+    """Return whether copies from page-locked memory to this device are asynchronous."""
     return device.type in ("cuda", "npu")
 
 
 def _version() -> Tuple[int, ...]:
-    """(major, minor) of PyTorch."""
+    """Return (major, minor) of PyTorch."""
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
 def transfer_runtime(device: torch.device) -> Optional[ModuleType]:
-    """What makes queues for transfers alone, beside the one that computes; None where they would not overlap."""
+    """Return the module that creates streams for copies; None if copies do not overlap with computation."""
     return _runtime(device.type) if device.type == "cuda" else None
 
 
 def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
-    """Arguments of torch.compile that suit this device; ``graphs`` allows to record kernels and replay them."""
+    """Return arguments of torch.compile for this device; ``graphs`` allows recording and replaying of kernels."""
     return {"mode": "reduce-overhead"} if device.type == "cuda" and graphs else {}
 
 
 def compile_trials(device: torch.device) -> int:
-    """How many calls of a compiled function show all it may do: recorded kernels run, are recorded, are replayed."""
+    """Return the number of trial calls of a compiled function: recorded kernels run, are recorded, and are replayed."""
     return 1 if device.type == "cpu" else 3
 
 
 def device_facts(device: torch.device) -> Dict[str, str]:
-    """What somebody who cannot see this machine needs to know about its device and software, as text."""
+    """Return device, drivers and versions as text, for a report."""
     facts = {"device": f"{device}, {device_name(device)}", "PyTorch": torch.__version__}
     if device.type != "cpu":
         facts["cards"] = f"{_count(device.type)} visible"
@@ -281,13 +287,13 @@ def device_facts(device: torch.device) -> Dict[str, str]:
 
 
 def refuse_fallbacks() -> None:
-    """From here on an operation that the NPU lacks is an error instead of work for the CPU. Before ``pick_device``."""
+    """Make operations that the NPU lacks an error instead of CPU work. Call it before ``pick_device``."""
     os.environ.setdefault("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
 
 
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
-    """No rounding of fp32 inputs within, for comparisons with a CPU; afterwards what training uses again."""
+    """Disable rounding of fp32 inputs inside the context, for comparisons with a CPU; restore it afterwards."""
     set_hf32(device, False)
     on_cuda = device.type == "cuda"
     before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) if on_cuda else ("highest", False)
@@ -301,11 +307,11 @@ def exact_arithmetic(device: torch.device) -> Generator[None, None, None]:
         set_hf32(device, True)
 
 
-PROFILED = {"wait": 1, "warmup": 1, "active": 3}  # steps; by name, for the order differs between profilers
+PROFILED = {"wait": 1, "warmup": 1, "active": 3}  # steps, as keywords: the order differs between profilers
 
 
 def profiler(device: torch.device, folder: Path) -> ContextManager[Any]:
-    """Records the steps of PROFILED within; ``step()`` ends each. Traces for TensorBoard's viewer go to ``folder``."""
+    """Record the steps of PROFILED inside the context; ``step()`` ends each. TensorBoard traces go to ``folder``."""
     on_npu = device.type == "npu"
     tool: Any = importlib.import_module("torch_npu.profiler") if on_npu else torch.profiler
     kinds = [tool.ProfilerActivity.CPU]
@@ -321,18 +327,18 @@ def profiler(device: torch.device, folder: Path) -> ContextManager[Any]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given, so that a clock read next means something."""
+    """Wait until the device has finished all its work, before a clock is read."""
     if device.type != "cpu":
         _runtime(device.type).synchronize(*_numbered(device))
 
 
 def _numbered(device: torch.device) -> Tuple[torch.device, ...]:
-    """The device as an argument of a function of its runtime; that of mps, which has but one, takes none."""
+    """Return the device as an argument of its runtime's functions; those of mps, with one device, take none."""
     return () if device.type == "mps" else (device,)
 
 
 def device_random_state(device: torch.device) -> torch.Tensor:
-    """The state of the card's random numbers (n) uint8 on the CPU; empty for a CPU, whose state is PyTorch's own."""
+    """Return the card's random state (n) uint8 on the CPU; empty for a CPU, whose state is PyTorch's own."""
     if device.type == "cpu":
         return torch.empty(0, dtype=torch.uint8)
     state: torch.Tensor = _runtime(device.type).get_rng_state(*_numbered(device))
@@ -340,16 +346,13 @@ def device_random_state(device: torch.device) -> torch.Tensor:
 
 
 def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
-    """Put a state of ``device_random_state`` in place, unless it is that of another kind of device."""
+    """Restore a state of ``device_random_state``, unless it belongs to another kind of device."""
     if device.type != "cpu" and len(state) == len(device_random_state(device)):
         _runtime(device.type).set_rng_state(state, *_numbered(device))
 
 
 def enable_determinism(device: torch.device) -> List[str]:
-    """Ask PyTorch for algorithms whose result does not depend on timing, before the device computes anything.
-
-    Returns remarks on what that leaves.
-    """
+    """Make PyTorch use deterministic algorithms, before the device is used; return remarks on what still varies."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -360,13 +363,13 @@ def enable_determinism(device: torch.device) -> List[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """A name for people: the card's own, or the kind's."""
+    """Return a name for people: that of the card, or the kind."""
     ask = None if device.type == "cpu" else getattr(_runtime(device.type), "get_device_name", None)
     return device.type if ask is None else str(ask(device))
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count the highest memory use from here on, where that can be: for a CPU on Linux."""
+    """Reset the peak memory counter, where that is possible; for a CPU on Linux only."""
     reset = None if device.type == "cpu" else getattr(_runtime(device.type), "reset_peak_memory_stats", None)
     if reset is None:
         processor.reset_peak_memory()
@@ -375,6 +378,6 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> Optional[float]:
-    """Highest memory use so far: of the card's tensors, else of this process; None where that cannot be told."""
+    """Return the peak memory in MiB: of the card's tensors, or of this process; None if it is unknown."""
     peak = None if device.type == "cpu" else getattr(_runtime(device.type), "max_memory_allocated", None)
     return processor.peak_memory_mib() if peak is None else float(peak(device)) / 2**20

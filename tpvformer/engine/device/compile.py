@@ -1,4 +1,4 @@
-"""``train.compile``: backbone and neck as one compiled graph, wherever that can be had."""
+"""Compile backbone and neck to one graph for ``train.compile``, where that is possible."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Say = Callable[[str], None]
 
 
 class CompiledImages:
-    """A model's backbone and neck for training: (M,3,H,W) -> feature maps, compiled for each shape it meets.
+    """Run a model's backbone and neck compiled in training: (M,3,H,W) -> feature maps, one graph for each input shape.
 
-    Before a shape is used for the first time, a forward and a backward pass on zeros show whether it compiles; if not,
-    ``say`` is told why, once, and training goes on as if nothing had been asked for. Evaluation is never compiled: its
-    scores do not depend on the setting. The model keeps its modules and the names of its parameters.
+    Before the first use of a shape, a forward and a backward pass on zeros check that it compiles. On failure ``say``
+    receives the reason, once, and training continues uncompiled. Evaluation is never compiled, so its scores do not
+    depend on the setting. Modules and parameter names of the model do not change.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class CompiledImages:
         self._compiled: Optional[Callable[[Tensor], List[Tensor]]] = None
         if hasattr(torch.library, "custom_op"):
             self._attempt(self._build)
-        else:  # before 2.4: our operations cannot be registered, and would not be understood
+        else:  # before 2.4: custom operations cannot be registered for torch.compile
             self._give_up(f"torch {torch.__version__} cannot; 2.4 or later can")
 
     def __call__(self, images: Tensor) -> List[Tensor]:
-        """The maps of ``TPVFormer.image_maps``."""
+        """Return the maps of ``TPVFormer.image_maps``."""
         if self._compiled is None or not torch.is_grad_enabled():
             return self._model.image_maps(images)
         here = (images.shape, images.dtype, self._model.image_autocast, self._model.training)
@@ -49,31 +49,31 @@ class CompiledImages:
 
     @property
     def active(self) -> bool:
-        """False from the moment on at which compiling has failed."""
+        """Return False after compiling has failed."""
         return self._compiled is not None
 
     def _build(self) -> None:
         model = self._model
 
         def maps(images: Tensor) -> List[Tensor]:
-            # past the modules' hooks, which may do what cannot be compiled
+            # skips the modules' hooks, which may not be compilable
             return model.neck.forward(model.backbone.forward(images))
 
-        importlib.import_module("torch._dynamo").config.optimize_ddp = False  # it would cut the graph into pieces
+        importlib.import_module("torch._dynamo").config.optimize_ddp = False  # it would split the graph
         self._compiled = torch.compile(maps, fullgraph=True, dynamic=False, **self._options)
 
     def _try_on(self, zeros: Tensor) -> None:
-        """Compile everything that training will run, and leave the model as it was."""
+        """Compile everything that training will run, without changing the model."""
         assert self._compiled is not None
         network = nn.ModuleList([self._model.backbone, self._model.neck])
         learning = [p for p in network.parameters() if p.requires_grad]
-        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # running statistics of ordinary norms
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # running statistics of batch norms
         try:
             with torch.no_grad():
-                self._model.image_maps(zeros)  # loads the kernels, which cannot happen while a graph is being made
+                self._model.image_maps(zeros)  # loads the kernels, which is impossible while a graph is traced
             for _ in range(self._trials):
                 loss = torch.stack([m.float().sum() for m in self._compiled(zeros)]).sum()
-                torch.autograd.grad(loss, learning)  # not backward(): no gradient is to be seen by the optimiser
+                torch.autograd.grad(loss, learning)  # not backward(): the optimiser must not see these gradients
         finally:
             with torch.no_grad():
                 for buffer, before in buffers:
@@ -82,7 +82,7 @@ class CompiledImages:
     def _attempt(self, function: Callable[..., None], *args: Any) -> None:
         try:
             function(*args)
-        except Exception as err:  # of the tracer, the code generator or the machine's compiler
+        except Exception as err:  # from the tracer, the code generator or the C++ compiler
             self._give_up(" ".join(f"{type(err).__name__}: {err}".split())[:300])
 
     def _give_up(self, why: str) -> None:
@@ -93,9 +93,9 @@ class CompiledImages:
 def compile_images(
     model: TPVFormer, device: torch.device, accumulate: int = 1, say: Optional[Say] = None, **options: Any
 ) -> CompiledImages:
-    """Let ``model`` train on a compiled image network; ``options`` replace the device's own for torch.compile.
+    """Make ``model`` train with a compiled image network; ``options`` replace the device's arguments of torch.compile.
 
-    Recorded graphs reuse the memory of their gradients, so batches that add up to a step are not recorded.
+    Recorded graphs reuse the memory of their gradients, so they are not used with gradient accumulation.
     """
     compiled = CompiledImages(model, device, accumulate == 1, say, **options)
     model.image_network = compiled

@@ -1,4 +1,4 @@
-"""What a device is called on the command line and in Python; without PyTorch, for the help text."""
+"""Parse device names of the command line and Python, without PyTorch, so that the help text is fast."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple, Optional
 from tpvformer.errors import ConfigError
 
 KINDS = ("npu", "cuda", "cpu")  # in the order in which "auto" tries them
-UNTESTED = ("mps", "xpu")  # served by plain PyTorch operations in fp32, when asked for by name
+UNTESTED = ("mps", "xpu")  # run on plain PyTorch operations in fp32, if named explicitly
 ACCEPTED = "auto, cpu, cuda, cuda:1 (one card by its number), npu, npu:0, mps or xpu"
 
 
 class DeviceName(NamedTuple):
-    """``kind`` is "auto" or one of KINDS and UNTESTED; ``index`` is None where no number was given."""
+    """Hold a parsed device name: ``kind`` is "auto" or in KINDS or UNTESTED; ``index`` is None without a number."""
 
     kind: str
     index: Optional[int]
@@ -23,7 +23,7 @@ class DeviceName(NamedTuple):
 
 
 def read_name(name: object) -> DeviceName:
-    """A name as typed, or a ``torch.device``. Raises ConfigError for what is none."""
+    """Parse a typed name or a ``torch.device``. Raises ConfigError for an unknown name."""
     found = re.fullmatch(r"([a-z]+)(?::([0-9]{1,4}))?", str(name))
     if found is None or found[1] not in ("auto", *KINDS, *UNTESTED) or (found[1] == "auto" and found[2]):
         raise ConfigError(f"device {str(name)!r} is unknown; expected {ACCEPTED}")

@@ -1,4 +1,4 @@
-"""``train.precision``: what "auto" comes to on a device, and one line that says so."""
+"""Resolve ``train.precision`` on a device, and report the choice in one line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _COST = (  # what was measured where bf16 is slow
 
 
 class Precision(NamedTuple):
-    """``name`` is "fp32", "bf16" or "fp16", ``setting`` the configured one; ``why`` it was chosen; ``warning`` what an
-    explicit choice costs, if it does."""
+    """Hold the precision in use: its ``name`` ("fp32", "bf16", "fp16"), the configured ``setting``, the reason ``why``.
+
+    ``warning`` names the cost of an explicit choice, if it is slow.
+    """
 
     name: str
     setting: str
@@ -31,23 +33,25 @@ class Precision(NamedTuple):
         return f"precision {self.name} ({self.why})"
 
     def applied(self, config: Config) -> Config:
-        """The configuration with the name in place of "auto"."""
+        """Return the configuration with the name in place of "auto"."""
         return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=self.name))
 
     def facts(self) -> Dict[str, str]:
-        """What records of a run hold."""
+        """Return the entries for the records of a run."""
         return {"precision": self.name, "precision_setting": self.setting, "precision_why": self.why}
 
     def otherwise(self, stored: Any, config: Config) -> str:
-        """What to say of a checkpoint of a run that was in the precision ``stored``, where "auto" comes to another one
-        now; else empty. Older files hold none."""
+        """Return a warning if the checkpoint's precision ``stored`` differs from what "auto" is now; else empty.
+
+        Files of older versions store no precision.
+        """
         if config.train.precision != "auto" or stored in (None, self.name):
             return ""
         return f"was trained in {stored}, and goes on in {self.name} ({self.why}); train.precision={stored} keeps it"
 
 
 def choose(setting: str, device: torch.device) -> Precision:
-    """What ``train.precision`` = ``setting`` means on this device; an explicit choice is kept."""
+    """Resolve ``train.precision`` = ``setting`` on this device; an explicit choice is kept."""
     if setting == "auto":
         fast, why = fast_bf16(device)
         return Precision("bf16" if fast else "fp32", setting, f"auto: {why}")
@@ -60,7 +64,7 @@ def choose(setting: str, device: torch.device) -> Precision:
 
 
 def choose_together(setting: str, device: torch.device, world: World) -> Precision:
-    """The same for all processes of a run: "auto" is bf16 where it is fast for each of them. All must call it."""
+    """Resolve the precision for all processes: "auto" is bf16 if it is fast for each. All processes must call it."""
     mine = choose(setting, device)
     fast = distributed.agree([mine.name == "bf16"])[0]
     if setting != "auto" or fast in (0, world.size):
@@ -69,13 +73,13 @@ def choose_together(setting: str, device: torch.device, world: World) -> Precisi
 
 
 def prepare(config: Config, device: torch.device) -> List[str]:
-    """Let fp32 arithmetic of this whole process round as ``train.tf32`` says; what there is to say of that, if any."""
+    """Set the rounding of fp32 arithmetic in this process as ``train.tf32`` says; return a line about it, if any."""
     rounding = allow_tf32(device, config.train.tf32)
     return [rounding] if rounding else []
 
 
 def begin(precision: Precision, config: Config, device: torch.device, log: RunLog) -> None:
-    """``prepare``, and say in the log what was chosen."""
+    """Call ``prepare`` and log the chosen precision."""
     for line in (str(precision), *prepare(config, device)):
         log.line(line)
     if precision.warning:

@@ -1,4 +1,4 @@
-"""CPU kernels are compiled by one process of each machine before training begins, and said so; the others find them."""
+"""Compile the CPU kernels in one process of each machine before training begins; the other processes load them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tpvformer.engine.distributed.collectives import World, barrier
 from tpvformer.model import TPVFormer
 from tpvformer.runtime import compiling
 
-IMAGE = 64  # pixels a side of the images that the kernels are compiled on
+IMAGE = 64  # pixels; side of the images in the compilation run
 
 
 def agree_on_threads() -> None:
-    """Let Numba's kernels run on as many threads as PyTorch does, instead of on all cores in every process."""
+    """Set Numba's threads to PyTorch's number, instead of all cores in every process."""
     runtime = _runtime()
     if runtime is not None:
         threads = torch.get_num_threads()
         runtime.use_threads(threads)
-        torch.set_num_threads(threads)  # where both share an OpenMP library, Numba has just taken all cores for both
+        torch.set_num_threads(threads)  # with a shared OpenMP library, the import of Numba has set all cores for both
 
 
 def _runtime() -> Optional[ModuleType]:
-    """Numba, where there is one; where not, the operations say so."""
+    """Return Numba's runtime module; None without Numba, which the operations report."""
     try:
         return importlib.import_module("tpvformer.ops.numba_runtime")
     except ImportError:
@@ -38,10 +38,10 @@ def _runtime() -> Optional[ModuleType]:
 
 
 def warm_up(config: Config, data: Dataset, world: World, device: torch.device) -> None:
-    """Run whatever reading ``data`` and a training step on a CPU compile, once, in the first process of each machine.
+    """Compile what data reading and a training step on a CPU need, in the first process of each machine.
 
     Kernels are specialised by the model's numbers of heads, channels, levels and points, by types, and by whether a
-    batch alone fills the threads, but not by sizes. All processes must call it; random states are left alone.
+    batch alone fills the threads, but not by sizes. All processes must call it; random states do not change.
     """
     if device.type != "cpu":
         return
@@ -53,7 +53,7 @@ def warm_up(config: Config, data: Dataset, world: World, device: torch.device) -
 
 
 def run_small(config: Config, device: torch.device) -> None:
-    """A forward and a backward pass of ``small(config.model)`` on zeros."""
+    """Run a forward and a backward pass of ``small(config.model)`` on zeros."""
     batch = config.data.batch_size
     with torch.random.fork_rng(devices=[]):
         model = TPVFormer(small(config.model)).to(device)
@@ -66,7 +66,7 @@ def run_small(config: Config, device: torch.device) -> None:
 
 
 def small(model: ModelConfig) -> ModelConfig:
-    """The same model with few cells, blocks and layers."""
+    """Return the same model configuration with few cells, blocks and layers."""
     grid = dataclasses.replace(model.grid, w=4, h=4, z=2, scale_w=1, scale_h=1, scale_z=1)
     backbone = dataclasses.replace(model.backbone, blocks=(1,) * len(model.backbone.blocks))
     return dataclasses.replace(

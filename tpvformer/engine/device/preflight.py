@@ -1,4 +1,4 @@
-"""What data and model ask of each other and of the device's kernels, held against the limits before the first step."""
+"""Check before the first step that data, model and the device's kernels fit together."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 
 def check_cameras(data: FrameDataset, config: Config) -> None:
-    """Raises ConfigError where the samples have more cameras than the model has embeddings for."""
+    """Raise ConfigError if the samples have more cameras than the model has embeddings for."""
     check_embeddings(data.slots_used, data.infos, config)
 
 
 def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
-    """Raises ConfigError where a camera has another embedding in the validation set than it is trained with: names
-    that are not nuScenes' take what the others of their file leave."""
+    """Raise ConfigError if a camera has another embedding in the validation set than in the training set.
+
+    A name that is not one of nuScenes' six takes an embedding that the other cameras of its file leave free.
+    """
     taught = train.embeddings
     for name, slot in val.embeddings.items():
         if taught.get(name, slot) != slot:
@@ -32,7 +34,7 @@ def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
 
 
 def check_embeddings(used: int, source: str, config: Config) -> None:
-    """Raises ConfigError where the cameras of ``source`` use more embeddings than the model has."""
+    """Raise ConfigError if the cameras of ``source`` use more embeddings than the model has."""
     cameras = config.model.num_cams
     if used > cameras:
         raise ConfigError(
@@ -42,9 +44,9 @@ def check_embeddings(used: int, source: str, config: Config) -> None:
 
 
 def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
-    """Remarks on the operations of ``model`` that the kernels of ``device`` do not take; plain PyTorch serves those.
+    """Return remarks on operations of ``model`` that the device's kernels do not support; plain PyTorch runs those.
 
-    Raises ConfigError instead where TPVFORMER_OPS insists on the kernels.
+    Raises ConfigError instead if TPVFORMER_OPS forces the kernels.
     """
     forced = ops.asked()
     if forced == ops.REFERENCE:

@@ -1,1 +1,1 @@
-"""Many processes: how they start, find each other, exchange values and end."""
+"""Start the processes of a run, connect them, exchange values and stop them."""

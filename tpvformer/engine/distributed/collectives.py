@@ -1,4 +1,4 @@
-"""Many processes as torchrun starts them (RANK, WORLD_SIZE, LOCAL_RANK); one process needs none of it."""
+"""Exchange values between processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK); no-ops in one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tpvformer.errors import ConfigError, RunEnded
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands: ``rank`` of ``size``, ``local_rank`` of ``local_size`` on this machine."""
+    """Hold the position of this process: ``rank`` of ``size``, ``local_rank`` of ``local_size`` on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -30,12 +30,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that writes files."""
+        """Return True in process 0, the one that writes files."""
         return self.rank == 0
 
 
 def read_world() -> World:
-    """What torchrun put into the environment. Without RANK this is a single process, whatever else is set."""
+    """Read torchrun's environment variables. Without RANK this is a single process, whatever else is set."""
     if "RANK" not in os.environ:
         return World()
     values = {}
@@ -50,17 +50,17 @@ def read_world() -> World:
     return World(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], values["LOCAL_WORLD_SIZE"])
 
 
-# of an exchange, where nothing else ends a process that waits in vain; and where a watchdog does, which does not count
-# the time in which a run is suspended
+# time limits of a collective operation: without a watchdog; with one, which ends a waiting process itself and does not
+# count the time in which the run is suspended
 _TIMEOUT, _WATCHED = datetime.timedelta(minutes=30), datetime.timedelta(days=7)
-_hosts: Optional[Any] = None  # the group in which processors talk; None where that is the only group there is
+_hosts: Optional[Any] = None  # the gloo group of the CPUs; None if the default group is gloo
 
 
 def start(world: World, device: torch.device, watched: bool = False) -> None:
-    """Join the process group; with one process there is none. The device must be current already.
+    """Join the process group, if there are several processes. The device must already be current.
 
-    ``watched``: a watchdog ends a process that waits in vain, so that exchanges need no short limit of their own.
-    Raises ConfigError and RunEnded where the processes do not find each other.
+    ``watched``: a watchdog ends a waiting process, so that collective operations need no short time limit. Raises
+    ConfigError and RunEnded if the processes cannot connect.
     """
     global _hosts
     if world.size == 1:
@@ -69,7 +69,7 @@ def start(world: World, device: torch.device, watched: bool = False) -> None:
     meeting.check_interface()
     timeout = _WATCHED if watched else _TIMEOUT
     options: Dict[str, Any] = {"timeout": timeout}
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agents have met already
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agents are connected already
         about = {"device": device.type, "WORLD_SIZE": str(world.size)}
         store = meeting.meet(world.rank, world.size, world.local_rank == 0, about)
         options.update(store=store, rank=world.rank, world_size=world.size)
@@ -84,11 +84,11 @@ def start(world: World, device: torch.device, watched: bool = False) -> None:
 
 
 def stop() -> None:
-    """Leave the process group together, if one was joined."""
+    """Leave the process group, together with all processes."""
     if dist.is_initialized():
         dist.barrier()
-        # Gloo's threads let go of the last tensors only now, for which they need the interpreter; torch 2.1 waits for
-        # them in destroy_process_group without giving it to them, and hangs.
+        # Gloo's threads release the last tensors only now, and need the GIL for that. torch 2.1 waits for them in
+        # destroy_process_group while it holds the GIL, and hangs.
         time.sleep(0.2)
         dist.destroy_process_group()
 
@@ -99,11 +99,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-EXCHANGED = (torch.int64, torch.float32)  # what every backend sums; some know no float64, no bytes and no averages
+EXCHANGED = (torch.int64, torch.float32)  # types that every backend sums; some lack float64, bytes and averages
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over the processes, in place. Raises TypeError for what is not among EXCHANGED, on any backend."""
+    """Sum over the processes, in place. Raises TypeError for a type outside EXCHANGED, on any backend."""
     if tensor.dtype not in EXCHANGED:
         raise TypeError(f"{tensor.dtype} is not summed over processes on every backend; expected one of {EXCHANGED}")
     if dist.is_initialized():
@@ -112,7 +112,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def agree(values: Sequence[int]) -> List[int]:
-    """Sums of small numbers over the processes. The accelerators are not waited for."""
+    """Return the sums of small integers over the processes, without synchronising with the accelerators."""
     if not dist.is_initialized():
         return list(values)
     tensor = torch.tensor(values, dtype=torch.int64)
@@ -121,7 +121,7 @@ def agree(values: Sequence[int]) -> List[int]:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The same tensor (n) on the CPU of every process, as (processes, n); likewise without accelerators."""
+    """Return the tensors (n) of all processes, on the CPU, as (processes, n), without using the accelerators."""
     if not dist.is_initialized():
         return tensor[None]
     everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -130,7 +130,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def all_gather_strings(text: str) -> List[str]:
-    """The texts of all processes, in all of them."""
+    """Return the strings of all processes, in all of them."""
     mine = torch.tensor(list(text.encode()), dtype=torch.int64)
     lengths = gather(torch.tensor([len(mine)])).flatten().tolist()
     padded = torch.nn.functional.pad(mine, (0, max(lengths) - len(mine)))
@@ -138,7 +138,7 @@ def all_gather_strings(text: str) -> List[str]:
 
 
 def broadcast_string(text: str) -> str:
-    """The text that process 0 gave."""
+    """Return the string of process 0."""
     if not dist.is_initialized():
         return text
     mine = torch.tensor(list(text.encode()), dtype=torch.int64)
@@ -150,14 +150,14 @@ def broadcast_string(text: str) -> str:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of rank 0 (running statistics of ordinary batch norms drift apart otherwise)."""
+    """Copy the buffers of rank 0 to every process, because running statistics of batch norms differ between them."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """Average gradients over the processes. Buffers are not exchanged at each step; see ``share_buffers``."""
+    """Wrap a model in DDP, which averages gradients. Buffers are not exchanged at each step; see ``share_buffers``."""
     if world.size == 1:
         return model
     ids = None if device.type == "cpu" else [device.index]

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other without an agent: who is waited for is said, and not for ever."""
+"""Connect the processes of a run without an agent: wait for a limited time, and print which processes are missing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tpvformer.engine.distributed.rendezvous import address_to_listen_at, listen
 from tpvformer.errors import ConfigError, RunEnded
 
 WAIT = "TPVFORMER_WAIT_MINUTES"  # how long processes wait for each other
-FIRST_WORD = 10.0  # seconds until it is said who is waited for
+FIRST_WORD = 10.0  # seconds until the missing processes are printed
 
 
 def patience() -> float:
-    """Seconds that processes wait for each other at the start. Raises ConfigError."""
+    """Return the seconds that processes wait for each other at the start. Raises ConfigError."""
     text = os.environ.get(WAIT) or "5"
     try:
         minutes = float(text)
@@ -35,7 +35,7 @@ def patience() -> float:
 
 
 def check_interface() -> None:
-    """Raises ConfigError where the host's exchange is to use an interface that this machine does not have."""
+    """Raise ConfigError if GLOO_SOCKET_IFNAME names an interface that this machine does not have."""
     asked = os.environ.get("GLOO_SOCKET_IFNAME", "")
     there = [name for _, name in socket.if_nameindex()]
     for name in asked.split(","):
@@ -44,7 +44,7 @@ def check_interface() -> None:
 
 
 def meeting_place() -> Tuple[str, int]:
-    """MASTER_ADDR and MASTER_PORT. Raises ConfigError where they are missing or no place."""
+    """Return MASTER_ADDR and MASTER_PORT. Raises ConfigError if one is missing or invalid."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address:
         raise ConfigError("environment: WORLD_SIZE is above 1 but MASTER_ADDR is missing; start with torchrun")
@@ -54,10 +54,10 @@ def meeting_place() -> Tuple[str, int]:
 
 
 def meet(rank: int, size: int, speaks: bool, about: Dict[str, str]) -> Store:
-    """A store that all processes have reached, each with the same ``about`` and its own RANK.
+    """Return a store that all processes have reached, each with the same ``about`` and its own RANK.
 
-    ``speaks``: whether this process says on stderr what it waits for. Raises ConfigError for what is wrong with the
-    environment, and RunEnded where somebody does not come within ``patience()``.
+    ``speaks``: whether this process prints on stderr what it waits for. Raises ConfigError for errors of the
+    environment, and RunEnded if a process does not connect within ``patience()``.
     """
     deadline = _Deadline(rank, speaks)
     address, port = meeting_place()
@@ -83,7 +83,7 @@ def meet(rank: int, size: int, speaks: bool, about: Dict[str, str]) -> Store:
 
 
 class _Deadline:
-    """How long is waited, and what is said meanwhile."""
+    """Track the waiting time, and print once what the process waits for."""
 
     def __init__(self, rank: int, speaks: bool) -> None:
         self._rank, self._speaks, self._began, self._seconds = rank, speaks, time.monotonic(), patience()
@@ -94,7 +94,7 @@ class _Deadline:
         return timedelta(seconds=max(1.0, self._began + self._seconds - time.monotonic()))
 
     def pause(self, what: str) -> None:
-        """A moment of waiting for ``what``. Raises RunEnded when it has been too long."""
+        """Sleep briefly while waiting for ``what``. Raises RunEnded after the time limit."""
         waited = time.monotonic() - self._began
         if waited >= self._seconds:
             raise RunEnded(
@@ -144,7 +144,7 @@ def _client(address: str, port: int, deadline: _Deadline) -> Store:
         except RuntimeError as err:
             found.append(err)
 
-    # in a thread, because it waits without limit for the answer of a program that is no store
+    # in a thread, because the constructor waits without limit if another program listens there
     threading.Thread(target=connect, name="meeting", daemon=True).start()
     while not found:
         deadline.pause(f"process 0 at {address}:{port}, where something listens but does not answer as it would")

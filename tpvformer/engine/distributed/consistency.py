@@ -1,4 +1,4 @@
-"""What must be the same: settings and data in all processes of a run, and the data of a run that goes on."""
+"""Check that settings and data are equal in all processes, and that a resumed run has the data of its checkpoint."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.errors import ConfigError
 
-# where things lie may differ from machine to machine, and so may what no number depends on
+# settings that may differ between machines: paths, and settings that do not change results
 _FREE = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache", "workers")
-TRAIN, VAL = "train_data", "val_data"  # what a checkpoint says about the data it was trained and scored on
+TRAIN, VAL = "train_data", "val_data"  # keys of a checkpoint: identity of the training and of the validation set
 
 
 def identity(data: FrameDataset) -> str:
-    """The number of samples of a data set, and a digest of their tokens in their order."""
+    """Return the number of samples of a data set, and a digest of their tokens in order."""
     digest = hashlib.sha256("\n".join(data.tokens).encode("utf-8", "surrogatepass")).hexdigest()
     return f"{len(data)} samples {digest[:16]}"
 
 
 def check_settings(config: Config, **typed: Any) -> None:
-    """Raises ConfigError in all processes where one has other settings than process 0; ``typed`` are its options."""
+    """Raise ConfigError in all processes if one has other settings than process 0; ``typed`` are its options."""
     tree = dataclasses.asdict(config)
     tree["data"] = {name: value for name, value in tree["data"].items() if name not in _FREE}
     options = {f"option {name}": str(value) for name, value in typed.items()}
@@ -39,7 +39,7 @@ def check_settings(config: Config, **typed: Any) -> None:
 
 
 def check_data(**sets: str) -> None:
-    """The same of their data sets' identities."""
+    """Raise ConfigError in all processes if one has other data sets than process 0."""
     _check({name.replace("_", " "): value for name, value in sets.items()})
 
 
@@ -70,10 +70,10 @@ def _flat(tree: Dict[str, Any], start: str = "") -> Dict[str, Any]:
 
 
 def check_resumed(content: Dict[str, Any], source: Path, now: Dict[str, str], log: RunLog) -> None:
-    """Compare a checkpoint's data with what the run has ``now``; files of older versions say nothing.
+    """Compare the data sets of a checkpoint with those of the run, ``now``; files of older versions store none.
 
-    Another training set ends a resume in the middle of an epoch, whose samples it would mix up: CheckpointError.
-    Between epochs, and for another validation set, it is a warning.
+    In the middle of an epoch another training set raises CheckpointError, because the sample order would not match.
+    Between epochs, and for another validation set, a warning is logged.
     """
     stored = {name: content[name] for name in (TRAIN, VAL) if content.get(name)}
     if stored.get(TRAIN, now[TRAIN]) != now[TRAIN]:

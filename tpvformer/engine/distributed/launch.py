@@ -1,4 +1,4 @@
-"""One command in many processes on this machine: each gets what torchrun would give it, and signals reach them all."""
+"""Start one command in many processes on this machine, with torchrun's environment variables, and forward signals."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tpvformer.engine.distributed.signals import heard, hears_ctrl_c, say_heard
 from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
 
-_GRACE = 10.0  # seconds for processes whose peer has failed: what they wait for will not come
+_GRACE = 10.0  # seconds until the processes are killed after one of them failed
 
 
 def launch(processes: int, argv: List[str]) -> int:
-    """Run ``python -m tpvformer <argv>`` in ``processes`` processes; returns the first failure's exit status, or 0.
+    """Run ``python -m tpvformer <argv>`` in ``processes`` processes; return the first failure's exit status, or 0.
 
-    They find each other as those of ``torchrun --standalone --nproc_per_node=<processes>`` do. A process that fails has
-    said why itself; the others are stopped, and all end where this process does. SIGTERM, SIGUSR1 and SIGHUP are passed
-    on, and it is theirs to end, for which training first saves; torchrun would kill them after 30 s. So is the first
-    Ctrl-C of a training that saves; else, and at the second, KeyboardInterrupt is raised when all have been ended.
-    Without OMP_NUM_THREADS the cores are shared out among the processes. Raises ConfigError on Windows.
+    The processes connect as with ``torchrun --standalone --nproc_per_node=<processes>``. A failed process has printed
+    its own error; the others are stopped. All processes end if this one ends. SIGTERM, SIGUSR1 and SIGHUP are forwarded
+    without a time limit, so that training can save first; torchrun kills after 30 s. The first Ctrl-C of a training
+    that saves is forwarded too. Otherwise, and at the second Ctrl-C, KeyboardInterrupt is raised after all processes
+    have ended. Without OMP_NUM_THREADS the cores are divided among the processes. Raises ConfigError on Windows.
     """
     if sys.platform == "win32":
         raise ConfigError(f"{processes} processes at once are for Linux and macOS; start one, without --processes")
@@ -35,7 +35,7 @@ def launch(processes: int, argv: List[str]) -> int:
     common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
     for _, name in socket.if_nameindex():
-        if name in ("lo", "lo0"):  # nothing listens where other machines could connect
+        if name in ("lo", "lo0"):  # listens on the loopback interface only
             common.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", name))
     children: List[subprocess.Popen] = []
     tether = Tether()
@@ -46,14 +46,14 @@ def launch(processes: int, argv: List[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    typed: List[int] = []  # a Ctrl-C each
+    typed: List[int] = []  # one entry for each Ctrl-C
 
     def interrupt(number: int, _: object) -> None:
         typed.append(number)
         if len(typed) > 1 or not saves(argv):
             raise KeyboardInterrupt
         say_heard()
-        pass_on(signal.SIGTERM, None)  # they do not hear Ctrl-C, which a terminal sends to all
+        pass_on(signal.SIGTERM, None)  # the processes ignore Ctrl-C, which a terminal sends to all of them
 
     before: Dict[int, Any] = {number: signal.signal(number, pass_on) for number in heard()}
     if hears_ctrl_c():
@@ -66,7 +66,7 @@ def launch(processes: int, argv: List[str]) -> int:
                 children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
         status = _wait(children)
         if status and typed:
-            raise KeyboardInterrupt  # it came before there was anything to save
+            raise KeyboardInterrupt  # Ctrl-C came before there was anything to save
         return status
     finally:
         _stop(children, 0.0 if len(typed) > 1 else _GRACE)
@@ -76,24 +76,24 @@ def launch(processes: int, argv: List[str]) -> int:
 
 
 def _wait(children: List[subprocess.Popen]) -> int:
-    """Until all have ended well, or one has not: the exit status as a shell has it."""
+    """Wait until all processes have succeeded or one has failed; return the exit status as a shell reports it."""
     while True:
         codes = [child.poll() for child in children]
         failed = [code for code in codes if code]
         if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]  # ended by a signal: the shell's way of saying so
+            return failed[0] if failed[0] > 0 else 128 - failed[0]  # ended by a signal: 128 + its number
         if all(code == 0 for code in codes):
             return 0
-        time.sleep(0.1)  # any of them may end first, and waiting for several at once is no part of subprocess
+        time.sleep(0.1)  # polls, because subprocess cannot wait for several processes
 
 
 def saves(argv: List[str]) -> bool:
-    """Whether a command saves when it is asked to stop: a training that does not only measure speed."""
+    """Return whether a command saves when it is asked to stop: a training without ``--max-steps``."""
     return argv[:1] == ["train"] and not any(word.replace("_", "-").startswith("--max-s") for word in argv)
 
 
 def _stop(children: List[subprocess.Popen], grace: float) -> None:
-    """End those that run: at once where there is no ``grace``, seconds in which they may end by themselves."""
+    """Terminate the processes that still run; kill them after ``grace`` seconds."""
     running = [child for child in children if child.poll() is None]
     for child in running:
         child.terminate()
@@ -113,9 +113,9 @@ def _free_port() -> int:
 
 
 def one_a_card(most: int, device: str) -> int:
-    """How many processes to start: one for each visible card, ``most`` at most; ``most`` where there is no card.
+    """Return the processes to start: one for each visible card, at most ``most``; ``most`` if there is no card.
 
-    Fewer than ``most`` make a smaller global batch, which a line on stdout says.
+    Fewer than ``most`` processes make a smaller global batch; a line on stdout reports it.
     """
     cards = visible_cards(device)
     if not 0 < cards < most:
@@ -127,5 +127,5 @@ def one_a_card(most: int, device: str) -> int:
 
 
 def threads(processes: int) -> int:
-    """Threads for each of ``processes``: an equal share of the cores that this process may use, at least one."""
+    """Return the threads of each of ``processes``: an equal share of this process's cores, at least one."""
     return max(1, cores() // processes)

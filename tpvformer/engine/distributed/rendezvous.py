@@ -1,4 +1,4 @@
-"""Where processes find each other: a store that listens at the address it was given, not at all the machine has."""
+"""Create a store that listens at one given address instead of all addresses of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed import TCPStore
 
 
 def address_to_listen_at(host: str) -> Optional[str]:
-    """``host`` as an address if it is one, or "localhost"; None for other names, which each machine reads its way."""
+    """Return ``host`` as an IP address if it is one or "localhost"; None for names, which may resolve differently."""
     try:
         return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
     except ValueError:
@@ -19,10 +19,10 @@ def address_to_listen_at(host: str) -> Optional[str]:
 
 
 def listen_at(address: str, port: int, timeout: timedelta) -> Optional[TCPStore]:
-    """A store whose server listens at this address of the machine; torch's servers listen at all of them. Port 0: any.
+    """Return a store whose server listens at this address only; torch's servers listen at all addresses. Port 0: any.
 
-    While it lives, stores of this process that would serve the same port use its server (``multi_tenant``). None where
-    the address is another machine's or the port is taken: then torch finds out who serves it, or says what is wrong.
+    While it lives, stores of this process on the same port use its server (``multi_tenant``). Returns None if the
+    address belongs to another machine or the port is taken: torch then connects to the server, or reports the error.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as server:

@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal is noted when it comes, and obeyed when a step is done."""
+"""Note signals that ask a run to stop; the run stops after the current step."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Dict, List, Optional, Type
 
-# an end from outside; Slurm's warning before one (--signal=USR1@90); the terminal or connection is gone. Windows has
-# the first alone.
+# a request to end; Slurm's warning before it (--signal=USR1@90); the terminal or connection is closed. Windows has
+# the first one only.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 def heard() -> List[signal.Signals]:
-    """Those of SIGNALS that this process listens to: not SIGHUP where nohup started it, to outlive its terminal."""
+    """Return the signals of SIGNALS to handle: without SIGHUP if nohup started this process."""
     return [n for n in SIGNALS if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def hears_ctrl_c() -> bool:
-    """Not where it was ignored when this process was started, as in a script's background."""
+    """Return whether Ctrl-C is handled: not if it was ignored at the start, as for a script's background process."""
     return signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 def say_heard() -> None:
-    """Answer the first Ctrl-C of a training at once, for a step may take long. Within a signal's handler."""
+    """Confirm the first Ctrl-C of a training at once, because a step may take long. Called inside a signal handler."""
     with contextlib.suppress(OSError):
-        os.write(2, _HEARD)  # print may be what was interrupted
+        os.write(2, _HEARD)  # not print, which may have been interrupted
 
 
 class Stopped(Exception):
-    """A run that was asked to stop has saved what it had; the message says what was asked and where it goes on."""
+    """Report that a run was asked to stop and has saved; the message names the signal and where the run resumes."""
 
 
 CTRL_C = "Ctrl-C (SIGINT)"
@@ -39,11 +39,10 @@ _HEARD = b"\nCtrl-C: the step is finished, saved, and the run ends; Ctrl-C once 
 
 
 class StopSignals:
-    """Within it, SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C end nothing: they are noted in ``received``.
+    """Note SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C in ``received`` instead of ending, inside this context.
 
-    Some schedulers send them to every process and some launchers pass them on as well, so a second one says no more
-    than the first. A person who types Ctrl-C again does not want to wait: the second one is a KeyboardInterrupt.
-    Outside the main thread, where Python takes no signals, everything stays as it was.
+    Some schedulers send a signal to every process and some launchers forward it as well, so a second one has no effect.
+    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python handles no signals, nothing changes.
     """
 
     def __init__(self) -> None:

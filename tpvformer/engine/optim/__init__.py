@@ -89,7 +89,7 @@ class Stepper:
             self.scaler.update()
 
     def _complete_gradients(self) -> None:
-        """Give parameters without a gradient one of zeros: an optimiser that packs gradients would never update them."""
+        """Give parameters without a gradient one of zeros, because a packing optimiser never updates them otherwise."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
