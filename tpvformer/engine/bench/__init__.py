@@ -1,1 +1,1 @@
-"""Where the time of a training step goes, on made-up inputs of the right shape or on the configured data."""
+"""Measure the time of a training step by part, on random inputs or on the configured data."""

@@ -1,7 +1,7 @@
-"""Inputs for measuring without a data set: noise seen by the cameras of a nuScenes car, and a lidar turn on a street.
+"""Make random inputs for measurements: noise in the cameras of a nuScenes car, and a lidar turn on a street.
 
-Values that decide how long something takes are kept realistic: which queries a camera sees, how many points share a
-voxel, how many classes there are, and sampling positions between the pixels.
+Properties that affect speed are realistic: the queries that a camera sees, the points of a voxel, the number of
+classes, and sampling positions between pixels.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, Batch, DenseLabels, Fram
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 SIZE = (1600, 900)  # width, height of nuScenes images
-POINTS = 34_720  # of a full turn of its lidar
+POINTS = 34_720  # points of a full lidar turn
 GROUND_LABEL = 11  # driveable surface
-SECTORS = 60  # directions in which something stands in the lidar's way
-NEAREST, FARTHEST, TALLEST = 5.0, 60.0, 12.0  # metres: distance and height of what stands there
-DEPTH = 1.5  # metres: how far into it (foliage, parked cars) a ray gets
+SECTORS = 60  # horizontal sectors, one obstacle in each
+NEAREST, FARTHEST, TALLEST = 5.0, 60.0, 12.0  # metres: distance and height of the obstacles
+DEPTH = 1.5  # metres: how far a ray enters an obstacle (foliage, parked cars)
 
 
 def nuscenes_rig(size: Tuple[int, int], cameras: int = len(CAMERAS)) -> np.ndarray:
-    """lidar2img (cameras, 4, 4) float64 of a nuScenes car: lidar metres -> pixels of images of ``size`` (W, H)."""
+    """Return lidar2img (cameras, 4, 4) float64 of a nuScenes car: lidar metres to pixels of a ``size`` (W, H) image."""
     poses = sensor_poses()
     matrices = []
     for i in range(cameras):
@@ -43,10 +43,10 @@ def nuscenes_rig(size: Tuple[int, int], cameras: int = len(CAMERAS)) -> np.ndarr
 
 
 def lidar_turn(count: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
-    """A turn of the lidar among obstacles on flat ground: points (count, 3) float32, metres, lidar frame; their labels.
+    """Return a lidar turn among obstacles on flat ground: points (count, 3) float32, metres, lidar frame, and labels.
 
-    Rays that hit nothing lie near the origin, as in the real files. A turn of 34,720 points falls into about as many
-    voxels as a real one (see the tests).
+    Rays without a hit give points near the origin, as in the real files. A turn of 34,720 points falls into about as
+    many voxels as a real one; the tests check that.
     """
     turn = np.repeat(np.linspace(0, 2 * math.pi, -(-count // BEAMS), endpoint=False), BEAMS)[:count]
     elevation = np.tile(beam_elevations(), -(-count // BEAMS))[:count]
@@ -66,14 +66,14 @@ def lidar_turn(count: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.n
 
 
 def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.random.RandomState) -> Frame:
-    """A frame as the reader would return it: images of ``size`` (W, H) full of noise, and a lidar turn."""
+    """Return a frame as the reader does, with noise images of ``size`` (W, H) and a lidar turn."""
     cloud, labels = lidar_turn(points, rng)
     images = torch.from_numpy(rng.randint(0, 256, (cameras, size[1], size[0], 3), dtype=np.uint8))
     return Frame("random", images, [c.channel for c in CAMERAS], nuscenes_rig(size, cameras), cloud, labels)
 
 
 def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
-    """Dense labels of which a tenth is occupied; where the kind has masks, both observe every second voxel."""
+    """Return dense labels with a tenth of the voxels occupied; masks, if any, observe every second voxel."""
     grid = OCCUPANCY_GRIDS[kind]
     voxels, empty = grid.voxels, grid.empty
     occupied = (0, empty) if empty else (1, grid.classes)  # free space is the last class or the first
@@ -84,7 +84,7 @@ def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
 
 
 def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
-    """A training batch of ``config.data.batch_size`` random frames, made by the pipeline of real ones."""
+    """Return a training batch of ``config.data.batch_size`` random frames, made by the pipeline for real frames."""
     rng = np.random.RandomState(config.train.seed % 2**32)
     samples = []
     for _ in range(config.data.batch_size):
@@ -100,7 +100,7 @@ def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
 def roughen(model: nn.Module) -> None:
     """Give fresh deformable convolutions offsets of about a pixel.
 
-    Fresh ones sample exactly on the pixels, which costs less memory traffic than what training makes of them.
+    Fresh ones sample exactly at pixels, which needs less memory traffic than trained ones.
     """
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -112,5 +112,5 @@ def roughen(model: nn.Module) -> None:
 
 
 def pinned(batch: Batch, pin_memory: bool = False, pin_memory_device: str = "") -> Batch:
-    """The batch as a loader with these options would hand it out."""
+    """Return the batch as a loader with these options yields it."""
     return dataclasses.replace(batch, pin_device=pin_memory_device).pin_memory() if pin_memory else batch

@@ -1,4 +1,4 @@
-"""What surrounds the numbers of a measurement: the machine, the command, and a table."""
+"""Format the result of a measurement as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tpvformer.runtime.processor import mib
 
 
 def write(result: Dict[str, Any], path: Path) -> None:
-    """Write a result as JSON, its folder made where it is missing."""
+    """Write a result as JSON; create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns wide enough for what they hold; the first is text, the others are numbers."""
+    """Format rows as text columns; the first column is text, the others are numbers."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -27,7 +27,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def step_report(result: Dict[str, Any]) -> str:
-    """The outcome of ``step.bench`` for people."""
+    """Format the result of ``step.bench`` as text."""
     spent, layers = result["ms"], result["deform_conv"]
     total = spent["step"]["wall"]
     order = [name for name in PARTS if name in spent]

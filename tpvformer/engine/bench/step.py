@@ -1,4 +1,4 @@
-"""Whole training steps of a configuration, timed by part: the code that trains, on random inputs or on real ones."""
+"""Time whole training steps of a configuration by part, with the training code, on random or real inputs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from tpvformer.engine.train import build_model, set_precision
 from tpvformer.errors import ConfigError
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
-Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type of a deformable convolution, its outputs
+Shape = Tuple[Tuple[int, ...], torch.dtype, int]  # input shape and type, output channels of a DCNv2
 
 
 class StepBench:
-    """A model with random weights, its optimiser, and batches; ``step`` trains on the next one.
+    """Train a model with random weights on given batches; ``step`` takes the next one.
 
-    A residual branch whose fresh scale is zero gets 0.2: behind it gradients would be zeros, which are quicker.
+    A residual branch whose initial scale is 0 gets 0.2: gradients behind it would be zeros, which compute faster.
     """
 
     def __init__(self, config: Config, device: torch.device, batches: Iterator[Batch], loads: bool = False) -> None:
@@ -66,11 +66,11 @@ class StepBench:
         self._watch = Watch(self.model)
 
     def use(self, precision: str) -> None:
-        """Go on in another ``train.precision``."""
+        """Switch to another ``train.precision``."""
         set_precision(self.model, dataclasses.replace(self.config.train, precision=precision), self.device)
 
     def step(self, by_part: bool = True) -> Dict[str, Elapsed]:
-        """One training step. By part the device is waited for at each part's end; else not even at the step's."""
+        """Run one training step; ``by_part`` synchronises with the device after each part, otherwise nothing does."""
         marks = self._watch.marks = PhaseTimer(self.device) if by_part else None
         try:
             batch = next(self.batches)
@@ -95,7 +95,7 @@ class StepBench:
         return marks.spent if marks else {}
 
     def run(self, steps: int) -> Elapsed:
-        """Mean of a step among ``steps`` in a row, the device waited for at the end only."""
+        """Return the mean time of ``steps`` successive steps, with one synchronisation at the end."""
         marks = PhaseTimer(self.device)
         for _ in range(steps):
             self.step(by_part=False)
@@ -104,7 +104,7 @@ class StepBench:
 
     @torch.no_grad()
     def infer(self) -> Elapsed:
-        """One forward pass of the trained parts alone, as in evaluation, transfer included."""
+        """Time one forward pass as in evaluation, transfer included."""
         self.model.eval()
         marks = PhaseTimer(self.device)
         predict(self.model, next(self.batches).to(self.device, non_blocking=True), self.config)
@@ -113,7 +113,7 @@ class StepBench:
         return marks.spent["all"]
 
     def deformable_convolutions(self) -> Dict[Shape, int]:
-        """What the DCNv2 layers are given in a forward pass, and how many layers share it (runs one)."""
+        """Run a forward pass; return the input shapes of the DCNv2 layers, with the number of layers of each."""
         found: Counter = Counter()
         handles: List[RemovableHandle] = []
         for layer in self.model.modules():
@@ -122,7 +122,7 @@ class StepBench:
                 def note(_: torch.nn.Module, inputs: Tuple[Tensor, ...], outputs: int = layer.weight.shape[0]) -> None:
                     found[(tuple(inputs[0].shape), inputs[0].dtype, outputs)] += 1
 
-                handles.append(layer.conv_offset.register_forward_pre_hook(note))  # it is given what the layer is
+                handles.append(layer.conv_offset.register_forward_pre_hook(note))  # has the same input as the layer
         try:
             with torch.no_grad():
                 predict(self.model, next(self.batches).to(self.device), self.config)
@@ -133,7 +133,7 @@ class StepBench:
 
 
 def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tuple[Elapsed, Elapsed]:
-    """Medians, forward and backward, of the operation ``ops.modulated_deform_conv2d`` alone on an input like this."""
+    """Return the median times, forward and backward, of ``ops.modulated_deform_conv2d`` alone on such an input."""
     (n, c, h, w), dtype, outputs = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -156,13 +156,13 @@ def time_deform_conv(shape: Shape, device: torch.device, repeats: int = 2) -> Tu
 
 
 def median(values: Iterator[Elapsed]) -> Elapsed:
-    """Medians of the wall times and of the CPU times."""
+    """Return the medians of the wall times and of the CPU times."""
     both = list(values)
     return Elapsed(statistics.median(v.wall for v in both), statistics.median(v.cpu for v in both))
 
 
 def medians(runs: Sequence[Dict[str, Elapsed]]) -> Dict[str, Elapsed]:
-    """Medians by part, with the sums "forward", "backward" and "step"; a sum is the median of the steps' sums."""
+    """Return medians by part, and of the sums "forward", "backward" and "step" of each step."""
     out = {part: median(run[part] for run in runs) for part in PARTS if part in runs[0]}
     for name, parts in (("forward", FORWARD), ("backward", BACKWARD), ("step", PARTS)):
         sums = ([run[part] for part in parts if part in run] for run in runs)
@@ -179,11 +179,11 @@ def bench(
     data: bool,
     profile: Optional[Path] = None,
 ) -> Dict[str, Any]:
-    """Measure ``steps`` training steps; the numbers as they are written to JSON, times in milliseconds.
+    """Measure ``steps`` training steps; return the numbers for the JSON file, times in milliseconds.
 
-    Random inputs have images of ``size`` (W, H) as they would lie on the disk and ``points`` lidar points; ``data``
-    reads the configured training set through the training's own loader instead. ``profile`` is a folder for the traces
-    of some more steps. Raises ConfigError and DataError.
+    Random inputs have images of ``size`` (W, H), as on the disk, and ``points`` lidar points. With ``data`` the
+    configured training set is read through the training's loader instead. ``profile`` is a folder for the traces of
+    some further steps. Raises ConfigError and DataError.
     """
     if data and (size or points):
         raise ConfigError("--size and --points describe random inputs; leave them out with --data")
@@ -219,7 +219,7 @@ def bench(
         "peak_memory_mib": peak,
         "ms": {name: _ms(spent) for name, spent in medians(runs).items()},
     }
-    if whole is not None:  # waiting for the device at each part hides nothing behind anything else
+    if whole is not None:  # synchronisation at each part prevents overlap between parts
         result["ms"]["step without marks"] = _ms(whole)
     if decoding is not None:
         result["ms"]["one sample, decoded in this process"] = _ms(decoding)
@@ -237,7 +237,7 @@ def _ms(spent: Elapsed) -> Dict[str, float]:
 
 
 def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, Any]:
-    """Time of a step's DCNv2 operations, each kind of layer measured alone and multiplied."""
+    """Return the time of a step's DCNv2 operations, each kind of layer measured alone and multiplied by its number."""
     layers, totals = [], {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
     for shape, count in shapes.items():
         for name, spent in zip(totals, time_deform_conv(shape, device)):
@@ -248,12 +248,12 @@ def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, An
 
 
 def _configured(config: Config, device: torch.device) -> Tuple[Elapsed, Iterator[Batch]]:
-    """What reading one sample costs in this process, and the training loader's batches, epoch after epoch."""
+    """Return the time to read one sample in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
     dataset = FrameDataset(config.data, config.model.grid, "train", seed)
     data = fit_workers(dataset, config.data, 1, lambda text: print(text, file=sys.stderr))
     loader = make_loader(dataset, data, 0, 1, True, seed, **pin_options(device))
-    dataset[0]  # the first reading compiles and opens what later ones find ready
+    dataset[0]  # the first reading compiles kernels and opens files
     runs = []
     for index in range(min(3, len(dataset))):
         began = Elapsed(time.perf_counter(), time.process_time())

@@ -1,1 +1,1 @@
-"""What a run does when something goes wrong."""
+"""Handle faults of a run: bad samples, non-finite numbers, hangs, crashes."""

@@ -1,4 +1,4 @@
-"""Samples that could not be read and were stood in for: counted over all processes, named, bounded."""
+"""Count and report unreadable samples that others replaced, over all processes, up to a limit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tpvformer.errors import DataError
 
 
 class BadSamples:
-    """``most`` of them are allowed in a run; ``count`` is what the run has had, over all processes."""
+    """Collect the unreadable samples of a run; ``most`` of them are allowed, over all processes."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._new: List[str] = []
 
     def note(self, problems: Sequence[str]) -> None:
-        """Keep what a batch brought."""
+        """Add the problems of a batch."""
         self._new += problems
 
     def settle(self, count: int, log: RunLog) -> int:
-        """The count with the new ones, each of which is said. All processes call it. DataError past the bound."""
+        """Log the new problems; return the new count. All processes must call it. Raises DataError above the limit."""
         texts = all_gather_strings("\n".join(self._new))
         self._new.clear()
         problems = [line for text in texts for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Where numbers stopped being finite: the samples of a bad step once more, one by one, with every module watched."""
+"""Find where numbers stop being finite: run the samples of a bad step again, one by one, with hooks on every module."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ FINITE_AGAIN = "give finite numbers"
 
 
 def diagnose(model: TPVFormer, batches: Iterable[Batch], config: Config) -> str:
-    """One sentence: the weight, the input, the module or the gradient that is not finite first.
+    """Return one sentence that names the first weight, input, module or gradient that is not finite.
 
-    ``model`` is the bare module; its gradients are lost, its running statistics are not touched. ``batches`` are those
-    of the bad step. Dropout draws anew, so a number that only one draw makes infinite may not be found again.
+    ``model`` is the bare module. Its gradients are deleted, its running statistics do not change. ``batches`` are those
+    of the bad step. Dropout uses new random numbers, so a number that is infinite under one draw only may not be found
+    again.
     """
     damaged = _damaged(model)
     if damaged:
         return f"the weights are not finite already: {damaged}"
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    compiled, model.image_network = model.image_network, None  # a compiled network hides its modules
+    compiled, model.image_network = model.image_network, None  # hooks do not run inside a compiled network
     try:
         for batch in batches:
             found = _first(model, batch, config)
@@ -43,7 +44,7 @@ def diagnose(model: TPVFormer, batches: Iterable[Batch], config: Config) -> str:
 
 
 def _damaged(model: nn.Module) -> str:
-    """The tensors of the state that are not finite, in words; empty where all are."""
+    """Return the names of non-finite tensors of the state dict as text; empty if all are finite."""
     names = [name for name, value in model.state_dict().items() if not _finite(value)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
@@ -66,7 +67,7 @@ def _first(model: nn.Module, batch: Batch, config: Config) -> str:
     names = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     if not names:
         return ""
-    first = watch.gradient or names[-1]  # the last parameter is the first on the way back
+    first = watch.gradient or names[-1]  # backward reaches the last parameter first
     return (
         f"outputs and loss are finite, the gradient is not: on the way back that of {first} is the first, "
         f"{len(names)} parameters in all, for sample {samples}"
@@ -74,7 +75,7 @@ def _first(model: nn.Module, batch: Batch, config: Config) -> str:
 
 
 class _Watch:
-    """Notes the first module whose output is not finite, and the first parameter whose gradient is not."""
+    """Note the first module with a non-finite output, and the first parameter with a non-finite gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         self.module, self.gradient = "", ""
@@ -96,7 +97,7 @@ class _Watch:
     def _forward(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
             if not self.module and not all(_finite(tensor) for tensor in _tensors(output)):
-                self.module = name  # inner modules end before the outer ones
+                self.module = name  # inner modules return before outer ones
 
         return hook
 

@@ -1,4 +1,4 @@
-"""What ends a run from outside, said so that it helps: memory that ran out, a worker or another process that died."""
+"""Explain crashes with outside causes in one message: no memory left, a dead worker, a dead process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpvformer.engine.device.accelerator import fast_bf16, peak_memory_mib
 from tpvformer.errors import RunEnded
 from tpvformer.runtime.processor import mib
 
-# what PyTorch says of another process that ended; of a worker that died, and of batches that did not come through
+# PyTorch's messages about a peer process that ended, and about dead workers and failed transfers of batches
 _PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
 
@@ -21,9 +21,9 @@ _WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files
 def explain_crash(
     config: Config, precision: str, device: torch.device, doing: Callable[[], str]
 ) -> Generator[None, None, None]:
-    """Turns running out of memory, or the death of a worker, into RunEnded; everything else passes.
+    """Convert out-of-memory errors and dead workers or processes into RunEnded; other errors pass.
 
-    ``precision`` is the one that the model runs in, ``doing`` says what the run was at.
+    ``precision`` is the one in use; ``doing`` returns what the run is doing.
     """
     try:
         yield

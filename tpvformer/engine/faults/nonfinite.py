@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: found before they change a weight, explained, then fatal or left out."""
+"""Find steps with a non-finite loss or gradient before they change a weight, explain them, then stop or skip."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tpvformer.model import TPVFormer
 
 
 class NonFiniteGuard:
-    """Asked before every update of the weights, by all processes.
+    """Check each step before the weights are updated, in all processes.
 
-    On a CPU each step is looked at. On an accelerator that means to wait for it, so a run that would stop anyway
-    (``train.on_nonfinite`` "stop") leaves it to the losses that are read at the next printed step; "skip" waits once a
-    step. With fp16 an infinite gradient is the scaler's business.
+    On a CPU every step is checked. On an accelerator the check synchronises with the device. With
+    ``train.on_nonfinite`` "stop" the check is therefore left to the losses read at the next printed step; "skip"
+    synchronises once a step. With fp16 an infinite gradient is left to the gradient scaler.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class NonFiniteGuard:
         self._scaled = config.train.precision == "fp16"
 
     def accepts(self, where: str, tokens: Sequence[str], loss: Tensor, norm: Tensor, skipped: int) -> bool:
-        """Whether the step may change the weights; False where it is left out. Raises NonFiniteLoss.
+        """Return whether the step may change the weights; False if it is skipped. Raises NonFiniteLoss.
 
-        ``tokens`` are this process's samples of the step, ``loss`` its loss, ``norm`` that of the summed gradient;
-        ``skipped`` steps were left out before.
+        ``tokens`` are this process's samples of the step, ``loss`` its loss, ``norm`` that of the summed gradient.
+        ``skipped`` steps were skipped before.
         """
         if not self._looks:
             return True
@@ -69,7 +69,7 @@ class NonFiniteGuard:
         return False
 
     def explain(self, tokens: Sequence[str]) -> str:
-        """What of this process's samples is not finite first. The random numbers of the run stay where they are."""
+        """Return what is not finite first in this process's samples, without changing the run's random states."""
         drawn = random_state(self._device)
         try:
             return diagnose(self._model, self._again(tokens), self._config)
@@ -77,7 +77,7 @@ class NonFiniteGuard:
             restore_random_state(drawn, self._device)
 
     def _again(self, tokens: Sequence[str]) -> Iterator[Batch]:
-        """The samples once more, each alone, as they were augmented."""
+        """Yield the samples again, one by one, with the same augmentation."""
         numbers: List[str] = self._data.tokens
         for token in tokens:
             sample = self._data[numbers.index(token)]

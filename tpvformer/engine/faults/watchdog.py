@@ -1,4 +1,4 @@
-"""A run that stands still ends, and every process says where it stood."""
+"""End a run that hangs, and write the stacks of every process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ EXIT = 1
 
 
 class Watchdog:
-    """Ends this process where ``beat`` is not called for ``seconds`` in which it ran; 0 never does.
+    """End this process if ``beat`` is not called for ``seconds`` of its running time; 0 disables the watchdog.
 
-    Time in which the whole process stood still (SIGSTOP, a scheduler's suspension, Ctrl-Z) does not count: of each of
-    its own pauses the watch counts no more than it asked for.
+    Time in which the whole process is suspended (SIGSTOP, a scheduler, Ctrl-Z) does not count: each pause of the thread
+    counts at its requested length.
 
-    All threads' stacks go to ``<folder>/stacks_rank<n>.txt`` and to stderr first. A process that waits for one that
-    hangs stands still as well, so each process writes its own and the one that hangs is the one that does not wait in
-    a collective operation.
+    First the stacks of all threads are written to ``<folder>/stacks_rank<n>.txt`` and stderr. Processes that wait for a
+    hung one hang as well, so every process writes its stacks. The cause is the process that is not in a collective
+    operation.
     """
 
     def __init__(self, seconds: float, folder: Path, rank: int) -> None:
         self._seconds, self._folder, self._rank = seconds, folder, rank
-        self._silent = 0.0  # seconds since the last beat, as counted by the watch
-        self.doing = "the start"  # what the run is at
+        self._silent = 0.0  # seconds since the last beat, as counted by the thread
+        self.doing = "the start"  # current activity of the run
         self._stop = threading.Event()
         self._thread: Optional[threading.Thread] = None
 
@@ -42,7 +42,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, doing: str) -> None:
-        """The run goes on; ``doing`` says what comes next."""
+        """Report that the run continues; ``doing`` names its next activity."""
         self._silent, self.doing = 0.0, doing
 
     def _watch(self) -> None:

@@ -1,1 +1,1 @@
-"""What a run says and records: log, losses, times, summary."""
+"""Log and record a run: lines, losses, times, summary."""

@@ -1,4 +1,4 @@
-"""Date, command, hardware and versions of a run or a measurement."""
+"""Describe a run or a measurement: date, command, hardware and versions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ _SETTINGS = ("TPVFORMER_OPS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def environment_info(device: torch.device, program: str, past: float = 0.0) -> Dict[str, Any]:
-    """Date, command line, hardware and versions, for the head of a result. ``program`` is what the command runs;
-    ``past`` seconds ago it began."""
+    """Return date, command line, hardware and versions, for the head of a result.
+
+    ``program`` is the command's name; the run began ``past`` seconds ago.
+    """
     began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=past)
     return {
         "date": began.strftime("%Y-%m-%d %H:%M UTC"),

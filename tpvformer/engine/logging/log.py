@@ -1,4 +1,4 @@
-"""What a run says: plain lines in a file and on stdout, one JSON object an event, a progress bar on a terminal."""
+"""Log a run: lines in a file and on stdout, one JSON object an event, a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
 class RunLog:
-    """The log of one process. Only the main process writes; the others are silent.
+    """Write the log of one process. Only the main process writes.
 
-    ``path`` is ``<work_dir>/<YYYYmmdd_HHMMSS>.log``, always a new file; ``metrics.jsonl`` beside it is appended to, and
-    each of its lines names the run it belongs to, and so is ``timeline.csv``, which tells for every step how long it
-    waited for data and how long it computed. A run that only looks (``work_dir`` None) writes to stdout alone.
+    ``path`` is ``<work_dir>/<YYYYmmdd_HHMMSS>.log``, always a new file. ``metrics.jsonl`` and ``timeline.csv`` in the
+    same folder are appended to; each of their lines names its run. ``timeline.csv`` holds for every step the time of
+    waiting for data and of computing. With ``work_dir`` None the log is written to stdout only.
     """
 
     def __init__(self, work_dir: Optional[Path], is_main: bool) -> None:
@@ -56,20 +56,20 @@ class RunLog:
             self._logger.addHandler(handler)
 
     def line(self, text: str) -> None:
-        """One line for people."""
+        """Log one line of text."""
         self._write(logging.INFO, text)
 
     def warn(self, text: str) -> None:
-        """One line for people, marked as a warning."""
+        """Log one line of text as a warning."""
         self._write(logging.WARNING, text)
 
     def _write(self, level: int, text: str) -> None:
         if self.is_main:
             self._bar.make_room()
-            self._logger.log(level, "%s", shown_lines(text))  # of files' names, a terminal obeys some characters
+            self._logger.log(level, "%s", shown_lines(text))  # file names may hold control characters of the terminal
 
     def record(self, kind: str, **values: Any) -> None:
-        """One JSON object for programs. What is not a finite number is written as null."""
+        """Record one JSON object; numbers that are not finite are written as null."""
         if self._metrics is not None and self.path is not None:
             entry = {"kind": kind, "run": self.path.stem, **values}
             self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
@@ -79,13 +79,13 @@ class RunLog:
             self._writers.record(kind, values)
 
     def attach(self, writers: Writers) -> None:
-        """From now on the numbers of each record go there too; closed with this log."""
+        """Also send the numbers of later records to ``writers``, which are closed with this log."""
         self._writers = writers
 
     def cut(self, step: int, evaluated: bool) -> None:
-        """Take back the records after ``step`` and, unless ``evaluated``, its evaluation: they will come again.
+        """Remove the records after ``step`` and, unless ``evaluated``, its evaluation, because the run repeats them.
 
-        So the file of a run that was interrupted and resumed reads like that of one that was not.
+        The file of a resumed run then equals that of an uninterrupted one.
         """
         if self._metrics is None:
             return
@@ -99,9 +99,10 @@ class RunLog:
             self._metrics = path.open("a", encoding="utf-8")
 
     def timeline(self, epoch: int, last_step: int, laps: Sequence[Lap]) -> None:
-        """Rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, seconds since the run's start.
+        """Write rows of ``timeline.csv``: the steps of an epoch up to ``last_step``, in seconds since the run's start.
 
-        On an accelerator the host is ahead of the device: a step's computing is seen where the host has to wait for it.
+        On an accelerator the host runs ahead of the device: computing time appears at the step where the host waits for
+        it.
         """
         if self._timeline is None or self.path is None:
             return
@@ -112,7 +113,7 @@ class RunLog:
             self._timeline.flush()
 
     def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
-        """A printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; seconds as ``time``, ``data_time``."""
+        """Log a printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; ``time``, ``data_time`` in s."""
         self.line(
             f"[TRAIN] Epoch {epoch} Iter {i}/{n}: Loss: {values['loss']:.3f} ({values['mean_loss']:.3f}), "
             f"grad_norm: {values['grad_norm']:.1f}, lr: {values['lr']:.7f}, "
@@ -121,7 +122,7 @@ class RunLog:
         self.record("train", epoch=epoch, iter=i, **values)
 
     def close(self) -> None:
-        """Give the files back."""
+        """Close the files."""
         if self._writers is not None:
             self._writers.close()
         for handler in self._handlers:
@@ -135,7 +136,7 @@ class RunLog:
 
     @contextmanager
     def progress(self, title: str, total: int, later: int = 0) -> Generator[Progress, None, None]:
-        """A bar or lines as of ``progress``, of the main process alone; ``later`` more such parts end the training."""
+        """Show the progress of ``total`` parts in the main process; ``later`` more parts follow until the end."""
         if not self.is_main:
             yield Progress(None, None)
             return
@@ -149,24 +150,24 @@ class RunLog:
 
 
 class _Screen(logging.StreamHandler):
-    """Where nobody reads any more (a pipe to ``head``, a closed terminal) training goes on, and so does the file."""
+    """Write to stdout; training and log file continue if nobody reads it (a pipe to ``head``, a closed terminal)."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing can be said to anybody."""
+        """Ignore the error, because it cannot be shown."""
 
 
 class _LogFile(logging.FileHandler):
-    """On a full disk lines wait in memory for the next one; training does not end for them. Checkpoints say so."""
+    """Write to the log file. On a full disk lines stay buffered until the next one, and training continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave it to the other handlers."""
+        """Ignore the error; failed checkpoints report a full disk."""
 
 
 @contextmanager
 def progress(title: str, total: int, ending: Optional[Ending] = None) -> Generator[Progress, None, None]:
-    """A bar on stderr while something of ``total`` parts goes on.
+    """Show a bar on stderr for ``total`` parts.
 
-    Where stderr is no terminal, ``ending`` says now and then when it will end, by default on stderr.
+    If stderr is no terminal, ``ending`` prints the estimated end from time to time, by default on stderr.
     """
     if not sys.stderr.isatty():
         ending = ending or Ending(title, total, lambda line: print(line, file=sys.stderr, flush=True))
@@ -178,32 +179,32 @@ def progress(title: str, total: int, ending: Optional[Ending] = None) -> Generat
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    # rich would also redirect stdout, and break the log's lines at the width of the terminal
+    # otherwise rich redirects stdout too, and wraps the log's lines at the width of the terminal
     with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         yield Progress(bar, bar.add_task(title, total=total))
 
 
 class Progress:
-    """Handle on a bar that may not be there."""
+    """Advance a progress bar, or do nothing without one."""
 
     def __init__(self, bar: Any, task: Any, ending: Optional[Ending] = None) -> None:
         self._bar, self._task, self._ending = bar, task, ending
 
     def advance(self) -> None:
-        """One part is done."""
+        """Count one finished part."""
         if self._bar is not None:
             self._bar.advance(self._task)
         if self._ending is not None:
             self._ending.advance()
 
     def make_room(self) -> None:
-        """Before a line is printed: the bar is drawn again below it."""
+        """Clear the bar before a line is printed; it is drawn again below the line."""
         if self._bar is not None:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def finite(value: Any) -> Any:
-    """The same structure with None in place of every number that JSON cannot hold."""
+    """Return the same structure with None in place of every number that JSON cannot hold."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -212,7 +213,7 @@ def finite(value: Any) -> Any:
 
 
 def _stands(line: str, step: int, evaluated: bool) -> bool:
-    """Whether a record is of a step that is done; half a line, left by a process that was killed, is not."""
+    """Return whether a record belongs to a finished step; an incomplete line of a killed process does not."""
     try:
         record = json.loads(line)
         return bool(record["step"] < step or (record["step"] == step and (record["kind"] != "eval" or evaluated)))
@@ -221,7 +222,7 @@ def _stands(line: str, step: int, evaluated: bool) -> bool:
 
 
 def _new_file(work_dir: Path) -> Path:
-    """Create ``<work_dir>/<now>.log``; a run that starts in the same second as another takes the next one."""
+    """Create ``<work_dir>/<now>.log``; if another run started in the same second, use the next second."""
     moment = time.time()
     while True:
         path = work_dir / time.strftime("%Y%m%d_%H%M%S.log", time.localtime(moment))

@@ -1,4 +1,4 @@
-"""What a training run measures of itself: its losses and its time."""
+"""Measure the losses and the step times of a training run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tpvformer.errors import NonFiniteLoss
 
 
 class LossMeter:
-    """Keeps losses on the device and reads them in bulk, so that training never waits for a single one.
+    """Collect losses on the device and read them together, so that training does not wait for each of them.
 
-    Code that does not check each step itself (faults/nonfinite.py) learns of the first bad loss from ``read``.
+    ``read`` raises for a non-finite loss, for callers that do not check each step (faults/nonfinite.py).
     """
 
     def __init__(self, world: World) -> None:
@@ -26,11 +26,11 @@ class LossMeter:
         self.last: Optional[float] = None
 
     def add(self, where: str, tokens: Sequence[str], loss: Tensor) -> None:
-        """Take note of one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
+        """Add one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
         self._pending.append((where, tokens, loss.detach()))
 
     def read(self) -> None:
-        """Bring everything since the last call to the host, averaged over processes. All processes must call it."""
+        """Copy all losses since the last call to the host, averaged over processes. All processes must call it."""
         if not self._pending:
             return
         mine = torch.stack([loss for _, _, loss in self._pending])
@@ -46,31 +46,31 @@ class LossMeter:
         if not all(math.isfinite(v) for v in values):
             raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
         self._pending.clear()
-        for value in values:  # one by one, so that the mean does not depend on when losses are read
+        for value in values:  # one by one, so that the mean does not depend on the times of reading
             self._sum += value
         self._count += len(values)
         self.last = values[-1]
 
     def start_epoch(self) -> None:
-        """Begin a new mean."""
+        """Start a new mean."""
         self._sum, self._count = 0.0, 0
 
     def state(self) -> Dict[str, Any]:
-        """What ``restore`` needs to go on in the middle of an epoch; after ``read``."""
+        """Return the state for ``restore`` in the middle of an epoch; call ``read`` first."""
         return {"sum": self._sum, "count": self._count, "last": self.last}
 
     def restore(self, state: Dict[str, Any]) -> None:
-        """Go on from a ``state``."""
+        """Restore a state of ``state``."""
         self._sum, self._count, self.last = state["sum"], state["count"], state["last"]
 
     @property
     def mean(self) -> float:
-        """Mean of what was read since ``start_epoch``; not a number where nothing was."""
+        """Return the mean of the losses read since ``start_epoch``; NaN without losses."""
         return self._sum / self._count if self._count else math.nan
 
 
 class Lap(NamedTuple):
-    """One step, in seconds: since the clock was made, of waiting for its batches, and in all."""
+    """Hold the times of one step in seconds: its start since the clock was made, waiting for batches, total."""
 
     began: float
     waited: float
@@ -78,10 +78,10 @@ class Lap(NamedTuple):
 
 
 class StepClock:
-    """Wall time of training steps, loading included.
+    """Measure the wall time of training steps, data loading included.
 
     The mean leaves out the first ``warmup`` steps of the run and the first step of every epoch, which waits for the
-    loader to start; if nothing else is there, it takes what there is.
+    loader to start. If there are no other steps, the mean is over all steps.
     """
 
     def __init__(self, warmup: int) -> None:
@@ -93,15 +93,15 @@ class StepClock:
         self._data, self._first = 0.0, True
 
     def start_epoch(self) -> None:
-        """From here on time belongs to training (evaluation and saving lie behind)."""
+        """Restart the clock, so that the time of evaluation and saving is not counted."""
         self._mark, self._data, self._first = time.perf_counter(), 0.0, True
 
     def data_ready(self, asked: float) -> None:
-        """A batch has arrived that was asked for at ``asked`` (perf_counter)."""
+        """Count the waiting time of a batch that was requested at ``asked`` (perf_counter)."""
         self._data += time.perf_counter() - asked
 
     def lap(self) -> None:
-        """A step is done."""
+        """Record a finished step."""
         now = time.perf_counter()
         spent = now - self._mark
         if not self._first and len(self._all) >= self._warmup:
@@ -110,22 +110,22 @@ class StepClock:
         self._mark, self._data, self._first = now, 0.0, False
 
     def recent(self) -> List[Lap]:
-        """The steps since the last call."""
+        """Return the steps since the last call."""
         laps = self._all[self._reported :]
         self._reported = len(self._all)
         return laps
 
     @property
     def waiting_share(self) -> Optional[float]:
-        """The part of all steps' time that went by waiting for data, 0..1; None before the first step."""
+        """Return the share of all steps' time spent waiting for data, 0..1; None before the first step."""
         return sum(lap.waited for lap in self._all) / sum(lap.spent for lap in self._all) if self._all else None
 
     @property
     def measuring_starts(self) -> bool:
-        """True while the last step is running that is left out at the start."""
+        """Return True during the last warm-up step."""
         return len(self._all) + 1 == self._warmup
 
     def result(self) -> Tuple[Optional[float], int, int]:
-        """(mean seconds a step or None, how many steps that is the mean of, how many there were)."""
+        """Return (mean seconds a step or None, steps in that mean, all steps)."""
         laps = self._measured or [lap.spent for lap in self._all]
         return (math.fsum(laps) / len(laps) if laps else None), len(laps), len(self._all)

@@ -1,4 +1,4 @@
-"""The result of a finished run in the form that Ascend's ModelZoo users and their scripts know."""
+"""Write the result of a finished run in the format of Ascend's ModelZoo."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NETWORK = "TPVFormer"
 
 
 def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
-    """Write ``<CaseName>.log`` and ``train_<CaseName>_loss.txt`` from ``summary.json``; returns the lines to print.
+    """Write ``<CaseName>.log`` and ``train_<CaseName>_loss.txt`` from ``summary.json``; return the lines to print.
 
-    ``duration`` is the seconds from starting to ending all processes, where the caller knows better than the run.
-    Raises ConfigError where the folder holds no finished run.
+    ``duration`` is the time in seconds from starting to ending all processes, if the caller has measured it. Raises
+    ConfigError if the folder holds no finished run.
     """
     source = work_dir / "summary.json"
     if not source.is_file():
@@ -64,7 +64,7 @@ def publish(work_dir: Path, duration: Optional[float] = None) -> List[str]:
 
 
 def _accuracy(summary: Dict[str, Any]) -> List[str]:
-    """What "Final Train Accuracy" is; nothing where nothing was evaluated."""
+    """Return a line that explains "Final Train Accuracy"; none if nothing was evaluated."""
     if summary["evaluation"] is None:
         return []
     what = "point mIoU" if _has_points(summary) else summary["leading_metric"]
@@ -75,7 +75,7 @@ def _accuracy(summary: Dict[str, Any]) -> List[str]:
 
 
 def _speed(summary: Dict[str, Any]) -> str:
-    """What the other numbers are, in one line."""
+    """Return a line that explains how the speed was measured."""
     cards = f"{summary['world_size']} x {summary['device_name']}"
     if not summary["measured_steps"]:
         speed = "no step was trained (the run was finished before), so there is no speed"
@@ -88,12 +88,12 @@ def _speed(summary: Dict[str, Any]) -> str:
 
 
 def _has_points(summary: Dict[str, Any]) -> bool:
-    """Whether point mIoU is there to be quoted; without points it is the leading metric."""
+    """Return whether the accuracy is point mIoU; without points it is the leading metric."""
     return summary["evaluation"] is None or summary["evaluation"].get("pts", {}) is not None
 
 
 def _losses(work_dir: Path, run: Optional[str]) -> List[Optional[float]]:
-    """The printed losses of this very run."""
+    """Return the printed losses of this run."""
     source, losses = work_dir / "metrics.jsonl", []
     if not source.is_file():
         raise ConfigError(f"{source} does not exist: no run has written to {work_dir}")

@@ -1,4 +1,4 @@
-"""A stopwatch that is read where one part of a training step ends and the next begins."""
+"""Time the parts of a training step."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tpvformer.model import TPVFormer
 
 
 class Elapsed(NamedTuple):
-    """Seconds on the clock, and of this process's CPU time over all its threads."""
+    """Hold seconds of wall time, and of this process's CPU time over all threads."""
 
     wall: float
     cpu: float
 
 
-# in the order in which they happen; "decode" is there where real data is read
+# in order of time; "decode" only if real data is read
 FORWARD = ("transfer", "backbone", "neck", "encoder", "aggregator")
 BACKWARD = ("backward aggregator", "backward encoder", "backward images")
 PARTS = ("decode", *FORWARD, "loss", *BACKWARD, "optimiser")
 
 
 class PhaseTimer:
-    """Time by part. A part that is never ended (a model compiled as a whole, say) counts to the one after it."""
+    """Measure the time of each part. A part without an end, as in a compiled model, counts to the next one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -39,7 +39,7 @@ class PhaseTimer:
         return Elapsed(time.perf_counter(), time.process_time())
 
     def end(self, part: str) -> None:
-        """What happened since the last call was ``part``; asked again for the same part, nothing happens."""
+        """End ``part``, which began at the last call; a second call for the same part does nothing."""
         if part in self.spent:
             return
         now = self._read()
@@ -48,7 +48,7 @@ class PhaseTimer:
 
 
 class Watch:
-    """Hooks on a model that end its parts, forward and backward, in ``marks`` while that is set."""
+    """Hook a model to end its parts, forward and backward, in ``marks`` while that is set."""
 
     def __init__(self, model: TPVFormer) -> None:
         self.marks: Optional[PhaseTimer] = None
@@ -61,7 +61,7 @@ class Watch:
         ]
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -70,7 +70,7 @@ class Watch:
             self.marks.end(part)
 
     def _into(self, before: str, behind: str) -> Any:
-        """A hook for a module's entrance: ``before`` ends there; ``behind`` ends when the gradient leaves by it."""
+        """Return a hook for a module's inputs: it ends ``before``, and ends ``behind`` in the backward pass."""
 
         def hook(_: Any, inputs: Any) -> None:
             self._end(before)
@@ -83,7 +83,7 @@ class Watch:
 
 
 def _tensors(values: Iterable[Any]) -> List[Tensor]:
-    """All tensors in nested lists and tuples."""
+    """Return all tensors in nested lists and tuples."""
     found: List[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

@@ -1,17 +1,18 @@
-"""How far something long has come and when it will end, as lines for a log, where no bar can be drawn."""
+"""Print progress and estimated end as log lines, where no bar can be drawn."""
 
 from __future__ import annotations
 
 import time
 from typing import Callable, Optional
 
-FIRST, LONGEST = 30.0, 600.0  # seconds until the first line, and between lines later on: they come ever more rarely
+FIRST, LONGEST = 30.0, 600.0  # seconds until the first line, and longest time between later lines
 
 
 class Ending:
-    """Lines about ``total`` parts, given to ``say``: how many are done, what is left, and the time of the end.
+    """Report ``total`` parts as lines to ``say``: parts done, time left, and time of the end.
 
-    ``later`` more parts of the same length follow after them (further epochs); their end is told too, called ``whole``.
+    ``later`` more parts of the same length follow (further epochs); their end is reported too, under the name
+    ``whole``.
     """
 
     def __init__(
@@ -19,12 +20,12 @@ class Ending:
     ) -> None:
         self._title, self._total, self._say, self._later, self._whole = title, total, say, later, whole
         self._began = time.time()
-        self._first: Optional[float] = None  # when the first part was done, which takes longer and tells nothing
+        self._first: Optional[float] = None  # end of the first part, which takes longer and is left out
         self._done = 0
         self._next = self._began + FIRST
 
     def advance(self) -> None:
-        """One part is done."""
+        """Count one finished part."""
         now = time.time()
         self._done += 1
         if self._first is None:
@@ -41,7 +42,7 @@ class Ending:
 
 
 def remaining(seconds: float, now: Optional[float] = None) -> str:
-    """Such as "12 min left, ends 14:32" or "2 h 5 min left, ends 2026-12-03 01:10"."""
+    """Format a duration, such as "12 min left, ends 14:32" or "2 h 5 min left, ends 2026-12-03 01:10"."""
     now = time.time() if now is None else now
     minutes = round(seconds / 60)
     if seconds < 99:

@@ -1,4 +1,4 @@
-"""``summary.json``: the outcome of one run in one file, for launchers and people."""
+"""Write ``summary.json``, the outcome of one run, for launchers and people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUMMARY = "summary.json"
 
 
 def remove_stale(work_dir: Path) -> None:
-    """Take away the summary of an earlier run, so that a run that fails leaves none."""
+    """Remove the summary of an earlier run, so that a failed run leaves none."""
     (work_dir / SUMMARY).unlink(missing_ok=True)
 
 
@@ -37,7 +37,7 @@ def summarise(
     log: RunLog,
     duration: float,
 ) -> Dict[str, Any]:
-    """Everything worth quoting. Times and loss are None if this run trained no step, scores if it evaluated nothing.
+    """Return the results of a run. Times and loss are None if it trained no step, scores if it evaluated nothing.
 
     ``samples_per_s`` is the global batch (batch size x accumulation x processes) over the mean measured step.
     """
@@ -59,11 +59,11 @@ def summarise(
         "steps": steps,
         "measured_steps": measured,
         "step_time_ms": None if step is None else step * 1e3,
-        "waiting_share": clock.waiting_share,  # part of the steps' time that went by waiting for data
+        "waiting_share": clock.waiting_share,  # share of the steps' time spent waiting for data
         "samples_per_s": None if step is None else batch / step,
         "final_loss": final_loss,
-        "skipped_steps": progress.skipped_steps,  # whose loss or gradient was not finite
-        "bad_samples": progress.bad_samples,  # that could not be read, others stood in
+        "skipped_steps": progress.skipped_steps,  # their loss or gradient was not finite
+        "bad_samples": progress.bad_samples,  # unreadable samples, replaced by others
         "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),
         "best_val_miou_pts": progress.best_val_miou_pts,
         "best_val_miou_vox": progress.best_val_miou_vox,
@@ -75,6 +75,6 @@ def summarise(
 
 
 def write(work_dir: Path, summary: Dict[str, Any]) -> None:
-    """Store it whole or not at all."""
+    """Write the summary, completely or not at all."""
     with replacing(work_dir / SUMMARY) as partial:
         partial.write_text(json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")

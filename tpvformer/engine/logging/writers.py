@@ -1,4 +1,4 @@
-"""Where a run's numbers also go while it lasts: TensorBoard, Weights & Biases. Both are packages of their own."""
+"""Send a run's numbers to TensorBoard and Weights & Biases, which are optional packages."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any, Callable, Dict, List, Mapping, Protocol, Sequence
 from tpvformer.config import Config
 from tpvformer.errors import ConfigError
 
-WANDB_ID = "wandb_id.txt"  # in the work dir: under this name a resumed run goes on over there
+WANDB_ID = "wandb_id.txt"  # in the work dir; a resumed run continues under this id
 
 
 class Writer(Protocol):
-    """One place that draws curves."""
+    """Define the interface of a backend that draws curves."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, as they are after ``step`` optimiser steps."""
+        """Write numbers by name, as measured after ``step`` optimiser steps."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the backend."""
 
 
 class TensorBoard:
-    """Event files below ``folder``. What an interrupted run wrote there after ``step`` is hidden: it comes again."""
+    """Write event files below ``folder``. Entries of an interrupted run after ``step`` are hidden; they come again."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -36,20 +36,20 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See Writer."""
+        """Write numbers by name; see Writer."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See Writer."""
+        """Close the event file."""
         self._writer.close()
 
 
 class WandB:
-    """A run at Weights & Biases. WANDB_MODE, WANDB_PROJECT and their like are its own settings, and are left to it.
+    """Write to a run at Weights & Biases, which reads its own settings (WANDB_MODE, WANDB_PROJECT and others).
 
-    Its steps cannot be taken back, so the step is one of the numbers and the axis of all others: what is written twice
-    after an interruption lies at the same place.
+    Its step counter cannot be set back. The step is therefore logged as a number and used as the axis of all others:
+    values written twice after an interruption lie at the same place.
     """
 
     def __init__(self, work_dir: Path, step: int, config: Config) -> None:
@@ -69,16 +69,16 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See Writer."""
+        """Write numbers by name; see Writer."""
         self._run.log({"step": step, **values})
 
     def close(self) -> None:
-        """See Writer."""
+        """Finish the run."""
         self._run.finish()
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises ConfigError where a writer is asked for whose package is not installed."""
+    """Raise ConfigError if the package of a configured writer is not installed."""
     for name in names:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -87,9 +87,9 @@ def check(names: Sequence[str]) -> None:
 
 
 class Writers:
-    """Those that a run was asked for. One that fails later is left alone with a warning: training does not end for it.
+    """Send records to the configured writers. A writer that fails later is dropped with a warning; training continues.
 
-    ``step``: optimiser steps done, after which the run goes on. Raises ConfigError where one cannot be started.
+    ``step``: optimiser steps done at the start of the run. Raises ConfigError if a writer cannot be started.
     """
 
     def __init__(self, config: Config, work_dir: Path, step: int, warn: Callable[[str], None]) -> None:
@@ -102,19 +102,19 @@ class Writers:
         for name in config.train.writers:
             try:
                 self._open[name] = start[name]()
-            except Exception as err:  # whatever a package of others finds wrong with its settings
+            except Exception as err:  # any error of the package's settings
                 self.close()
                 hint = "; log in with `wandb login`, or set WANDB_MODE=offline" if name == "wandb" else ""
                 raise ConfigError(f"train.writers: {name} cannot be started ({_line(err)}){hint}") from err
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """The numbers of one record of metrics.jsonl."""
+        """Write the numbers of one record of metrics.jsonl."""
         numbers = numbers_of(kind, values)
         if numbers:
             self._each(lambda writer: writer.scalars(values["step"], numbers))
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all writers."""
         self._each(lambda writer: writer.close())
         self._open.clear()
 
@@ -123,7 +123,7 @@ class Writers:
         for name, writer in self._open.items():
             try:
                 do(writer)
-            except Exception as err:  # a full disk, a server that is gone, ...: theirs, not the training's
+            except Exception as err:  # a full disk, a lost server, ...: training continues
                 failed.append(name)
                 self._warn(f"{name} failed and gets nothing more from this run: {_line(err)}")
         for name in failed:
@@ -131,8 +131,11 @@ class Writers:
 
 
 def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
-    """What of a record is worth a curve, as "train/loss": of an evaluation the loss, each metric, and the IoU of each
-    class under the leading one. Empty for records without a step or without curves."""
+    """Return the numbers of a record to draw as curves, by names such as "train/loss".
+
+    An evaluation gives the loss, each metric, and the IoU of each class under the leading metric. The result is empty
+    for records without a step or without curves.
+    """
     if kind not in ("train", "eval") or "step" not in values:
         return {}
     found: Dict[str, Any] = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "iter")}

@@ -1,1 +1,1 @@
-"""The first minute on new hardware: does everything that training needs work here, and give the CPU's numbers?"""
+"""Check new hardware: the operations of training work on the device and agree with the CPU."""

@@ -1,4 +1,4 @@
-"""The checks that are more than one operation: the optimiser, a whole training step, and its time."""
+"""Check more than single operations: the optimiser, a training step, and its time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tpvformer.model import TPVFormer
 
 STEPS, WARMUP = 20, 3
 UPDATES = 5
-SMALL_SIZE, MODEL_POINTS = (208, 120), 2000  # images (W, H) and points of the step that is compared
+SMALL_SIZE, MODEL_POINTS = (208, 120), 2000  # images (W, H) and points of the compared step
 
 
 def shrunk(config: Config) -> Config:
-    """The same run on few cells, blocks and layers, all cameras there, its images as they are."""
+    """Return the same configuration with few cells, blocks and layers, all cameras, and unscaled images."""
     model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
     # published dense labels have a grid of one size
     plain = {"format": "nuscenes", "label_map": "nuscenes", "occupancy": "", "occupancy_mask": ""}
@@ -39,7 +39,7 @@ def shrunk(config: Config) -> Config:
 
 @contextlib.contextmanager
 def plain_operations() -> Generator[None, None, None]:
-    """The oracle serves everything within."""
+    """Use the plain PyTorch operations inside the context."""
     before = os.environ.get("TPVFORMER_OPS")
     os.environ["TPVFORMER_OPS"] = "reference"
     try:
@@ -52,7 +52,7 @@ def plain_operations() -> Generator[None, None, None]:
 
 
 def optimiser(device: torch.device) -> Tuple[bool, str]:
-    """Five steps of AdamW with clipping, on the device and on the CPU, from the same gradients."""
+    """Compare five steps of AdamW with clipping on the device and on the CPU, from the same gradients."""
     places = []
     for place in (torch.device("cpu"), device):
         generator = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def optimiser(device: torch.device) -> Tuple[bool, str]:
 
 
 def training_step(config: Config, device: torch.device) -> Tuple[bool, str]:
-    """Loss and gradients of the configured model, on few cells and blocks, on the device and on the CPU."""
+    """Compare loss and gradients of the configured model, with few cells and blocks, on the device and on the CPU."""
     few = shrunk(config)
     few = dataclasses.replace(few, model=dataclasses.replace(few.model, dropout=0.0))
     few = dataclasses.replace(few, train=dataclasses.replace(few.train, precision="fp32"))
@@ -103,7 +103,7 @@ def training_step(config: Config, device: torch.device) -> Tuple[bool, str]:
 
 
 def _disturb(model: TPVFormer) -> None:
-    """Fresh models sample exactly on pixels, where gradients jump, and their residual branches are silent."""
+    """Move sampling points off the pixels, where gradients are discontinuous, and activate the residual branches."""
     roughen(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def _disturb(model: TPVFormer) -> None:
 
 
 def timing(config: Config, device: torch.device, size: Tuple[int, int]) -> Dict[str, Any]:
-    """20 training steps of the configured model on random images of ``size`` (W, H): their times in ms."""
+    """Time 20 training steps of the configured model on random images of ``size`` (W, H), in ms."""
     points = POINTS * size[0] // SIZE[0]
     batch = pinned(random_batch(config, size, points), **pin_options(device))
     runner = StepBench(config, device, itertools.repeat(batch))

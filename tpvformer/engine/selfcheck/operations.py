@@ -1,4 +1,4 @@
-"""Every public operation on the device against the oracle on the CPU, as the published configurations call it."""
+"""Compare every public operation on the device with the oracle on the CPU, in the published configurations' sizes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tpvformer import ops
 from tpvformer.ops import reference
 
 QUERIES, CAMERAS = 300, 2
-IMAGE_LEVELS = ((29, 50), (15, 25), (8, 13), (4, 7))  # a quarter of nuScenes' size
+IMAGE_LEVELS = ((29, 50), (15, 25), (8, 13), (4, 7))  # a quarter of the levels' size for nuScenes images
 PLANES = ((40, 40), (16, 40), (40, 16))
-FORWARD_TOLERANCE, BACKWARD_TOLERANCE = 1e-4, 1e-3  # of the 2-norm; sampling's gradient jumps at pixel borders
+FORWARD_TOLERANCE, BACKWARD_TOLERANCE = 1e-4, 1e-3  # relative 2-norm; gradients of sampling are discontinuous at pixels
 
-# heads, channels a head, image attention's points on plane hw and on the others, planes, plane attention's points
+# heads, channels a head, points of image cross-attention on plane hw and the others, planes, points of view attention
 PUBLISHED: Dict[str, Tuple[int, int, int, int, int, int]] = {
     "tpv_lidarseg_dim64": (4, 16, 4, 32, 3, 16),
     "tpv_lidarseg": (8, 16, 8, 64, 3, 32),
@@ -28,7 +28,7 @@ Function = Callable[..., Tensor]
 
 
 class Case(NamedTuple):
-    """``ours`` and ``oracle`` take tensors: the leaves, which are differentiated by, and then the constants."""
+    """Hold one comparison. ``ours`` and ``oracle`` take the leaves, which receive gradients, and then the constants."""
 
     name: str
     ours: Function
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 def cases() -> List[Case]:
-    """The cases, with the same numbers each time, on the CPU."""
+    """Return the cases with fixed random numbers, on the CPU."""
     made: List[Case] = []
     for name, (heads, dim, near, far, planes, points) in PUBLISHED.items():
         made += [_image_attention(f"{name}, {p} points", heads, dim, p) for p in (near, far)]
@@ -98,7 +98,7 @@ def _sampling() -> Case:
 
 
 def _convolution(width: int) -> Case:
-    """With a bias: some kernels drop it."""
+    """Return a case with a bias, because some kernels drop it."""
     leaves = (
         _rand(1, width, 29, 50),
         _rand(1, 18, 29, 50, low=-2, high=2, seed=1),
@@ -117,18 +117,18 @@ def _convolution(width: int) -> Case:
 
 
 def _max_pool() -> Case:
-    """Without a gradient, as in a frozen stem."""
+    """Return a case without gradient, as in a frozen stem."""
     return Case("max pooling", ops.max_pool, lambda x: F.max_pool2d(x, 3, 2, 1), (), (_rand(2, 64, 232, 400),))
 
 
 def _add_relu() -> Case:
-    """Large enough that kernels work in place."""
+    """Return a case that is large enough for kernels that work in place."""
     leaves = (_rand(2, 1024, 29, 50), _rand(2, 1024, 29, 50, seed=1))
     return Case("add and ReLU", lambda x, y: ops.add_relu(x * 2, y), lambda x, y: F.relu(x * 2 + y), leaves)
 
 
 def _plain() -> Case:
-    """What has no kernel of ours: convolution, norm, linear layer, softmax, bilinear reading of a plane, sorting."""
+    """Return a case of PyTorch's own operations: convolution, norm, linear, softmax, bilinear sampling, sorting."""
 
     def run(x: Tensor, weight: Tensor, matrix: Tensor, grid: Tensor) -> Tensor:
         y = F.conv2d(x, weight, padding=1)
@@ -141,7 +141,7 @@ def _plain() -> Case:
 
 
 def compare(case: Case, device: torch.device) -> Tuple[bool, str]:
-    """Whether result and gradients on the device are the oracle's in float64 on the CPU, and how far they are off."""
+    """Return whether result and gradients match the oracle in float64 on the CPU, and the relative errors."""
     expected = _results(case.oracle, case, torch.device("cpu"), torch.float64)
     found = _results(case.ours, case, device, torch.float32)
     gaps = [float((ours - theirs).norm() / (theirs.norm() + 1e-12)) for ours, theirs in zip(found, expected)]

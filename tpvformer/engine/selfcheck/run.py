@@ -1,4 +1,4 @@
-"""All checks in a row: each is one line of a table, a failure of one does not hide the others."""
+"""Run all checks, each a line of a table; a failed check does not stop the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FALLBACK = ("fall back to run on the cpu", "fallback to cpu", "falling back to c
 
 
 class Line(NamedTuple):
-    """The outcome of one check; ``ok`` is None for what is only told."""
+    """Hold the outcome of one check; ``ok`` is None for plain information."""
 
     check: str
     ok: Optional[bool]
@@ -37,11 +37,11 @@ class Line(NamedTuple):
 def selfcheck(
     config: Optional[Config], device_name: str, size: Optional[Tuple[int, int]], say: Callable[[str], None]
 ) -> Dict[str, Any]:
-    """Check the device and return everything as plain values; ``say`` gets each line as soon as it is known.
+    """Check the device; return the results as plain values. ``say`` receives each line as soon as it is known.
 
-    The steps that are timed are those of ``config`` with images of ``size`` (W, H); by default the published
-    configuration of 64 channels with nuScenes' images, or a small one where a CPU would take an hour.
-    ``passed`` is whether all checks did. Raises ConfigError where the device cannot be used at all.
+    The timed steps are those of ``config`` with images of ``size`` (W, H). The default is the published configuration
+    of 64 channels with nuScenes' images, or a small one on a CPU, which would take an hour. ``passed`` is True if all
+    checks passed. Raises ConfigError if the device cannot be used at all.
     """
     refuse_fallbacks()
     device, remarks = pick_device(device_name)
@@ -57,7 +57,7 @@ def selfcheck(
     def attempt(check: str, run: Callable[[], Tuple[Optional[bool], str]]) -> None:
         try:
             tell(check, *run())
-        except Exception as err:  # whatever a driver raises; the next check may still tell something
+        except Exception as err:  # drivers raise many types; the other checks still run
             tell(check, False, f"{type(err).__name__}: {str(err).strip() or 'no message'}"[:300])
 
     for name, fact in device_facts(device).items():

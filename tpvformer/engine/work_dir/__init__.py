@@ -1,1 +1,1 @@
-"""The folder of a run, and the lock that keeps a second run out of it."""
+"""Prepare the work dir of a run and lock it against a second run."""

@@ -1,4 +1,4 @@
-"""The folder of a run: looked at before anything is trained, held by one run at a time, and named where it is lost."""
+"""Check the work dir before training, lock it for one run, and report its loss."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.work_dir.lock import WorkDirLock
 from tpvformer.errors import ConfigError, RunEnded
 
-_LONGEST = 64  # characters of the longest name that a run gives to a file there
+_LONGEST = 64  # characters of the longest file name that a run writes
 
 
 @contextlib.contextmanager
 def entered(work_dir: Path, world: World) -> Generator[None, None, None]:
-    """Make the folder, and hold its lock within; all processes call it, process 0 does it.
+    """Create the folder and hold its lock inside the context; all processes call it, process 0 does the work.
 
-    Raises ConfigError in all of them where it cannot be used or another training uses it, and RunEnded where it is
-    lost meanwhile.
+    Raises ConfigError in all of them if the folder cannot be used or another training uses it, and RunEnded if it is
+    lost during the run.
     """
     lock, problem = WorkDirLock(work_dir), ""
     if world.is_main:
@@ -48,7 +48,7 @@ def entered(work_dir: Path, world: World) -> Generator[None, None, None]:
 
 
 def make(work_dir: Path) -> None:
-    """Make the folder and see that a run can write there. Raises ConfigError, which says what is wrong with it."""
+    """Create the folder and check that a run can write to it. Raises ConfigError with the reason."""
     check_name(work_dir)
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def make(work_dir: Path) -> None:
 
 
 def check_name(work_dir: Path) -> None:
-    """Raises ConfigError for a name that is no text: libraries that write pictures end the process for one."""
+    """Raise ConfigError for a name that is not UTF-8: libraries that write pictures crash with such names."""
     try:
         whole = os.path.abspath(work_dir)
     except FileNotFoundError as err:
@@ -79,6 +79,6 @@ def check_name(work_dir: Path) -> None:
 
 
 def _within(err: OSError, work_dir: Path) -> bool:
-    """Whether an error is about a file of the folder."""
+    """Return whether an error concerns a file of the folder."""
     names = [os.fspath(name) for name in (err.filename, err.filename2) if isinstance(name, (str, os.PathLike))]
     return any(os.path.abspath(name).startswith(os.path.abspath(work_dir)) for name in names)

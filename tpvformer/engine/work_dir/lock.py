@@ -1,9 +1,9 @@
-"""One training a work dir: a file that says who trains there.
+"""Lock a work dir for one training, with a file that names its process.
 
-Two locks in one. The kernel's (``lockf``) ends with its process, whatever ends it, and is not inherited by a loader's
-workers; it holds on one machine, and on shared file systems that carry locks. Windows has none. What the file says
-(host, process, since when) holds on every file system: there a run of another machine cannot be looked at, and only a
-person knows whether it has ended.
+The file carries two locks. The kernel's lock (``lockf``) ends with its process, and a loader's workers do not inherit
+it. It works on one machine, and on shared file systems that support locks. Windows has none. The content of the file
+(host, process, start time) works on every file system. A run on another machine cannot be checked through it, so a
+person must decide whether that run has ended.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Dict, Optional
 from tpvformer.errors import ConfigError
 
 NAME = "run.lock"
-_PATIENCE = 5.0  # seconds for a process that is about to end
+_PATIENCE = 5.0  # seconds to wait for a process that is ending
 
 
 class WorkDirLock:
-    """Held from ``acquire`` to ``release`` by the process that writes the work dir."""
+    """Lock a work dir from ``acquire`` to ``release``, in the process that writes there."""
 
     def __init__(self, work_dir: Path) -> None:
         self._path, self._handle = work_dir / NAME, -1
 
     def acquire(self) -> None:
-        """Raises ConfigError, which says who holds it, where another training does; OSError where no file can be."""
+        """Take the lock. Raises ConfigError if another training has it, OSError if no file can be written."""
         until = time.monotonic() + _PATIENCE
         while True:
             problem = self._try()
@@ -40,20 +40,20 @@ class WorkDirLock:
             time.sleep(0.2)
 
     def release(self) -> None:
-        """Take the file away. Nothing happens where it is not held, or is no longer this process's."""
+        """Remove the lock file; do nothing if the lock is not held or the file belongs to another process now."""
         if self._handle < 0:
             return
         try:
             if _same_file(self._handle, self._path) and _is_ours(_read(self._handle)):
                 self._path.unlink()
         except OSError:
-            pass  # the work dir is gone, or can no longer be written; the kernel's lock ends all the same
+            pass  # the work dir is missing or read-only; the kernel's lock ends anyway
         finally:
             os.close(self._handle)
             self._handle = -1
 
     def _try(self) -> str:
-        """Why the lock cannot be had now; empty where it is held from now on."""
+        """Try to take the lock; return why it is not available, or an empty string."""
         try:
             handle, new = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
         except FileExistsError:
@@ -78,9 +78,9 @@ class WorkDirLock:
                 os.close(handle)
 
     def _held_by(self, owner: Dict[str, Any], alone: Optional[bool]) -> str:
-        """A sentence about the run that holds the lock; empty where it has ended.
+        """Return a sentence about the run that holds the lock; empty if that run has ended.
 
-        ``alone``: whether the kernel gave its lock to this process; None where the file system has none.
+        ``alone``: whether the kernel gave its lock to this process; None if the file system has no locks.
         """
         pid, host, since = (_printable(owner.get(key, "?")) for key in ("pid", "host", "since"))
         text = f"work dir {self._path.parent} is in use: process {pid} on {host} trains there since {since}"
@@ -94,9 +94,9 @@ class WorkDirLock:
             unknown = owner.get("namespace") != here["namespace"] and alone is None
             return f"{text}; {ways}" if alive or unknown else ""
         if not owner or owner.get("host") == here["host"]:
-            return ""  # written by half, or before this machine was started anew
+            return ""  # incomplete, or written before this machine was restarted
         if owner.get("job") and owner.get("job") == here["job"] and owner.get("start") != here["start"]:
-            return ""  # the same job, which its scheduler has started again on another machine
+            return ""  # the same job, restarted by its scheduler on another machine
         return (
             f"{text}; {ways}. Where that run has ended without taking its lock away (its machine is gone), delete "
             f"{self._path} and start again"
@@ -104,7 +104,7 @@ class WorkDirLock:
 
 
 def _ourselves() -> Dict[str, Any]:
-    """What the file says about this process. ``started`` tells it from a later process of the same number."""
+    """Return the file's content for this process. ``started`` tells it apart from a later process with the same id."""
     job, start = _job()
     return {
         "host": socket.gethostname(),
@@ -119,10 +119,10 @@ def _ourselves() -> Dict[str, Any]:
 
 
 def _job() -> Any:
-    """The name of the job that this process belongs to, empty without a scheduler, and which of its starts this is."""
+    """Return the name of this process's job, empty without a scheduler, and the number of its start."""
     elastic = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if elastic != "none":
-        # one rendezvous lets in one training at a time, wherever its processes run
+        # one rendezvous admits one training at a time, on any machines
         return f"{elastic} at {os.environ.get('TPVFORMER_ENDPOINT', '')}", f"{os.getpid()} {time.time()}"
     slurm = os.environ.get("SLURM_JOB_ID", "")
     return (f"slurm {slurm}", os.environ.get("SLURM_RESTART_COUNT", "0")) if slurm else ("", "")
@@ -134,7 +134,7 @@ def _is_ours(owner: Dict[str, Any]) -> bool:
 
 
 def _lock(handle: int) -> Optional[bool]:
-    """Whether the kernel gives the lock to this process; None where the file system, or the system, knows no locks."""
+    """Return whether the kernel gives the lock to this process; None if the file system or the system has no locks."""
     try:
         import fcntl
 
@@ -147,7 +147,7 @@ def _lock(handle: int) -> Optional[bool]:
 
 
 def _same_file(handle: int, path: Path) -> bool:
-    """Whether ``path`` still names the open file; another process may have taken it away meanwhile."""
+    """Return whether ``path`` is still the open file; another process may have removed it."""
     try:
         found, opened = os.stat(path), os.fstat(handle)
     except FileNotFoundError:
@@ -156,9 +156,9 @@ def _same_file(handle: int, path: Path) -> bool:
 
 
 def _read(handle: int) -> Dict[str, Any]:
-    """The content; nothing where it is not what ``acquire`` writes.
+    """Read the content; return an empty dict if ``acquire`` did not write it.
 
-    Through the handle: to close another one of the same file would end the kernel's lock.
+    The open handle is used: closing a second handle of the file would release the kernel's lock.
     """
     try:
         os.lseek(handle, 0, os.SEEK_SET)
@@ -169,12 +169,12 @@ def _read(handle: int) -> Dict[str, Any]:
 
 
 def _printable(value: Any) -> str:
-    """What may be shown on a terminal of a value that a file gives."""
+    """Return the printable characters of a value from a file, at most 100."""
     return "".join(c for c in str(value)[:100] if c.isprintable())
 
 
 def _started(pid: Any) -> str:
-    """When a process of this machine started, in the kernel's ticks; empty where there is none."""
+    """Return the start time of a process of this machine, in the kernel's ticks; empty if it does not run."""
     stat = _text(f"/proc/{pid}/stat") if isinstance(pid, int) else ""
     return stat.rpartition(")")[2].split()[19] if stat else ""
 
