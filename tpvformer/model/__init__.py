@@ -1,4 +1,4 @@
-"""The model, both families: images -> backbone -> neck -> encoder -> aggregator."""
+"""Define the model of both published families: images -> backbone -> neck -> encoder -> aggregator."""
 
 from tpvformer.model.tpvformer import Prediction, TPVFormer
 

@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass instead of being kept (Chen et al., arXiv:1604.06174)."""
+"""Recompute activations in the backward pass instead of storing them (Chen et al., arXiv:1604.06174)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODES = ("none", "cheap", "blocks")  # see TPVFormer.recompute
 
 
 def checkpoint_all(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """function(*args); if enabled, the backward pass runs all of it once more."""
+    """Return function(*args); if enabled, the backward pass runs the whole function again."""
     if not enabled or not torch.is_grad_enabled():
         return function(*args)
     result: Tensor = checkpoint(function, *args, use_reentrant=False)
@@ -21,8 +21,11 @@ def checkpoint_all(enabled: bool, function: Callable[..., Tensor], *args: Any) -
 
 
 def checkpoint_before_matmul(enabled: bool, function: Callable[..., Tensor], *args: Any, draws: bool = False) -> Tensor:
-    """function(*args) that ends with the one expensive operation, a convolution or a linear layer: if enabled, the
-    backward pass repeats what stands before it, which is all that its gradient needs. ``draws``: random numbers."""
+    """Return function(*args); if enabled, the backward pass recomputes all but the final convolution or linear layer.
+
+    ``function`` must end with that operation: its gradient needs only its inputs, not its result. ``draws``: whether
+    the function uses random numbers.
+    """
     if not enabled or not torch.is_grad_enabled() or not _selects():
         return function(*args)
     result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=draws)
@@ -30,8 +33,11 @@ def checkpoint_before_matmul(enabled: bool, function: Callable[..., Tensor], *ar
 
 
 def checkpoint_except_sampling(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """function(*args), an attention; if enabled, the backward pass repeats its linear layers and its softmax, which are
-    cheap and large, but not the sampling, whose result is kept. It must not draw random numbers."""
+    """Return function(*args) of an attention; if enabled, the backward pass recomputes all but the sampling.
+
+    Linear layers and softmax are cheap to compute and large to store. The result of the sampling is stored.
+    ``function`` must not use random numbers.
+    """
     if not enabled or not torch.is_grad_enabled() or not _selects():
         return function(*args)
     result: Tensor = checkpoint(
@@ -41,7 +47,7 @@ def checkpoint_except_sampling(enabled: bool, function: Callable[..., Tensor], *
 
 
 def _selects() -> bool:
-    """Whether what is kept can be chosen: from PyTorch 2.4 on, and not under a compiler, which chooses by itself."""
+    """Return whether single results can be kept: from PyTorch 2.4 on, except under a compiler, which decides itself."""
     return hasattr(checkpointing, "create_selective_checkpoint_contexts") and not torch.compiler.is_compiling()
 
 

@@ -1,8 +1,9 @@
-"""Planes -> semantics: the feature of a place is the sum of its three plane features, decoded by a small perceptron.
+"""Decode planes to classes: the feature of a position is the sum of its three plane features, decoded by an MLP.
 
 Legend: B batch, Q plane cells, C channels, D decoder width, K classes, X, Y, Z voxels, P points, M chosen voxels.
-Exact rewrites used here: the first linear layer is applied to the planes instead of the voxels (it commutes with sums
-and with bilinear sampling), and the last two linear layers, which have nothing between them, are one matrix.
+
+Two exact rewrites save work. The first linear layer is applied to the planes instead of the voxels, because it commutes
+with sums and with bilinear sampling. The last two linear layers, with nothing between them, are merged into one matrix.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from tpvformer.config import ModelConfig
 
-DENSE_ROWS = 1 << 16  # voxels decoded at a time: bounds the hidden activations of the dense head
+DENSE_ROWS = 1 << 16  # voxels decoded at a time; limits the hidden activations of the dense head
 
 
 class TPVAggregator(nn.Module):
-    """Plane features (B,Q,C) -> logits of voxels and of points."""
+    """Decode plane features (B,Q,C) to logits of voxels and of points."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -31,13 +32,13 @@ class TPVAggregator(nn.Module):
         self.classifier = nn.Linear(cfg.dim, cfg.num_classes)
 
     def _linears(self) -> Tuple[nn.Linear, nn.Linear]:
-        """The decoder's first and last layer."""
+        """Return the decoder's first and last layer."""
         first, _, last = self.decoder
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         return first, last
 
     def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """First linear layer (without bias) on the planes, up-sampled where asked: three (B,D,rows,cols)."""
+        """Apply the first linear layer, without bias, and the configured up-sampling: three maps (B,D,rows,cols)."""
         grid = self.cfg.grid
         scale = (grid.scale_w, grid.scale_h, grid.scale_z)
         up = ((scale[1], scale[0]), (scale[2], scale[1]), (scale[0], scale[2]))
@@ -51,14 +52,14 @@ class TPVAggregator(nn.Module):
         return tuple(maps)
 
     def _decode(self, hidden: Tensor) -> Tensor:
-        """Summed first-layer output (..., D) without its bias -> logits (..., K)."""
+        """Decode the summed first-layer output (..., D), without its bias, to logits (..., K)."""
         first, last = self._linears()
         weight = self.classifier.weight @ last.weight
         bias = F.linear(last.bias, self.classifier.weight, self.classifier.bias)
         return F.linear(F.softplus(hidden + first.bias), weight, bias)
 
     def at_voxels(self, maps: Sequence[Tensor], voxels: Tensor) -> Tensor:
-        """Logits (B,K,M) of the voxels (B,M,3) given as integer (x,y,z)."""
+        """Return logits (B,K,M) of the voxels (B,M,3), given as integers (x,y,z)."""
         x, y, z = voxels.unbind(-1)
         cells = (y * maps[0].shape[3] + x, z * maps[1].shape[3] + y, x * maps[2].shape[3] + z)
         hidden = torch.zeros((), device=voxels.device)
@@ -68,9 +69,10 @@ class TPVAggregator(nn.Module):
         return self._decode(hidden.transpose(1, 2)).transpose(1, 2)
 
     def at_points(self, maps: Sequence[Tensor], points: Tensor) -> Tensor:
-        """Logits (B,K,P) at grid positions (B,P,3), x, y, z in voxels.
+        """Return logits (B,K,P) at grid positions (B,P,3), x, y, z in voxels.
 
-        Index i is sampled at i / n of the plane, half a cell towards the origin of voxel i: the published model's way.
+        Position i is sampled at i / n of the plane, half a cell before the centre of voxel i, as in the published
+        model.
         """
         x, y, z = (axis / cells * 2 - 1 for axis, cells in zip(points.unbind(-1), self.cfg.grid.voxels))
         hidden = torch.zeros((), device=points.device)
@@ -81,7 +83,7 @@ class TPVAggregator(nn.Module):
         return self._decode(hidden.transpose(1, 2)).transpose(1, 2)
 
     def dense(self, maps: Sequence[Tensor]) -> Tensor:
-        """Logits (B,K,X,Y,Z) of the whole grid, decoded slab by slab; slabs are recomputed in the backward pass."""
+        """Return logits (B,K,X,Y,Z) of the whole grid, decoded in slabs; the backward pass recomputes the slabs."""
         hw, zh, wz = maps
         n_y, n_x, n_z = hw.shape[2], hw.shape[3], wz.shape[3]
         slab = max(1, DENSE_ROWS // (n_y * n_z))
@@ -99,27 +101,27 @@ class TPVAggregator(nn.Module):
         return torch.cat(slabs, 1).permute(0, 4, 1, 2, 3)
 
     def forward(self, x: Tensor, points: Optional[Tensor], voxels: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
-        """Plane features (B,Q,C) -> (voxel logits, point logits); ``voxels`` chooses the sparse head."""
+        """Decode plane features (B,Q,C) to (voxel logits, point logits); ``voxels`` selects the sparse head."""
         maps = self.plane_maps(x)
         voxel_logits = self.dense(maps) if voxels is None else self.at_voxels(maps, voxels)
         return voxel_logits, None if points is None else self.at_points(maps, points)
 
 
 class BEVAggregator(TPVAggregator):
-    """The aggregator of a model with the plane hw alone: a voxel's feature is hw[h,w] + height[z], decoded as above.
+    """Decode plane hw alone: the feature of a voxel is hw[h,w] + height[z], decoded as in TPVAggregator.
 
-    The plane from above says the same of all heights; ``height``, one learned vector a height (Z,C), tells them apart.
-    That is the sum of three planes with zh constant along h and wz zero, and so nothing but the planes differs from the
-    model it is compared with. What stands at a height is up to the decoder, which sees both terms. Channel-to-height
-    (FlashOcc, arXiv:2311.12058) is another answer: a layer that makes Z voxels of every column's feature.
+    Plane hw has the same feature at all heights. ``height`` (Z,C), one learned vector for each height, distinguishes
+    them. This equals the sum of three planes with zh constant along h and wz zero, so the model differs from TPVFormer
+    only in its planes. The decoder sees both terms and decides what is at which height. Channel-to-height (FlashOcc,
+    arXiv:2311.12058) is an alternative: a layer that computes Z voxels from the feature of every column.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
-        self.height = nn.Parameter(torch.randn(cfg.grid.z, cfg.dim))  # of the size that a LayerNorm gives a plane
+        self.height = nn.Parameter(torch.randn(cfg.grid.z, cfg.dim))  # same scale as a plane after LayerNorm
 
     def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """As of three planes, from plane hw's features (B,HW,C)."""
+        """Return the maps as of three planes, from the features (B,HW,C) of plane hw."""
         batch, grid = x.shape[0], self.cfg.grid
         zh = self.height[:, None].expand(batch, -1, grid.h, -1).flatten(1, 2)
         wz = x.new_zeros(batch, grid.w * grid.z, x.shape[2])

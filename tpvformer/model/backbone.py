@@ -1,6 +1,8 @@
-"""Caffe-style bottleneck ResNet with modulated deformable 3x3 convolutions (He et al. 2016; DCNv2, arXiv:1811.11168).
+"""Define a Caffe-style bottleneck ResNet with modulated deformable 3x3 convolutions.
 
-"Caffe style": the stride of a stage sits in its first 1x1 convolution, so every 3x3 has stride 1.
+He et al. 2016; DCNv2, arXiv:1811.11168. "Caffe style": the stride of a stage is in its first 1x1 convolution, so every
+3x3 has stride 1.
+
 Legend: images (M,3,H,W) with M = batch * cameras -> stages 2, 3, 4 at strides 8, 16, 32.
 """
 
@@ -19,7 +21,7 @@ from tpvformer.ops import add_relu, max_pool, modulated_deform_conv2d
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its running statistics and whose affine parameters do not learn."""
+    """Normalise with the running statistics only; the affine parameters are frozen."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -33,16 +35,16 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, recompute: bool = False) -> Tensor:
-    """norm(conv(x)) for a convolution without bias.
+    """Return norm(conv(x)) for a convolution without bias.
 
-    A norm whose statistics are constants is folded into the convolution: w * s and b - mean * s with
-    s = gamma / sqrt(var + eps). That saves a pass over the activations and their copy for the backward pass, which
-    folds once more if ``recompute``.
+    A norm with constant statistics is folded into the convolution: weights w * s and bias b - mean * s with s = gamma /
+    sqrt(var + eps). This saves a pass over the activations and their copy for the backward pass. With ``recompute`` the
+    backward pass folds again.
     """
     if norm.training:
         y: Tensor = norm(conv(x))
         return y
-    # a deformable convolution is not followed by its weights alone: all of it would be repeated
+    # not for deformable convolutions, whose backward pass would repeat all of the forward pass
     return checkpoint_before_matmul(recompute and isinstance(conv, nn.Conv2d), _folded, x, conv, norm)
 
 
@@ -58,7 +60,7 @@ def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
 
 
 class ModulatedDeformConv3x3(nn.Module):
-    """3x3 DCNv2 that predicts its own 18 offsets (dy,dx a tap) and 9 mask logits by ``conv_offset``."""
+    """Apply a 3x3 DCNv2 that predicts its 18 offsets (dy,dx for each tap) and 9 mask logits with ``conv_offset``."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class ModulatedDeformConv3x3(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None) -> Tensor:
-        """``weight`` and ``bias`` stand in for the layer's own where the norm behind it is folded in."""
+        """Return (M,O,H,W); ``weight`` and ``bias`` replace the layer's own, with the following norm folded in."""
         weight = self.weight if weight is None else weight
         offset, mask = self.conv_offset(x).float().split([18, 9], dim=1)  # geometry stays fp32 under autocast
         bias = None if bias is None else bias.to(x.dtype)
@@ -79,7 +81,7 @@ class ModulatedDeformConv3x3(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 (strided) - 3x3 - 1x1 with a shortcut; width w in, 4w out."""
+    """Apply 1x1 (strided), 3x3 and 1x1 convolutions with a shortcut; width w inside, 4w out."""
 
     def __init__(self, in_channels: int, width: int, stride: int, cfg: BackboneConfig, deformable: bool) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # a norm that learns would count its batch twice
+        # a norm in training mode would update its statistics twice
         return checkpoint_all(self.recompute == "blocks" and not self.bn1.training, self._block, x)
 
     def _block(self, x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (M,3,H,W) -> three maps with ``cfg.out_channels`` channels at strides 8, 16, 32."""
+    """Map images (M,3,H,W) to three maps with ``cfg.out_channels`` channels at strides 8, 16, 32."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -148,7 +150,7 @@ class ResNet(nn.Module):
         self.train(self.training)
 
     def _frozen_modules(self) -> List[nn.Module]:
-        """Stem and the first ``frozen_stages`` stages; nothing when frozen_stages is 0."""
+        """Return the stem and the first ``frozen_stages`` stages; nothing if frozen_stages is 0."""
         if self.cfg.frozen_stages < 1:
             return []
         return [self.conv1, self.bn1] + [getattr(self, f"layer{s}") for s in range(1, self.cfg.frozen_stages + 1)]
@@ -156,7 +158,7 @@ class ResNet(nn.Module):
     def train(self, mode: bool = True) -> "ResNet":
         super().train(mode)
         for module in self._frozen_modules():
-            module.eval()  # ordinary batch norm in a frozen stage must not move its statistics
+            module.eval()  # batch norms of a frozen stage must not update their statistics
         return self
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

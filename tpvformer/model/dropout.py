@@ -1,4 +1,4 @@
-"""Dropout whose masks are cheap on the CPU."""
+"""Define dropout with masks that are fast on the CPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = 1 << 16  # of the random numbers: the probability is exact to 2^-16
+LEVELS = 1 << 16  # values of a random number: the probability is exact to 2^-16
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014). On the CPU, PyTorch's own draws a double for each element and keeps a float;
-    this draws 16 bits and keeps a bool, in a third of the time."""
+    """Apply dropout (Srivastava et al., 2014).
+
+    On the CPU, PyTorch's dropout draws a double for each element and stores a float. This one draws 16 bits and stores
+    a bool, in a third of the time.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The TPV encoder: learned plane queries, refined layer by layer from each other and from the images.
+"""Encode images into planes: learned plane queries attend to the planes and to the images, layer by layer.
 
 Legend: B batch, N cameras, Q = HW + ZH + WZ queries in the order hw, zh, wz, C channels, S image tokens of all levels.
-Where ``cfg.planes`` is hw alone, Q = HW.
+If ``cfg.planes`` is hw alone, Q = HW.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tpvformer.ops import LevelShapes
 
 
 class CrossViewPosition(nn.Module):
-    """Learned tables for h, w and z; a plane's encoding is [h | w | z] with zeros for the axis across it. -> (Q,C)."""
+    """Return the positional encoding (Q,C): [h | w | z] of learned tables, with zeros for the axis across the plane."""
 
     def __init__(self, grid: GridConfig, dims: Sequence[int]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class CrossViewPosition(nn.Module):
 
 
 class HWPosition(nn.Module):
-    """Learned tables for the rows and columns of plane hw; encoding [column | row]. -> (HW,C)."""
+    """Return the positional encoding (HW,C) of plane hw: [column | row] from learned tables."""
 
     def __init__(self, grid: GridConfig, dims: Sequence[int]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class HWPosition(nn.Module):
 
 
 class FFN(nn.Module):
-    """x + two-layer perceptron."""
+    """Add a two-layer perceptron to its input."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class FFN(nn.Module):
         return x + self.dropout(checkpoint_before_matmul(self.recompute, self._perceptron, x, draws=True))
 
     def _perceptron(self, x: Tensor) -> Tensor:
-        # dropout and ReLU commute; in this order one result serves both ReLU and linear2 in the backward pass
+        # dropout and ReLU commute; in this order the backward passes of ReLU and linear2 share one stored result
         hidden: Tensor = F.relu(self.dropout(self.linear1(x)), inplace=True)
         return self.linear2(hidden)
 
 
 class EncoderLayer(nn.Module):
-    """View attention, image cross-attention (in "self_cross" layers), FFN; post-norm, norms shared by the planes."""
+    """Apply view attention, image cross-attention ("self_cross" layers) and FFN; post-norm, shared by the planes."""
 
     def __init__(self, cfg: ModelConfig, kind: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class EncoderLayer(nn.Module):
 
 
 class TPVEncoder(nn.Module):
-    """Image features and calibration -> plane features (B,Q,C)."""
+    """Encode image features and calibration into plane features (B,Q,C)."""
 
     pc_range: Tensor
     plane_anchors: Tensor
@@ -125,12 +125,12 @@ class TPVEncoder(nn.Module):
         position = {"cross_view": CrossViewPosition, "hw": HWPosition}[cfg.view_attn]
         self.position = position(grid, cfg.position_dims)
         self.layers = nn.ModuleList(EncoderLayer(cfg, kind) for kind in cfg.layers)
-        self.plane_queries = nn.ParameterDict()  # filled one by one: from a dict it would sort its keys
+        self.plane_queries = nn.ParameterDict()  # filled one by one, because a ParameterDict sorts the keys of a dict
         for name, n in zip(cfg.planes, grid.plane_sizes):
             self.plane_queries[name] = nn.Parameter(torch.empty(n, cfg.dim))
         for p in (*self.position.parameters(), *self.plane_queries.values()):
             nn.init.xavier_uniform_(p)
-        # Geometry follows from the configuration: it moves with the module but is no part of the state dict.
+        # Geometry follows from the configuration: it moves with the module but is not in the state dict.
         self.register_buffer("pc_range", torch.tensor(grid.pc_range), persistent=False)
         attention = {"cross_view": CrossViewAttention, "hw": HWAttention}[cfg.view_attn]
         self.register_buffer("plane_anchors", attention.geometry(cfg), persistent=False)
@@ -139,7 +139,7 @@ class TPVEncoder(nn.Module):
             self.register_buffer(f"pillar_{name}", points, persistent=False)
 
     def tokens(self, features: Sequence[Tensor], camera_slots: Optional[Tensor] = None) -> Tuple[Tensor, LevelShapes]:
-        """Feature maps (B,N,C,h_l,w_l) -> tokens (B,N,S,C) with camera and level embeddings, and the level shapes.
+        """Return tokens (B,N,S,C), with camera and level embeddings, of maps (B,N,C,h_l,w_l), and the level shapes.
 
         camera_slots (B,N): the embedding of each camera; None: the first N in order.
         """
@@ -152,7 +152,7 @@ class TPVEncoder(nn.Module):
         return torch.cat(levels, 2), shapes
 
     def project(self, lidar2img: Tensor, image_size: Tuple[int, int]) -> List[Projection]:
-        """Projection of the pillars of the planes; calibration (B,N,4,4), image (H,W) in pixels."""
+        """Project the planes' pillars; calibration (B,N,4,4), image size (H,W) in pixels."""
         pillars = (getattr(self, f"pillar_{name}") for name in self.cfg.planes)
         return [project(points, self.pc_range, lidar2img, image_size) for points in pillars]
 
@@ -174,7 +174,7 @@ class TPVEncoder(nn.Module):
         return x
 
     def reference_buffers(self) -> Dict[str, Tensor]:
-        """The geometry that reference checkpoints store, recomputed, by the last part of its name there."""
+        """Return the geometry buffers of reference checkpoints, recomputed, by the last part of their names."""
         grid = self.cfg.grid
         buffers: Dict[str, Tensor] = {}
         if self.cfg.view_attn == "hw":

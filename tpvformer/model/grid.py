@@ -1,7 +1,7 @@
-"""Where the plane cells are: reference points of the three planes, all derived from the grid alone.
+"""Compute the reference points of the planes from the grid.
 
-Planes hw, zh, wz lie across z, x, y: cell (row, column) of hw is (h, w), of zh (z, h), of wz (w, z); w, h, z run
-along lidar x, y, z. Cell i of an axis with n cells has its centre at (i + 0.5) / n. "Normalised" is 0..1 over
+Planes hw, zh, wz are perpendicular to z, x, y. Cell (row, column) of hw is (h, w), of zh (z, h), of wz (w, z); w, h, z
+run along lidar x, y, z. Cell i of an axis with n cells has its centre at (i + 0.5) / n. "Normalised" means 0..1 over
 ``pc_range``.
 """
 
@@ -15,23 +15,23 @@ from torch import Tensor
 from tpvformer.config import GridConfig, ModelConfig
 
 PLANES = ("hw", "zh", "wz")
-# Axes are numbered 0 = w (x), 1 = h (y), 2 = z. A plane's (row, column) axes, and the axis across it:
+# Axes: 0 = w (x), 1 = h (y), 2 = z. The (row, column) axes of each plane, and the axis across it:
 PLANE_AXES = ((1, 0), (2, 1), (0, 2))
 ACROSS = (2, 0, 1)
 
 
 def centres(n: int) -> Tensor:
-    """Normalised centres of n cells, (n,)."""
+    """Return the normalised centres of n cells, (n,)."""
     return (torch.arange(n, dtype=torch.float64) + 0.5) / n
 
 
 def sweep(count: int, extent: float) -> Tensor:
-    """``count`` positions from 0.5 to extent - 0.5 in units of the extent, normalised, (count,)."""
+    """Return ``count`` positions from 0.5 to extent - 0.5, divided by the extent, (count,)."""
     return torch.linspace(0.5, extent - 0.5, count, dtype=torch.float64) / extent
 
 
 def _cells_with_sweep(grid: GridConfig, plane: int, positions: Tensor) -> Tensor:
-    """3-D points (n_plane, A, 3): every cell of the plane, with the axis across it at each of the A positions."""
+    """Return 3D points (n_plane, A, 3): every cell of the plane, at each of A positions along the axis across it."""
     cells = (grid.w, grid.h, grid.z)
     row, col = PLANE_AXES[plane]
     rows, cols = cells[row], cells[col]
@@ -43,17 +43,18 @@ def _cells_with_sweep(grid: GridConfig, plane: int, positions: Tensor) -> Tensor
 
 
 def pillar_points(grid: GridConfig, plane: int, anchors: int) -> Tensor:
-    """Image anchors of a plane's queries: normalised (x, y, z), (n_plane, A, 3) float32.
+    """Return the pillars of a plane's queries: normalised (x, y, z), (n_plane, A, 3) float32.
 
-    The axis across the plane is swept in METRES from 0.5 to extent - 0.5.
+    Along the axis across the plane the anchors run in METRES from 0.5 to extent - 0.5.
     """
     return _cells_with_sweep(grid, plane, sweep(anchors, grid.extent[ACROSS[plane]])).float()
 
 
 def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
-    """Where every query looks on the three planes: (Q, 3 planes, A, 2) float32 as (column, row), normalised.
+    """Return the anchors of every query on the three planes: (Q, 3 planes, A, 2) float32 as (column, row), normalised.
 
-    The axis across a query's own plane is swept in CELLS from 0.5 to n - 0.5; on the own plane all anchors coincide.
+    Along the axis across a query's own plane the anchors run in CELLS from 0.5 to n - 0.5. On its own plane they
+    coincide.
     """
     cells = (grid.w, grid.h, grid.z)
     sweeps = [sweep(anchors, float(cells[axis])) for axis in ACROSS]
@@ -62,11 +63,11 @@ def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
 
 
 def own_plane_points(grid: GridConfig, plane: int) -> Tensor:
-    """Own cell centres of a plane's queries: (n_plane, 2) float32 as (column, row), normalised."""
+    """Return the cell centres of a plane's queries: (n_plane, 2) float32 as (column, row), normalised."""
     row, col = PLANE_AXES[plane]
     return _cells_with_sweep(grid, plane, torch.zeros(1, dtype=torch.float64))[:, 0][:, [col, row]].float()
 
 
 def split_planes(x: Tensor, cfg: ModelConfig) -> Tuple[Tensor, ...]:
-    """(B, Q, C) -> one (B, n_plane, C) for each of the model's planes."""
+    """Split (B, Q, C) into (B, n_plane, C) for each plane of the model."""
     return x.split(cfg.grid.plane_sizes[: len(cfg.planes)], dim=1)

@@ -1,4 +1,4 @@
-"""Image cross-attention: queries read camera features around their projected pillars (TPVFormer, section 3.3).
+"""Define image cross-attention: queries sample camera features around their projected pillars (TPVFormer, section 3.3).
 
 Legend: B batch, N cameras, S image tokens of all levels, Q queries, A_i anchors and P_i points a level of plane i.
 """
@@ -21,7 +21,7 @@ from tpvformer.ops import LevelShapes
 
 
 class ImageCrossAttention(nn.Module):
-    """Offsets and weights once per query; a query takes part in every camera that sees any of its anchors."""
+    """Attend to the images. Each query has the same offsets and weights in all cameras that see any of its anchors."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class ImageCrossAttention(nn.Module):
     def forward(
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
     ) -> Tensor:
-        """x (B,Q,C), tokens (B,N,S,C), one Projection a plane -> (B,Q,C)."""
-        if ops.in_blocks(tokens[:, :, :, None], x):  # which repeats by itself what recomputing would
+        """Return (B,Q,C) from x (B,Q,C), tokens (B,N,S,C) and one Projection for each plane."""
+        if ops.in_blocks(tokens[:, :, :, None], x):  # the blocks recompute by themselves
             cfg = self.cfg
             value = self.value(tokens).view(*tokens.shape[:3], cfg.image_heads, -1)
             places = [(projection.anchors, projection.query_visible) for projection in projections]

@@ -1,6 +1,7 @@
-"""Initial sampling offsets: the directions in which the heads of each attention first look.
+"""Compute initial sampling offsets: the directions in which the heads of each attention sample at first.
 
-c_j = (cos 2*pi*j/n, sin 2*pi*j/n) for head j of n; "square" divides by the larger component. Values as published.
+c_j = (cos 2*pi*j/n, sin 2*pi*j/n) for head j of n; "square" divides by the larger component. The values are those of
+the published code.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 
 
 def circle(heads: int, square: bool) -> Tensor:
-    """One direction a head, (heads, 2)."""
+    """Return one direction for each head, (heads, 2)."""
     angle = torch.arange(heads, dtype=torch.float32) * (2.0 * math.pi / heads)
     direction = torch.stack([angle.cos(), angle.sin()], -1)
     return direction / direction.abs().max(-1, keepdim=True)[0] if square else direction
 
 
 def _directions_3d(heads: int, mode: int) -> Tensor:
-    """One 3-D direction a head, (heads, 3). Mode 0: rings of four around +z; mode 1, six heads: signed z, y, x."""
+    """Return a 3D direction for each head, (heads, 3). Mode 0: rings of four around +z; mode 1: signed z, y, x."""
     if mode == 0:
         rings = -(-heads // 4)  # fewer than four heads share one ring
         j = torch.arange(heads, dtype=torch.float32)
@@ -35,13 +36,14 @@ def _directions_3d(heads: int, mode: int) -> Tensor:
 
 
 def cross_view_offsets(plane: int, heads: int, points: int, init_anchors: int, mode: int) -> Tensor:
-    """Bias of a plane's offsets, flat (heads * 3 planes * points * 2), in cells.
+    """Return the bias of a plane's offsets, flat (heads * 3 planes * points * 2), in cells.
 
-    Own plane: growing along the head's circle direction. Other planes: the head's 3-D direction seen on that plane.
+    On the own plane the offsets grow along the head's circle direction. On the others they follow the projection of the
+    head's 3D direction.
     """
     step = torch.arange(points, dtype=torch.float32)
     d = _directions_3d(heads, mode)
-    # Component pairs as published; for planes zh and wz they do not follow the sampling axes, which does no harm.
+    # Component pairs as published; on planes zh and wz they do not match the sampling axes, which is harmless.
     seen = (d[:, [0, 1]], d[:, [2, 0]], d[:, [1, 2]])
     bias = torch.empty(heads, 3, points, 2)
     for level in range(3):
@@ -54,21 +56,21 @@ def cross_view_offsets(plane: int, heads: int, points: int, init_anchors: int, m
 
 
 def image_offsets(heads: int, levels: int, points: int, anchors: int) -> Tensor:
-    """Bias of the image offsets, flat (heads * levels * points * 2), in pixels: each anchor's points move outwards."""
+    """Return the bias of image offsets, flat (heads * levels * points * 2), in pixels, outwards from each anchor."""
     within = 1 + torch.arange(points, dtype=torch.float32) % (points // anchors)
     bias = circle(heads, square=True)[:, None, None] * within[:, None]
     return bias.expand(heads, levels, points, 2).flatten()
 
 
 def hw_offsets(heads: int, queues: int, points: int) -> Tensor:
-    """Bias of the hw attention's offsets, flat (heads * queues * points * 2), in cells."""
+    """Return the bias of the offsets of HWAttention, flat (heads * queues * points * 2), in cells."""
     step = 1 + torch.arange(points, dtype=torch.float32)
     bias = circle(heads, square=True)[:, None, None] * step[:, None]
     return bias.expand(heads, queues, points, 2).flatten()
 
 
 def constant_linear(linear: nn.Module, bias: Union[Tensor, float]) -> None:
-    """Zero weight, given bias: the linear layer starts as a constant."""
+    """Set zero weights and the given bias, so that the linear layer starts as a constant."""
     assert isinstance(linear, nn.Linear)
     nn.init.zeros_(linear.weight)
     with torch.no_grad():
@@ -76,7 +78,7 @@ def constant_linear(linear: nn.Module, bias: Union[Tensor, float]) -> None:
 
 
 def projection_linear(linear: nn.Module) -> None:
-    """Xavier-uniform weight, zero bias."""
+    """Set Xavier-uniform weights and zero bias."""
     assert isinstance(linear, nn.Linear)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al., arXiv:1612.03144) with one extra level taken from the last output."""
+"""Define a feature pyramid (Lin et al., arXiv:1612.03144) with extra levels computed from the last output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class FPN(nn.Module):
-    """Maps at strides 8, 16, 32 -> ``num_levels`` maps (M,C,h_l,w_l), fine to coarse, at strides 8, 16, 32, 64, ..."""
+    """Map features at strides 8, 16, 32 to ``num_levels`` maps (M,C,h_l,w_l), at strides 8, 16, 32, 64, ..."""
 
     def __init__(self, in_channels: Sequence[int], dim: int, num_levels: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""View attention: how a plane's queries read the planes themselves.
+"""Define view attention: the queries of a plane sample the planes.
 
-Legend: B batch, Q = HW + ZH + WZ queries, C channels, n_i cells of plane i, P points.
-Cells are pixels here: offsets are counted in cells of the plane that is read.
+Legend: B batch, Q = HW + ZH + WZ queries, C channels, n_i cells of plane i, P points. Offsets are in cells of the plane
+that is sampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tpvformer.model.grid import cross_view_points, own_plane_points, split_plan
 
 
 class CrossViewAttention(nn.Module):
-    """Cross-view hybrid attention (TPVFormer, section 3.3): every query samples all three planes.
+    """Apply cross-view hybrid attention (TPVFormer, section 3.3): every query samples all three planes.
 
     Values include the positional encoding; the residual does not.
     """
@@ -49,8 +49,8 @@ class CrossViewAttention(nn.Module):
             init.projection_linear(self.output[plane])
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
-        """x (B,Q,C), position (Q,C), anchors (Q,3,A,2) from ``cross_view_points`` -> (B,Q,C)."""
-        if ops.in_blocks(x[:, None, :, None], x):  # which repeats by itself what recomputing would
+        """Return (B,Q,C) from x (B,Q,C), position (Q,C) and anchors (Q,3,A,2) of ``cross_view_points``."""
+        if ops.in_blocks(x[:, None, :, None], x):  # the blocks recompute by themselves
             return x + self.dropout(self._attend_in_blocks(x + position, anchors))
         out = checkpoint_except_sampling(self.recompute, self._attend, x, position, anchors)
         return x + self.dropout(out)
@@ -90,10 +90,10 @@ class CrossViewAttention(nn.Module):
 
 
 class HWAttention(nn.Module):
-    """BEVFormer's temporal attention with the history equal to the present, on plane hw alone; others pass through.
+    """Apply BEVFormer's temporal attention on plane hw, with the present as the history; the other planes pass through.
 
-    Both queues read the same values (without positional encoding) through their own offsets and weights; their mean is
-    one attention over 2P points with halved weights.
+    Both queues sample the same values (without positional encoding) with their own offsets and weights. Their mean
+    equals one attention over 2P points with halved weights.
     """
 
     QUEUES = 2
@@ -118,7 +118,7 @@ class HWAttention(nn.Module):
         init.projection_linear(self.output)
 
     def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
-        """x (B,Q,C), position (HW,C), anchors (HW,2) from ``own_plane_points`` -> (B,Q,C)."""
+        """Return (B,Q,C) from x (B,Q,C), position (HW,C) and anchors (HW,2) of ``own_plane_points``."""
         hw, *others = split_planes(x, self.cfg)
         out = checkpoint_except_sampling(self.recompute, self._attend, hw, position, anchors)
         return torch.cat([hw + self.dropout(out), *others], 1)

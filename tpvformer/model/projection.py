@@ -1,4 +1,4 @@
-"""Pillar anchors -> pixels of every camera, once per forward and for every sample by its own calibration."""
+"""Project pillar anchors into every camera, once a forward pass, with each sample's calibration."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-MIN_DEPTH = 1e-5  # metres; anchors nearer (or behind) are invisible, and their division stays finite
+MIN_DEPTH = 1e-5  # metres; nearer anchors are not visible; also keeps the division finite
 
 
 class Projection(NamedTuple):
-    """anchors (B,N,Q,A,2): (u,v) normalised by the image size. visible (B,N,Q,A): in front of and inside the image."""
+    """Hold anchors (B,N,Q,A,2), (u,v) divided by the image size, and visible (B,N,Q,A), in front of and inside it."""
 
     anchors: Tensor
     visible: Tensor
 
     @property
     def query_visible(self) -> Tensor:
-        """(B,N,Q): any anchor of the query is visible."""
+        """Return whether any anchor of a query is visible, (B,N,Q)."""
         return self.visible.any(-1)
 
 
 def project(points: Tensor, pc_range: Tensor, lidar2img: Tensor, image_size: Tuple[int, int]) -> Projection:
     """Project normalised points (Q,A,3) with lidar2img (B,N,4,4) into images of ``image_size`` (H,W) pixels.
 
-    Elementwise fp32 arithmetic: a matrix product could run in reduced precision on some hardware and move borders.
+    The arithmetic is elementwise in fp32: a matrix product could run in reduced precision and shift image borders.
     """
     lo, hi = pc_range[:3], pc_range[3:]
     x, y, z = (lo + points * (hi - lo)).unbind(-1)  # metres, (Q,A) each

@@ -1,4 +1,4 @@
-"""TPVFormer: images and calibration in, semantics of voxels and points out (Huang et al., arXiv:2302.07817)."""
+"""Define TPVFormer: images and calibration to classes of voxels and points (Huang et al., arXiv:2302.07817)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
 
 
 class Prediction(NamedTuple):
-    """voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels. point_logits (B,K,P), or None without points."""
+    """Hold voxel_logits (B,K,X,Y,Z), or (B,K,M) at chosen voxels, and point_logits (B,K,P), or None without points."""
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
 
 
 class TaughtPrediction(NamedTuple):
-    """The same and what each camera says of the chosen voxels by itself: in training, of models with an image head."""
+    """Hold a Prediction and each camera's logits of the chosen voxels; for training models with an image head."""
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
@@ -34,11 +34,11 @@ class TaughtPrediction(NamedTuple):
 
 
 class TPVFormer(nn.Module):
-    """Both published families, or plane hw alone. The sub-modules stand in the order of the reference's state dict.
+    """Predict classes of voxels and points; both published families, or plane hw alone.
 
-    ``image_autocast`` runs backbone and neck under autocast in that type; everything geometric stays fp32.
-    ``image_layout`` is the order of the images' axes in memory; a device may need another than the default.
-    ``image_network`` stands in for ``image_maps``, for example by a compiled version of it.
+    Sub-modules are in the order of the reference's state dict. ``image_autocast`` runs backbone and neck under autocast
+    in that type; all geometry stays fp32. ``image_layout`` is the memory format of the images, which depends on the
+    device. ``image_network`` replaces ``image_maps``, for example by a compiled version.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -54,9 +54,12 @@ class TPVFormer(nn.Module):
         self.image_head = ImageHead(config) if config.image_head else None
 
     def recompute(self, mode: str) -> None:
-        """What the backward pass computes again to save memory: "none"; "cheap": sampling offsets and weights, hidden
-        units and folded norms; "blocks": all of the backbone's blocks and the encoder's layers, for the time of another
-        forward pass."""
+        """Set what the backward pass recomputes to save memory.
+
+        "none": nothing. "cheap": sampling offsets and weights, hidden units and folded norms. "blocks": all blocks of
+        the backbone and all layers of the encoder, which takes the time of another forward pass. Raises ValueError for
+        another mode.
+        """
         if mode not in recompute.MODES:
             raise ValueError(f"recompute mode is {mode!r}; expected one of {', '.join(recompute.MODES)}")
         self.encoder.recompute = mode == "blocks"
@@ -67,7 +70,7 @@ class TPVFormer(nn.Module):
                 module.recompute = mode == "cheap"
 
     def image_features(self, images: Tensor) -> List[Tensor]:
-        """(B,N,3,H,W) -> ``num_levels`` maps (B,N,C,h_l,w_l), fp32."""
+        """Return ``num_levels`` maps (B,N,C,h_l,w_l), fp32, of images (B,N,3,H,W)."""
         b, n = images.shape[:2]
         flat = images.flatten(0, 1).contiguous(memory_format=self.image_layout)
         enabled = self.image_autocast is not None
@@ -76,18 +79,18 @@ class TPVFormer(nn.Module):
         return [m.float().unflatten(0, (b, n)) for m in maps]
 
     def image_maps(self, images: Tensor) -> List[Tensor]:
-        """Images (M,3,H,W) -> ``num_levels`` maps (M,C,h_l,w_l): backbone and neck."""
+        """Return ``num_levels`` maps (M,C,h_l,w_l) of images (M,3,H,W): backbone and neck."""
         maps: List[Tensor] = self.neck(self.backbone(images))
         return maps
 
     def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
-        """The plane features (B,Q,C), from which ``aggregator`` decodes any place; arguments as ``forward``'s."""
+        """Return the plane features (B,Q,C), which ``aggregator`` decodes; arguments as for ``forward``."""
         return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
 
     def planes_from(
         self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
     ) -> Tensor:
-        """The same from ``image_features`` that are at hand."""
+        """Return the plane features (B,Q,C) from given ``image_features``."""
         out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots)
         return out
 
@@ -102,11 +105,11 @@ class TPVFormer(nn.Module):
     ) -> Union[Prediction, TaughtPrediction]:
         """Predict a batch.
 
-        images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): lidar metres ->
-        pixels of those images. points (B,P,3): positions in voxels, x, y, z (indices as the data set makes them).
-        lengths (B,): how many points of each sample are real; logits behind them are zero. voxels (B,M,3): integer
-        voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera, where these are
-        not the first N in order. The arguments are not modified.
+        images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): lidar metres to
+        pixels of those images, times depth. points (B,P,3): positions in voxels, x, y, z (indices as in the data set).
+        lengths (B,): the number of real points of each sample; logits after them are zero. voxels (B,M,3): integer
+        voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera; None: the first N
+        in order. The arguments are not modified. Raises ValueError for other shapes.
         """
         self._check(images, lidar2img, points)
         features = self.image_features(images)

@@ -1,14 +1,14 @@
-"""The operations that TPVFormer spends its time in, one function each, served by the best backend for the device.
+"""Run the expensive operations of TPVFormer, one function each, on the best backend for the device.
 
-Sampling convention everywhere: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
+Sampling convention: bilinear, u in [0, 1] is pixel ``u * width - 0.5``, zeros outside.
 
-``reference`` (plain PyTorch) is the oracle and runs everywhere. Kernels are Numba's on the CPU, Triton's on CUDA and
-the Driving SDK's on an Ascend NPU (``npu``). ``TPVFORMER_OPS=reference`` forces the oracle, ``numba``, ``triton`` or
-``mx_driving`` that backend (an error where it cannot serve; float64 stays the oracle's). A backend that cannot be had
-is replaced by the oracle, said once.
+``reference`` (plain PyTorch) is the oracle and runs on every device. Kernels use Numba on the CPU, Triton on CUDA and
+the Driving SDK on an Ascend NPU (``npu``). ``TPVFORMER_OPS=reference`` forces the oracle. ``numba``, ``triton`` or
+``mx_driving`` forces that backend, and is an error if the backend does not support the tensors; float64 always uses the
+oracle. The oracle replaces a backend that cannot be imported, with one warning.
 
-Results have the type of ``value`` (attention) or ``weight`` (convolution), whatever the type of the other tensors;
-sums and geometry are float32 at least. Autocast changes none of this. There are first derivatives only.
+Results have the type of ``value`` (attention) or ``weight`` (convolution), whatever the type of the other tensors. Sums
+and geometry are float32 or wider. Autocast changes none of this. Kernels have first derivatives only.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = [
 
 
 def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
-    """Camera bits and scale of queries that all read one map."""
+    """Return camera bits and scale of queries that all read one map."""
     ones = torch.ones(value.shape[0], queries, device=value.device)
     return ones.long(), ones
 
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Multi-scale deformable attention: each query sums weighted bilinear samples from every level.
+    """Compute multi-scale deformable attention: each query sums weighted bilinear samples of every level.
 
     value (B,S,heads,D) with S = sum of h*w; level_shapes ((h,w),...) of Python ints; locations (B,Q,heads,L,P,2) as
     (x,y) in [0,1]; weights (B,Q,heads,L,P). Returns (B,Q,heads*D).
@@ -71,7 +71,7 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
 def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """Each query samples around its own anchors on every level: the planes read each other.
+    """Compute view attention: each query samples around its own anchors on every plane (level).
 
     value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample; offsets (B,Q,heads,L,P,2) in
     pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
@@ -86,11 +86,11 @@ def cross_view_attention(
 def image_cross_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """Each query samples around its projected anchors in every camera that sees it; the mean over those cameras.
+    """Compute image cross-attention: queries sample around projected anchors; mean over the cameras that see them.
 
-    value (B,N,S,heads,D); anchors (B,N,Q,A,2) as (x,y) normalised by the image size, anywhere outside [0,1] too;
-    visible (B,N,Q) bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to
-    anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
+    value (B,N,S,heads,D); anchors (B,N,Q,A,2) as (x,y) divided by the image size, also outside [0,1]; visible (B,N,Q)
+    bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p //
+    (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
     """
     if not use_kernel(library.ATTENTION, value):
         return fallback(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
@@ -99,7 +99,7 @@ def image_cross_attention(
 
 
 def in_blocks(value: Tensor, query: Tensor) -> bool:
-    """Whether ``projected_attention`` takes these: float32 on a CPU that has kernels, nothing traced or compiled."""
+    """Return whether ``projected_attention`` supports these: float32 on a CPU with kernels, not traced or compiled."""
     plain = type(value) is Tensor and value.device.type == "cpu" and value.dtype == query.dtype == torch.float32
     if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or _casts():
         return False
@@ -107,8 +107,8 @@ def in_blocks(value: Tensor, query: Tensor) -> bool:
 
 
 def _casts() -> bool:
-    """Whether autocast would choose the type of linear layers on the CPU."""
-    newer = hasattr(torch.library, "custom_op")  # PyTorch 2.4; each has deprecated or lacks the other's way
+    """Return whether autocast sets the type of linear layers on the CPU."""
+    newer = hasattr(torch.library, "custom_op")  # PyTorch 2.4; each version lacks or deprecates the other's call
     return torch.is_autocast_enabled("cpu") if newer else torch.is_autocast_cpu_enabled()
 
 
@@ -120,12 +120,13 @@ def projected_attention(
     points: Sequence[int],
     layers: Sequence[Tuple[nn.Module, nn.Module]],
 ) -> Tensor:
-    """Attention of queries (B,Q,C) whose offsets and weights linear layers predict: of each group of queries, one after
-    another, the layers of its offsets and its logits, its points a level, and its place.
+    """Compute attention of queries (B,Q,C), with offsets and weights predicted by linear layers, in blocks.
 
-    value (B,N,S,heads,D). A place is (anchors, visible) of ``image_cross_attention``, whose weights are the softmax of
-    a head's logits, or (anchors, None) of ``cross_view_attention``; there each level has one logit more, the last, and
-    weights are a softmax over points times one over levels. Returns (B,Q,heads*D). Only where ``in_blocks`` says so.
+    The queries consist of successive groups. Each group has its layers (offsets, logits), its points a level, and its
+    place. value (B,N,S,heads,D). A place is (anchors, visible) of ``image_cross_attention``: weights are the softmax of
+    a head's logits. Or it is (anchors, None) of ``cross_view_attention``: each level has one more logit, the last one,
+    and weights are a softmax over points times a softmax over levels. Returns (B,Q,heads*D). Call it only if
+    ``in_blocks`` is true.
     """
     groups = []
     for (anchors, visible), count in zip(places, points):
@@ -139,7 +140,7 @@ def projected_attention(
 
 
 def _seen(visible: Tensor) -> Tuple[Tensor, Tensor]:
-    """Camera bits and scale of queries: the mean over the cameras that see them, visible (B,N,Q)."""
+    """Return camera bits and scale of queries, for the mean over the cameras that see them; visible (B,N,Q)."""
     camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
     return (visible.long() << camera).sum(1), 1 / visible.sum(1).clamp(min=1).float()
 
@@ -156,11 +157,11 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """DCNv2: a convolution whose taps are moved by ``offset`` and scaled by ``mask``.
+    """Compute a DCNv2: a convolution with its taps shifted by ``offset`` and scaled by ``mask``.
 
     x (N,C,H,W); offset (N,deform_groups*taps*2,ho,wo) as (dy,dx) pairs, taps row-major; mask
-    (N,deform_groups*taps,ho,wo) already in [0,1]; weight (O,C/groups,kh,kw), its type is the product's.
-    Returns (N,O,ho,wo).
+    (N,deform_groups*taps,ho,wo) already in [0,1]; weight (O,C/groups,kh,kw), its type is that of the product. Returns
+    (N,O,ho,wo).
     """
     x = x.to(weight.dtype)
     if not use_kernel(library.CONVOLUTION, x, groups, deform_groups):
@@ -172,32 +173,32 @@ def modulated_deform_conv2d(
     last = [t.permute(0, 2, 3, 1) for t in (x, offset.float(), mask.float())]
     out = library.deform_conv(last[0], last[1], last[2], rows, (kh, kw, stride, padding, dilation))
     if bias is not None:
-        out = out.add_(bias)  # nothing else has seen this product
+        out = out.add_(bias)  # in place: nothing else refers to this tensor
     return out.permute(0, 3, 1, 2)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Maximum over 3x3 windows, stride 2, padding 1: x (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
+    """Return the maximum over 3x3 windows, stride 2, padding 1: x (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
     return npu.max_pool(x) if fallback(x) is npu else F.max_pool2d(x, 3, 2, 1)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
-    """relu(x + y) of two tensors of one shape, in the memory of x, which nobody else may need: pass a fresh result."""
+    """Return relu(x + y) of two tensors of one shape. The result overwrites x, so x must not be used elsewhere."""
     return npu.add_relu(x, y) if fallback(x) is npu else F.relu(x.add_(y), inplace=True)
 
 
 def kernels(device: torch.device) -> Dict[str, Optional[str]]:
-    """The kernels for tensors of ``device`` by name, and why one cannot be had; None where it can."""
+    """Return the kernels for tensors of ``device`` by name, with the reason if one is not available, else None."""
     return backends.kernels(device.type)
 
 
 def beyond_kernels(
     device: torch.device, attentions: Sequence[Tuple[int, int, int]], convolutions: Sequence[Tuple[int, ...]]
 ) -> List[str]:
-    """Why kernels on ``device`` do not take such operations: one sentence a case, none where they do.
+    """Return the reasons why kernels on ``device`` do not support these operations, one sentence a case.
 
-    attentions: (heads, channels a head, levels); convolutions: deformable, the shapes of their weights (O,C,kh,kw).
-    Looks for the kernels now rather than at the first step; those that cannot be had are said by a warning.
+    attentions: (heads, channels a head, levels); convolutions: the weight shapes (O,C,kh,kw) of deformable ones. The
+    kernels are looked up now rather than at the first step, with a warning for each missing one.
     """
     if device.type != VENDOR_DEVICE:
         return []

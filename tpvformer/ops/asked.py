@@ -1,4 +1,4 @@
-"""TPVFORMER_OPS, the environment variable by which a user asks for one backend of the operations."""
+"""Read TPVFORMER_OPS, the environment variable that forces one backend of the operations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tpvformer.errors import OpsError
 
 VARIABLE = "TPVFORMER_OPS"
 REFERENCE = "reference"
-SERVES = {"numba": "cpu", "triton": "cuda", "mx_driving": "npu"}  # the device whose tensors each backend takes
+SERVES = {"numba": "cpu", "triton": "cuda", "mx_driving": "npu"}  # the device of each backend
 
 
 def asked() -> Optional[str]:
-    """The backend that is asked for; None where the variable is not set, or empty, as an unfilled script leaves it.
+    """Return the forced backend; None if the variable is unset or empty.
 
-    Raises OpsError for a word that names none.
+    Raises OpsError for an unknown name.
     """
     word = os.environ.get(VARIABLE, "").strip()
     if word and word != REFERENCE and word not in SERVES:
@@ -25,7 +25,7 @@ def asked() -> Optional[str]:
 
 
 def misfit(device_type: str) -> Optional[str]:
-    """Why tensors on such a device cannot be served by what is asked for; None where they can. Raises nothing."""
+    """Return why the forced backend cannot run on tensors of this device; None if it can. Raises nothing."""
     try:
         word = asked()
     except OpsError as err:

@@ -1,4 +1,4 @@
-"""Whose kernels serve a tensor: Numba's on the CPU, Triton's on CUDA, the Driving SDK's on an NPU, else the oracle."""
+"""Choose the backend for a tensor: Numba on the CPU, Triton on CUDA, the Driving SDK on an NPU, else the oracle."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from tpvformer.ops import library, npu, reference, static
 from tpvformer.ops.asked import REFERENCE, SERVES, asked, misfit
 from tpvformer.runtime import compiling
 
-VENDOR = npu.BACKEND  # whole operations, which bring their own gradients
+VENDOR = npu.BACKEND  # whole operations with their own gradients
 VENDOR_DEVICE = SERVES[VENDOR]
 BACKENDS = {name: device for name, device in SERVES.items() if name != VENDOR}  # kernels of ``library``
-_static: List[bool] = []  # not empty within ``static_shapes``
-_problems: Dict[str, Optional[str]] = {}  # why a backend asked for before cannot be had, None where it can
+_static: List[bool] = []  # not empty inside ``static_shapes``
+_problems: Dict[str, Optional[str]] = {}  # backend -> why it is not available, or None; filled on demand
 
 
 def use_kernel(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
-    """Whether kernels of ``table``, which is filled on demand, serve x in this case (arguments of their ``supports``).
+    """Return whether the kernels of ``table`` support x in this case (arguments of their ``supports``).
 
-    float64 is the oracle's. Raises OpsError where TPVFORMER_OPS names a backend that cannot serve.
+    The table is filled on demand. float64 always uses the oracle. Raises OpsError if TPVFORMER_OPS forces a backend
+    that does not support x.
     """
     if _static:
         return False
@@ -50,7 +51,7 @@ def use_kernel(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
 
 
 def fallback(x: Tensor) -> ModuleType:
-    """Whose operations take x where no kernel of ``library`` does: the vendor's on its device, or plain ones."""
+    """Return the module that runs operations on x without a kernel of ``library``: the NPU's, or plain PyTorch."""
     if _static:
         return static
     on_card = x.device.type == VENDOR_DEVICE and x.dtype != torch.float64
@@ -59,7 +60,7 @@ def fallback(x: Tensor) -> ModuleType:
 
 @contextlib.contextmanager
 def static_shapes() -> Generator[None, None, None]:
-    """Within it every operation is plain PyTorch in static shapes (static.py), whatever TPVFORMER_OPS says."""
+    """Run every operation in the context as plain PyTorch in static shapes (static.py); TPVFORMER_OPS is ignored."""
     _static.append(True)
     try:
         yield
@@ -68,7 +69,7 @@ def static_shapes() -> Generator[None, None, None]:
 
 
 def kernels(device_type: str) -> Dict[str, Optional[str]]:
-    """Every kernel that tensors of such a device may be served by, and why it cannot be had; None where it can."""
+    """Return every kernel for tensors of this device, with the reason if it is not available, else None."""
     if device_type == VENDOR_DEVICE:
         missing = npu.find_all()
         return {f"{VENDOR} {name}": missing.get(name) for name in npu.NAMES}
@@ -76,7 +77,7 @@ def kernels(device_type: str) -> Dict[str, Optional[str]]:
 
 
 def _load(backend: str) -> Optional[str]:
-    """Make a backend's kernels known to ``library``; returns why they cannot be had, or None."""
+    """Register a backend's kernels in ``library``; return why they are not available, or None."""
     if backend not in _problems:
         _problems[backend] = _import(backend)
     return _problems[backend]
@@ -102,7 +103,7 @@ def _import(backend: str) -> Optional[str]:
 
 
 def _after_fork() -> None:
-    """OpenMP ends a child that starts threads after its parent did: there plain PyTorch serves."""
+    """Use plain PyTorch in a forked child: OpenMP aborts a child that starts threads after its parent did."""
     if _problems.get("numba", "") is None:
         _problems["numba"] = "this process was forked from one that had used them; start it by spawn instead"
 

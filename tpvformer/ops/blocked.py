@@ -1,8 +1,8 @@
-"""Attention together with the linear layers that predict its offsets and weights, a block of queries at a time (CPU).
+"""Compute attention together with the layers that predict its offsets and weights, in blocks of queries (CPU).
 
-What those layers make of all queries is the largest tensor of the encoder: written, normalised, read and, in the
-backward pass, met again as gradients, it is the memory's speed that counts. A block of it stays in the cache. The
-backward pass predicts each block anew, so that none of it is kept.
+The predictions for all queries are the largest tensor of the encoder. They are written, normalised, read, and met again
+as gradients, so their speed is limited by memory bandwidth. A block of them stays in the cache. The backward pass
+predicts each block again, so none of it is stored.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from tpvformer.ops import library
 from tpvformer.ops.reference import LevelShapes
 
-BLOCK = 1 << 19  # numbers that a block's largest layer predicts
+BLOCK = 1 << 19  # elements that the largest layer predicts in a block
 
 
 class Queries(NamedTuple):
-    """Queries whose offsets and logits the same layers predict, and where they look (see ``anchored_attention``).
+    """Hold queries with common layers for offsets and logits, and where they sample (see ``anchored_attention``).
 
-    ``of_levels``: each level has a logit beside its points' (H,L,P+1), and a weight is softmax over points times
-    softmax over levels; else logits (H,L*P) share one softmax.
+    ``of_levels``: each level has a logit beside those of its points (H,L,P+1), and a weight is softmax over points
+    times softmax over levels. Otherwise all logits (H,L*P) of a head share one softmax.
     """
 
     anchors: Tensor
@@ -39,16 +39,19 @@ def projected_attention(
     groups: Sequence[Queries],
     layers: Sequence[Sequence[Tensor]],
 ) -> Tensor:
-    """value (B,N,S,H,D), query (B,Q,C) of all groups one after another, layers: of each group the weight and bias of
-    offsets (H*L*P*2,C) and of logits. float32 on a CPU whose kernels serve value. Returns (B,Q,H*D)."""
+    """Return (B,Q,H*D) for value (B,N,S,H,D) and query (B,Q,C), which holds all groups one after another.
+
+    layers: for each group weight and bias of the offsets (H*L*P*2,C), then of the logits. All float32 on a CPU with
+    kernels for value.
+    """
     flat = [tensor for layer in layers for tensor in layer]
-    groups = [group._replace(anchors=group.anchors.contiguous()) for group in groups]  # once, not a block
+    groups = [group._replace(anchors=group.anchors.contiguous()) for group in groups]  # once, instead of once a block
     out: Tensor = _Projected.apply(value, query, tuple(level_shapes), tuple(groups), *flat)
     return out
 
 
 class _Layers:
-    """A group's layers with the logits of points and of levels apart: their sizes are what matrix products like."""
+    """Hold a group's layers, with separate logits of points and levels: matrix products are faster in these sizes."""
 
     def __init__(self, group: Queries, heads: int, levels: int, layer: Sequence[Tensor]) -> None:
         self.shape = (heads, levels, group.points)
@@ -63,7 +66,7 @@ class _Layers:
             self.points = (weight, bias)
 
     def predict(self, rows: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """rows (n,C) -> offsets (1,n,H,L,P,2), weights (1,n,H,L,P), softmax of points alone."""
+        """Map rows (n,C) to offsets (1,n,H,L,P,2), weights (1,n,H,L,P), and the softmax of points alone."""
         n = len(rows)
         offsets = torch.addmm(self.offsets[1], rows, self.offsets[0].t()).view(1, n, *self.shape, 2)
         logits = torch.addmm(self.points[1], rows, self.points[0].t())
@@ -72,12 +75,12 @@ class _Layers:
             return offsets, weights, weights
         of_point = logits.view(1, n, *self.shape).softmax(-1)
         by_level = torch.addmm(self.levels[1][:, None], self.levels[0], rows.t()).view(*self.shape[:2], n)
-        of_level = by_level.softmax(1).permute(2, 0, 1).contiguous()  # over so few numbers it is slow as the last axis
+        of_level = by_level.softmax(1).permute(2, 0, 1).contiguous()  # softmax over a short last axis is slow
         return offsets, of_point * of_level[None, ..., None], of_point
 
 
 def _rows(queries: int, layer: Sequence[Tensor]) -> List[Tuple[int, int]]:
-    """Blocks of so many queries: (start, stop)."""
+    """Split ``queries`` into blocks (start, stop)."""
     size = max(64, BLOCK // len(layer[0]))
     return [(start, min(queries, start + size)) for start in range(0, queries, size)]
 
@@ -134,7 +137,7 @@ class _Projected(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of a group's layers, summed over the blocks."""
+    """Sum the gradients of a group's layers over the blocks."""
 
     def __init__(self, layers: _Layers) -> None:
         self.layers = layers
@@ -145,7 +148,7 @@ class _Gradients:
     def add(
         self, rows: Tensor, predicted: Tuple[Tensor, Tensor, Tensor], found: Tuple[Tensor, Tensor], out: Tensor
     ) -> None:
-        """Add a block's, given the gradients of its offsets and weights; writes the gradient of ``rows``."""
+        """Add a block, given the gradients of its offsets and weights; write the gradient of ``rows`` to ``out``."""
         n, (_, weights, of_point), (by_offsets, by_weights) = len(rows), predicted, found
         if self.layers.of_levels:  # weight = p * l: dp-logits = weight * (g - <g,p>), dl-logits the same of levels
             inner = (by_weights * of_point).sum(-1)
@@ -165,7 +168,7 @@ class _Gradients:
             bias.add_(part.sum(0))
 
     def result(self, layer: Sequence[Tensor]) -> List[Tensor]:
-        """The gradients of the four tensors that the layers came as."""
+        """Return the gradients of the four tensors of ``layer``."""
         (offsets, offsets_bias), (points, points_bias) = self.sums[:2]
         if not self.layers.of_levels:
             return [offsets, offsets_bias, points, points_bias]
@@ -177,6 +180,6 @@ class _Gradients:
 
 
 def _of_sample(group: Queries, b: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Anchors, bits and scale of one sample."""
+    """Return anchors, bits and scale of one sample."""
     anchors = group.anchors if len(group.anchors) == 1 else group.anchors[b : b + 1]
     return anchors, group.bits[b : b + 1], group.scale[b : b + 1]

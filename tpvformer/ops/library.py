@@ -1,16 +1,16 @@
-"""The two operations behind all kernels, known to PyTorch as ``torch.ops.tpvformer.*``.
+"""Register the two operations behind all kernels as ``torch.ops.tpvformer.*``.
 
-Registered operators keep their meaning under ``torch.compile`` and are tested by ``torch.library.opcheck``. PyTorch
-before 2.4 cannot register gradients; there the same functions are an ``autograd.Function``. Results are contiguous,
-whatever the inputs are and a kernel prefers: compiled code relies on the layout that it was promised.
+Registered operators work under ``torch.compile`` and are tested by ``torch.library.opcheck``. PyTorch before 2.4 cannot
+register gradients; there the same functions form an ``autograd.Function``. Results are always contiguous, because
+compiled code relies on the layout of the fake kernels.
 
-A kernel module has three functions, none of which keeps or changes its arguments:
+A kernel module has three functions, which neither store nor modify their arguments:
 
     supports(value) or supports(x, groups, deform_groups) -> bool      value (B,N,S,H,D), x (N,C,H,W), any type
-    forward(...)    what ``anchored_attention`` and ``deform_conv`` say, from tensors of any strides, contiguous
+    forward(...)    as ``anchored_attention`` and ``deform_conv``; tensors of any strides; the result is contiguous
     backward(..., grad_out, shapes or geometry)    the gradients, contiguous, each in the type of its tensor
 
-``ATTENTION`` and ``CONVOLUTION`` hold those in use; ``backends`` fills them. Autocast is off within them.
+``ATTENTION`` and ``CONVOLUTION`` hold the modules in use; ``backends`` fills them. Autocast is off inside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tpvformer.ops.reference import LevelShapes
 
-MAX_CAMERAS = 63  # bits of an int64 but its sign
+MAX_CAMERAS = 63  # bits of an int64 without the sign
 ATTENTION: Dict[str, ModuleType] = {}  # device type -> kernels
 CONVOLUTION: Dict[str, ModuleType] = {}
 _REGISTERS = hasattr(torch.library, "custom_op")
@@ -41,7 +41,7 @@ def _operator(name: str, schema: str, kernel: Callable[..., Any], fake: Callable
 def _differentiable(
     operator: Any, derivative: Any, setup: Callable[..., None], gradient: Callable[..., Any]
 ) -> Callable[..., Tensor]:
-    """The operator with its gradient, in which the operator ``derivative`` does the work."""
+    """Return the operator with a gradient that calls the operator ``derivative``."""
     if _REGISTERS:
         operator.register_autograd(gradient, setup_context=setup)
         derivative.register_autograd(_refuse)
@@ -61,7 +61,7 @@ def _refuse(*_: Any) -> Any:
 
 
 def _contiguous(like: Tensor) -> Tensor:
-    """What kernels return as the gradient of ``like``, whatever its strides."""
+    """Return the fake gradient of ``like``: contiguous, whatever its strides."""
     return like.new_empty(like.shape)
 
 
@@ -134,12 +134,13 @@ _attention_apply = _differentiable(_attention, _attention_backward, _attention_s
 def anchored_attention(
     value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
 ) -> Tensor:
-    """Sum over cameras, levels and points of weighted samples around anchors, times ``scale``.
+    """Return the sum over cameras, levels and points of weighted samples around anchors, times ``scale``.
 
-    value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2), Ba and La 1 where shared, used as float32; bits (B,Q) int64, bit n:
-    camera n is read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D) in the
-    type of value.
-    Raises ValueError where the shapes do not fit: kernels would read beyond their tensors.
+    value (B,N,S,H,D); anchors (Ba,N,Q,La,A,2), Ba and La 1 if shared, used as float32; bits (B,Q) int64, bit n: camera
+    n is read; offsets (B,Q,H,L,P,2) pixels; weights (B,Q,H,L,P); scale (B,Q) float32. Returns (B,Q,H*D) in the type of
+    value.
+
+    Raises ValueError if the shapes do not fit, because kernels would read outside their tensors.
     """
     b, n, tokens, heads, _ = value.shape
     queries, levels, points = weights.shape[1], len(shapes), weights.shape[4]
@@ -204,11 +205,12 @@ _convolution_apply = _differentiable(_convolution, _convolution_backward, _convo
 
 
 def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Tuple[int, ...]) -> Tensor:
-    """Modulated deformable convolution, channels-last, one group and one deformable group.
+    """Compute a modulated deformable convolution, channels-last, one group and one deformable group.
 
     x (N,H,W,C); offset (N,ho,wo,taps*2) float32 as (dy,dx); mask (N,ho,wo,taps) float32; weight (taps*C,O) in the type
     of x; geometry (kh, kw, stride, padding, dilation). Returns (N,ho,wo,O) in the type of x.
-    Raises ValueError where the shapes do not fit: kernels would read beyond their tensors.
+
+    Raises ValueError if the shapes do not fit, because kernels would read outside their tensors.
     """
     n, _, _, c = x.shape
     kh, kw, stride, padding, dilation = geometry

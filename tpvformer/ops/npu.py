@@ -1,12 +1,12 @@
-"""The operations on an Ascend NPU: Driving SDK's kernels within their contract, plain PyTorch beyond it.
+"""Run the operations on an Ascend NPU: Driving SDK's kernels within their limits, plain PyTorch otherwise.
 
-The SDK (module mx_driving) is imported when a tensor on an NPU asks for a kernel, never before: importing it takes hold
-of a card and, in newer releases, redirects ``torch.cuda``. Kernels are found by name, for wheels of one version number
-hold different ones. All calls are positional, in float32, with autocast off, on contiguous NCHW or (B,S,heads,D)
-tensors. Shapes never depend on values, so that nothing here waits for the device: image attention gives every query to
-every camera and a weight of zero to those that do not see it.
+The SDK (module mx_driving) is imported when a tensor on an NPU first needs a kernel. An earlier import would occupy a
+card and, in newer releases, redirect ``torch.cuda``. Kernels are looked up by name, because wheels of the same version
+contain different ones. All calls are positional, in float32, with autocast off, on contiguous NCHW or (B,S,heads,D)
+tensors. Shapes never depend on values, so nothing synchronises with the device: image cross-attention passes every
+query to every camera, with weight zero for cameras that do not see it.
 
-Contracts: Driving SDK 6.0.0, 7.x and 26.x. Written from its documentation; not run on hardware yet.
+Limits: Driving SDK 6.0.0, 7.x and 26.x. Written from its documentation; not run on hardware yet.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tpvformer.ops import reference, static
 from tpvformer.ops.asked import asked
 from tpvformer.ops.reference import LevelShapes
 
-BACKEND = "mx_driving"  # as TPVFORMER_OPS names it
-# Where each kernel is found: in the package since 7.0, where the sub-package only warns; in the sub-package of 6.0.0.
+BACKEND = "mx_driving"  # its name in TPVFORMER_OPS
+# Where each kernel is: in the package since 7.0 (the sub-package then warns), in the sub-package of 6.0.0.
 NAMES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     "attention": (
         ("mx_driving", "multi_scale_deformable_attn"),
@@ -38,12 +38,12 @@ NAMES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     "add_relu": (("mx_driving", "npu_add_relu"), ("mx_driving.fused", "npu_add_relu")),
 }
 MAX_SAMPLES = 64  # levels x points of one attention call, from 7.0 on
-MAX_HEAD_DIM, HEAD_DIM_STEP, MAX_HEADS = 64, 8, 8  # what every release serves forward and backward
-CHANNEL_STEP = 64  # of a deformable convolution, in and out
+MAX_HEAD_DIM, HEAD_DIM_STEP, MAX_HEADS = 64, 8, 8  # limits of all releases, forward and backward
+CHANNEL_STEP = 64  # input and output channels of a deformable convolution
 POOL_MIN_SIZE, POOL_MAX_CHANNELS, POOL_MAX_ELEMENTS = 100, 1024, 10**9
-MAX_ELEMENTS = 2**31 - 1  # add_relu counts in int32
+MAX_ELEMENTS = 2**31 - 1  # add_relu uses int32 indices
 
-_missing: Dict[str, str] = {}  # kernel -> why it cannot be had, once it was asked for
+_missing: Dict[str, str] = {}  # kernel -> why it is not available; filled by ``find``
 
 
 # ---- finding kernels
@@ -51,11 +51,11 @@ _missing: Dict[str, str] = {}  # kernel -> why it cannot be had, once it was ask
 
 @functools.lru_cache(maxsize=None)
 def find(name: str) -> Optional[Callable[..., Tensor]]:
-    """The kernel called ``name`` in NAMES; None, with a warning once, where it cannot be had."""
+    """Return the kernel called ``name`` in NAMES; None, with one warning, if it is not available."""
     try:
         package = importlib.import_module("mx_driving")
         for module, attribute in NAMES[name]:
-            # 7.0 on has the name in the package; only without it is the sub-package touched, which warns there
+            # from 7.0 on the package has the name; the sub-package, which warns, is imported only without it
             holder = package if module == package.__name__ else importlib.import_module(module)
             kernel = getattr(holder, attribute, None)
             if kernel is not None:
@@ -70,25 +70,25 @@ def find(name: str) -> Optional[Callable[..., Tensor]]:
 
 def _give_up(name: str, reason: str) -> None:
     _missing[name] = reason
-    if os.environ.get("RANK", "0") == "0":  # it is the same in all processes of a machine
+    if os.environ.get("RANK", "0") == "0":  # one warning a machine
         text = "mx_driving's %s cannot be had (%s); plain PyTorch serves instead"
         logging.getLogger(__name__).warning(text, name, reason)
 
 
 def find_all() -> Dict[str, str]:
-    """Look for every kernel now. Returns those that cannot be had, and why."""
+    """Look up every kernel now; return the missing ones with the reason."""
     return {name: _missing[name] for name in NAMES if find(name) is None}
 
 
 def forget() -> None:
-    """Look for kernels anew, and drop what lies on the device."""
+    """Clear the cached kernels and device tensors."""
     find.cache_clear()
     _levels.cache_clear()
     _missing.clear()
 
 
 def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]]:
-    """The kernel, unless there is a ``problem`` with this case. OpsError if TPVFORMER_OPS insists on it."""
+    """Return the kernel, or None if this case has a ``problem``. Raises OpsError if TPVFORMER_OPS forces the kernel."""
     kernel = None if problem is not None else find(name)
     if kernel is None and asked() == BACKEND:
         reason = problem or _missing[name]
@@ -100,7 +100,7 @@ def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]
 
 
 def attention_problem(heads: int, head_dim: int, levels: int) -> Optional[str]:
-    """Why the attention kernel does not take such heads; None where it does."""
+    """Return why the attention kernel does not support such heads; None if it does."""
     if heads > MAX_HEADS:
         return f"{heads} heads, at most {MAX_HEADS} are served"
     if head_dim > MAX_HEAD_DIM or head_dim % HEAD_DIM_STEP:
@@ -109,7 +109,7 @@ def attention_problem(heads: int, head_dim: int, levels: int) -> Optional[str]:
 
 
 def convolution_problem(weight: Tuple[int, ...], groups: int = 1, deform_groups: int = 1) -> Optional[str]:
-    """Why the deformable convolution does not take a ``weight`` (O,C/groups,kh,kw); None where it does."""
+    """Return why the deformable convolution does not support a ``weight`` (O,C/groups,kh,kw); None if it does."""
     outputs, inputs, kh, kw = weight
     if (kh, kw) != (3, 3):
         return f"a {kh}x{kw} kernel, 3x3 is served"
@@ -144,10 +144,10 @@ def _add_relu_problem(x: Tensor, y: Tensor) -> Optional[str]:
 
 @functools.lru_cache(maxsize=64)
 def _levels(level_shapes: LevelShapes, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
-    """Sent to the device once: (L,2) int32 rows and columns, (L,) int32 first tokens, (L,1,2) float32 width, height."""
+    """Return device tensors: (L,2) int32 rows and columns, (L,) int32 first tokens, (L,1,2) float32 width, height."""
     sizes = [h * w for h, w in level_shapes]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    with torch.inference_mode(False):  # kept for calls that will want gradients
+    with torch.inference_mode(False):  # cached for later calls with gradients
         return (
             torch.tensor(level_shapes, dtype=torch.int32).to(device),
             torch.tensor(starts, dtype=torch.int32).to(device),
@@ -156,12 +156,12 @@ def _levels(level_shapes: LevelShapes, device: torch.device) -> Tuple[Tensor, Te
 
 
 def points_a_call(levels: int) -> int:
-    """How many points a level one call takes: the largest power of two within the limit."""
+    """Return the points a level of one call: the largest power of two within the limit."""
     return 1 << ((MAX_SAMPLES // levels).bit_length() - 1)
 
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See ``ops.ms_deform_attn``. More points than one call takes are split; the operation is linear in the weights."""
+    """Compute ``ops.ms_deform_attn``. Points above a call's limit are split; the operation is linear in the weights."""
     heads, head_dim = value.shape[2:]
     kernel = _kernel("attention", attention_problem(heads, head_dim, len(level_shapes)))
     if kernel is None:
@@ -181,7 +181,7 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
 def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """See ``ops.cross_view_attention``."""
+    """Compute ``ops.cross_view_attention``."""
     centre = anchors.float().repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
     sizes = _levels(tuple(level_shapes), value.device)[2]
     return ms_deform_attn(value, level_shapes, centre[:, None] + offsets.float() / sizes, weights)
@@ -190,7 +190,7 @@ def cross_view_attention(
 def image_cross_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """See ``ops.image_cross_attention``."""
+    """Compute ``ops.image_cross_attention``."""
     sizes = _levels(tuple(level_shapes), value.device)[2]
     return static.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights, ms_deform_attn, sizes)
 
@@ -210,7 +210,7 @@ def modulated_deform_conv2d(
     groups: int,
     deform_groups: int,
 ) -> Tensor:
-    """See ``ops.modulated_deform_conv2d``. The kernel drops a bias without a word: it is added here."""
+    """Compute ``ops.modulated_deform_conv2d``. The kernel silently ignores a bias, so it is added here."""
     kernel = _kernel("convolution", convolution_problem(tuple(weight.shape), groups, deform_groups))
     geometry = (stride, padding, dilation, groups, deform_groups)
     if kernel is None and (groups, deform_groups) != (1, 1):
@@ -229,17 +229,17 @@ def modulated_deform_conv2d(
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """See ``ops.max_pool``. The kernel has no backward pass: it serves frozen stems only."""
+    """Compute ``ops.max_pool``. The kernel has no backward pass, so it is used in frozen stems only."""
     kernel = None if _pool_problem(x) or "max_pool" in _missing else find("max_pool")
     try:
         if kernel is not None:
             return kernel(x.contiguous(), 3, 2, 1)
-    except NotImplementedError as err:  # on chips that newer releases do not know
+    except NotImplementedError as err:  # newer releases, on chips they do not support
         _give_up("max_pool", str(err))
     return F.max_pool2d(x, 3, 2, 1)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
-    """See ``ops.add_relu``. The kernel writes into x, which autograd is not told."""
+    """Compute ``ops.add_relu``. The kernel writes into x without autograd's knowledge."""
     kernel = None if _add_relu_problem(x, y) else find("add_relu")
     return F.relu(x.add_(y), inplace=True) if kernel is None else kernel(x, y)

@@ -1,15 +1,15 @@
-"""Deformable attention on the CPU: Numba kernels that neither materialise sampling locations nor use atomics.
+"""Compute deformable attention on the CPU with Numba kernels that neither store sampling locations nor use atomics.
 
-One pair of kernels serves every attention of the model. It reads value (B,N,S,H,D) at
+One pair of kernels runs every attention of the model. It reads value (B,N,S,H,D) at
 
     pixel = anchor * (w,h) - 0.5 + offset,   anchor (Ba,N,Q,La,A,2), offset (B,Q,H,L,P,2), p uses anchor p // (P/A)
 
-for every camera n whose bit is set in ``bits`` (B,Q), and scales by ``scale`` (B,Q). Ba and La are 1 where samples or
-levels share the anchors. Values, offsets and weights may be of any float type up to float32, in which all is computed.
+for every camera n with its bit set in ``bits`` (B,Q), and multiplies by ``scale`` (B,Q). Ba and La are 1 if samples or
+levels share the anchors. Values, offsets and weights may have any float type up to float32; all arithmetic is float32.
 
-Both work in two passes over the points of a query and a head. The first, a vector of points at a time, finds corner
-addresses and bilinear weights; the second, a vector of channels at a time, moves the data. In the backward pass a task
-owns one (sample, head, level), hence its slice of every gradient.
+Both kernels make two passes over the points of a query and a head. The first pass computes corner addresses and
+bilinear weights, a vector of points at a time. The second pass moves the data, a vector of channels at a time. In the
+backward pass a task owns one (sample, head, level), and therefore its slice of every gradient.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from tpvformer.ops.numba_simd import (
 from tpvformer.ops.reference import LevelShapes
 
 _F = np.float32
-QUERY_BLOCK = 64  # queries a task of the forward pass
-MAX_TOKENS = 1 << 24  # of a camera: token numbers are exact in float32
+QUERY_BLOCK = 64  # queries of a task in the forward pass
+MAX_TOKENS = 1 << 24  # of one camera, so that token indices are exact in float32
 
 
 def supports(value: Tensor) -> bool:
-    """Whether these kernels serve a value (B,N,S,H,D)."""
+    """Return whether these kernels support a value (B,N,S,H,D)."""
     _, n, s, h, d = value.shape
     known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return known and n <= MAX_CAMERAS and s < MAX_TOKENS and s * h * d < 2**31
@@ -60,7 +60,7 @@ def supports(value: Tensor) -> bool:
 
 @numba.njit(**INLINED)
 def _anchor_pixels(x, y, anchors, base, slots, table, first):  # type: ignore[no-untyped-def]
-    """Pixels of the anchors of len(x) points from number ``first`` (over all levels) on, before their offsets."""
+    """Compute the anchor pixels of len(x) points, starting at number ``first`` over all levels, without offsets."""
     heights = table.shape[0] // 3
     for i in range(len(x)):
         at = 2 * (base + fetch(slots, first + i))
@@ -70,14 +70,16 @@ def _anchor_pixels(x, y, anchors, base, slots, table, first):  # type: ignore[no
 
 @numba.njit(**INLINED)
 def _place(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like):  # type: ignore[no-untyped-def]
-    """A vector of points in their maps. Stores the addresses (``unit`` a token; outside -unit) and the factors of their
-    four corners; returns for x and for y the weights of the lower and the upper corner and whether each lies inside (1
-    or 0)."""
+    """Place a vector of points in their maps; store addresses and factors of their four corners.
+
+    ``unit`` is the address step of a token; a point outside gets the address -unit. Returns for x and for y the weights
+    of the lower and the upper corner, and whether each is inside (1 or 0).
+    """
     n, lp = len(like), table.shape[0] // 3
     zero, one, minus = vsplat(_F(0), like), vsplat(_F(1), like), vsplat(_F(-1), like)
     w, h, start = vload(table, tk, like), vload(table, lp + tk, like), vload(table, 2 * lp + tk, like)
     x, y = vload(px, i, like) + vload_even(offsets, 2 * k, like), vload(py, i, like) + vload_odd(offsets, 2 * k, like)
-    # what is not strictly between -1 and the size touches no pixel; NaN and infinity stop here too
+    # a point not strictly between -1 and the size touches no pixel; also excludes NaN and infinity
     inside = vwhere_less(minus, x, vwhere_less(x, w, one, zero), zero)
     inside = inside * vwhere_less(minus, y, vwhere_less(y, h, one, zero), zero)
     x, y = vwhere_less(zero, inside, x, zero), vwhere_less(zero, inside, y, zero)
@@ -93,7 +95,7 @@ def _place(px, py, i, offsets, weights, k, table, tk, index, factor, unit, like)
     vstore(factor, at + n, gx1 * upper)
     vstore(factor, at + 2 * n, gx0 * lower)
     vstore(factor, at + 3 * n, gx1 * lower)
-    # corners outside the map have factor zero and the address of their neighbour inside
+    # corners outside the map have factor zero and the address of their neighbour inside it
     xa, ya = vwhere_less(x0, zero, zero, x0), start + vwhere_less(y0, zero, zero, y0) * w
     xb, yb = x0 + in_x[1], start + (y0 + in_y[1]) * w
     vstore_index(index, at, vwhere_less(zero, inside, ya + xa, minus), unit)
@@ -148,7 +150,7 @@ def _backward(  # type: ignore[no-untyped-def]
     value, anchors, bits, offsets, weights, scale, grad_out, grad_value, grad_offsets, grad_weights, table, slots, dims,
     parts, like, wide,
 ):  # fmt: skip
-    """value and grad_value are (B,N,H,S,D) here: a task's rows lie together instead of in every H-th cache line."""
+    """Compute the gradients. value and grad_value are (B,N,H,S,D) here, so that a task's rows are contiguous."""
     b_, n_, s_, h_, q_, l_, p_, a_, ba, la, q0, of = dims
     d_, w_, lp, count = len(like), len(wide), l_ * p_, l_ * p_ // parts
     unit = np.int32(d_)
@@ -221,9 +223,9 @@ def _backward(  # type: ignore[no-untyped-def]
 
 @functools.lru_cache(maxsize=64)
 def _tables(shapes: Tuple[Tuple[int, int], ...], points: int, anchors: int, own: bool) -> Tuple[np.ndarray, np.ndarray]:
-    """Of each of the L*P points: (3*L*P,) float32 width, height and first token of its level; (L*P,) int64 its anchor.
+    """Return tables of the L*P points: (3*L*P,) float32 width, height, first token of the level; (L*P,) int64 anchor.
 
-    ``own`` says whether each level has its own anchors.
+    ``own``: whether each level has its own anchors.
     """
     starts = np.cumsum([0] + [h * w for h, w in shapes[:-1]])
     rows = np.array([(w, h, s) for (h, w), s in zip(shapes, starts)], np.float32)
@@ -248,7 +250,7 @@ def _dims(value: Tensor, anchors: Tensor, offsets: Tensor, first: int, of: int) 
 def forward(
     value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
 ) -> Tensor:
-    """Shapes as in the module's docstring; returns (B,Q,H*D) in the type of value."""
+    """Compute the attention; shapes as in the module's docstring; returns (B,Q,H*D) in the type of value."""
     b, q, heads, _, _ = weights.shape
     out = torch.empty(b, q, heads * value.shape[4])
     forward_block(value.float(), anchors, bits, scale, offsets.float(), weights.float(), shapes, 0, out)
@@ -259,7 +261,7 @@ def forward_block(
     value: Tensor, anchors: Tensor, bits: Tensor, scale: Tensor, offsets: Tensor, weights: Tensor, shapes: LevelShapes,
     first: int, out: Tensor,
 ) -> None:  # fmt: skip
-    """Fill the rows of ``out`` (B,Q,H*D) from query ``first`` on, of which alone are offsets and weights; float32."""
+    """Fill rows of ``out`` (B,Q,H*D) from query ``first`` on; offsets and weights belong to these queries; float32."""
     levels, points = weights.shape[3:]
     launch(
         _forward, *(flat(t) for t in (value, anchors, bits, offsets, weights, scale, out)),
@@ -278,7 +280,7 @@ def backward(
     grad_out: Tensor,
     shapes: LevelShapes,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offsets and weights, each in the type of its tensor."""
+    """Return the gradients of value, offsets and weights, each in the type of its tensor."""
     by_head = value.transpose(2, 3).float().contiguous()
     sums = torch.zeros_like(by_head)
     by_offsets, by_weights = backward_block(
@@ -292,13 +294,13 @@ def backward_block(
     by_head: Tensor, anchors: Tensor, bits: Tensor, scale: Tensor, offsets: Tensor, weights: Tensor, grad_out: Tensor,
     shapes: LevelShapes, first: int, grad_by_head: Tensor,
 ) -> Tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of offsets and weights, which are of the queries from ``first`` on alone; all is float32.
+    """Return the gradients of offsets and weights, which belong to the queries from ``first`` on; all float32.
 
-    by_head is the value as (B,N,H,S,D); to ``grad_by_head`` these queries' part of its gradient is added.
+    by_head is the value as (B,N,H,S,D). Its gradient through these queries is added to ``grad_by_head``.
     """
     b, n, heads, s, d = by_head.shape
     levels, points = weights.shape[3:]
-    parts = 1 if b * heads % numba.get_num_threads() == 0 else levels  # tasks enough for every thread
+    parts = 1 if b * heads % numba.get_num_threads() == 0 else levels  # enough tasks for all threads
     grads = torch.empty(offsets.shape), torch.empty(weights.shape)
     inputs = (by_head, anchors, bits, offsets, weights, scale, grad_out, grad_by_head, *grads)
     launch(

@@ -1,8 +1,8 @@
-"""Modulated deformable convolution on the CPU: a Numba column kernel around a matrix product.
+"""Compute modulated deformable convolution on the CPU: a Numba column kernel and a matrix product.
 
 Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) as (dy,dx), mask (N,ho,wo,taps), weight (taps*C,O). A few images at
-a time become columns (pixels, taps*C), which stay in the cache until they are multiplied; the backward pass builds them
-again. Columns have the type of x and weight (float32, or bfloat16 under autocast); everything geometric is float32.
+a time become columns (pixels, taps*C), which stay in the cache until they are multiplied. The backward pass builds them
+again. Columns have the type of x and weight (float32, or bfloat16 under autocast); all geometry is float32.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from tpvformer.ops.numba_simd import lanes, vload, vsplat, vstore, vstore_dots
 
 _F = np.float32
 LANES = 16
-SLICES = 8  # at most so many tasks share an image in the backward pass, each with channels of its own
+SLICES = 8  # at most this many tasks share an image in the backward pass, each with its own channels
 
 
 def supports(x: Tensor, groups: int, deform_groups: int) -> bool:
-    """Whether these kernels serve a convolution of x (N,C,H,W)."""
+    """Return whether these kernels support a convolution of x (N,C,H,W)."""
     suits = x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % LANES == 0
     return suits and groups == 1 and deform_groups == 1
 
 
 @numba.njit(**INLINED)
 def _corners(y, x, h, w):  # type: ignore[no-untyped-def]
-    """Of a place inside (-1,h) x (-1,w): four pixels (row-major), the weights of its lower and upper row and column,
-    and whether those lie inside (1 or 0). Pixels outside are replaced by their neighbours inside."""
+    """Return the four pixels (row-major) around a position in (-1,h) x (-1,w), with their weights.
+
+    The weights are of the lower and upper row and column; further results say whether those are inside (1 or 0). A
+    pixel outside is replaced by its neighbour inside.
+    """
     yf, xf = _F(np.floor(y)), _F(np.floor(x))
     y0, x0 = int(yf), int(xf)
     in_y = _F(y0 >= 0), _F(y0 + 1 < h)
@@ -73,7 +76,7 @@ def _columns(x, offset, mask, column, dims, like):  # type: ignore[no-untyped-de
 def _columns_backward(  # type: ignore[no-untyped-def]
     x, offset, mask, grad_column, grad_x, grad_offset, grad_mask, dims, slices, like
 ):
-    """grad_offset and grad_mask get a part from each slice of the channels: (slices, ...) to be summed."""
+    """Compute the gradients; grad_offset and grad_mask (slices, ...) hold a part for each slice of channels."""
     n_, h_, w_, c_, ho, wo, kw, taps, stride, padding, dilation = dims
     share = (c_ // LANES + slices - 1) // slices * LANES
     places = n_ * ho * wo * taps
@@ -122,7 +125,7 @@ def _columns_backward(  # type: ignore[no-untyped-def]
 
 
 def _groups(n: int) -> Tuple[int, int]:
-    """Images at a time, and tasks an image in the backward pass, so that all threads have work."""
+    """Return the images at a time, and the tasks an image in the backward pass, so that all threads have work."""
     threads = numba.get_num_threads()
     together = max(1, min(n, -(-threads // SLICES)))
     return together, -(-threads // together)
@@ -134,7 +137,7 @@ def _dims(x: Tensor, offset: Tensor, geometry: Sequence[int]) -> Tuple[int, ...]
 
 
 def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Sequence[int]) -> Tensor:
-    """Shapes as in the module's docstring, geometry (kh, kw, stride, padding, dilation); returns (N,ho,wo,O)."""
+    """Return (N,ho,wo,O); shapes as in the module's docstring, geometry (kh, kw, stride, padding, dilation)."""
     n, ho, wo, _ = offset.shape
     out = x.new_empty(n, ho, wo, weight.shape[1])
     together, _ = _groups(n)
@@ -153,7 +156,7 @@ def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: S
 def backward(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: Sequence[int]
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, offset, mask and weight, in their types."""
+    """Return the gradients of x, offset, mask and weight, in their types."""
     n, ho, wo, taps = mask.shape
     together, slices = _groups(n)
     column = x.new_empty(together * ho * wo, weight.shape[0])

@@ -1,6 +1,6 @@
-"""What all Numba kernels share: how they are compiled, and how tensors become their arguments.
+"""Define how all Numba kernels are compiled and called.
 
-Kernels are compiled once a width and cached on disk.
+Kernels are compiled once for each vector width and cached on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from tpvformer.ops.numba_simd import FAST_MATH
 from tpvformer.runtime.compiling import can_keep
 
-# Functions that only kernels call, and kernels: those have an entry for Python, which takes a while to compile.
+# INLINED functions are called by kernels only. PARALLEL kernels have an entry for Python, which is slow to compile.
 _COMMON: Any = {"cache": can_keep(), "fastmath": set(FAST_MATH), "error_model": "numpy", "no_cfunc_wrapper": True}
 INLINED: Any = {"no_cpython_wrapper": True, **_COMMON}
 PARALLEL: Any = {"parallel": True, **_COMMON}
@@ -27,9 +27,9 @@ _alone = threading.Lock()
 
 @functools.lru_cache(maxsize=1)
 def vector_width() -> int:
-    """How many float32 a vector register holds on the processor that Numba compiles for: 16, 8 or 4.
+    """Return the float32 values of a vector register on the processor that Numba compiles for: 16, 8 or 4.
 
-    That is this machine's, unless NUMBA_CPU_FEATURES says otherwise ("+avx,+avx2,+fma": one without AVX-512).
+    That is this machine's, unless NUMBA_CPU_FEATURES is set ("+avx,+avx2,+fma": a processor without AVX-512).
     """
     chosen = numba.config.CPU_FEATURES  # ty: ignore[missing-attribute]
     if chosen is None:
@@ -40,12 +40,12 @@ def vector_width() -> int:
 
 
 def launch(kernel: Callable[..., None], *args: Any) -> None:
-    """Run a parallel kernel, one at a time: to two at once Numba's own thread pool answers by ending the process."""
+    """Run a parallel kernel, one at a time: Numba's own thread pool aborts the process if two run at once."""
     with _alone:
         kernel(*args)
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """The tensor as a flat array, without a copy where it is contiguous; bfloat16 as int16 bit patterns."""
+    """Return the tensor as a flat array, without a copy if it is contiguous; bfloat16 as int16 bit patterns."""
     x = x.detach().contiguous()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().reshape(-1)

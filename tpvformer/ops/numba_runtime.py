@@ -1,4 +1,4 @@
-"""What a program asks of Numba beside its kernels: how many threads they take."""
+"""Set the number of Numba's threads."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numba
 
 
 def use_threads(count: int) -> None:
-    """Let parallel kernels of this thread run on ``count`` threads, as far as Numba has so many."""
+    """Run this thread's parallel kernels on ``count`` threads, limited by Numba's maximum."""
     numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))  # ty: ignore[missing-attribute]

@@ -1,8 +1,8 @@
-"""Float vectors for Numba kernels: LLVM vectors of a chosen width, no compiler needed.
+"""Provide float vectors for Numba kernels: LLVM vectors of a chosen width, without a compiler.
 
-A kernel takes ``lanes(W)``, a tuple of W zeros: its *type* carries the width, so Numba specialises (and caches on disk)
-one kernel a width, and every width works. Vectors are float32 and know ``+ - *`` (the right operand of ``*`` may be a
-scalar). They are loaded from and stored to flat arrays of float32, or of int16 that hold bfloat16 bit patterns.
+A kernel takes ``lanes(W)``, a tuple of W zeros. The *type* of the tuple holds the width, so Numba specialises (and
+caches on disk) one kernel for each width. Vectors are float32 and support ``+ - *`` (the right operand of ``*`` may be
+a scalar). They are loaded from and stored to flat arrays of float32, or of int16 with bfloat16 bit patterns.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numba.extending import intrinsic, models, overload, register_model
 _FLOAT, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 # Re-association and contraction, but NaN and infinity keep their meaning.
 FAST_MATH = ("contract", "reassoc", "nsz", "arcp")
-DOT_LANES = 8  # in which dot products are added up before lanes are exchanged
+DOT_LANES = 8  # lanes of partial sums, before lanes are exchanged
 
 
 class VectorType(types.Type):
-    """``width`` float32 lanes in a register."""
+    """Describe a register of ``width`` float32 lanes."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -36,7 +36,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def lanes(width: int) -> Tuple[np.float32, ...]:
-    """What tells a kernel its vector width."""
+    """Return the tuple that sets a kernel's vector width."""
     return (np.float32(0),) * width
 
 
@@ -49,7 +49,7 @@ def _ints(width: int) -> Any:
 
 
 def _all(width: int, value: int) -> Any:
-    """An int32 vector constant."""
+    """Return an int32 vector constant."""
     return ir.Constant(_ints(width), [value] * width)
 
 
@@ -74,7 +74,7 @@ def _call(builder: Any, name: str, result: Any, args: Any) -> Any:
 
 @intrinsic
 def vsplat(typing: Any, scalar: Any, like: Any) -> Any:
-    """The scalar in every lane, as wide as the tuple ``like``."""
+    """Return the scalar in every lane, as wide as the tuple ``like``."""
     kind = VectorType(like.count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -85,7 +85,7 @@ def vsplat(typing: Any, scalar: Any, like: Any) -> Any:
 
 @intrinsic
 def vload(typing: Any, array: Any, offset: Any, like: Any) -> Any:
-    """array[offset : offset + width]."""
+    """Return array[offset : offset + width]."""
     kind = VectorType(like.count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -99,7 +99,7 @@ def vload(typing: Any, array: Any, offset: Any, like: Any) -> Any:
 
 
 def _strided(first: int, stride: int) -> Any:
-    """A load of array[offset + first :: stride], width lanes."""
+    """Return a function that loads array[offset + first :: stride], width lanes."""
 
     @intrinsic
     def load(typing: Any, array: Any, offset: Any, like: Any) -> Any:
@@ -122,7 +122,7 @@ vload_first, vload_second, vload_third, vload_fourth = (_strided(i, 4) for i in 
 
 @intrinsic
 def fetch(typing: Any, array: Any, offset: Any) -> Any:
-    """array[offset] of a flat array; ``array[offset]`` itself asks each time whether the offset counts from the end."""
+    """Return array[offset] of a flat array, without the check for negative offsets in ``array[offset]``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = cgutils.create_struct_proxy(array)(context, builder, args[0]).data
@@ -172,7 +172,7 @@ def _vector_multiply(a, b):  # type: ignore[no-untyped-def]  # Numba compares th
 
 @intrinsic
 def vfloor(typing: Any, a: Any) -> Any:
-    """The largest integers not above a."""
+    """Return the largest integers not above a."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _call(builder, f"llvm.floor.v{a.width}f32", _floats(a.width), args)
@@ -182,7 +182,7 @@ def vfloor(typing: Any, a: Any) -> Any:
 
 @intrinsic
 def vwhere_less(typing: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
-    """``yes`` where a < b, else ``no`` (also where either is NaN)."""
+    """Return ``yes`` where a < b, else ``no`` (also where either is NaN)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
@@ -199,7 +199,7 @@ def _sum(builder: Any, vector: Any, width: int) -> Any:
 
 @intrinsic
 def vstore(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
-    """array[offset : offset + width] = vector; to bfloat16 it rounds to nearest, ties to even."""
+    """Store array[offset : offset + width] = vector; bfloat16 is rounded to nearest, ties to even."""
     width = vector.width
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -220,7 +220,7 @@ def vstore(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
 
 @intrinsic
 def put(typing: Any, array: Any, offset: Any, value: Any) -> Any:
-    """array[offset] = value, see ``fetch``."""
+    """Store array[offset] = value, without the check for negative offsets; see ``fetch``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = cgutils.create_struct_proxy(array)(context, builder, args[0]).data
@@ -232,7 +232,7 @@ def put(typing: Any, array: Any, offset: Any, value: Any) -> Any:
 
 @intrinsic
 def vstore_pairs(typing: Any, array: Any, offset: Any, even: Any, odd: Any) -> Any:
-    """array[offset : offset + 2 * width] = even[0], odd[0], even[1], odd[1], ..."""
+    """Store array[offset : offset + 2 * width] = even[0], odd[0], even[1], odd[1], ..."""
     width = even.width
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -246,7 +246,7 @@ def vstore_pairs(typing: Any, array: Any, offset: Any, even: Any, odd: Any) -> A
 
 @intrinsic
 def vstore_index(typing: Any, array: Any, offset: Any, vector: Any, unit: Any) -> Any:
-    """array[offset : offset + width] = int32(vector) * unit, for vectors of whole numbers."""
+    """Store array[offset : offset + width] = int32(vector) * unit, for vectors of integers."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         whole = builder.fptosi(args[2], _ints(vector.width))
@@ -260,7 +260,7 @@ def vstore_index(typing: Any, array: Any, offset: Any, vector: Any, unit: Any) -
 
 @intrinsic
 def vstore_dots(typing: Any, array: Any, offset: Any, g: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """array[offset : offset + 4] = the sums over the lanes of g*a, g*b, g*c and g*d."""
+    """Store array[offset : offset + 4] = the sums over the lanes of g*a, g*b, g*c and g*d."""
     width = g.width
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -280,7 +280,7 @@ def vstore_dots(typing: Any, array: Any, offset: Any, g: Any, a: Any, b: Any, c:
 
 
 def _folded_product(builder: Any, a: Any, b: Any, width: int, folded: int) -> Any:
-    """a * b, its parts of ``folded`` lanes added up: what remains to be exchanged between lanes is that much less."""
+    """Return a * b with its parts of ``folded`` lanes added up, so that fewer lanes must be exchanged."""
     total = None
     for first in range(0, width, folded):
         lane = ir.Constant(_ints(folded), list(range(first, first + folded)))
@@ -291,10 +291,10 @@ def _folded_product(builder: Any, a: Any, b: Any, width: int, folded: int) -> An
 
 
 def _transposed_sums(builder: Any, products: Any, width: int) -> Any:
-    """Four vectors to <4 x float> of their sums by exchanging lanes within groups of four: 13 instructions, not 40."""
+    """Reduce four vectors to <4 x float> of their sums by exchanges in groups of four: 13 instructions, not 40."""
 
     def add_shuffled(x: Any, y: Any, low: Any, high: Any) -> Any:
-        """x and y shuffled by two patterns that repeat in every group of four; the two results added."""
+        """Add two shuffles of x and y; the patterns repeat in every group of four."""
         halves = []
         for pattern in (low, high):
             lane = [4 * (i // 4) + pattern[i % 4] for i in range(width)]

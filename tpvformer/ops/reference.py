@@ -1,6 +1,6 @@
-"""Plain-PyTorch operations: the oracle for every other backend, on any device, in any float type, differentiable.
+"""Define the plain PyTorch operations: the oracle of all backends, on any device, any float type, differentiable.
 
-Sampling convention (all operations): bilinear, a normalised coordinate u in [0, 1] is pixel ``u * width - 0.5``,
+Sampling convention of all operations: bilinear, a normalised coordinate u in [0, 1] is pixel ``u * width - 0.5``,
 values outside the map are zero.
 
 Legend: B batch, N cameras, S tokens of all levels, Q queries, L levels, P points a level, A anchors, D channels a head.
@@ -18,18 +18,18 @@ LevelShapes = Sequence[Tuple[int, int]]
 
 
 def level_sizes(level_shapes: LevelShapes, like: Tensor) -> Tensor:
-    """(L,1,2) width and height, in float32 at least: coarser locations would be off by pixels."""
+    """Return width and height (L,1,2) in float32 or wider; narrower types would shift locations by pixels."""
     kind = torch.promote_types(like.dtype, torch.float32)
     return torch.tensor([[[w, h]] for h, w in level_shapes], dtype=kind, device=like.device)
 
 
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Multi-scale deformable attention (Zhu et al., arXiv:2010.04159, eq. 3). See ``ops.ms_deform_attn``."""
+    """Compute multi-scale deformable attention (Zhu et al., arXiv:2010.04159, eq. 3). See ``ops.ms_deform_attn``."""
     return _sampled(value, level_shapes, locations, weights).to(value.dtype)
 
 
 def _sampled(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """In float32 or, where a tensor is, in float64."""
+    """Compute the attention in float32, or in float64 if any tensor is float64."""
     double = torch.float64 in (value.dtype, locations.dtype, weights.dtype)
     value, locations, weights = (t.to(torch.float64 if double else torch.float32) for t in (value, locations, weights))
     b, _, heads, d = value.shape
@@ -48,7 +48,7 @@ def _sampled(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weight
 def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """Deformable attention of plane queries into the planes. See ``ops.cross_view_attention``."""
+    """Compute view attention. See ``ops.cross_view_attention``."""
     centre = anchors.repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
     return ms_deform_attn(value, level_shapes, centre[:, None] + offsets / level_sizes(level_shapes, offsets), weights)
 
@@ -56,7 +56,7 @@ def cross_view_attention(
 def image_cross_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
-    """Deformable attention of pillar queries into the cameras that see them. See ``ops.image_cross_attention``."""
+    """Compute image cross-attention. See ``ops.image_cross_attention``."""
     b, n, _, heads, d = value.shape
     q, points = offsets.shape[1], offsets.shape[4]
     normalised = offsets / level_sizes(level_shapes, offsets)  # (B,Q,heads,L,P,2)
@@ -86,16 +86,16 @@ def modulated_deform_conv2d(
     groups: int,
     deform_groups: int,
 ) -> Tensor:
-    """Modulated deformable convolution (Zhu et al., arXiv:1811.11168). See ``ops.modulated_deform_conv2d``.
+    """Compute modulated deformable convolution (Zhu et al., arXiv:1811.11168). See ``ops.modulated_deform_conv2d``.
 
-    The columns are weighted sums of four pixels, which ``embedding_bag`` gathers without materialising the corners.
+    The columns are weighted sums of four pixels, which ``embedding_bag`` gathers without storing the corners.
     """
     n, c, h, w = x.shape
     out_c, _, kh, kw = weight.shape
     taps = kh * kw
     ho, wo = offset.shape[2:]
     geometry = offset.dtype if offset.dtype == torch.float64 else torch.float32
-    # to (N, G, ho, wo, taps) with a last axis yx for the shifts
+    # to (N, G, ho, wo, taps), shifts with a last axis (y, x)
     shifts = offset.to(geometry).view(n, deform_groups, taps, 2, ho, wo).permute(0, 1, 4, 5, 2, 3)
     scale = mask.to(geometry).view(n, deform_groups, taps, ho, wo).permute(0, 1, 3, 4, 2)
 
@@ -103,7 +103,7 @@ def modulated_deform_conv2d(
     rows = torch.arange(ho, device=x.device).view(ho, 1, 1) * stride - padding + (tap // kw) * dilation
     cols = torch.arange(wo, device=x.device).view(1, wo, 1) * stride - padding + (tap % kw) * dilation
     y, x_ = rows + shifts[..., 0], cols + shifts[..., 1]  # (N,G,ho,wo,taps)
-    # Beyond one pixel outside every corner is zero: clamping there keeps huge offsets out of the integer cast.
+    # All corners are zero more than one pixel outside; clamping there avoids integer overflow of huge offsets.
     y0, x0 = y.detach().clamp(-2, h + 1).floor(), x_.detach().clamp(-2, w + 1).floor()
     fy, fx = y - y0, x_ - x0
     corners, factors = [], []
@@ -119,7 +119,7 @@ def modulated_deform_conv2d(
 
     pixels = x.permute(0, 2, 3, 1).reshape(n * h * w, c).to(geometry)
     if factor.requires_grad and not pixels.requires_grad:
-        pixels = pixels.detach().requires_grad_()  # PyTorch 2.1 cannot differentiate by the factors alone
+        pixels = pixels.detach().requires_grad_()  # PyTorch 2.1 cannot differentiate with respect to the factors alone
     width = c // deform_groups
     columns = [
         F.embedding_bag(

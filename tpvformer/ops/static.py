@@ -1,6 +1,7 @@
-"""The plain operations in shapes that do not depend on what the tensors hold: for exporting, and for devices that
-compile each shape anew. Everything is sampled by ``grid_sample``; all cameras look at all queries, which costs more
-than ``reference``'s choice of those that they see, and says the same.
+"""Define the plain operations with shapes that do not depend on values, for export and for compiling devices.
+
+All sampling uses ``grid_sample``. All cameras process all queries; this costs more than in ``reference``, which selects
+the queries of each camera, and gives the same result.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ def image_cross_attention(
     attend: Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor] = ms_deform_attn,
     sizes: Optional[Tensor] = None,
 ) -> Tensor:
-    """See ``ops.image_cross_attention``. ``attend`` samples one map; ``sizes`` are ``level_sizes``, if at hand.
+    """Compute ``ops.image_cross_attention``. ``attend`` samples one map; ``sizes`` are precomputed ``level_sizes``.
 
-    The cameras become the batch and all queries go to each. Where a camera does not see a query, the weights are zero
-    and the anchors, which may be any number there, are parked outside the image. No tensor has more than six axes.
+    The cameras become the batch, and each processes all queries. Where a camera does not see a query, the weights are
+    zero and the anchors, which may hold any number there, are moved outside the image. No tensor has more than six
+    axes.
     """
     b, n = value.shape[:2]
     q, heads, levels, points = weights.shape[1:]
@@ -40,7 +42,7 @@ def image_cross_attention(
     parked = torch.where(visible[..., None, None], anchors.float(), -1.0)
     centre = parked.repeat_interleave(points // anchors.shape[3], dim=3)  # (B,N,Q,P,2)
     locations = (centre[:, :, :, None] + normalised).view(b * n, q, heads, levels, points, 2)
-    share = seen / seen.sum(1, keepdim=True).clamp(min=1)  # (B,N,Q): the mean over the cameras that see it
+    share = seen / seen.sum(1, keepdim=True).clamp(min=1)  # (B,N,Q): mean over the cameras that see the query
     shared = weights.float().reshape(b, 1, q, -1) * share[..., None]
     out = attend(value.float().flatten(0, 1), level_shapes, locations, shared.view(b * n, q, heads, levels, points))
     return out.view(b, n, q, -1).sum(1).to(value.dtype)
@@ -58,7 +60,7 @@ def modulated_deform_conv2d(
     groups: int,
     deform_groups: int,
 ) -> Tensor:
-    """See ``ops.modulated_deform_conv2d``."""
+    """Compute ``ops.modulated_deform_conv2d``."""
     if (groups, deform_groups) != (1, 1):
         return reference.modulated_deform_conv2d(
             x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
@@ -71,7 +73,7 @@ def modulated_deform_conv2d(
 def sampled_convolution(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    """The same by ``grid_sample`` and a matrix product: operations that every release has. One group of each kind."""
+    """Compute the convolution by ``grid_sample`` and a matrix product, which every release has; one group each."""
     n, c, h, w = x.shape
     outputs, _, kh, kw = weight.shape
     taps, (ho, wo) = kh * kw, offset.shape[2:]

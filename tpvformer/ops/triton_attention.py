@@ -1,14 +1,14 @@
-"""Deformable attention in Triton: one program a query, all heads and points of it in one tile, forward and backward.
+"""Compute deformable attention in Triton: one program a query, all its heads and points in one tile.
 
-The operation: for every camera n whose bit is set in bits (B,Q), value (B,N,S,H,D) is read at pixel = anchor * (w,h)
-- 0.5 + offset with anchor (Ba,N,Q,La,A,2), Ba in {1,B}, La in {1,L}, and offset (B,Q,H,L,P,2); point p uses anchor
-p // (P/A). The sum over cameras, levels and points, weighted by weights (B,Q,H,L,P), is multiplied by scale (B,Q).
-Values, offsets and weights may be of any float type up to float32; geometry and sums are float32.
+For every camera n with its bit set in bits (B,Q), value (B,N,S,H,D) is read at pixel = anchor * (w,h) - 0.5 + offset
+with anchor (Ba,N,Q,La,A,2), Ba in {1,B}, La in {1,L}, and offset (B,Q,H,L,P,2). Point p uses anchor p // (P/A). The sum
+over cameras, levels and points, weighted by weights (B,Q,H,L,P), is multiplied by scale (B,Q). Values, offsets and
+weights may have any float type up to float32; geometry and sums are float32.
 
-Why this shape: the cameras that see a query are the same for all lanes of a program, so nothing diverges; a query's
-offsets, weights and anchors are contiguous; its heads read neighbouring channels. Values stay (token, head, channel) as
-the Linear writes them: a sample of 16 bf16 channels is one 32-byte sector in either order, and no transpose is needed.
-Value gradients are relaxed float32 atomics, so their last bits depend on the order of execution.
+Reasons for this design: the cameras that see a query are the same for all lanes of a program, so lanes do not diverge.
+A query's offsets, weights and anchors are contiguous. Its heads read neighbouring channels. Values stay (token, head,
+channel) as the linear layer writes them: a sample of 16 bf16 channels is one 32-byte sector in either order, so no
+transpose is needed. Value gradients are relaxed float32 atomics, so their last bits depend on the order of execution.
 
 Tested in Triton's interpreter and compiled for sm_90; never run on hardware.
 """
@@ -28,12 +28,12 @@ from tpvformer.ops.reference import LevelShapes
 from tpvformer.ops.triton_bilinear import corner, footprint, next_power_of_two
 
 # Samples x channels of one step: 8 values a thread forward (one 16-byte load a corner in bf16), 4 backward (a 16-byte
-# atomic a corner). Chosen by what the assembler says for sm_90: no spills, at most 64 registers at 16 channels.
+# atomic a corner). Chosen from the assembler's report for sm_90: no spills, at most 64 registers at 16 channels.
 FORWARD_TILE, BACKWARD_TILE, WARPS = 1024, 512, 4
 
 
 def supports(value: Tensor) -> bool:
-    """Whether these kernels serve a value (B,N,S,H,D)."""
+    """Return whether these kernels support a value (B,N,S,H,D)."""
     _, n, s, h, d = value.shape
     known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return known and n <= MAX_CAMERAS and s * h * d < 2**31
@@ -41,7 +41,7 @@ def supports(value: Tensor) -> bool:
 
 @triton.jit
 def _samples(row, first, offsets, weights, levels, H, L, P, HEADS: tl.constexpr, POINTS: tl.constexpr):
-    """The geometry of one tile that no camera changes: lane -> (head, point of all levels)."""
+    """Load the geometry of one tile that is common to all cameras: lane -> (head, point of all levels)."""
     lane = tl.arange(0, HEADS * POINTS)
     head, point = lane // POINTS, first + lane % POINTS
     live = (head < H) & (point < L * P)
@@ -155,7 +155,7 @@ def _backward(
 
 @functools.lru_cache(maxsize=64)
 def _levels(shapes: Tuple[Tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L,3) int32 on the device: height, width, first token. Copied there once, at the first call with these shapes."""
+    """Return (L,3) int32 on the device: height, width, first token; cached after the first call with these shapes."""
     rows, start = [], 0
     for h, w in shapes:
         rows.append((h, w, start))
@@ -166,7 +166,7 @@ def _levels(shapes: Tuple[Tuple[int, int], ...], device: torch.device) -> Tensor
 def _arguments(
     value: Tensor, anchors: Tensor, offsets: Tensor, level_shapes: LevelShapes, tile: int
 ) -> Tuple[Any, Dict[str, Any]]:
-    """What both kernels take after their tensors, by position and by name."""
+    """Return the further arguments of both kernels after their tensors, by position and by name."""
     _, n, s, h, d = value.shape
     q, levels, p = offsets.shape[1], offsets.shape[3], offsets.shape[4]
     a, la = anchors.shape[4], anchors.shape[3]
@@ -190,7 +190,7 @@ def forward(
     scale: Tensor,
     shapes: LevelShapes,
 ) -> Tensor:
-    """(B,Q,H*D) in the value's type; the shapes are those at the top of the file. No host sync."""
+    """Return (B,Q,H*D) in the value's type; shapes as in the module's docstring. No device sync."""
     b, q = bits.shape
     out = value.new_empty(b, q, value.shape[3] * value.shape[4])
     positional, named = _arguments(value, anchors, offsets, shapes, FORWARD_TILE)
@@ -210,7 +210,7 @@ def backward(
     grad_out: Tensor,
     shapes: LevelShapes,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offsets and weights, each in the type of its tensor. No host sync."""
+    """Return the gradients of value, offsets and weights, in their types. Does not synchronise with the device."""
     b, q = bits.shape
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     grad_offsets = torch.empty(offsets.shape, dtype=offsets.dtype, device=value.device)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: a bilinear footprint that no coordinate, however large, can take out of the map."""
+"""Compute the bilinear footprint of the Triton kernels; no coordinate, however large, leads outside the map."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 2):
 
 
 def next_power_of_two(n: int) -> int:
-    """The smallest power of two that is at least ``n``; Triton's tiles have such sides only."""
+    """Return the smallest power of two that is at least ``n``, as Triton's tiles require."""
     return 1 << max(0, n - 1).bit_length()
 
 
 @triton.jit
 def footprint(x, y, height, width, live):
-    """The four pixels around each sample: first column and row, fractions towards the second, and which are on the map.
+    """Return the four pixels around each sample: first column and row, fractions to the next, and which are on the map.
 
-    Returns (x0, y0, fx, fy, left, right, upper, lower); a corner counts where both its column and its row do. The test
-    is made in float: a coordinate behind a camera (1e9, infinite, NaN) never reaches the integer cast.
+    The result is (x0, y0, fx, fy, left, right, upper, lower). A corner is on the map if both its column and its row
+    are. The test uses floats, so that a coordinate behind a camera (1e9, infinite, NaN) never reaches the integer cast.
     """
     inside = live & (x > -1.0) & (y > -1.0) & (x < width) & (y < height)
     x = tl.where(inside, x, 0.0)
@@ -32,6 +32,6 @@ def footprint(x, y, height, width, live):
 
 @triton.jit
 def corner(fx, fy, left, right, upper, lower, RIGHT: tl.constexpr, LOWER: tl.constexpr):
-    """One of the four: is it on the map, and its factors along x and y."""
+    """Return whether one of the four corners is on the map, and its factors along x and y."""
     on = (right if RIGHT else left) & (lower if LOWER else upper)
     return on, fx if RIGHT else 1.0 - fx, fy if LOWER else 1.0 - fy

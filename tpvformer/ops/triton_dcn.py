@@ -1,14 +1,14 @@
-"""Modulated deformable convolution in Triton: a column kernel around the vendor's matrix product.
+"""Compute modulated deformable convolution in Triton: a column kernel and the vendor's matrix product.
 
 Channels-last: x (N,H,W,C), offset (N,ho,wo,taps*2) float32 as (dy,dx), mask (N,ho,wo,taps) float32, weight (taps*C,O),
-column (N*ho*wo, taps*C) in the weight's type, in which the product runs. Geometry and sums are float32. One group, one
-deformable group, any number of channels. Only the inputs are kept for the backward pass, which builds the column again
-and then lets its memory hold the column's gradient.
+column (N*ho*wo, taps*C) in the weight's type, which is also the product's. Geometry and sums are float32. One group,
+one deformable group, any number of channels. Only the inputs are stored for the backward pass, which builds the column
+again and then reuses its memory for the column's gradient.
 
-Why not one implicit product: 256 channels at 6x58x100 pixels make a column of 160 MB in bf16, whose writing and reading
-cost about 0.08 ms of bandwidth a pass against 0.07 ms for the product itself; the library's product needs no tuning.
-A program owns its (pixel, tap) samples over all channels, so gradients of offset and mask need no atomics; those of x
-are relaxed float32 atomics, whose order, and therefore last bits, vary.
+Reason for not using one implicit product: 256 channels at 6x58x100 pixels make a column of 160 MB in bf16. Writing and
+reading it costs about 0.08 ms of bandwidth a pass, against 0.07 ms for the product itself, and the library's product
+needs no tuning. A program owns its (pixel, tap) samples over all channels, so gradients of offset and mask need no
+atomics. Gradients of x are relaxed float32 atomics; their order, and therefore their last bits, vary.
 
 Tested in Triton's interpreter and compiled for sm_90; never run on hardware.
 """
@@ -27,12 +27,12 @@ from tpvformer.ops.triton_bilinear import corner, footprint, next_power_of_two
 Geometry = Tuple[int, int, int, int, int]  # kernel height and width, stride, padding, dilation
 
 # (samples x channels, channels) of one step: 8 values a thread forward (one 16-byte load a corner in bf16), 4 backward
-# (one 16-byte atomic a corner). Chosen by what the assembler says for sm_90: no spills, at most 56 registers.
+# (one 16-byte atomic a corner). Chosen from the assembler's report for sm_90: no spills, at most 56 registers.
 FORWARD_TILE, BACKWARD_TILE, WARPS = (1024, 256), (512, 128), 4
 
 
 def supports(x: Tensor, groups: int, deform_groups: int) -> bool:
-    """Whether these kernels serve a convolution of x (N,C,H,W)."""
+    """Return whether these kernels support a convolution of x (N,C,H,W)."""
     known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return known and groups == 1 and deform_groups == 1
 
@@ -43,7 +43,7 @@ def _samples(
     TAPS: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Footprints of this program's samples; ``pixel`` is the row of x that holds the first corner."""
+    """Return the footprints of this program's samples; ``pixel`` is the row of x with the first corner."""
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = k < samples
     tap = k % TAPS
@@ -124,7 +124,7 @@ def _columns_backward(
 
 
 def _arguments(x: Tensor, mask: Tensor, geometry: Geometry, tile: Tuple[int, int]) -> Tuple[Any, Any, Dict[str, Any]]:
-    """The grid, and what both kernels take after their tensors, by position and by name."""
+    """Return the launch grid, and the arguments of both kernels after their tensors, by position and by name."""
     _, h, w, c = x.shape
     kh, kw, stride, padding, dilation = geometry
     samples = mask.numel()
@@ -139,7 +139,7 @@ def _arguments(x: Tensor, mask: Tensor, geometry: Geometry, tile: Tuple[int, int
 
 
 def _column(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """(N*ho*wo, taps*C) in the weight's type."""
+    """Return the column (N*ho*wo, taps*C) in the weight's type."""
     n, ho, wo, taps = mask.shape
     column = torch.empty(n * ho * wo, taps * x.shape[3], dtype=weight.dtype, device=x.device)
     grid, positional, named = _arguments(x, mask, geometry, FORWARD_TILE)
@@ -149,7 +149,7 @@ def _column(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: G
 
 
 def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """(N,ho,wo,O) in the weight's type; ``geometry`` is (kh, kw, stride, padding, dilation). No host sync."""
+    """Return (N,ho,wo,O) in the weight's type; ``geometry`` is (kh, kw, stride, padding, dilation). No device sync."""
     x, offset, mask = (t.contiguous() for t in (x, offset, mask))
     return (_column(x, offset, mask, weight, geometry) @ weight).view(*mask.shape[:3], weight.shape[1])
 
@@ -157,7 +157,7 @@ def forward(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: G
 def backward(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: Geometry
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, offset, mask and weight, each in the type of its tensor. No host sync."""
+    """Return the gradients of x, offset, mask and weight, each in the type of its tensor. No device sync."""
     x, offset, mask = (t.contiguous() for t in (x, offset, mask))
     grads = grad_out.reshape(-1, weight.shape[1]).to(weight.dtype)
     column = _column(x, offset, mask, weight, geometry)
