@@ -1,4 +1,4 @@
-"""TPVFormer: car cameras to 3D semantics through three planes (Huang et al., CVPR 2023, arXiv:2302.07817)."""
+"""Predict 3D semantics from car cameras through three planes (Huang et al., CVPR 2023, arXiv:2302.07817)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The names of ``__all__`` when they are asked for: the command's help does without PyTorch."""
+    """Import the names of ``__all__`` when they are first used: the command's help needs no PyTorch."""
     if name in __all__:
         from tpvformer.runtime.cores import set_up_threads
 

@@ -1,4 +1,4 @@
-"""``python -m tpvformer`` is the command ``tpvformer``."""
+"""Run the command ``tpvformer`` as ``python -m tpvformer``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ try:
     from tpvformer.cli import main
 
     status = main()
-except KeyboardInterrupt:  # before the command had begun
+except KeyboardInterrupt:  # before the command started
     status = 130
 sys.exit(status)

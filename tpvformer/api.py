@@ -1,4 +1,4 @@
-"""TPVFormer in three lines of Python: ``from_pretrained``, ``predict``, and a result to look at, ask and save."""
+"""Use TPVFormer in three lines of Python: ``from_pretrained``, ``predict``, and a result to show, query and save."""
 
 from __future__ import annotations
 
@@ -41,26 +41,29 @@ Given = Union[Images, Sequence[Images], PathLike]
 
 
 def list_models(pretrained: bool = False) -> List[str]:
-    """What can be opened by name: for ``TPVFormer(name)``, a model with fresh weights; with ``pretrained`` for
-    ``TPVFormer.from_pretrained(name)``, weights inside this package. docs/configs.md says where others come from."""
+    """Return the names of shipped configurations, for ``TPVFormer(name)``, which has fresh weights.
+
+    With ``pretrained``, return the names of weights inside this package, for ``TPVFormer.from_pretrained(name)``.
+    docs/configs.md lists other weights.
+    """
     return [EMBEDDED] if pretrained else list(shipped())
 
 
 class TPVFormer:
-    """A model, its configuration and its device. ``network`` is the ``torch.nn.Module``.
+    """Hold a model with its configuration and device. ``network`` is the ``torch.nn.Module``.
 
-    The constructor makes fresh weights: ``TPVFormer("demo")``, for a shipped configuration, a file of one, or a
-    ``Config``. ``device`` is a ``torch.device`` or its name, or "auto". ``precision`` says what the image network runs
-    in, and why.
+    The constructor makes fresh weights. ``config`` is the name of a shipped configuration, such as "demo", a
+    configuration file, or a ``Config``. ``device`` is a ``torch.device`` or its name, or "auto". ``precision`` holds
+    the precision of the image network and its reason.
     """
 
     def __init__(self, config: ConfigLike, device: DeviceLike = "auto") -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
         self._choose_device(device)
-        with torch.random.fork_rng(devices=()):  # fresh weights have their own seed; the caller's draws go on as before
+        with torch.random.fork_rng(devices=()):  # fresh weights have their own seed; the caller's random state stays
             self.network = build_model(self.precision.applied(self.config), self.device).eval()
-        self.report: Optional[Report] = None  # what became of every entry of the file the weights are from
-        self.source: Optional[str] = None  # that file
+        self.report: Optional[Report] = None  # how every entry of the weight file was used
+        self.source: Optional[str] = None  # the weight file
 
     def _choose_device(self, device: DeviceLike) -> None:
         self.device, remarks = pick_device(device)
@@ -78,14 +81,16 @@ class TPVFormer:
         revision: Optional[str] = None,
         allow_nonfinite: bool = False,
     ) -> TPVFormer:
-        """Open weights: "demo", those inside this package; a folder of ``save_pretrained``, a run's work dir or
-        checkpoint, the reference's .pth, or the ``owner/name`` of a hub's repository (``revision``: of that), where
-        huggingface_hub is installed. A folder of one's own called demo is ``"./demo"`` or a ``Path``.
+        """Open weights.
 
-        The configuration is the stored one; of the reference's files it is told by their shapes. ``config`` is taken
-        instead. Every tensor must be there and fit: raises CheckpointError that names what is missing, unknown, of
-        another shape, or not finite (``allow_nonfinite`` warns of that instead), and for a file that would run
-        something. Raises ConfigError for a configuration or device.
+        ``source`` is one of: "demo", the weights inside this package; a folder of ``save_pretrained``; a run's work dir
+        or checkpoint; the reference's .pth; ``owner/name``, a repository of Hugging Face's hub (at ``revision``), if
+        huggingface_hub is installed. A local folder named demo is given as ``"./demo"`` or a ``Path``.
+
+        The configuration is the stored one; for the reference's files it is inferred from the shapes. ``config``
+        replaces it. Every tensor must be present and fit. Raises CheckpointError that names tensors which are missing,
+        unknown, of another shape, or not finite (``allow_nonfinite``: a warning instead), and for a file that would
+        execute code. Raises ConfigError for a configuration or device.
         """
         given = config if config is None or isinstance(config, Config) else load_config(config)
         found = open_pretrained(source, given, revision)
@@ -103,7 +108,7 @@ class TPVFormer:
 
     @property
     def names(self) -> Dict[int, str]:
-        """The class of each label."""
+        """Return the class name of each label."""
         return dict(enumerate(class_names(self.config.data.label_map)))
 
     @overload
@@ -118,20 +123,19 @@ class TPVFormer:
     def predict(
         self, images: Optional[Given] = None, rig: Optional[Rig] = None, points: Optional[Any] = None
     ) -> Union[Result, Results]:
-        """What is where, by the images of one moment, of several, or those that a rig file names.
+        """Predict the classes of voxels and points, for one frame, for several, or for the frames of a rig file.
 
-        images: a mapping from camera name to image, or a list in the order of the rig's cameras. An image is a path,
-        an array (height, width, 3) uint8 in RGB order (turn OpenCV's with ``image[..., ::-1]``), a tensor (3, height,
-        width), uint8 or from 0 to 1, or a PIL image; sizes may differ. Or a folder, whose files are named after the
-        cameras. rig: the path of a rig file (docs/rig.md), its content as a dictionary, or lidar2img matrices
-        (4, 4), lidar metres to pixels of these images, by camera name or in the images' order. points (P, 3 or more):
-        metres, lidar frame, to be classified and saved as well; none are needed. All of this is one ``Result``.
+        images: a mapping from camera name to image, or a list in the order of the rig's cameras. An image is a path, an
+        array (height, width, 3) uint8 in RGB order (convert OpenCV's with ``image[..., ::-1]``), a tensor (3, height,
+        width), uint8 or float from 0 to 1, or a PIL image; sizes may differ. Or a folder with files named after the
+        cameras. rig: the path of a rig file (docs/rig.md), its content as a dictionary, or lidar2img matrices (4, 4),
+        lidar metres to pixels of these images times depth, by camera name or in the images' order. points (P, 3 or
+        more): metres, lidar frame, to be classified and saved too; optional. This returns one ``Result``.
 
-        A list of such images (``points`` a list as well), tensors (frames, cameras, 3, height, width), or a folder with
-        a folder of each camera are ``Results``, a list of one for each frame, which are predicted one after the other.
-        So are the frames of a rig, with its images and points: ``predict(rig="rig.json")``, or the folder it lies in.
-
-        Raises DataError and ConfigError that say what does not fit.
+        A list of such images (with a list of ``points``), tensors (frames, cameras, 3, height, width), or a folder with
+        a folder for each camera returns ``Results``, a list with one result a frame, predicted one after the other. So
+        do the frames of a rig with its own images and points: ``predict(rig="rig.json")``, or the folder of that file.
+        Raises DataError and ConfigError for arguments that do not fit.
         """
         asked = self._asked(images, rig, points)
         answers = Results(self._predict(moment) for moment in asked.each)
@@ -142,8 +146,11 @@ class TPVFormer:
     def stream(
         self, images: Optional[Given] = None, rig: Optional[Rig] = None, points: Optional[Any] = None
     ) -> Iterator[Result]:
-        """The same one frame after the other, each when it is asked for: a long drive's results need not be held
-        together (one of 200x200x16 voxels and 17 classes takes 45 MB, and the model's features on its device)."""
+        """Yield the results of ``predict`` one by one, each predicted when it is requested.
+
+        The results of a long drive need not fit into memory together: one of 200x200x16 voxels and 17 classes takes 45
+        MB, plus the model's features on its device.
+        """
         asked = self._asked(images, rig, points)
         return (self._predict(moment) for moment in asked.each)
 
@@ -162,13 +169,13 @@ class TPVFormer:
             return Result(scene, frame, sample, self.config, marks, moment.scene, moment.number)
 
     def to(self, device: DeviceLike) -> TPVFormer:
-        """Move the model to a device, as ``from_pretrained(device=...)`` would have; returns it. Raises ConfigError."""
+        """Move the model to a device, as ``from_pretrained(device=...)`` does; return it. Raises ConfigError."""
         self._choose_device(device)
         settle(self.network, self.precision.applied(self.config), self.device)
         return self
 
     def eval(self) -> TPVFormer:
-        """As of a ``torch.nn.Module``; ``predict`` needs no call of it, for it never drops out."""
+        """Set evaluation mode, as in ``torch.nn.Module``; ``predict`` does not need it."""
         self.network.eval()
         return self
 
@@ -179,14 +186,14 @@ class TPVFormer:
         resume_from: Optional[PathLike] = None,
         deterministic: bool = False,
     ) -> Dict[str, Any]:
-        """Train as ``tpvformer train`` does, here and in this process; returns what summary.json holds.
+        """Train as ``tpvformer train`` does, in this process; return the content of summary.json.
 
-        config: what to train on and how, as the constructor takes it. The weights to start from are those that this
-        model was opened with; one with fresh weights starts as the command does (train.load_from). What was interrupted
-        in ``work_dir`` (default: output/<name>) goes on. Afterwards this model has the weights of best.pth. The result
-        is empty where the training was stopped by a signal.
+        config: the training configuration, as for the constructor. Training starts from the weights this model was
+        opened with; a model with fresh weights starts from train.load_from, as the command does. An interrupted run in
+        ``work_dir`` (default: output/<name>) is resumed. Afterwards this model has the weights of best.pth. The result
+        is empty if a signal stopped the training.
 
-        The mode of a ``torch.nn.Module`` is another thing: ``model.network.train()``. Raises ConfigError, DataError,
+        To set the mode of a ``torch.nn.Module`` use ``model.network.train()``. Raises ConfigError, DataError,
         CheckpointError.
         """
         from tpvformer.commands.report import after_training
@@ -216,10 +223,10 @@ class TPVFormer:
         return outcome
 
     def val(self, config: Optional[ConfigLike] = None) -> Evaluation:
-        """Score the weights as ``tpvformer eval`` does; prints the tables and returns their numbers.
+        """Score the weights as ``tpvformer eval`` does; print the tables and return their numbers.
 
-        config: names the validation set, for this model; without one it is that of ``model.config``. Raises
-        ConfigError and DataError.
+        config: a configuration with the validation set, for this model; default: ``model.config``. Raises ConfigError
+        and DataError.
         """
         from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
@@ -235,10 +242,10 @@ class TPVFormer:
             settle(self.network, self.precision.applied(self.config), self.device).eval()
 
     def export(self, path: PathLike, cameras: int = 6, size: Tuple[int, int] = (1600, 900)) -> Path:
-        """Write the model for other runtimes, as ``tpvformer export`` does (docs/export.md); returns the path.
+        """Write the model for other runtimes, as ``tpvformer export`` does (docs/export.md); return the path.
 
-        Its suffix says which: .onnx (needs ``pip install "tpvformer[onnx]"``) or .pt2, a program of torch.export, for
-        ``cameras`` images of ``size`` (width, height) pixels; .pth or .safetensors, weights under the reference's
+        The suffix sets the format: .onnx (needs ``pip install "tpvformer[onnx]"``) or .pt2, a program of torch.export,
+        for ``cameras`` images of ``size`` (width, height) pixels; .pth or .safetensors, weights under the reference's
         names. Raises ConfigError and CheckpointError.
         """
         from tpvformer.export.export import export_onnx, export_program
@@ -255,17 +262,17 @@ class TPVFormer:
         return out
 
     def save_pretrained(self, folder: PathLike, half: bool = False) -> Path:
-        """Write config.json, model.safetensors and README.md, a model card; returns the folder.
+        """Write config.json, model.safetensors and README.md, a model card; return the folder.
 
-        ``half``: parameters as float16, in half the bytes; they are float32 again when they are opened. Raises
-        CheckpointError where it cannot be written, and where a number is too large for float16.
+        ``half``: store parameters as float16, in half the bytes; they are opened as float32. Raises CheckpointError if
+        the folder cannot be written, or if a number is too large for float16.
         """
         path = Path(folder)
         save_folder(self.network, self.config, path, half)
         return path
 
     def push_to_hub(self, hub_id: str, private: bool = False) -> str:
-        """Put what ``save_pretrained`` writes on the hub as ``owner/name``; returns its address.
+        """Upload the files of ``save_pretrained`` to Hugging Face's hub as ``owner/name``; return the address.
 
         Needs huggingface_hub and its login. Raises CheckpointError.
         """

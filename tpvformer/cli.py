@@ -1,6 +1,6 @@
-"""The command ``tpvformer``: which commands there are, and what becomes of their errors.
+"""Run the command ``tpvformer``: find the sub-command, run it, and report its errors.
 
-Heavy imports happen inside the commands, so that asking for help is quick.
+Heavy imports happen inside the commands, so that help is fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tpvformer.untrusted.names import shown_lines
 
 
 class _Command(NamedTuple):
-    """A command: its line in the help, and the function of a module that adds its arguments."""
+    """Describe a command: its line in the help, and the function of a module that adds its arguments."""
 
     name: str
     help: str
@@ -31,31 +31,31 @@ class _Command(NamedTuple):
     function: str = "add_arguments"
 
 
-# in the order of the help; a module is imported when its command is asked for
+# in the order of the help; a module is imported when its command runs
 COMMANDS: Tuple[_Command, ...] = (
-    _Command("demo", "a first look: predict an unseen street, write a page and a picture", "demo"),
+    _Command("demo", "a first look: predict a synthetic street, write a page and a picture", "demo"),
     _Command("train", "train a configuration", "train"),
     _Command("eval", "score a checkpoint on the validation set; predict the test set", "eval"),
     _Command("synth", "write a synthetic nuScenes or SemanticKITTI data set", "synth"),
-    _Command("bench", "measure a training step: where its time goes", "bench", "add_bench"),
-    _Command("selfcheck", "does everything work on this hardware?", "bench", "add_selfcheck"),
-    _Command("doctor", "versions, devices and kernels, and what to mend first", "doctor"),
+    _Command("bench", "measure the time of a training step by part", "bench", "add_bench"),
+    _Command("selfcheck", "check kernels and a training step on this hardware", "bench", "add_selfcheck"),
+    _Command("doctor", "show versions, devices and kernels, and the first problem to fix", "doctor"),
     _Command("check-geometry", "paint lidar points on the six images of a frame", "check_geometry"),
     _Command("data", "make info files from nuScenes' tables; check a download", "data"),
     _Command("view", "show what predict wrote: a page, pictures, a video, PLY files", "view"),
-    _Command("export", "a model for other runtimes (ONNX, torch.export) or the reference", "export", "add_export"),
-    _Command("convert", "weights from one form to another: ours, the reference's, a folder", "export", "add_convert"),
+    _Command("export", "export a model: ONNX, torch.export, or the reference's weights", "export", "add_export"),
+    _Command("convert", "convert weights: a checkpoint, the reference's file, a folder", "export", "add_convert"),
     _Command("results", "print the outcome of a run; write it as <CaseName>.log", "report", "add_results"),
-    _Command("report", "one page of a run: its curves, scores and worst frames", "report", "add_report"),
-    _Command("picture", "one PNG of a validation frame with a model's predictions", "predict", "add_picture"),
-    _Command("predict", "the class of every voxel and point of frames, as npz files", "predict", "add_predict"),
-    _Command("overlay", "exchange four files of mmcv 1.x and mmdet 2.x for ours, or back", "overlay"),
-    _Command("completion", "a script by which bash or zsh completes all of this", "completion"),
+    _Command("report", "write one page of a run: curves, scores and worst frames", "report", "add_report"),
+    _Command("picture", "draw a validation frame with a model's predictions as PNG", "predict", "add_picture"),
+    _Command("predict", "predict the class of every voxel and point of frames, as npz files", "predict", "add_predict"),
+    _Command("overlay", "replace four files of mmcv 1.x and mmdet 2.x by ours, or restore them", "overlay"),
+    _Command("completion", "print a completion script for bash or zsh", "completion"),
 )
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run one command; returns its exit status: 0 done, 1 the run failed, 2 something given to it was wrong."""
+    """Run one command; return its exit status: 0 success, 1 the run failed, 2 wrong arguments or input."""
     open_streams()
     argv = sys.argv[1:] if argv is None else argv
     named = argv[:1] if argv[:1] and any(command.name == argv[0] for command in COMMANDS) else []
@@ -70,15 +70,15 @@ def _run(argv: List[str]) -> int:
         argv = [word for word in argv[1:] if word not in ("help", "-h", "--help")] + ["--help"]
     prepare_torch()
     args = _parser(argv).parse_args(argv)
-    args.argv = argv  # what was typed: for other processes, and to be noted
+    args.argv = argv  # the typed command line, for other processes and records
     args.every_command = lambda: _parser([], whole=True)
-    if args.command != "doctor":  # which says it among the rest
+    if args.command != "doctor":  # doctor reports it with the rest
         check_environment()
     return int(args.run(args))
 
 
 def check_environment() -> None:
-    """Raises an error that is one line where a variable that every command reads is set to what nobody knows."""
+    """Raise UserError for an invalid value of an environment variable that every command reads."""
     if os.environ.get("TPVFORMER_OPS", "").strip():
         from tpvformer import ops
 
@@ -86,10 +86,10 @@ def check_environment() -> None:
 
 
 def open_streams() -> None:
-    """Lead the standard streams that were closed (``>&-``) nowhere, and let every name be printed.
+    """Open closed standard streams (``>&-``) on the null device, and print every name.
 
-    Else the next file that is opened takes their numbers, and what a library prints ends in a checkpoint. A name that
-    the terminal's encoding does not have is shown by its escapes, and ends nothing.
+    Otherwise the next opened file takes their number, and printed text ends in a checkpoint. Characters that the
+    terminal's encoding lacks are printed as escapes instead of raising an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -107,17 +107,17 @@ def open_streams() -> None:
 
 
 def prepare_torch() -> None:
-    """Set what PyTorch reads when it is loaded; to be called before.
+    """Set PyTorch's environment variables; call it before PyTorch is imported.
 
-    A vendor's backend is loaded when its device is asked for: the automatic way fails for everybody where its driver is
-    absent.
+    A vendor's backend is loaded when its device is used: PyTorch's automatic loading fails for all devices if the
+    driver is missing.
     """
     set_up_threads()
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 
 def in_one_line(name: str, run: Callable[[], int]) -> int:
-    """The exit status of ``run``; what is wrong with a user's input becomes one line that begins with ``name``."""
+    """Return the exit status of ``run``; print a user's error as one line that begins with ``name``."""
     try:
         status = run()
         sys.stdout.flush()
@@ -125,7 +125,7 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
     except UserError as err:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
-            time.sleep(1)  # what goes wrong everywhere is said by process 0, whose end stops this one meanwhile
+            time.sleep(1)  # a common error is printed by process 0, whose end stops this process before it prints
         where = "" if rank == "0" else f" (process {rank})"
         print(f"{name}{where}: {shown_lines(str(err))}", file=sys.stderr)
         return err.exit_status
@@ -143,7 +143,7 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether who read our output has left, as in ``tpvformer doctor | head -1``; what is left goes nowhere then."""
+    """Return whether the reader of our output has exited (``tpvformer doctor | head -1``); then discard the rest."""
     output = sys.stdout.fileno()
     if not hasattr(select, "poll"):  # Windows
         return False
@@ -156,7 +156,7 @@ def _nobody_reads() -> bool:
 
 
 def _parser(argv: List[str], whole: bool = False) -> Parser:
-    """The parser for ``argv``: every command is known; the one asked for, or all if ``whole``, with its arguments."""
+    """Return the parser for ``argv``: all commands, with the arguments of the named one, or of all if ``whole``."""
     parser = Parser(prog="tpvformer", description="TPVFormer: six cameras to 3D semantics.")
     parser.epilog = "tpvformer COMMAND --help, or tpvformer help COMMAND: its options and an example."
     parser.add_argument("--version", action="version", version=f"tpvformer {__version__}")
@@ -172,7 +172,7 @@ def _parser(argv: List[str], whole: bool = False) -> Parser:
 
 
 def _add_examples(command: str, parser: Parser) -> None:
-    """An example below the help of a command, and of those below it."""
+    """Add an example below the help of a command and of its sub-commands."""
     if parser.epilog is None:
         parser.epilog = f"Example: {example_of(command)}"
     for name, below in parser.below().items():

@@ -1,8 +1,8 @@
-"""The reference's own scripts on this package: their flags in, our commands out.
+"""Run the reference's own scripts on this package: their flags in, our commands out.
 
-In a checkout of the reference that TPVFormer.patch was applied to, ``python train.py ...`` calls ``main`` with the path
-of that script; so do eval.py, visualization/vis_frame.py and visualization/vis_scene.py. Paths are relative to the
-working directory, as they are there.
+In a checkout of the reference with TPVFormer.patch applied, ``python train.py ...`` calls ``main`` with the path of
+that script; eval.py, visualization/vis_frame.py and visualization/vis_scene.py do the same. Paths are relative to the
+working directory, as in the reference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PICTURE = "points as predicted on the six cameras, predicted and true voxels fr
 
 
 def main(script: str, argv: Optional[List[str]] = None) -> int:
-    """Do what the reference's ``script`` does; returns the exit status, as ``cli.main`` does."""
+    """Run the reference's ``script``; return the exit status, as ``cli.main`` does."""
     argv = sys.argv[1:] if argv is None else argv
     name = Path(script).name
     cli.open_streams()
@@ -49,7 +49,7 @@ def _run(script: Path, argv: List[str]) -> int:
     root = script.resolve().parent
     root = root.parent if root.name == "visualization" else root
     in_root = root == Path.cwd()
-    if _speaks() and not (in_root and run in (_train, _eval)):  # whose logs say it themselves
+    if _speaks() and not (in_root and run in (_train, _eval)):  # their logs contain the remarks
         from tpvformer.compat import checkout
 
         for remark in checkout.remarks(root):
@@ -58,16 +58,16 @@ def _run(script: Path, argv: List[str]) -> int:
 
 
 def _hide_script() -> None:
-    """Make multiprocessing take this program for ``python -m tpvformer``.
+    """Make multiprocessing treat this program as ``python -m tpvformer``.
 
-    Loader workers that do not begin as a copy of their parent (spawn, forkserver) import the main module again; that is
-    the script, whose other lines import what need not be installed.
+    Loader workers that are not forked (spawn, forkserver) import the main module again. That is the script, and its
+    other lines import packages that need not be installed.
     """
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("tpvformer.__main__")
 
 
 def _forget_machines() -> None:
-    """Variables that the reference's users export and that mean something else to PyTorch; torchrun sets LOCAL_RANK."""
+    """Remove WORLD_SIZE and RANK without LOCAL_RANK: the reference's users export them with another meaning."""
     if "LOCAL_RANK" in os.environ:
         return
     machines = os.environ.get("WORLD_SIZE") or "1"
@@ -78,12 +78,12 @@ def _forget_machines() -> None:
 
 
 def _speaks() -> bool:
-    """Whether this is the one process that prints."""
+    """Return whether this is the process that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
-    """The flags of one script; what train.py and eval.py do not know themselves goes to our command of that name."""
+    """Parse the flags of one script; flags that train.py and eval.py do not define go to our command of that name."""
     ours = {"train.py": "train", "eval.py": "eval"}.get(name)
     about = f"The reference's {name} on the package tpvformer."
     if ours:
@@ -135,7 +135,7 @@ def _eval(args: argparse.Namespace, more: List[str]) -> int:
 
 
 def _start(args: argparse.Namespace, command: List[str]) -> int:
-    """Run a command here, or in one process a visible card as the reference does, unless torchrun has done that."""
+    """Run a command here, or in one process for each visible card as the reference does, unless torchrun has."""
     from tpvformer.engine.device.accelerator import visible_cards
     from tpvformer.engine.distributed.launch import launch
 
@@ -195,7 +195,7 @@ def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], dif
 
 @contextlib.contextmanager
 def _kept_from_git(folder: Path) -> Generator[None, None, None]:
-    """Where ``folder`` appears meanwhile, below this checkout, git does not list it as untracked."""
+    """Hide ``folder`` from git status if it is created inside the context, below this checkout."""
     new = not folder.exists()
     try:
         yield

@@ -1,1 +1,1 @@
-"""A model as a file for other runtimes."""
+"""Export a model as a file for other runtimes."""

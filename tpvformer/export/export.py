@@ -1,5 +1,7 @@
-"""A model as one file for other runtimes, ONNX, torch.export or AOTInductor: images, calibration and points in, logits
-of voxels and points out. Plain operations alone, in fp32.
+"""Export a model as one file for other runtimes: ONNX, torch.export or AOTInductor.
+
+Inputs are images, calibration and points, outputs are logits of voxels and points. The file uses plain operations in
+fp32.
 """
 
 from __future__ import annotations
@@ -27,18 +29,18 @@ from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
 OPSET = 18
-IR_VERSION = 8  # of the file's own form: what came with OPSET, so that every runtime which knows that opset reads it
+IR_VERSION = 8  # version of the file format released with OPSET, so that every runtime with that opset reads it
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
-_LONGEST = 8192  # pixels a side of an image
-_POINTS = 8  # of the example that is traced; their number stays free
+_LONGEST = 8192  # pixels; longest side of an image
+_POINTS = 8  # points of the traced example; the number of points stays dynamic
 
 
 class Rig(nn.Module):
-    """What is exported: the network with everything around it, for one rig.
+    """Wrap the network with its pre- and postprocessing, for one rig.
 
-    images (N,H,W,3) uint8, RGB; lidar2img (N,4,4) float32, metres of the grid's frame -> pixels of these images; points
-    (P,3) float32, metres of the grid's frame. Returns (K,X,Y,Z) and (K,P).
+    images (N,H,W,3) uint8, RGB; lidar2img (N,4,4) float32, metres of the grid's frame to pixels of these images, times
+    depth; points (P,3) float32, metres of the grid's frame. Returns (K,X,Y,Z) and (K,P).
     """
 
     def __init__(self, network: TPVFormer, config: Config) -> None:
@@ -56,7 +58,7 @@ class Rig(nn.Module):
         return prediction.voxel_logits[0], prediction.point_logits[0]
 
     def _places(self, points: Tensor) -> Tensor:
-        """Where points are decoded, in voxels: as data/voxels/ and engine/forward.py do it, in float64."""
+        """Return the positions where points are decoded, in voxels, as data/voxels/ and engine/forward.py do."""
         grid, whole = self.config.model.grid, self.config.data.cells_are_even
         low, high = (torch.tensor(edge, dtype=torch.float64) for edge in (grid.pc_range[:3], grid.pc_range[3:]))
         last = torch.tensor(grid.voxels, dtype=torch.float64) - 1
@@ -67,7 +69,7 @@ class Rig(nn.Module):
 
 
 def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """Write an ONNX file for ``cameras`` images of ``size`` (width, height) pixels; returns a line about it.
+    """Write an ONNX file for ``cameras`` images of ``size`` (width, height) pixels; return a line about it.
 
     Needs PyTorch 2.6 or newer and the packages of ``pip install "tpvformer[onnx]"``. Raises ConfigError.
     """
@@ -87,7 +89,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
 
 def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """The same as a program of ``torch.export``, which ``torch.export.load`` reads; ``out`` ends with .pt2."""
+    """Write a program for ``torch.export.load``; ``out`` ends with .pt2. Other arguments as for ``export_onnx``."""
     _check(network, config, out, "--pt2", cameras, size)
     program = _traced(network, config, cameras, size)
     with _quiet():
@@ -96,12 +98,12 @@ def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, 
 
 
 def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """The same program compiled by AOTInductor for this processor, which ``torch._inductor.aoti_load_package`` runs.
+    """Write the program compiled by AOTInductor for this processor, for ``torch._inductor.aoti_load_package``.
 
-    ``out`` ends with .pt2. Needs a C++ compiler, the one that CXX names or g++, and minutes.
+    ``out`` ends with .pt2. Needs a C++ compiler (CXX, or g++) and takes minutes. Raises ConfigError.
     """
     _check(network, config, out, "--aoti", cameras, size)
-    import torch._inductor as inductor  # loads for seconds
+    import torch._inductor as inductor  # takes seconds to import
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
@@ -110,7 +112,7 @@ def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, siz
     except (InvalidCxxCompiler, OSError):
         raise ConfigError("--aoti needs a C++ compiler; install g++ or name another in CXX") from None
     program = _traced(network, config, cameras, size)
-    threads = {"cpp.dynamic_threads": True}  # as many as whoever runs it says, not as many as this process has
+    threads = {"cpp.dynamic_threads": True}  # the number is set by the process that runs the file, not by this one
 
     def write(partial: str) -> None:
         inductor.aoti_compile_and_package(program, package_path=partial, inductor_configs=dict(threads))
@@ -119,7 +121,7 @@ def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, siz
         with _quiet(), _sampling_whole():
             _save(out, write)
     except RuntimeError as err:
-        cause = getattr(err, "inner_exception", err)  # PyTorch 2.7 and newer wrap what happens inside
+        cause = getattr(err, "inner_exception", err)  # PyTorch 2.7 and newer wrap inner errors
         if not isinstance(cause, CppCompileError):
             raise
         errors = [line.strip() for line in cause.output.splitlines() if "error" in line] or ["it says nothing"]
@@ -128,7 +130,7 @@ def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, siz
 
 
 def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, int]) -> Any:
-    """The program of ``torch.export`` that every form is made from; only the number of points stays free in it."""
+    """Return the ``torch.export`` program behind every format; only the number of points is dynamic."""
     width, height = size
     example = (
         torch.zeros(cameras, height, width, 3, dtype=torch.uint8),
@@ -136,7 +138,7 @@ def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, i
         torch.zeros(_POINTS, 3),
     )
     free = ({}, {}, {0: torch.export.Dim("points", min=1)})
-    autocast, network.image_autocast = network.image_autocast, None  # fp32, whatever the model itself answers in
+    autocast, network.image_autocast = network.image_autocast, None  # fp32, whatever precision the model uses
     try:
         with ops.static_shapes(), torch.no_grad(), _quiet():
             return torch.export.export(Rig(network, config).eval(), example, dynamic_shapes=free)
@@ -158,7 +160,7 @@ def _save(out: Path, write: Callable[[str], object]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
-            partial.touch()  # where it may not be, that is known before minutes of compiling
+            partial.touch()  # fails early if the file cannot be written
             write(str(partial))
     except OSError as err:
         raise ConfigError(f"{out}: cannot be written ({err.strerror or err}); name another file") from err
@@ -189,8 +191,10 @@ def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: 
 
 @contextlib.contextmanager
 def _sampling_whole() -> Generator[None, None, None]:
-    """Within it inductor calls PyTorch's function for grid_sample. Taken apart into gathers, as it does by default, a
-    pass takes four times as long on a CPU, and compiling twice.
+    """Make inductor call PyTorch's grid_sample inside the context.
+
+    By default inductor decomposes it into gathers. A forward pass then takes four times as long on a CPU, and compiling
+    twice as long.
     """
     from torch._inductor import decomposition
 
@@ -206,7 +210,7 @@ def _sampling_whole() -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """PyTorch's exporters report their steps on stdout, and warn and log about their own insides."""
+    """Silence PyTorch's exporters, which print their steps and log warnings about their internals."""
     level = logging.root.manager.disable
     logging.disable(max(level, logging.WARNING))
     try:

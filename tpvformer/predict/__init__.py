@@ -1,1 +1,1 @@
-"""From frames and weights to classes: the prediction of one moment, and the archives it is kept in."""
+"""Predict the classes of frames from weights, and store them in archives."""

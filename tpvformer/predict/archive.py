@@ -1,5 +1,7 @@
-"""Reads the archives of ``tpvformer predict`` and published labels. They may be a stranger's: what does not fit is
-refused in a sentence."""
+"""Read the archives of ``tpvformer predict``, and published labels.
+
+The files may come from anywhere, so invalid content raises DataError with one sentence.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
-MAX_BYTES = 1 << 29  # of all arrays: a small file may unpack to large ones
+MAX_BYTES = 1 << 29  # total size of all arrays: a small file may unpack to large ones
 _EXPECTED = f"expected an archive that tpvformer predict wrote, {KNOWN}"
 _KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
 def read_results(places: Sequence[Path]) -> List[FramePrediction]:
-    """The frames of files, in their order, and of folders, by scene and number. Raises DataError."""
+    """Return the frames of files, in the given order, and of folders, by scene and number. Raises DataError."""
     results: List[FramePrediction] = []
     for place in places:
         if place.is_dir():
@@ -51,7 +53,7 @@ def read_results(places: Sequence[Path]) -> List[FramePrediction]:
 
 
 def _below(place: Path) -> str:
-    """Where a folder's own folders hold results or labels, in words."""
+    """Return a hint that names a sub-folder with results or labels; empty if there is none."""
     patterns = ("*/*.npz", "*/*/labels.npz", "*/*.npy", "*/*.label", "*/*/*.label")
     found = next((path for pattern in patterns for path in place.glob(pattern)), None)
     if found is None:
@@ -60,14 +62,14 @@ def _below(place: Path) -> str:
 
 
 def read_result(path: Path) -> FramePrediction:
-    """One frame. Raises DataError."""
+    """Return the frame of one file. Raises DataError."""
     loaded = {} if path.suffix in (".npy", ".label") else _load(path)
     kind = kind_of(path, loaded)
     return _of_archive(_Arrays(path, loaded)) if kind is None else read_label_file(path, kind)
 
 
 def result_of(arrays: Mapping[str, np.ndarray]) -> FramePrediction:
-    """One frame from the arrays that an archive would hold. Raises DataError."""
+    """Return a frame from the arrays of an archive. Raises DataError."""
     return _of_archive(_Arrays(Path(str(arrays.get("token", ""))), arrays))
 
 
@@ -137,13 +139,13 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
 
 
 class _Arrays:
-    """The arrays of one file, taken out by name with a check of their kind and shape."""
+    """Return the arrays of one file by name, with a check of their kind and shape."""
 
     def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         self.path, self._arrays = path, arrays
 
     def maybe(self, name: str, kind: str, shape: Sequence[Optional[int]]) -> Optional[np.ndarray]:
-        """None where the file has no such array."""
+        """Return an array; None if the file does not have it."""
         return self.take(name, kind, shape) if name in self._arrays else None
 
     def take(
@@ -154,7 +156,7 @@ class _Arrays:
         default: Optional[np.ndarray] = None,
         required: bool = False,
     ) -> np.ndarray:
-        """An array; None in ``shape`` allows any length."""
+        """Return an array; None in ``shape`` allows any length. Raises DataError."""
         if name not in self._arrays:
             if required or default is None:
                 raise DataError(f"{self.path}: has no array {name!r}; {_EXPECTED}")
@@ -210,13 +212,13 @@ def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
 
 
 def _jpeg_width(data: np.ndarray) -> int:
-    """In pixels; 0 where the bytes are no JPEG that can be decoded."""
+    """Return the width in pixels; 0 if the bytes are no JPEG that can be decoded."""
     content = data.tobytes()
     size = declared_size(content) if content[:2] == b"\xff\xd8" else None
     if size is None or too_large(size, len(content)) or too_many_scans(content):
         return 0
     try:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:  # more pixels than it takes
+    except cv2.error:  # more pixels than OpenCV accepts
         return 0
     return 0 if picture is None else picture.shape[1]

@@ -1,4 +1,4 @@
-"""From a data set's frame and a checkpoint to classes, and to a picture of them."""
+"""Predict the classes of a data set's frames from a checkpoint, and draw them."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from tpvformer.viz.picture import frame_picture, write_png
 
 @dataclass(frozen=True)
 class FrameClasses:
-    """Classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
+    """Hold the classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
 
-    A lidar segmentation model does not learn free space: ``predict_frame`` leaves its ``voxels`` 0 where there is no
-    point, ``predict_scene`` says for each what would be there, and how sure the model is of it.
+    A lidar segmentation model does not learn free space. ``predict_frame`` sets ``voxels`` to 0 where there is no
+    point. ``predict_scene`` gives every voxel its most probable class and the probability of that class.
     """
 
     points: np.ndarray
     voxels: np.ndarray
     true_voxels: np.ndarray
-    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was asked
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was predicted
 
 
 def predict_frame(
     model: nn.Module, dataset: FrameDataset, index: int, config: Config, device: torch.device
 ) -> FrameClasses:
-    """What the model says about one frame of a data set."""
+    """Predict one frame of a data set."""
     batch = collate([dataset[index]], config.data.ignore_label).to(device)
     with _asking(model):
         logits = predict(model, batch, config)
@@ -64,9 +64,9 @@ def predict_frame(
 
 
 class EncodedFrame:
-    """A frame as the model holds it after it has seen the images: any place is decoded from here, again and again.
+    """Hold the encoded planes of a frame, from which any position is decoded without running the network again.
 
-    Of ``marks``, the stopwatch of this frame, "preprocess" is ended before the network and "model" by ``decided``.
+    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``decided``.
     """
 
     def __init__(
@@ -80,29 +80,29 @@ class EncodedFrame:
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
 
     def voxel_logits(self) -> Tensor:
-        """(K,X,Y,Z), of the whole grid."""
+        """Return the logits (K,X,Y,Z) of the whole grid."""
         with _asking(self._model):
             return self._model.aggregator.dense(self._here())[0]
 
     def points_in(self, voxels: Tensor) -> Tensor:
-        """(M,) int64: the class of the points of voxels (M,3); all points of a voxel have the same."""
+        """Return the classes (M,) int64 of points in voxels (M,3); all points of a voxel have the same class."""
         maps = self._here()
         places = point_places(voxels.to(maps[0].device), self._config)
         with _asking(self._model):
             return self._model.aggregator.at_points(maps, places[None])[0].argmax(0)
 
     def _here(self) -> Sequence[Tensor]:
-        """The maps, brought after a model that has gone to another device meanwhile."""
+        """Return the plane maps, moved to the model's current device."""
         device = next(self._model.parameters()).device
         self._maps = [plane.to(device) for plane in self._maps]
         return self._maps
 
     def classes(self, sample: Sample) -> FrameClasses:
-        """All of the grid, and the points of ``sample``."""
+        """Return the classes of the whole grid, and of the points of ``sample``."""
         return self.decided(self.voxel_logits(), sample)
 
     def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
-        """The same from ``voxel_logits`` that are at hand."""
+        """Return the classes from given ``voxel_logits``, and those of the points of ``sample``."""
         points = self.points_in(sample.voxels)[sample.point_voxel.to(logits.device)]
         self._marks.end("model")
         confidence = logits.softmax(0).amax(0).half()
@@ -114,16 +114,16 @@ class EncodedFrame:
 def predict_scene(
     model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[PhaseTimer] = None
 ) -> FrameClasses:
-    """What the model says about every voxel of the grid, whether a point lies there or not.
+    """Predict every voxel of the grid, with or without a point in it.
 
-    It needs neither labels nor lidar: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    Neither labels nor lidar are needed: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
     """
     return EncodedFrame(model, sample, config, device, marks).classes(sample)
 
 
 @contextlib.contextmanager
 def _asking(model: nn.Module) -> Generator[None, None, None]:
-    """No gradients, no dropout; afterwards the model is as it was."""
+    """Disable gradients and dropout inside the context; restore the model's mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -134,7 +134,7 @@ def _asking(model: nn.Module) -> Generator[None, None, None]:
 
 
 def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
-    """Write a PNG of validation frame ``index`` with the predictions of ``weights``; returns a line about it.
+    """Write a PNG of validation frame ``index`` with the predictions of ``weights``; return a line about it.
 
     Raises ConfigError, DataError and CheckpointError.
     """
@@ -144,10 +144,9 @@ def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str
 def draw_frames(
     config: Config, weights: Path, frames: Mapping[Path, int], device: str = "auto", split: str = "val"
 ) -> Iterator[str]:
-    """Write a PNG for each of ``frames`` (file: number of the frame in its split); yields a line about each.
+    """Write a PNG for each of ``frames`` (file: number of the frame in its split); yield a line about each.
 
-    ``split`` "train" shows training frames as validation frames are shown: without augmentation. Raises ConfigError,
-    DataError and CheckpointError.
+    ``split`` "train" draws training frames, without augmentation. Raises ConfigError, DataError and CheckpointError.
     """
     place, remarks = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
@@ -172,7 +171,7 @@ def draw_frames(
 def _draw(
     model: nn.Module, dataset: FrameDataset, index: int, out: Path, name: str, config: Config, device: torch.device
 ) -> str:
-    """Write one picture; its line."""
+    """Write one picture; return the line about it."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
     known = classes_of(config.data.label_map)
@@ -184,7 +183,7 @@ def _draw(
         correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
     right = float(correct.mean()) if labelled.any() else 0.0
     title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
-    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # both point forwards and left
+    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # x forwards, y left in both
     picture = frame_picture(
         frame.pictures(),
         frame.camera_names,
@@ -205,12 +204,11 @@ def _draw(
 
 
 def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
-    """Voxels (X,Y,Z) turned so that their x points right and y forwards, as in the lidar frame; in the ego's they point
-    forwards and left."""
+    """Turn voxels (X,Y,Z) so that x points right and y forwards, as in the lidar frame; the ego's x points forwards."""
     return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
 
 
 def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:
-    """Where the frame's origin lies in that view: parts of its width from the left, of its height from above."""
+    """Return the position of the frame's origin in that view: fraction of width from left, of height from the top."""
     x, y = (-pc_range[axis] / (pc_range[axis + 3] - pc_range[axis]) for axis in (0, 1))
     return (x, 1 - y) if frame == "lidar" else (1 - y, 1 - x)

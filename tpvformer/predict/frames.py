@@ -1,4 +1,4 @@
-"""``tpvformer predict``: what a checkpoint says about frames, a NumPy archive each; without labels, without lidar."""
+"""Predict frames and write a NumPy archive each, without labels and without lidar: ``tpvformer predict``."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
 from tpvformer.runtime import compiling
 
-STORED_WIDTH, STORED_QUALITY = 800, 80  # of the pictures kept beside a result: pixels, JPEG quality
+STORED_WIDTH, STORED_QUALITY = 800, 80  # pictures stored in an archive: pixels, JPEG quality
 
 
-PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
+PARTS = ("decode", "preprocess", "model", "postprocess")  # parts of a frame's time, in their order
 
 
 class FramePredictions:
-    """Iterating writes ``out/<token>.npz`` for the next frame and yields a line about it; ``len`` is their number.
+    """Predict frames: each iteration writes ``out/<token>.npz`` and yields a line about it; ``len`` is their number.
 
-    The frames are those of a rig file, else of a split of the configured set. ``index`` chooses one; ``truth`` adds the
-    labels of the set, which it must have. docs/rig.md says what the archives hold. ``seconds`` has an entry a frame
-    that is done: the time by PARTS, the device waited for at the end of each. ``notes`` are lines about the device and
-    the precision, ``warning`` what the precision costs. Raises ConfigError, DataError and CheckpointError.
+    The frames are those of a rig file, or of a split of the configured set. ``index`` selects one. ``truth`` adds the
+    labels of the set, which must have labels. docs/rig.md describes the archives.
+
+    ``seconds`` has an entry for each finished frame: the time of each of PARTS, with a synchronisation at its end.
+    ``notes`` are lines about device and precision, ``warning`` is about the cost of the precision. Raises ConfigError,
+    DataError and CheckpointError.
     """
 
     def __init__(
@@ -102,17 +104,17 @@ class FramePredictions:
 
 
 def left_out(frame: Frame) -> str:
-    """What is said of a frame whose scan has points without coordinates; empty for others."""
+    """Return a remark on points without finite coordinates; empty if the scan has none."""
     return f", {frame.lost_points} points without finite coordinates left out" if frame.lost_points else ""
 
 
 def seconds_of(marks: PhaseTimer) -> Dict[str, float]:
-    """The time by part of one frame."""
+    """Return the time of one frame by part, in seconds."""
     return {part: marks.spent[part].wall for part in PARTS}
 
 
 def time_split(seconds: Sequence[Mapping[str, float]]) -> str:
-    """Where the time of frames went, in one line. The first, which also compiles kernels, is told apart."""
+    """Return one line about the mean time by part, with the first frame, which also compiles kernels, apart."""
     later = seconds[1:] or seconds
     parts = {part: sum(frame[part] for frame in later) / len(later) for part in PARTS}
     split = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
@@ -129,15 +131,15 @@ def _file_name(token: str) -> str:
 
 
 def write_archive(path: Path, arrays: Dict[str, np.ndarray]) -> None:
-    """Stores what ``archive`` made; raises ConfigError where it cannot be written."""
+    """Write the arrays of ``archive``. Raises ConfigError if the file cannot be written."""
     with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
+        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # the stub types them as options
 
 
 def archive(
     frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
 ) -> Dict[str, np.ndarray]:
-    """The arrays of one frame, as docs/rig.md says: what was predicted, and what a viewer shows beside it."""
+    """Return the arrays of one frame: the prediction, and what a viewer shows with it (docs/rig.md)."""
     arrays = _predicted(frame, classes, config)
     arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
     return arrays
@@ -159,11 +161,11 @@ def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str,
 
 
 def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
-    """What a viewer shows beside the classes: small pictures, where they were taken, which voxels hold points."""
+    """Return what a viewer shows with the classes: small pictures, calibration, and the voxels that hold points."""
     grid, pictures = config.model.grid, frame.pictures()
     lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
     points = transform_points(frame.points, lidar2grid)
-    inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were moved to the border
+    inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were clipped
     arrays = {
         "lidar2grid": lidar2grid,
         "camera_names": np.array(frame.camera_names),
@@ -184,7 +186,7 @@ def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarra
 def _truth(
     frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], fill_label: int
 ) -> Dict[str, np.ndarray]:
-    """The set's labels of voxels; those that points voted for, only where there are points."""
+    """Return the set's labels of voxels; labels that were voted by points only where there are points."""
     voxels = classes.true_voxels.astype(np.uint8)
     if frame.dense is None:
         voted = np.full_like(voxels, fill_label)

@@ -1,4 +1,4 @@
-"""Dense labels as they are published, for ``tpvformer view``: Occ3D, SurroundOcc, SemanticKITTI."""
+"""Read published dense labels for ``tpvformer view``: Occ3D, SurroundOcc, SemanticKITTI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KNOWN = "Occ3D's labels.npz, SurroundOcc's .npy or SemanticKITTI's .label"
 
 
 class _Set(NamedTuple):
-    """A data set of dense labels, as people call it, and the label map of its classes."""
+    """Describe a data set of dense labels: its title and the label map of its classes."""
 
     title: str
     label_map: str
@@ -29,7 +29,7 @@ _SETS: Dict[str, _Set] = {
     "surroundocc": _Set("SurroundOcc", "nuscenes-noIgnore"),
     "semantickitti": _Set("SemanticKITTI", "semantickitti"),
 }
-# arrays that tell archives of other data sets, whose classes have other numbers or whose grid is another
+# array names of other data sets' archives, whose classes or grids differ
 _OTHERS = {
     "flow": "labels of OpenOcc, whose classes have other numbers",
     "voxel_label": "labels of Occ3D-Waymo, whose classes are not known here",
@@ -38,8 +38,11 @@ _OTHERS = {
 
 
 def kind_of(path: Path, arrays: Collection[str] = ()) -> Optional[str]:
-    """The data set that a file is of, by its suffix and, of an archive, the names of its ``arrays``; None where it is
-    none of dense labels. Raises DataError for archives that are known and cannot be shown."""
+    """Return the data set of a label file; None if it holds no dense labels.
+
+    The suffix tells it, and for archives the names of their ``arrays``. Raises DataError for known archives that cannot
+    be shown.
+    """
     if path.suffix in (".npy", ".label"):
         return "surroundocc" if path.suffix == ".npy" else "semantickitti"
     if "voxels" in arrays:
@@ -51,13 +54,13 @@ def kind_of(path: Path, arrays: Collection[str] = ()) -> Optional[str]:
 
 
 def label_files(folder: Path) -> Dict[Path, None]:
-    """The label files of a folder: SurroundOcc's or SemanticKITTI's in it, Occ3D's one folder below, in order."""
+    """Return the label files of a folder, in order: SurroundOcc and SemanticKITTI in it, Occ3D one folder below."""
     patterns = ("labels.npz", "*/labels.npz", "*.npy", "*.label")
     return dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern)))
 
 
 def read_label_file(path: Path, kind: str) -> FramePrediction:
-    """One frame of labels, with neither points nor cameras. Raises DataError."""
+    """Return a frame of labels, without points and cameras. Raises DataError."""
     folder = path.absolute().parent
     token = folder.name if kind == "occ3d" and is_file_name(folder.name) else path.stem
     scene = folder.parent.name if kind == "semantickitti" or folder.parent.name.startswith("scene-") else ""

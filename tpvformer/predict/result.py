@@ -1,4 +1,4 @@
-"""What a model says about one moment, in NumPy, and ways to look at it; several moments in one list."""
+"""Hold the prediction of one frame in NumPy, with ways to show and save it; several frames form a list."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ TITLE = "TPVFormer"
 
 @dataclass(frozen=True, repr=False)
 class Voxels:
-    """The classes of all voxels. K classes; X, Y, Z voxels along x, y, z of ``frame``.
+    """Hold the classes of all voxels. K classes; X, Y, Z voxels along x, y, z of ``frame``.
 
-    ``frame`` "lidar": x right, y forward, z up from the lidar, as in nuScenes; "ego": x forward, y left, z up from
-    the ground under the rear axle.
+    ``frame`` "lidar": x right, y forward, z up from the lidar, as in nuScenes; "ego": x forward, y left, z up from the
+    ground under the rear axle.
     """
 
     labels: np.ndarray  # (X,Y,Z) uint8
     probabilities: np.ndarray  # (K,X,Y,Z) float32
-    axes: Tuple[np.ndarray, np.ndarray, np.ndarray]  # the centres along x (X,), y (Y,) and z (Z,), metres
+    axes: Tuple[np.ndarray, np.ndarray, np.ndarray]  # voxel centres along x (X,), y (Y,) and z (Z,), metres
     pc_range: Tuple[float, ...]  # low x, y, z, high x, y, z, metres
     frame: str
     class_names: Tuple[str, ...]  # by label
 
     @property
     def confidence(self) -> np.ndarray:
-        """(X,Y,Z) float32: the probability of each label."""
+        """Return the probability of each label, (X,Y,Z) float32."""
         return self.probabilities.max(0)
 
     def __repr__(self) -> str:
@@ -55,10 +55,10 @@ class Voxels:
 
 
 class Result:
-    """``voxels``, the classes of ``points`` where some were given, and of any others on request.
+    """Hold the predicted ``voxels`` and the classes of ``points``, if given; ``label`` classifies further points.
 
-    ``seconds``: what it took, by part: "decode", "preprocess", "model", "postprocess"; a model's first takes longer.
-    ``token`` is the frame's name, that of a rig's frame or "given". In a notebook it shows itself as a picture.
+    ``seconds`` is the time by part: "decode", "preprocess", "model", "postprocess"; a model's first prediction takes
+    longer. ``token`` is the frame's name: that of a rig's frame, or "given". A notebook shows a result as a picture.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Result:
         number: int = 0,
     ) -> None:
         self._scene, self._frame, self._sample, self._config = scene, frame, sample, config
-        self._place = drive, number  # in the rig's frames
+        self._place = drive, number  # scene and number of the frame in the rig
         self.token = frame.token
         grid = config.model.grid
         logits = scene.voxel_logits()
@@ -93,9 +93,9 @@ class Result:
         self.seconds: Dict[str, float] = seconds_of(marks)
 
     def label(self, points: Any) -> np.ndarray:
-        """(P,) uint8: the classes of points (P, 3 or more) metres, lidar frame; the images are not looked at again.
+        """Return the classes (P,) uint8 of points (P, 3 or more), metres, lidar frame; the network does not run again.
 
-        A point outside of the grid has the class of the nearest place on its border. Raises DataError.
+        A point outside the grid gets the class of the nearest position on its border. Raises DataError.
         """
         grid, places = self._config.model.grid, checked_points(points)
         if grid.frame != "lidar":
@@ -107,28 +107,35 @@ class Result:
 
     @property
     def names(self) -> Dict[int, str]:
-        """The class of each label."""
+        """Return the class name of each label."""
         return dict(enumerate(self.voxels.class_names))
 
     def save(self, path: PathLike) -> Path:
-        """Write what ``tpvformer predict`` writes (docs/rig.md), points included where some were given; returns the
-        path. Raises ConfigError where it cannot be written."""
+        """Write the archive of ``tpvformer predict`` (docs/rig.md), with the given points; return the path.
+
+        Raises ConfigError if it cannot be written.
+        """
         file = Path(path)
         write_archive(file, self._arrays())
         return file
 
     def to_html(self, path: Optional[PathLike] = None, title: str = TITLE) -> Union[Path, str]:
-        """The page of ``tpvformer view`` (docs/viewer.md), one file for any browser: written to ``path``, which is
-        returned, or as text where none is given. Raises ConfigError where it cannot be written."""
+        """Write the page of ``tpvformer view`` (docs/viewer.md), a file for any browser, to ``path``; return the path.
+
+        Without ``path``, return the page as text. Raises ConfigError if it cannot be written.
+        """
         return looking.page([self._viewed()], path, title)
 
     def plot(self, path: Optional[PathLike] = None) -> np.ndarray:
-        """The picture of ``tpvformer view --png``, (H, 2930, 3) uint8 RGB: cameras, voxels from several places, classes
-        with their colours. ``path``, a .png, is written too. Raises ConfigError where it cannot be."""
+        """Return the picture of ``tpvformer view --png``, (H, 2930, 3) uint8 RGB; also write it to ``path``, a .png.
+
+        It shows cameras, voxels from several viewpoints, and the classes with their colours. Raises ConfigError if it
+        cannot be written.
+        """
         return looking.picture(self._viewed(), path)
 
     def show(self) -> Path:
-        """Open the page in a browser, in a notebook below the cell; returns its file, which is a temporary one."""
+        """Open the page in a browser, or in a notebook below the cell; return its temporary file."""
         return looking.show([self._viewed()], TITLE)
 
     def _repr_html_(self) -> str:
@@ -148,18 +155,18 @@ class Result:
 
 
 class Results(List[Result]):
-    """The frames of a batch or of a rig, in order: a list, that can be looked at and saved as a whole."""
+    """Hold the frames of a batch or of a rig, in order: a list that can be shown and saved as a whole."""
 
     def save(self, folder: PathLike) -> List[Path]:
-        """Write ``<token>.npz`` a frame, as ``tpvformer predict --out`` does; returns the files. Raises ConfigError."""
+        """Write ``<token>.npz`` for each frame, as ``tpvformer predict`` does; return the files. Raises ConfigError."""
         return [result.save(Path(folder) / f"{result.token}.npz") for result in self]
 
     def to_html(self, path: Optional[PathLike] = None, title: str = TITLE) -> Union[Path, str]:
-        """One page with a slider over the frames; as ``Result.to_html``."""
+        """Write one page with a slider over the frames; arguments as for ``Result.to_html``."""
         return looking.page(self._viewed(), path, title)
 
     def show(self) -> Path:
-        """Open that page; as ``Result.show``."""
+        """Open that page, as ``Result.show`` does."""
         return looking.show(self._viewed(), TITLE)
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""Results on a screen: the viewer's page in a browser or a notebook, its pictures as arrays and files."""
+"""Show results: the viewer's page in a browser or a notebook, and pictures as arrays and files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tpvformer.files import atomic_file
 from tpvformer.viz.frame_prediction import FramePrediction
 
 PathLike = Union[str, "os.PathLike[str]"]
-_INLINE = 1200  # pixels of a picture in a notebook
-_HEIGHT = 760  # pixels of the page in a notebook
+_INLINE = 1200  # pixels; width of a picture in a notebook
+_HEIGHT = 760  # pixels; height of the page in a notebook
 
 
 def page(results: Sequence[FramePrediction], path: Optional[PathLike], title: str) -> Union[Path, str]:
-    """The viewer's page of these frames: written to ``path``, which is returned, or its text where that is None."""
+    """Write the viewer's page of these frames to ``path`` and return it; return the page as text without ``path``."""
     from tpvformer.viz.viewer import write_page
 
     if not results:
@@ -40,7 +40,7 @@ def page(results: Sequence[FramePrediction], path: Optional[PathLike], title: st
 
 
 def picture(result: FramePrediction, path: Optional[PathLike]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; also written to ``path``, a .png, where one is given. Raises ConfigError."""
+    """Return the picture (H, W, 3) uint8 RGB; also write it to ``path``, a .png, if given. Raises ConfigError."""
     from tpvformer.viz.picture import write_png
     from tpvformer.viz.video import video_frame
 
@@ -56,8 +56,10 @@ def picture(result: FramePrediction, path: Optional[PathLike]) -> np.ndarray:
 
 
 def show(results: Sequence[FramePrediction], title: str) -> Path:
-    """Write the page into a temporary folder and open it: in a notebook below the cell, else in a browser. Where there
-    is neither, a line says where it lies. Returns the file."""
+    """Write the page to a temporary folder and open it, in a notebook below the cell or in a browser; return the file.
+
+    If neither is available, a line on stdout names the file.
+    """
     file = Path(tempfile.mkdtemp(prefix="tpvformer-")) / "page.html"
     page(results, file, title)
     if not _in_notebook(file) and not (_has_screen() and webbrowser.open(file.as_uri())):
@@ -66,7 +68,7 @@ def show(results: Sequence[FramePrediction], title: str) -> Path:
 
 
 def inline(results: Sequence[FramePrediction], words: str) -> str:
-    """HTML for a notebook: a picture of the first frame, and ``words`` below it."""
+    """Return HTML for a notebook: a picture of the first frame, and ``words`` below it."""
     import cv2
 
     drawn = picture(results[0], None)
@@ -78,11 +80,11 @@ def inline(results: Sequence[FramePrediction], words: str) -> str:
 
 
 def _in_notebook(file: Path) -> bool:
-    """Show the page below the cell of a notebook; False where this is none."""
+    """Show the page below the cell of a notebook; return False outside a notebook."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or not hasattr(shell, "kernel"):
         return False
-    from IPython.display import HTML, display  # ty: ignore[import-not-found]  # loaded by whoever runs the notebook
+    from IPython.display import HTML, display  # ty: ignore[import-not-found]  # provided by the notebook
 
     source = html.escape(file.read_text(encoding="utf-8"), quote=True)
     frame = f'<iframe srcdoc="{source}" style="width:100%;height:{_HEIGHT}px;border:0"></iframe>'
@@ -91,7 +93,7 @@ def _in_notebook(file: Path) -> bool:
 
 
 def _has_screen() -> bool:
-    """Whether a browser could show anything: text browsers, which are asked where there is none, could not."""
+    """Return whether a graphical browser can open; a text browser cannot show the page."""
     return sys.platform in ("darwin", "win32") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )

@@ -1,1 +1,1 @@
-"""What this machine offers: its processor, its cores, compiled kernels."""
+"""Describe this machine (processor, cores), and cache its compiled kernels."""

@@ -1,13 +1,13 @@
-"""What all Numba kernels share: compiling is announced, done by one process at a time, and kept for later runs.
+"""Compile all Numba kernels: report it, let one process at a time do it, and keep the result for later runs.
 
-Numba compiles a kernel when it is first called with arguments of new types, and keeps the result in a folder: that of
-NUMBA_CACHE_DIR, else the sources' ``__pycache__``, else the user's cache. ``kept`` adds to Numba's own cache
+Numba compiles a kernel at its first call with arguments of new types, and caches it in a folder: that of
+NUMBA_CACHE_DIR, else the sources' ``__pycache__``, else the user's cache. ``kept`` extends Numba's cache:
 
-* a lock: of several processes that need a kernel one compiles it, and the others read what it stored;
-* patience: where nothing can be stored or read, the kernel lives as long as the process, which says so once;
-* a stamp of all kernel sources beside the function's own: what is inlined from them may have changed.
+* A lock: of several processes that need a kernel, one compiles it and the others read the cached file. * Errors of the
+cache are not fatal: the kernel then lives as long as the process, with one message. * A hash of all kernel sources in
+addition to the function's own, because functions of other files may be inlined.
 
-Numba is imported with the first kernel. What is said goes to the log of a run, else to stderr.
+Numba is imported with the first kernel. Messages go to the log of a run, or to stderr.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Dict, Generator, List, Optional
 
-QUIET = 3.0  # seconds without compiling after which it counts as done
+QUIET = 3.0  # seconds without compiling until the end is reported
 PATIENCE = 600.0  # seconds to wait for another process; then this one compiles as well
 LOCK = "tpvformer.lock"
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates a function that Numba compiles; ``options`` are those of ``numba.njit``."""
+    """Decorate a function that Numba compiles; ``options`` are those of ``numba.njit``."""
     import numba
 
     return lambda function: kept(numba.njit(no_cfunc_wrapper=True, **options)(function))
 
 
 def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """The same for one that only other kernels call: nothing is compiled by which Python could."""
+    """Decorate a function that only other kernels call; no entry for Python is compiled."""
     return kernel(no_cpython_wrapper=True, **options)
 
 
 def adopt(module: ModuleType) -> None:
-    """``kept`` for all kernels of a module that ``numba.njit`` made."""
+    """Apply ``kept`` to all kernels of a module that were made by ``numba.njit``."""
     for value in vars(module).values():
         if hasattr(value, "enable_caching"):
             kept(value)
 
 
 def kept(dispatcher: Any) -> Any:
-    """A compiled function with the cache that this module describes, or without one where no folder can be written."""
+    """Give a compiled function the cache of this module, or none if no folder can be written."""
     _listen()
     try:
         dispatcher._cache = _store_class()(dispatcher.py_func)
-    except RuntimeError:  # Numba's way to say that it found no folder
+    except RuntimeError:  # Numba raises it if it finds no folder
         _word.homeless = True
     return dispatcher
 
 
 @functools.lru_cache(maxsize=1)
 def can_keep() -> bool:
-    """Whether Numba finds a folder to keep kernels in. Without one its ``cache=True`` is an error."""
+    """Return whether Numba finds a folder to cache kernels in. Without one its ``cache=True`` is an error."""
     try:
         return bool(_store_class()(can_keep.__wrapped__))
     except RuntimeError:
@@ -71,7 +71,7 @@ def can_keep() -> bool:
 
 @contextlib.contextmanager
 def said_together() -> Generator[None, None, None]:
-    """What is compiled within is said to be done at the end, in one line; elsewhere when it was quiet for a while."""
+    """Report the kernels compiled inside the context in one line at its end; elsewhere after ``QUIET`` seconds."""
     outer, _word.waits = _word.waits, True
     try:
         yield
@@ -82,7 +82,7 @@ def said_together() -> Generator[None, None, None]:
 
 
 def compiled() -> int:
-    """How many kernels this process has compiled, instead of reading them, so far."""
+    """Return the number of kernels that this process has compiled so far, without those read from the cache."""
     return _word.total
 
 
@@ -100,14 +100,13 @@ def _say_once(text: str) -> None:
 
 
 class _Word:
-    """What is being compiled, and what was said of it. Numba's lock lets one thread at a time call ``start`` and
-    ``end``."""
+    """Track and report compilations. Numba's lock lets one thread at a time call ``start`` and ``end``."""
 
     def __init__(self) -> None:
-        self.homeless = False  # there is no folder to keep kernels in
-        self.waits = False  # for the end of ``said_together``
+        self.homeless = False  # no folder for the cache
+        self.waits = False  # inside ``said_together``
         self.total = 0
-        self._ours: List[bool] = []  # of each function that is being compiled within the one before
+        self._ours: List[bool] = []  # one entry for each function in compilation, nested
         self._began = self._seconds = 0.0
         self._count = 0  # kernels since the last ``done``
         self._timer: Optional[threading.Timer] = None
@@ -175,13 +174,13 @@ def _store_class() -> Any:
     from numba.core.caching import FunctionCache
 
     class Store(FunctionCache):
-        """Numba asks ``load_overload``, compiles where that finds nothing, and calls ``save_overload`` then."""
+        """Cache kernels: Numba calls ``load_overload``, compiles on a miss, then calls ``save_overload``."""
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             found = self._stored(sig, target_context)
             if found is None:
                 _lock(self.cache_path)
-                found = self._stored(sig, target_context)  # another process may have compiled it meanwhile
+                found = self._stored(sig, target_context)  # another process may have compiled it in the meantime
                 if found is not None:
                     _unlock(self.cache_path)
             return found
@@ -189,7 +188,7 @@ def _store_class() -> Any:
         def _stored(self, sig: Any, target_context: Any) -> Any:
             try:
                 return super().load_overload(sig, target_context)
-            except Exception as err:  # whatever became of the files: compiling gives the same
+            except Exception as err:  # any damage of the files: compiling gives the same kernel
                 _say_once(f"compiled kernels in {self.cache_path} cannot be read ({err!r}): they are compiled again")
                 return None
 
@@ -214,7 +213,7 @@ def _store_class() -> Any:
 
 @functools.lru_cache(maxsize=None)
 def _stamp(folder: str) -> str:
-    """A hash of the kernel sources in a folder; of none where it cannot be listed, as in an archive."""
+    """Return a hash of the kernel sources in a folder; of nothing if it cannot be listed, as in an archive."""
     digest = hashlib.sha256()
     for file in sorted(Path(folder).glob("*.py")):
         content = file.read_bytes()
@@ -223,13 +222,13 @@ def _stamp(folder: str) -> str:
     return digest.hexdigest()
 
 
-_held: Dict[str, List[int]] = {}  # by folder: the lock's file, and how many nested kernels hold it
+_held: Dict[str, List[int]] = {}  # folder -> lock file, number of nested kernels that hold it
 
 
 def _lock(folder: str) -> None:
-    """Wait until no other process compiles for this folder. Where files cannot be locked, nobody waits."""
+    """Wait until no other process compiles for this folder; do not wait if files cannot be locked."""
     if _word.idle:
-        _forget_locks()  # of kernels that did not compile
+        _forget_locks()  # locks of kernels that failed to compile
     if folder in _held:
         _held[folder][1] += 1
         return
@@ -261,7 +260,7 @@ def _unlock(folder: str) -> None:
 
 
 def _forget_locks() -> None:
-    """Also in a forked child: there it gives back copies of files, on which the parent's lock stays."""
+    """Close the lock files. In a forked child these are copies, and the parent keeps its lock."""
     for file, _ in _held.values():
         os.close(file)
     _held.clear()

@@ -1,4 +1,4 @@
-"""What of this machine's processor is ours: cores that may be used, how threads behave, how busy others keep it."""
+"""Find the cores that this process may use, configure its threads, and measure the load of other processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
-ROOT = Path("/")  # holds proc and sys
-LOADED = 1 / 8  # of all cores: fewer that others keep busy are not worth a word
+ROOT = Path("/")  # folder of proc and sys
+LOADED = 1 / 8  # share of all cores; a smaller load of other processes is not reported
 
 
 def cores() -> int:
-    """Cores that this process may use at a time, at least one: those it is bound to, within its control group's share.
+    """Return the cores that this process may use at once, at least one: its CPU affinity, limited by its cgroup quota.
 
-    ``docker run --cpus=1`` limits the share alone: 64 threads would then wait for each other.
+    ``docker run --cpus=1`` sets the quota only: 64 threads would then wait for each other.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _share()
@@ -24,10 +24,10 @@ def cores() -> int:
 
 
 def set_up_threads() -> None:
-    """Set what OpenMP and Numba read when they are loaded, unless the user has; to be called before PyTorch is.
+    """Set the environment variables of OpenMP and Numba, unless the user has; call it before PyTorch is imported.
 
-    Threads without work look for it for some 10 us instead of milliseconds before they sleep: no slower on idle cores,
-    and where anything else wants the cores it gets them. A control group's share of the cores is all that is used.
+    Idle threads spin for about 10 us instead of milliseconds before they sleep. This is no slower on free cores and
+    leaves busy cores to other programs. Threads are limited to the cgroup quota.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -37,10 +37,10 @@ def set_up_threads() -> None:
 
 
 def load_of_others(seconds: float = 0.2) -> Optional[str]:
-    """A sentence where other processes keep a part of this machine busy, found within ``seconds``; else None.
+    """Return a sentence if other processes keep part of this machine busy, measured over ``seconds``; else None.
 
-    Linux alone tells. The other processes of this launch (children of this one's parent, where LOCAL_WORLD_SIZE says
-    that there are some) are ours.
+    Works on Linux only. Other processes of this launch (children of this process's parent, if LOCAL_WORLD_SIZE is above
+    1) are not counted.
     """
     try:
         before = _ticks()
@@ -57,7 +57,7 @@ def load_of_others(seconds: float = 0.2) -> Optional[str]:
 
 
 def _ticks() -> Tuple[int, int, int, int]:
-    """Ticks so far of all cores, of all that was not idle, of our processes; and the number of cores."""
+    """Return ticks since boot of all cores, non-idle ticks, ticks of our processes; and the number of cores."""
     lines = (ROOT / "proc/stat").read_text(encoding="ascii").splitlines()
     fields = [int(word) for word in lines[0].split()[1:9]]  # user nice system idle iowait irq softirq steal
     count = sum(line.startswith("cpu") for line in lines) - 1
@@ -69,14 +69,14 @@ def _our_ticks() -> Iterator[int]:
     me = os.getpid()
     siblings = os.getppid() if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1" else me
     for folder in (ROOT / "proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             after_name = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if int(folder.name) == me or int(after_name[1]) in (me, siblings):
                 yield int(after_name[11]) + int(after_name[12])
 
 
 def _share() -> Optional[float]:
-    """How many cores' time the control groups of this process allow it; None where they do not say."""
+    """Return the cores that the cgroups of this process allow; None without a quota."""
     shares = []
     with contextlib.suppress(OSError, ValueError):
         for line in (ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
@@ -89,7 +89,7 @@ def _share() -> Optional[float]:
 
 
 def _quota(folder: Path) -> Optional[float]:
-    """Of one control group, of the second or the first version."""
+    """Return the quota of one cgroup in cores, version 2 or 1; None without one."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
         return None if quota == "max" else int(quota) / int(period)

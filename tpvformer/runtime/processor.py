@@ -1,4 +1,4 @@
-"""What this machine's processor has, whether bf16 is fast on it, and how much memory this process has taken."""
+"""Read the processor's features, decide whether its bf16 is fast, and measure this process's memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 import torch
 
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "bf16")  # that decide how fast this package is
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "bf16")  # they affect the speed here
 _BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # instructions that multiply bf16 numbers; "bf16" is Arm's
 _LINUX_NAMES = {"asimd": "neon"}
 _TORCH_NAMES = {"avx512_f": "avx512f", "arm_neon": "neon", "arm_bf16": "bf16"}  # of torch.cpu.get_capabilities
 _TORCH_ASKS = {"avx2": "_is_avx2_supported", "avx512f": "_is_avx512_supported"}
 _TORCH_ASKS["avx512_bf16"] = "_is_avx512_bf16_supported"
-# oneDNN's names of the instruction sets that it may be held to (ONEDNN_MAX_CPU_ISA), of those without bf16 products
+# values of ONEDNN_MAX_CPU_ISA, oneDNN's limit of instruction sets, that exclude bf16 products
 _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 class Processor(NamedTuple):
-    """``features`` are those of FEATURES; ``onednn`` is whether PyTorch's oneDNN takes bf16, ``limit`` the setting that
-    makes bf16 slow, as it was typed, else empty."""
+    """Hold the processor's name and its ``features`` out of FEATURES.
+
+    ``onednn``: whether PyTorch's oneDNN supports bf16. ``limit``: the environment setting that makes bf16 slow, as
+    typed, else empty.
+    """
 
     name: str
     features: FrozenSet[str]
@@ -36,17 +39,17 @@ class Processor(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether bf16 is faster than fp32 on a device, and by what one knows."""
+    """Hold whether bf16 is faster than fp32 on a device, and the reason."""
 
     fast: bool
     why: str
 
 
 def fast_bf16(processor: Processor) -> Verdict:
-    """Whether this processor's bf16 is faster than its fp32.
+    """Return whether this processor's bf16 is faster than its fp32.
 
-    It takes instructions that multiply bf16 and a oneDNN that uses them. On AVX-512 alone oneDNN takes bf16 as well,
-    but converts it back and forth, and where oneDNN takes none PyTorch's own convolutions are slower still.
+    Fast bf16 needs instructions that multiply bf16 and a oneDNN that uses them. With AVX-512 alone oneDNN accepts bf16
+    too, but converts it back and forth. Without oneDNN's bf16, PyTorch's own convolutions are slower still.
     """
     found = [name for name in _BF16 if name in processor.features]
     if not found:
@@ -62,7 +65,7 @@ def fast_bf16(processor: Processor) -> Verdict:
 
 
 def read_processor() -> Processor:
-    """The facts of the machine that this process runs on. What nobody tells counts as absent."""
+    """Return the facts of this machine's processor; unknown features count as absent."""
     name, features = _linux()
     if not features and sys.platform == "darwin":
         name, features = _macos()
@@ -81,10 +84,10 @@ def _linux() -> Tuple[str, List[str]]:
 
 
 def read_cpuinfo(text: str, machine: str) -> Tuple[str, List[str]]:
-    """Name and features by the text of Linux's /proc/cpuinfo on a ``machine`` such as "x86_64" or "aarch64".
+    """Return name and features from the text of Linux's /proc/cpuinfo on a ``machine`` such as "x86_64" or "aarch64".
 
-    What all cores have counts. An emulator such as qemu-user shows the text of the host, whose instructions the
-    process does not have: x86 calls them flags, Arm calls them Features.
+    Only features of all cores count. An emulator such as qemu-user shows the host's text, with instructions that the
+    process does not have; the label tells them apart: x86 has "flags", Arm has "Features".
     """
     name, features = "", None
     label = "Features" if machine in ("aarch64", "arm64", "armv7l", "armv8l") else "flags"
@@ -99,12 +102,12 @@ def read_cpuinfo(text: str, machine: str) -> Tuple[str, List[str]]:
 
 
 def _macos() -> Tuple[str, List[str]]:
-    """By sysctl, which answers 1 for what is there and nothing for names that it does not know."""
+    """Return name and features by sysctl, which prints 1 for a present feature and nothing for unknown names."""
     asked = {"avx2": "hw.optional.avx2_0", "avx512f": "hw.optional.avx512f"}
     asked.update(neon="hw.optional.neon", bf16="hw.optional.arm.FEAT_BF16")
     features = [feature for feature, key in asked.items() if _sysctl(key) == "1"]
     if platform.machine() == "arm64" and "neon" not in features:
-        features.append("neon")  # every one has it
+        features.append("neon")  # every Apple processor has it
     return _sysctl("machdep.cpu.brand_string"), features
 
 
@@ -117,7 +120,7 @@ def _sysctl(key: str) -> str:
 
 
 def _torch() -> List[str]:
-    """By PyTorch, whose newer releases tell more; 2.1 tells nothing."""
+    """Return features by PyTorch; newer releases report more, 2.1 reports none."""
     told: Dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     features = [_TORCH_NAMES.get(name, name) for name, has in told.items() if has is True]
     for feature, question in _TORCH_ASKS.items():
@@ -128,7 +131,7 @@ def _torch() -> List[str]:
 
 
 def _onednn_takes_bf16() -> bool:
-    """Whether PyTorch hands bf16 to oneDNN here; not where it was built without it or is told to leave it alone."""
+    """Return whether PyTorch uses oneDNN for bf16 here; not if it was built without oneDNN or has it disabled."""
     if not (torch.backends.mkldnn.is_available() and getattr(torch.backends.mkldnn, "enabled", True)):
         return False
     try:
@@ -138,10 +141,10 @@ def _onednn_takes_bf16() -> bool:
 
 
 def _limit() -> str:
-    """The setting with which bf16 is no faster than fp32; empty where there is none.
+    """Return the environment setting that makes bf16 no faster than fp32; empty if there is none.
 
-    oneDNN leaves the instructions alone, by the first of its two variables that there is; or PyTorch does everything
-    beside the convolutions without vectors, which takes as long in bf16 as in fp32.
+    Either oneDNN does not use the instructions, by the first of its two variables that is set. Or PyTorch runs
+    everything except convolutions without vectors, which takes the same time in bf16 and fp32.
     """
     aten = os.environ.get("ATEN_CPU_CAPABILITY", "")
     if aten == "default":
@@ -154,18 +157,18 @@ def _limit() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Count the highest memory use of this process from here on. This needs Linux; elsewhere the count goes on."""
+    """Reset the peak memory counter of this process. Works on Linux only."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def mib(amount: Optional[float]) -> str:
-    """For people."""
+    """Format an amount of memory."""
     return "not known" if amount is None else f"{amount:.0f} MiB"
 
 
 def peak_memory_mib() -> Optional[float]:
-    """The highest memory use of this process so far; None where Python cannot tell, as on Windows."""
+    """Return the peak memory of this process in MiB; None if Python cannot read it, as on Windows."""
     try:
         import resource
     except ImportError:
