@@ -1,1 +1,1 @@
-"""What people type: one module a family of commands. ``cli`` has the table of all; ``options`` is what they share."""
+"""Define the sub-commands, one module for each family. ``cli`` lists them; ``options`` holds common options."""

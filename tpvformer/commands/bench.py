@@ -1,4 +1,4 @@
-"""``tpvformer bench`` and ``tpvformer selfcheck``: how fast this machine is, and whether it computes rightly."""
+"""Measure this machine's speed, and check its results: ``tpvformer bench`` and ``tpvformer selfcheck``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tpvformer.commands.options import add_config, add_device, positive, read_co
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench``."""
+    """Add the options of ``bench``."""
     parser.description = _BENCH
     add_config(parser)
     add_device(parser)
     parser.add_argument(
-        "--size", type=size, metavar="WxH", help="random images as they lie on the disk (default: 1600x900)"
+        "--size", type=size, metavar="WxH", help="size of random images before scaling (default: 1600x900)"
     )
     parser.add_argument("--points", type=positive, metavar="N", help="lidar points of a random sample (default: 34720)")
     parser.add_argument(
@@ -26,12 +26,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers, the machine and the command as JSON"
     )
-    parser.add_argument("--out", dest="json", type=Path, help=argparse.SUPPRESS)  # its former name
+    parser.add_argument("--out", dest="json", type=Path, help=argparse.SUPPRESS)  # the former name of --json
     parser.set_defaults(run=_bench)
 
 
 def add_selfcheck(parser: argparse.ArgumentParser) -> None:
-    """The options of ``selfcheck``."""
+    """Add the options of ``selfcheck``."""
     parser.description = _SELFCHECK
     default = "(default: tpv_lidarseg_dim64, a small one on a CPU)"
     parser.add_argument("--py-config", metavar="CONFIG", help=f"model to time {default}")
@@ -47,8 +47,8 @@ _BENCH = "Weights are random, and so are inputs unless --data is given. OMP_NUM_
 
 
 _SELFCHECK = (
-    "Looks for the device's kernels, compares every operation, the optimiser and a training step with the CPU, forward "
-    "and backward, watches for work that falls back to the CPU, and times 20 training steps. Exit status 0: all well."
+    "Looks up the device's kernels, compares every operation, the optimiser and a training step with the CPU, forward "
+    "and backward, detects work that falls back to the CPU, and times 20 training steps. Exit status 0: all passed."
 )
 
 

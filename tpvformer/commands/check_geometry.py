@@ -1,7 +1,7 @@
-"""``tpvformer check-geometry``: lidar painted on the images of one sample. To be looked at before training on any data.
+"""Paint lidar points on the images of one sample, to check data before training: ``tpvformer check-geometry``.
 
-Where calibration, images and scans belong together, painted points follow the edges of what they lie on. Where there is
-no lidar, lines are painted on the ground instead.
+If calibration, images and scans belong together, painted points follow the edges of the objects they lie on. Without
+lidar, lines are painted on the ground instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tpvformer.viz.project import inside, project
 
 @dataclass(frozen=True)
 class GeometryReport:
-    """Points counted in the stored images: depth above 1 m, 0 <= u < width, 0 <= v < height."""
+    """Count the points in the stored images: depth above 1 m, 0 <= u < width, 0 <= v < height."""
 
     token: str
     points: int
@@ -42,10 +42,10 @@ class GeometryReport:
     seen_by_any: int
     seen_by_two_or_more: int
     lost: int = 0  # points of the file without finite coordinates, left out
-    no_scan: str = ""  # why there are no points, where these are wanting
+    no_scan: str = ""  # why the frame has no points
 
     def lines(self) -> List[str]:
-        """The report as text."""
+        """Return the report as lines of text."""
         rows = [f"sample {self.token}: {self.points} points, {len(self.in_image)} cameras"]
         rows += [f"  without points: {self.no_scan}"] if self.no_scan else []
         rows += [f"  {self.lost} more points have no finite coordinates and are left out"] if self.lost else []
@@ -55,7 +55,7 @@ class GeometryReport:
 
 
 def count_points(frame: Frame) -> GeometryReport:
-    """Which cameras see how many of the frame's points."""
+    """Count the frame's points in each camera."""
     seen = []
     for image, matrix in zip(frame.pictures(), frame.lidar2img):
         pixels, depth = project(frame.points, matrix)
@@ -73,17 +73,17 @@ def count_points(frame: Frame) -> GeometryReport:
 
 
 def network_view(sample: Sample, cfg: DataConfig) -> List[np.ndarray]:
-    """The images as the network is shown them, as uint8 BGR."""
+    """Return the images as the network receives them, as uint8 BGR."""
     images = network_images(collate([sample], cfg.ignore_label), cfg)[0].permute(0, 2, 3, 1).numpy()
     shown = np.clip(images + np.asarray(MEAN_BGR, np.float32), 0, 255)
     return list(np.rint(shown).astype(np.uint8))
 
 
 def ground_below(frame: Frame, grid: GridConfig) -> Tuple[np.ndarray, Tuple[float, ...]]:
-    """(4, 4) from metres right, forward and up of the place on the ground below the grid's origin to lidar metres, and
-    how far the grid goes from there: left, behind, right, front.
+    """Return the transform (4, 4) from the ground below the grid's origin to lidar metres, and the reach of the grid.
 
-    Without lidar2ego the lidar is taken to be as high as nuScenes'.
+    The ground frame is in metres to the right, forwards and upwards. The reach is left, behind, right, front. Without
+    lidar2ego the lidar's height is that of nuScenes.
     """
     x0, y0, _, x1, y1, _ = grid.pc_range
     reach = (-y1, x0, -y0, x1) if grid.frame == "ego" else (x0, y0, x1, y1)
@@ -99,11 +99,11 @@ def ground_below(frame: Frame, grid: GridConfig) -> Tuple[np.ndarray, Tuple[floa
 def check_geometry(
     dataset: FrameDataset, cfg: DataConfig, index: int, out: Union[str, Path], augment: bool = False
 ) -> GeometryReport:
-    """Counts the points of sample ``index`` in its images and writes the painted images to ``out``.
+    """Count the points of sample ``index`` in its images and write the painted images to ``out``.
 
-    Points have their class's colour, or their distance's where no labels were read. Where there is no lidar, the
-    middles of the voxels that dense labels name stand in for points, else there are lines on the ground. ``augment``
-    paints the training view instead of the stored images. Raises ConfigError and DataError.
+    Points have the colour of their class, or of their distance if no labels were read. Without lidar, the centres of
+    labelled voxels replace the points; without dense labels, lines are painted on the ground. ``augment`` paints the
+    training view instead of the stored images. Raises ConfigError and DataError.
     """
     if not 0 <= index < len(dataset):
         raise ConfigError(
@@ -128,7 +128,7 @@ def check_geometry(
 
 
 def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.ndarray]:
-    """(P, 3) float32 metres and (P,) classes of the voxels (X, Y, Z) of an evaluated class."""
+    """Return centres (P, 3) float32 in metres and classes (P,) of the voxels (X, Y, Z) of an evaluated class."""
     grid = OCCUPANCY_GRIDS[cfg.occupancy]
     cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
     low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
@@ -136,7 +136,7 @@ def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
-    """Stores a painted picture (H, W, 3) uint8 BGR as PNG; raises ConfigError where it cannot be written."""
+    """Write a painted picture (H, W, 3) uint8 BGR as PNG. Raises ConfigError if it cannot be written."""
     try:
         write_png(out, picture)
     except OSError as err:
@@ -146,15 +146,15 @@ def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
-        "--py-config", metavar="CONFIG", help="whose data section is used (default: all settings as usual)"
+        "--py-config", metavar="CONFIG", help="configuration whose data section is used (default: the default settings)"
     )
     parser.add_argument(
         "--infos", "--rig", metavar="PATH", help="info file; rig file or its folder (default: the configuration's)"
     )
     parser.add_argument(
-        "--root", metavar="DIR", help="holds samples/, or the files themselves (default: the configuration's)"
+        "--root", metavar="DIR", help="folder of samples/, or of the files themselves (default: the configuration's)"
     )
     parser.add_argument("--version", help="name of the table folder below the root (default: the configuration's)")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="which set (default: %(default)s)")
@@ -165,7 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command; return its exit status."""
     config = load_config(args.py_config) if args.py_config else Config(name="check-geometry")
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_labelled(data: DataConfig, split: str) -> bool:
-    """Whether point labels can be had: a rig file names them, for info files there are tables."""
+    """Return whether point labels exist: in a rig file by name, for info files in the tables."""
     path = data.infos(split)
     if data.format == "semantickitti":
         return True

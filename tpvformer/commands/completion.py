@@ -1,4 +1,4 @@
-"""``tpvformer completion``: the script by which a shell completes commands, options, choices and files."""
+"""Print the completion script of a shell, for commands, options, choices and files: ``tpvformer completion``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Iterator
 from tpvformer.errors import ConfigError
 
 SHELLS = ("bash", "zsh")
-_PATHS = ("rig", "infos", "root", "out", "source", "ckpt_path")  # that are text: an address or a name is welcome too
+_PATHS = ("rig", "infos", "root", "out", "source", "ckpt_path")  # text options that may be paths
 
-# shell functions that offer shipped configurations and files
+# shell functions that complete shipped configurations and files
 _CONFIG_FILES = {
     "bash": '_tpvformer_config_files() { local IFS=" "; compgen -W "%s" -- "$1"; compgen -f -- "$1"; }',
     "zsh": "_tpvformer_config_files() { compadd -- %s; _files }",
@@ -19,9 +19,9 @@ _CONFIG_FILES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``completion``."""
+    """Add the options of ``completion``."""
     parser.description = _ABOUT
-    parser.add_argument("shell", choices=SHELLS, help="whose language the script is in")
+    parser.add_argument("shell", choices=SHELLS, help="shell of the script")
     parser.set_defaults(run=_completion)
 
 
@@ -38,7 +38,7 @@ def _completion(args: argparse.Namespace) -> int:
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """What ``shell`` is to read to complete ``parser``'s command; marks the parser's arguments. Raises ConfigError."""
+    """Return the completion script of ``shell`` for a parser; its arguments are marked. Raises ConfigError."""
     try:
         import shtab
     except ImportError as err:
@@ -51,7 +51,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         if action.dest == "device":
             action.choices = ("auto", *KINDS, *UNTESTED)
         elif action.metavar == "DIR":
-            vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
+            vars(action)["complete"] = shtab.DIRECTORY  # read by shtab
         elif action.dest == "py_config":
             vars(action)["complete"] = dict.fromkeys(SHELLS, "_tpvformer_config_files")
         elif action.choices is None and (action.type is Path or action.dest in _PATHS):
@@ -60,7 +60,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every argument of a parser and of the commands below it."""
+    """Yield every argument of a parser and of its sub-commands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

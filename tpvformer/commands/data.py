@@ -1,4 +1,4 @@
-"""``tpvformer data``: what is done with a nuScenes download before anything is trained on it."""
+"""Prepare and check a nuScenes download before training: ``tpvformer data``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The commands below ``data`` and their options."""
+    """Add the sub-commands of ``data`` and their options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     infos = commands.add_parser("infos", help="write info files from the tables", description=_INFOS)
     add_set(infos)
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     infos.set_defaults(run=_infos)
 
-    check = commands.add_parser("check", help="is the download complete and readable?", description=_CHECK)
+    check = commands.add_parser("check", help="check that the download is complete and readable", description=_CHECK)
     add_set(check)
     other = check.add_mutually_exclusive_group()
     other.add_argument(
@@ -50,13 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rig",
         type=Path,
         metavar="PATH",
-        help="instead: look at a rig file of one's own, or its folder, or at an info file, and all it names",
+        help="instead: check your own rig file or its folder, or an info file, and all files it names",
     )
-    check.add_argument("--py-config", metavar="CONFIG", help="with --rig: whose grid is looked at (default: the usual)")
+    check.add_argument(
+        "--py-config", metavar="CONFIG", help="with --rig: configuration of the grid (default: the default grid)"
+    )
     check.add_argument(
         "--splits", nargs="+", default=[], metavar="SPLIT", help="only the samples of these splits (default: all)"
     )
-    check.add_argument("--split", dest="splits", nargs="+", help=argparse.SUPPRESS)  # its former name
+    check.add_argument("--split", dest="splits", nargs="+", help=argparse.SUPPRESS)  # the former name of --splits
     check.add_argument("--whole", action="store_true", help="decode every image and read every scan and label")
     check.add_argument(
         "--limit", type=_count, default=20, metavar="N", help="faults of a kind to list (default: %(default)s)"
@@ -69,25 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _INFOS = (
     "Reads six tables (scene, sample, sensor, calibrated_sensor, sample_data, ego_pose), writes two files a split: "
     "nuscenes_infos_<split>.pkl in the layout of TPVFormer, BEVFormer and mmdetection3d 0.x, without boxes and CAN "
-    "bus, which TPVFormer does not read; nuscenes_infos_<split>.safetensors, which this package reads sooner and "
-    "which cannot run anything. data.train_infos and data.val_infos take either."
+    "bus, which TPVFormer does not read; nuscenes_infos_<split>.safetensors, which this package reads faster and "
+    "which cannot execute code. data.train_infos and data.val_infos accept either."
 )
 
 
 _CHECK = (
-    "Counts the files of the tree against the tables, then looks at calibration, poses, images, scans and labels of "
+    "Compares the files of the tree with the tables, then checks calibration, poses, images, scans and labels of "
     "every key frame. Each fault is one line with its token. Exit status: 0 no fault, 1 faults, 2 wrong arguments."
 )
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:
-    """``--root`` and ``--version``."""
+    """Add ``--root`` and ``--version``."""
     parser.add_argument(
         "--root", type=Path, default=Path("data/nuscenes"), metavar="DIR", help="holds samples/ (default: %(default)s)"
     )
     parser.add_argument(
         "--version",
-        help="table folder below it: v1.0-mini, v1.0-trainval or v1.0-test (default: the one that is there)",
+        help="table folder below the root: v1.0-mini, v1.0-trainval or v1.0-test (default: the only one)",
     )
 
 
@@ -98,7 +100,7 @@ def _count(text: str) -> int:
 
 
 def every(seconds: float) -> Callable[[str, int, int], None]:
-    """Says on stderr how far something that takes longer than ``seconds`` is, such as reading a large table."""
+    """Return a callback that prints progress on stderr every ``seconds``, for example while a large table is read."""
     from tpvformer.engine.logging.progress import remaining
 
     said = time.perf_counter()
@@ -110,7 +112,7 @@ def every(seconds: float) -> Callable[[str, int, int], None]:
         spent = now - began.setdefault(what, now)
         if now - said >= seconds:
             said = now
-            size = f"{total / 1e6:.0f} MB" if total >= 1e6 else str(total)  # bytes of a table, else things of a set
+            size = f"{total / 1e6:.0f} MB" if total >= 1e6 else str(total)  # bytes of a table, else items of a set
             left = f", {remaining(spent * (total - done) / done)}" if done and spent else ""
             print(f"{what}: {done * 100 // max(total, 1)} % of {size}{left}", file=sys.stderr)
 
@@ -182,7 +184,7 @@ def _check_rig(args: argparse.Namespace) -> int:
 
 
 def _seen(record: Record, grid: GridConfig) -> Tuple[List[float], float]:
-    """The share of the grid's pillars' anchors that each camera sees, and that any does."""
+    """Return the share of the grid's pillar anchors that each camera sees, and the share that any camera sees."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""``tpvformer demo``: a first look. A street is made, the weights inside the package say what is where in it."""
+"""Show a first prediction: ``tpvformer demo`` draws a street and predicts it with the weights inside the package."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tpvformer.errors import ConfigError
 if TYPE_CHECKING:
     from tpvformer.viz.frame_prediction import FramePrediction
 
-SEED = 8001  # of the city that is shown
-TRAINING_SEED = 1  # of the city that the weights inside the package were trained in, as `make demo` makes it
-SIZE = (224, 128)  # width and height of its images, in pixels: those of the training
-SCENES = 2  # the fewest that a data set has; the first is looked at
-STREET, PREDICTION, PAGE, PICTURE = "street", "prediction", "page.html", "picture.png"  # what is written
+SEED = 8001  # seed of the city that is shown
+TRAINING_SEED = 1  # seed of the city of the package's weights, as in `make demo`
+SIZE = (224, 128)  # width and height of the images in pixels, as in training
+SCENES = 2  # the smallest data set; only the first scene is shown
+STREET, PREDICTION, PAGE, PICTURE = "street", "prediction", "page.html", "picture.png"  # the output files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``demo``."""
+    """Add the options of ``demo``."""
     parser.description = _DEMO
     parser.epilog = "Example: tpvformer demo --seed 77 --out out/another"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where it is written (default: out/demo-{SEED})")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"output folder (default: out/demo-{SEED})")
     parser.add_argument(
         "--seed", type=int, default=SEED, metavar="N", help="another seed, another city (default: %(default)s)"
     )
@@ -65,9 +65,9 @@ The model learned from drawn streets alone: of photographs it knows nothing."""
 
 
 def _street(out: Path, seed: int) -> Path:
-    """The rig file of the street, whose data set is made where it is not there yet.
+    """Return the rig file of the street; write its data set if it does not exist.
 
-    Raises ConfigError where anything else has a name of ours: what an earlier demo made is replaced, nothing else.
+    Raises ConfigError if another file has one of the output names. Only files of an earlier demo are replaced.
     """
     from tpvformer.data.street.write import PARAMETERS, RIG, write_dataset
 
@@ -83,7 +83,7 @@ def _street(out: Path, seed: int) -> Path:
 
 
 def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, FramePrediction]:
-    """The model's configuration and what it says, with the truth; ``folder`` gets it as ``tpvformer predict`` does."""
+    """Return the model's configuration and its prediction with the truth; write the archive to ``folder``."""
     from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
     from tpvformer.predict.archive import read_results
     from tpvformer.predict.frames import FramePredictions
@@ -94,7 +94,7 @@ def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, FramePredi
 
 
 def _score(result: FramePrediction, config: Config) -> str:
-    """How many points are right, and the mean IoU of the classes that are there."""
+    """Return the share of correct points, and the mean IoU of the classes present, as text."""
     import torch
 
     from tpvformer.engine.metrics.iou import confusion_matrix, scores

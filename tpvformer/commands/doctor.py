@@ -1,4 +1,4 @@
-"""``tpvformer doctor``: what is installed, what serves each operation here, and the one thing to mend first."""
+"""Report installed packages, the backend of each operation, and the first problem to fix: ``tpvformer doctor``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _USEFUL = (
     "onnxruntime",
     "fsspec",
 )
-_STANDS_IN = {"opencv-python-headless": "cv2"}  # other packages of OpenCV bring the same module
+_STANDS_IN = {"opencv-python-headless": "cv2"}  # other packages of OpenCV contain the same module
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``doctor``."""
+    """Add the options of ``doctor``."""
     parser.description = (
-        "Looks at versions, devices and kernels, and runs nothing. Exit status: 0 unless something is wrong."
+        "Checks versions, devices and kernels without running a model. Exit status: 0 if there is no problem, else 1."
     )
     add_device(parser)
     parser.set_defaults(run=_doctor)
@@ -49,7 +49,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def examine(device: str) -> Tuple[List[str], Optional[str]]:
-    """What there is to say, and the first thing to mend; None where all is well."""
+    """Return the report's lines, and the first problem to fix; None without problems."""
     import torch
 
     from tpvformer import ops
@@ -103,7 +103,7 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
 
 
 def _processor(device: torch.device) -> List[str]:
-    """What the processor has and what follows for kernels, and the precision that "auto" comes to on the device."""
+    """Return lines about the processor, its kernels, and the precision that "auto" resolves to on the device."""
     from tpvformer.engine.device.precision import choose
     from tpvformer.runtime.processor import read_processor
 
@@ -113,7 +113,7 @@ def _processor(device: torch.device) -> List[str]:
         from tpvformer.ops.numba_options import vector_width
 
         width = f"kernels use vectors of {vector_width()} float32"
-    except (ImportError, RuntimeError):  # Numba raises RuntimeError where it finds no folder to cache in
+    except (ImportError, RuntimeError):  # Numba raises RuntimeError if it finds no cache folder
         width = "no kernels without Numba"
     held = f" ({processor.limit})" if processor.limit else ""
     return [
@@ -123,7 +123,7 @@ def _processor(device: torch.device) -> List[str]:
 
 
 def _served(kernels: Dict[str, Optional[str]]) -> List[str]:
-    """A line for each operation, or for each backend that has all of them."""
+    """Return a line for each operation, or for each backend that has all of them."""
     if not kernels:
         return ["attention and deformable convolution: plain PyTorch"]
     return [
@@ -133,7 +133,7 @@ def _served(kernels: Dict[str, Optional[str]]) -> List[str]:
 
 
 def _load(module: str) -> Optional[str]:
-    """Why a module that is installed cannot be imported here; None where it can."""
+    """Return why an installed module cannot be imported; None if it can."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as err:

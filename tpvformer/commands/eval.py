@@ -1,4 +1,4 @@
-"""``tpvformer eval``: scores of a checkpoint, and what nuScenes' server takes."""
+"""Score a checkpoint, and write a submission for nuScenes' server: ``tpvformer eval``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from tpvformer.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``eval``."""
+    """Add the options of ``eval``."""
     add_config(parser, stored=True)
     add_weights(parser)
     add_device(parser)
     parser.add_argument(
         "--permute-cameras",
         action="store_true",
-        help="also score with exchanged cameras, a constant answer, and colour without a network",
+        help="also score exchanged cameras, a constant class, and colour without a network",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
     parser.add_argument(
         "--split", choices=("val", "test"), default="val", help="test has no labels, so no scores (default: val)"
     )
-    parser.add_argument("--submission", type=Path, metavar="ZIP", help="write what nuScenes' lidarseg server takes")
     parser.add_argument(
-        "--also-uses", choices=("lidar", "external"), action="append", default=[], help="say so in the submission"
+        "--submission", type=Path, metavar="ZIP", help="write predictions for nuScenes' lidarseg server"
+    )
+    parser.add_argument(
+        "--also-uses",
+        choices=("lidar", "external"),
+        action="append",
+        default=[],
+        help="data that the submission declares beside cameras",
     )
     parser.set_defaults(run=_eval)
 

@@ -1,4 +1,4 @@
-"""``tpvformer export`` and ``tpvformer convert``: a model leaves, for other runtimes or under other names."""
+"""Export a model for other runtimes, or convert its weights: ``tpvformer export`` and ``tpvformer convert``."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from tpvformer.errors import ConfigError
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """The options of ``export``."""
+    """Add the options of ``export``."""
     parser.description = _EXPORT
     add_config(parser, stored=True)
     add_weights(parser)
     forms = parser.add_mutually_exclusive_group(required=True)
     forms.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX file")
     forms.add_argument("--pt2", type=Path, metavar="FILE", help="a program of torch.export")
-    forms.add_argument("--aoti", type=Path, metavar="FILE", help="the same, compiled by AOTInductor in minutes")
+    forms.add_argument("--aoti", type=Path, metavar="FILE", help="the same, compiled by AOTInductor; takes minutes")
     forms.add_argument(
         "--out", type=Path, metavar="FILE", help="weights under the reference's names, .pth or .safetensors"
     )
     parser.add_argument(
-        "--cameras", type=positive, default=6, metavar="N", help="of the rig, not for --out (default: 6)"
+        "--cameras", type=positive, default=6, metavar="N", help="number of cameras, not for --out (default: 6)"
     )
     parser.add_argument(
-        "--size", type=size, metavar="WxH", default=(1600, 900), help="their images (default: 1600x900)"
+        "--size", type=size, metavar="WxH", default=(1600, 900), help="size of their images (default: 1600x900)"
     )
     parser.set_defaults(run=_export)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    """The options of ``convert``."""
+    """Add the options of ``convert``."""
     parser.description = _CONVERT
     parser.add_argument("source", help="a checkpoint, a folder of weights, a work dir, demo, or a hub's owner/name")
     parser.add_argument("out", type=Path, help="FILE.pth or FILE.safetensors: the reference's names; else a folder")
     parser.add_argument(
-        "--py-config", metavar="CONFIG", help="its configuration (default: the stored one, or told by the shapes)"
+        "--py-config", metavar="CONFIG", help="its configuration (default: the stored one, or inferred from the shapes)"
     )
     parser.add_argument(
-        "--half", action="store_true", help="to a folder: parameters as float16, in half the bytes; opened as float32"
+        "--half",
+        action="store_true",
+        help="with a folder: store parameters as float16, in half the bytes; they are opened as float32",
     )
-    parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="go on where weights hold NaN or infinite numbers"
-    )
+    parser.add_argument("--allow-nonfinite", action="store_true", help="accept weights with NaN or infinite numbers")
     parser.set_defaults(run=_convert)
 
 
@@ -55,7 +55,7 @@ _EXPORT = (
 
 
 _CONVERT = (
-    "Reads whatever from_pretrained reads (docs/python.md). A folder gets config.json, model.safetensors and a model "
+    "Reads all sources of from_pretrained (docs/python.md). A folder gets config.json, model.safetensors and a model "
     "card; a file gets the weights under the reference's names, flat, as the published ones are."
 )
 

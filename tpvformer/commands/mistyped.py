@@ -1,4 +1,4 @@
-"""Options by the names that other programs give them: what is to be typed here instead."""
+"""Suggest an option of this package for an option name of other programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Dict, Iterable, Set, Tuple
 from tpvformer.config import Config
 from tpvformer.engine.device.names import ACCEPTED, KINDS
 
-# by the name elsewhere: an option of ours, or a setting for --set, with its value where it is always the same. The
-# first that the command has is told.
+# other programs' name -> our option, or a setting for --set, with its value if that is fixed. The first one that the
+# command has is suggested.
 _WAYS: Dict[str, Tuple[str, ...]] = {}
 
 
@@ -48,7 +48,7 @@ _called("continue auto-resume checkpoint-path", "--resume-from")
 
 
 def instead(name: str, value: str, options: Set[str]) -> str:
-    """What to give for the option ``--name`` with ``value`` (empty: none) to a command that has ``options``."""
+    """Return a suggestion for the option ``--name`` with ``value`` (empty: none) of a command that has ``options``."""
     ways = _WAYS.get(name, ()) + _settings(name.replace("-", "_"))
     if "--set" not in options:
         ways = tuple(way for way in ways if way.startswith("--"))
@@ -68,7 +68,7 @@ def instead(name: str, value: str, options: Set[str]) -> str:
 
 
 def _settings(name: str) -> Tuple[str, ...]:
-    """Where a configuration has a field of this name."""
+    """Return the configuration fields of this name, with their sections."""
     config = Config(name="any")
     sections = ("train", "data", "optim", "model", "loss")
     return tuple(f"{s}.{name}" for s in sections if _has(getattr(config, s), name))

@@ -1,4 +1,4 @@
-"""Options that several commands share: what they are called, what they mean, and how they are read."""
+"""Define and read the options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tpvformer.errors import ConfigError
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
-    """``--py-config`` and ``--set``. ``stored``: not needed where ``--ckpt-path`` carries or tells it."""
+    """Add ``--py-config`` and ``--set``. ``stored``: the configuration may come from ``--ckpt-path``."""
     text = "configuration: a file, ours or the reference's, or a shipped one's name"
     parser.add_argument(
         "--py-config",
         metavar="CONFIG",
         required=not stored,
-        help=f"{text} (default: the one that the weights carry, or tell by their shapes)" if stored else text,
+        help=f"{text} (default: the one stored with the weights, or inferred from shapes)" if stored else text,
     )
     parser.add_argument(
         "--set",
@@ -31,30 +31,30 @@ def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """``--ckpt-path``."""
+    """Add ``--ckpt-path``."""
     parser.add_argument(
         "--ckpt-path",
         metavar="PATH",
         required=True,
-        help="weights: a file, ours or the reference's; a run's work dir; a folder of convert's; demo, those inside "
+        help="weights: a file, ours or the reference's; a run's work dir; a folder written by convert; demo, those inside "
         "this package (./demo: a path); a hub's owner/name",
     )
 
 
 def add_device(parser: argparse.ArgumentParser, use: str = "") -> None:
-    """``--device``; ``use`` says what for, where that is not everything."""
+    """Add ``--device``; ``use`` is a prefix of its help."""
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{use}{ACCEPTED} (default: auto)")
 
 
 def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config:
-    """The configuration that was asked for, with its changes; ``extra`` are more of them."""
+    """Return the named configuration with the changes of ``--set`` and of ``extra``."""
     from tpvformer.compat import load_config
 
     return override(load_config(args.py_config), [*args.assignments, *extra])
 
 
 def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
-    """The same, of ``--ckpt-path`` where none was asked for, and the file of the weights. Raises CheckpointError."""
+    """Return the configuration, by default that of ``--ckpt-path``, and the weight file. Raises CheckpointError."""
     from tpvformer.compat.pretrained import config_of, find_weights
 
     weights = find_weights(args.ckpt_path)
@@ -64,12 +64,12 @@ def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
 
 
 def folder_prefix(text: str) -> str:
-    """What is put before the names of files: a folder, with the slash that belongs behind it."""
+    """Return a folder as a prefix of file names, with its final slash."""
     return text if not text or text.endswith(("/", "\\")) else f"{text}/"
 
 
 def version_below(root: Path, otherwise: str = "") -> str:
-    """The one folder of nuScenes' tables below ``root``. Raises ConfigError, which ends with ``otherwise``."""
+    """Return the name of the only table folder below ``root``. Raises ConfigError, with ``otherwise`` at its end."""
     versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
     if len(versions) == 1:
         return versions[0]
@@ -83,21 +83,21 @@ def version_below(root: Path, otherwise: str = "") -> str:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse an integer above 0."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def folder(text: str) -> Path:
-    """A folder's name; an empty one, as an unset variable of a script leaves, would stand for the current folder."""
+    """Parse a folder name; an empty one, as from an unset shell variable, is an error."""
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a folder, but it is empty")
     return Path(text)
 
 
 def size(text: str) -> Tuple[int, int]:
-    """Width and height."""
+    """Parse a width and a height."""
     width, x, height = text.partition("x")
     if not (x and width.isdigit() and height.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1600x900")

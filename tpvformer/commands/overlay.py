@@ -1,4 +1,4 @@
-"""``tpvformer overlay``: are our files in mmcv and mmdet, put them there, give the others back."""
+"""Check, install or remove our files in mmcv and mmdet: ``tpvformer overlay``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``overlay``."""
-    parser.add_argument("action", choices=("check", "apply", "revert"), help="check: status 1 unless all are ours")
+    """Add the options of ``overlay``."""
     parser.add_argument(
-        "--mmcv", type=Path, metavar="DIR", help="its folder, or a checkout (default: both installed packages)"
+        "action", choices=("check", "apply", "revert"), help="check: exit status 1 unless all files are ours"
     )
     parser.add_argument(
-        "--mmdet", type=Path, metavar="DIR", help="likewise; given alone, the other package is left alone"
+        "--mmcv", type=Path, metavar="DIR", help="folder of mmcv, or a checkout (default: both installed packages)"
+    )
+    parser.add_argument(
+        "--mmdet",
+        type=Path,
+        metavar="DIR",
+        help="folder of mmdet, or a checkout; with one option, the other package is not changed",
     )
     parser.set_defaults(run=_overlay)
 

@@ -1,4 +1,4 @@
-"""The parser of every command: what is mistyped, or called otherwise elsewhere, is answered in one line."""
+"""Parse the command line; answer mistyped or foreign names with one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, NoReturn, Optional, Set
 
 from tpvformer.commands.mistyped import instead
 
-# what other programs call our commands
+# other programs' names of our commands
 _COMMANDS = {
     **dict.fromkeys(("test", "val", "validate", "validation", "evaluate", "score"), "eval"),
     **dict.fromkeys(("infer", "inference", "detect", "run"), "predict"),
@@ -23,9 +23,9 @@ _COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes --py_config for --py-config, and so on: the reference's users and this package's launchers write both.
+    """Parse options with underscores or hyphens, as the reference's users and this package's launchers write both.
 
-    A mistake is one line on stderr, with what was probably meant, and exit status 2.
+    An error is one line on stderr, with a suggestion, and exit status 2.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -40,22 +40,22 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End with one line; where something is missing, with an example too."""
+        """Exit with one line, and an example if an argument is missing."""
         example = f"; for example: {self.example}" if "required" in message and self.example else ""
         self.exit(2, f"{self.prog}: {message}{example} ({self.prog} --help says more)\n")
 
     @property
     def example(self) -> str:
-        """A call that can be typed; empty where there is none."""
+        """Return an example call; empty if there is none."""
         return (self.epilog or "").partition("Example: ")[2]
 
     def below(self) -> Dict[str, Parser]:
-        """The commands below this one, by their names."""
+        """Return the sub-commands by name."""
         found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return dict(found[0]) if found else {}
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """A word that is none of an argument's choices. Overrides argparse's, whose sentence lists them alone."""
+        """Check a word against an argument's choices, with a clearer message than argparse's."""
         if action.choices is None or value in action.choices:
             return
         names, word = [str(choice) for choice in action.choices], str(value)
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"{word[:40]!r} is not known; expected {' or '.join(names)}{hint}")
 
     def _unknown(self, words: List[str]) -> Optional[int]:
-        """The place of the first long option that is none of this parser's, nor the beginning of one."""
+        """Return the index of the first long option that is neither an option of this parser nor a prefix of one."""
         if self.below():
             return None
         if "-h" in words or "--help" in words:
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _nearest(word: str, names: Iterable[str], elsewhere: Dict[str, str]) -> Optional[str]:
-    """The name that was probably meant: one of ``names``, or ours for what is called so elsewhere."""
+    """Return the name that was probably meant: the closest of ``names``, or ours for another program's name."""
     near = difflib.get_close_matches(word.lower(), list(names), 1)
     return elsewhere.get(word.lower()) or (near[0] if near else None)
 

@@ -1,4 +1,4 @@
-"""``tpvformer predict`` and ``tpvformer picture``: what a checkpoint says about frames, as files and to look at."""
+"""Predict frames to files, or draw one: ``tpvformer predict`` and ``tpvformer picture``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tpvformer.errors import ConfigError
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    """The options of ``predict``."""
+    """Add the options of ``predict``."""
     add_config(parser, stored=True)
     add_weights(parser)
     add_device(parser)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--rig", metavar="PATH", help="cameras and frames of one's own: a file, or its folder")
+    source.add_argument("--rig", metavar="PATH", help="your own cameras and frames: a rig file, or its folder")
     source.add_argument("--root", type=Path, metavar="DIR", help="a nuScenes download, without info files")
-    parser.add_argument("--version", help="with --root: its table folder (default: the one that is there)")
-    parser.add_argument("--split", choices=("val", "test"), help="of --root or of the configured set (default: val)")
+    parser.add_argument("--version", help="with --root: its table folder (default: the only one)")
     parser.add_argument(
-        "--index", type=int, metavar="N", help="number of the one frame to look at, from 0 (default: all)"
+        "--split", choices=("val", "test"), help="split of --root or of the configured set (default: val)"
     )
+    parser.add_argument("--index", type=int, metavar="N", help="number of a single frame, from 0 (default: all)")
     parser.add_argument("--truth", action="store_true", help="also store the set's labels, for tpvformer view")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of <token>.npz (default: %(default)s)"
@@ -36,7 +36,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def add_picture(parser: argparse.ArgumentParser) -> None:
-    """The options of ``picture``."""
+    """Add the options of ``picture``."""
     add_config(parser, stored=True)
     add_weights(parser)
     add_device(parser)
@@ -78,8 +78,10 @@ def _predict(args: argparse.Namespace) -> int:
 def _set_below(
     root: Optional[Path], version: Optional[str], split: str, config: Config
 ) -> Generator[Config, None, None]:
-    """The configuration with the set of a nuScenes download, whose tables are read while this lasts; as it is without
-    one. Raises ConfigError and DataError."""
+    """Yield the configuration with the set of a nuScenes download, or unchanged without ``root``.
+
+    The tables are read when the context is entered. Raises ConfigError and DataError.
+    """
     if root is None:
         yield config
         return

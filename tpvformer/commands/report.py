@@ -1,4 +1,4 @@
-"""``tpvformer results``: what a run came to, as lines; ``tpvformer report``: as a page, with its worst frames.
+"""Report a run: ``tpvformer results`` as lines, ``tpvformer report`` as a page with its worst frames.
 
 A training ends with the page.
 """
@@ -19,14 +19,14 @@ from tpvformer.files import replacing
 
 PAGE = "report.html"
 FRAMES = "worst_frames"  # folder of the pictures, below the work dir
-_WIDTH = 1600  # pixels of a picture
+_WIDTH = 1600  # pixels; width of a picture
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """The options of ``results``."""
+    """Add the options of ``results``."""
     parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument(
-        "--duration", type=float, metavar="SECONDS", help="how long it took, where the caller has measured them"
+        "--duration", type=float, metavar="SECONDS", help="duration of the run, if the caller has measured it"
     )
     parser.set_defaults(run=_results)
 
@@ -39,7 +39,7 @@ def _results(args: argparse.Namespace) -> int:
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """The options of ``report``."""
+    """Add the options of ``report``."""
     parser.description = _ABOUT
     parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the work dir)")
@@ -50,9 +50,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
 
 
-_ABOUT = (
-    "Writes one HTML file that needs neither network nor script. A run that is going on or was interrupted has one too."
-)
+_ABOUT = "Writes one HTML file that needs neither network nor scripts. It also works for a running or interrupted run."
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -65,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def after_training(work_dir: Path, device: str) -> None:
-    """Picture the worst frames and write the page, in process 0. What fails here is a line, and never fails the run."""
+    """Draw the worst frames and write the page, in process 0. A failure is printed and never fails the run."""
     if os.environ.get("RANK", "0") != "0":
         return
     for what, do in (
@@ -74,14 +72,14 @@ def after_training(work_dir: Path, device: str) -> None:
     ):
         try:
             do()
-        except Exception as err:  # of any kind: the training has succeeded, and its files are whole
+        except Exception as err:  # any error: the training has succeeded, and its files are intact
             text = " ".join(str(err).split()) or type(err).__name__
             again = f"tpvformer report --work-dir {work_dir} --pictures"
             print(f"tpvformer train: {what} could not be made ({text}); try again: {again}", file=sys.stderr)
 
 
 def write_report(work_dir: Path, out: Path) -> Path:
-    """Write the page of the run in ``work_dir`` from its files; returns ``out``. Raises ConfigError."""
+    """Write the page of the run in ``work_dir`` from its files; return ``out``. Raises ConfigError."""
     from tpvformer.labels import NUSCENES, classes_of
     from tpvformer.viz.report.page import page
     from tpvformer.viz.report.read import read_run
@@ -103,7 +101,7 @@ def write_report(work_dir: Path, out: Path) -> Path:
 
 
 def draw_worst(work_dir: Path, device: str) -> List[str]:
-    """Draw the worst frames of the last evaluation with the newest weights, latest.pth; returns a line about each.
+    """Draw the worst frames of the last evaluation with the newest weights, latest.pth; return a line about each.
 
     Raises ConfigError, DataError and CheckpointError.
     """
@@ -137,14 +135,14 @@ def draw_worst(work_dir: Path, device: str) -> List[str]:
 
 
 def _files(work_dir: Path, last: Optional[dict]) -> List[Path]:
-    """Where the pictures of an evaluation's worst frames lie, or would."""
+    """Return the paths of the pictures of an evaluation's worst frames; they may not exist."""
     if last is None:
         return []
     return [work_dir / FRAMES / f"step_{last['step']}_{k + 1}.jpg" for k in range(len(last.get("worst", ())))]
 
 
 def _config(work_dir: Path) -> Config:
-    """What the run was made of. Raises ConfigError."""
+    """Return the configuration of the run. Raises ConfigError."""
     from tpvformer.compat.pretrained import RUN_CONFIG, read_run_config
 
     return read_run_config(work_dir / RUN_CONFIG)
@@ -155,6 +153,6 @@ def _read(path: Path) -> Optional[bytes]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file, completely or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(content)

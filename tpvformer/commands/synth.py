@@ -1,4 +1,4 @@
-"""``tpvformer synth``: a synthetic drive on the disk, in nuScenes' or SemanticKITTI's layout."""
+"""Write a synthetic drive in the layout of nuScenes or SemanticKITTI: ``tpvformer synth``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpvformer.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``synth``."""
+    """Add the options of ``synth``."""
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to create")
     parser.add_argument(
         "--scenes", type=positive, default=10, metavar="N", help="streets, 2 or more (default: %(default)s)"
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _synth(args: argparse.Namespace) -> int:
     try:
         from tpvformer.data.street.write import write_dataset, write_sequences
-    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError where it finds no folder to cache in
+    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError if it finds no cache folder
         raise ConfigError(
             f"synth draws with Numba and OpenCV, and one of them cannot be used here ({err}); tpvformer doctor says "
             "what is missing. The folder may also be made on another machine and copied"
@@ -69,7 +69,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _quarters() -> Callable[[int, int], None]:
-    """A callback that says when another quarter of the frames is done, and when all will be."""
+    """Return a callback that prints each finished quarter of the frames, and the estimated end."""
     from tpvformer.engine.logging.progress import remaining
 
     said, began = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""What ``tpvformer`` alone says: every command with one example that can be typed."""
+"""List every command with an example, as ``tpvformer`` without arguments prints it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("drop-in files for OpenMMLab 1.x", "tpvformer overlay check"),
 )
 
-_ACTIONS = {  # of commands that have several below them: those that the tour leaves out
+_ACTIONS = {  # sub-commands that are not in TOUR
     "data check": "tpvformer data check --root data/nuscenes",
 }
 
 
 def tour() -> str:
-    """One line a command."""
+    """Return the list, one line a command."""
     width = max(len(what) for what, _ in TOUR)
     lines = [f"  {what:<{width}}  {example}" for what, example in TOUR]
     return "\n".join(["TPVFormer: car cameras to 3D semantics. tpvformer COMMAND --help says more.", *lines])
 
 
 def example_of(command: str) -> str:
-    """How a command can be typed; "data check" and the like name one of several below a command."""
+    """Return an example call of a command, or of a sub-command such as "data check"."""
     if command in _ACTIONS:
         return _ACTIONS[command]
     return next(example for _, example in TOUR if f"{example} ".startswith(f"tpvformer {command} "))

@@ -1,4 +1,4 @@
-"""``tpvformer train``: a run of a configuration, here or in many processes."""
+"""Train a configuration in one or in many processes: ``tpvformer train``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from tpvformer.commands.options import add_config, add_device, folder, positive,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``train``."""
+    """Add the options of ``train``."""
     parser.description = _TRAIN
     add_config(parser)
     add_device(parser)
-    parser.add_argument(
-        "--work-dir", type=folder, metavar="DIR", help="where the run is written (default: output/<name>)"
-    )
+    parser.add_argument("--work-dir", type=folder, metavar="DIR", help="folder of the run (default: output/<name>)")
     parser.add_argument(
         "--resume-from", type=Path, metavar="FILE", help="checkpoint to continue (default: latest.pth of the work dir)"
     )
@@ -38,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_train)
 
 
-_TRAIN = "Started by torchrun (-m tpvformer train ...) it is one of many processes; --processes starts them itself."
+_TRAIN = "torchrun (-m tpvformer train ...) can start it in many processes; --processes does so without torchrun."
 
 
 def _train(args: argparse.Namespace) -> int:

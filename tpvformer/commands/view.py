@@ -1,4 +1,7 @@
-"""``tpvformer view``: what ``tpvformer predict`` wrote, as a page, pictures, video, PLY files; without a display."""
+"""Show the archives of ``tpvformer predict`` as a page, pictures, video or PLY files: ``tpvformer view``.
+
+No display is needed.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
     from tpvformer.viz.frame_prediction import FramePrediction
 
 
-FOLDER, PAGE = Path("out"), "view.html"  # predict's own default; the page
+FOLDER, PAGE = Path("out"), "view.html"  # the default folder of predict; the page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``view``."""
+    """Add the options of ``view``."""
     parser.description = _VIEW
     parser.add_argument(
         "results",
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one page with everything, to be opened in a browser (default: {PAGE} beside the first RESULT, if "
         "nothing else is asked for)",
     )
-    parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="of the page (default: %(default)s)")
+    parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="title of the page (default: %(default)s)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
     parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
     parser.add_argument(
@@ -78,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _found() -> Path:
-    """Where predict writes unless it is told otherwise. Raises ConfigError where nothing lies there."""
+    """Return the default folder of predict. Raises ConfigError if it holds no archive."""
     if any(FOLDER.glob("*.npz")):
         return FOLDER
     raise ConfigError(
