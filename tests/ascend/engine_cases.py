@@ -102,7 +102,7 @@ def test_what_the_kernels_do_not_take_is_said_when_the_model_is_built(tmp_path: 
     monkeypatch.delenv("TPVFORMER_OPS", raising=False)
     remarks = limits.check_kernels(model, NPU)
     assert remarks == [
-        "a deformable convolution has 32 channels in and 32 out, multiples of 64 are served by the device's kernel: "
+        "a deformable convolution has 32 channels in and 32 out, multiples of 64 are supported by the device's kernel: "
         "plain PyTorch does it, more slowly"
     ]
     assert limits.check_kernels(model, CPU) == []

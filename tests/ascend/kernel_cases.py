@@ -237,8 +237,8 @@ def test_add_relu(contiguous: bool) -> None:
 
 def test_limits() -> None:
     assert npu.attention_problem(8, 64, 4) is None
-    assert npu.attention_problem(9, 16, 4) == "9 heads, at most 8 are served"
-    assert npu.attention_problem(8, 12, 4) == "12 channels a head, multiples of 8 up to 64 are served"
+    assert npu.attention_problem(9, 16, 4) == "9 heads, at most 8 are supported"
+    assert npu.attention_problem(8, 12, 4) == "12 channels a head, multiples of 8 up to 64 are supported"
     assert "128 channels a head" in str(npu.attention_problem(8, 128, 4))
     assert "65 levels" in str(npu.attention_problem(8, 16, 65))
     assert [npu.points_a_call(levels) for levels in (1, 3, 4, 5, 64)] == [64, 16, 16, 8, 1]
@@ -253,7 +253,7 @@ def test_beyond_the_limits_plain_operations_serve_unless_the_kernel_is_insisted_
     torch.testing.assert_close(npu.ms_deform_attn(*given).cpu(), expected)
     assert not kernels_called()
     monkeypatch.setenv("TPVFORMER_OPS", "mx_driving")
-    with pytest.raises(RuntimeError, match="cannot serve attention: 12 channels a head"):
+    with pytest.raises(RuntimeError, match="does not support attention: 12 channels a head"):
         npu.ms_deform_attn(*given)
 
 
@@ -269,10 +269,10 @@ def test_an_sdk_that_does_not_load_is_said_once(error: Exception, monkeypatch, c
         for _ in range(2):
             npu.ms_deform_attn(value.to(DEVICE), SHAPES4, where.to(DEVICE), weight.to(DEVICE))
     assert [record.getMessage() for record in caplog.records] == [
-        f"mx_driving's attention cannot be had ({error}); plain PyTorch serves instead"
+        f"mx_driving's attention is not available ({error}); plain PyTorch is used instead"
     ]
     monkeypatch.setenv("TPVFORMER_OPS", "mx_driving")
-    with pytest.raises(RuntimeError, match=f"cannot serve attention: {error}"):
+    with pytest.raises(RuntimeError, match=f"does not support attention: {error}"):
         npu.ms_deform_attn(value.to(DEVICE), SHAPES4, where.to(DEVICE), weight.to(DEVICE))
 
 

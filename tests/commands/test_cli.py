@@ -124,7 +124,7 @@ def test_a_misspelt_backend_is_one_sentence(word: str, text: str, command: str, 
     assert main(command.split()) == (1 if command == "doctor" else 2)
     said = capsys.readouterr()
     if command == "doctor":
-        assert f"mend first: TPVFORMER_OPS is '{word}'" in said.out and text in said.out
+        assert f"fix first: TPVFORMER_OPS is '{word}'" in said.out and text in said.out
     else:
         assert said.err.startswith("tpvformer ") and text in said.err and said.err.count("\n") == 1
 
@@ -136,7 +136,7 @@ def test_a_backend_of_another_device_is_one_sentence(place: Path, tmp_path: Path
     err = capsys.readouterr().err
     assert "TPVFORMER_OPS=triton serves cuda, but the tensors are on cpu; unset it" in err and err.count("\n") == 1
     assert main(["doctor", "--device", "cpu"]) == 1
-    assert "mend first: TPVFORMER_OPS=triton serves cuda" in capsys.readouterr().out
+    assert "fix first: TPVFORMER_OPS=triton serves cuda" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -135,7 +135,7 @@ def test_nothing_of_anybody_else_s_is_overwritten(tmp_path: Path, capsys: Any, n
     (tmp_path / name).write_text("mine")
     assert main(["demo", "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
-        f"tpvformer demo: {tmp_path / name} is there and no demo made it; choose another --out, or move it away\n"
+        f"tpvformer demo: {tmp_path / name} exists and is not from a demo; choose another --out, or move it away\n"
     )
     assert files_of(tmp_path) == {name: b"mine"}
 

@@ -23,7 +23,7 @@ def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
     assert main(["doctor", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert f"torch {version('torch')}" in said and "device: " in said and said.endswith("compares as well\n")
-    assert "on cpu: numba kernels serve" in said
+    assert "on cpu: numba kernels are used" in said
 
 
 def test_the_doctor_says_what_precision_follows_from_the_processor(capsys: Any, monkeypatch: Any) -> None:
@@ -42,13 +42,13 @@ def test_the_doctor_names_one_thing_to_mend(capsys: Any, monkeypatch: Any) -> No
     monkeypatch.setattr(ops, "kernels", lambda device: {"numba": "no folder to cache in"})
     assert main(["doctor", "--device", "cpu"]) == 1
     said = capsys.readouterr().out
-    assert "on cpu: numba: plain PyTorch serves instead (no folder to cache in)" in said
-    assert said.endswith("mend first: numba kernels cannot be had on cpu (no folder to cache in)\n")
+    assert "on cpu: numba: plain PyTorch is used instead (no folder to cache in)" in said
+    assert said.endswith("fix first: numba kernels are not available on cpu (no folder to cache in)\n")
     known = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pyyaml" else known(name))
     assert main(["doctor", "--device", "nothing"]) == 1
     said = capsys.readouterr().out
-    assert said.endswith("mend first: pyyaml is missing: pip install pyyaml\n") and said.count("mend first") == 1
+    assert said.endswith("fix first: pyyaml is missing: pip install pyyaml\n") and said.count("fix first") == 1
 
 
 def test_the_doctor_loads_what_is_installed(capsys: Any, monkeypatch: Any) -> None:
@@ -58,7 +58,7 @@ def test_the_doctor_loads_what_is_installed(capsys: Any, monkeypatch: Any) -> No
     assert "note: simplejpeg does not load (import of simplejpeg halted" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert main(["doctor", "--device", "cpu"]) == 1
-    assert "mend first: OpenCV is installed but does not load (import of cv2 halted" in capsys.readouterr().out
+    assert "fix first: OpenCV is installed but does not load (import of cv2 halted" in capsys.readouterr().out
 
 
 def test_the_command_alone_shows_every_command(capsys: Any) -> None:

@@ -94,7 +94,7 @@ def test_mps_serves_in_fp32_and_says_that_it_is_untested(monkeypatch) -> None:
     monkeypatch.setattr(torch, "mps", runtime)
     place, remarks = pick_device("mps")
     assert str(place) == "mps:0"
-    assert remarks == ["mps is untested: plain PyTorch operations in fp32 serve; compare with --device cpu"]
+    assert remarks == ["mps is untested: plain PyTorch operations in fp32 are used; compare with --device cpu"]
     device.synchronize(place)
     device.set_device_random_state(place, device.device_random_state(place))
     assert waited == [1, 3]

@@ -63,7 +63,7 @@ def test_bad_samples_are_stood_in_for(config: Config, tmp_path: Path, workers: i
     job = with_data(config, on_bad_sample="skip", workers=workers)
     assert start(tmp_path, job, "--max-steps", "7") == 0
     said = capsys.readouterr().out
-    assert said.count("left out, another sample stands in: sample sample") == 2
+    assert said.count("skipped, another sample replaces it: sample sample") == 2
     assert "log__CAM_BACK__2.jpg is no whole image" in said and "log__CAM_BACK__4.jpg is no whole image" in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"] == 2
 

@@ -156,4 +156,4 @@ def test_a_machine_with_cann_and_no_card_says_so(tmp_path: Path) -> None:
     code = f"{names}; print(*pick_device(), visible_cards())"
     command = f"cd {shlex.quote(str(ROOT))}; . test/env_npu.sh; {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     done = Machine(tmp_path, cards=0).run(["bash", "-euc", command], ROOT)
-    assert done.stdout == "cpu ['npu is passed over: CANN is set up here, but no card is visible'] 0\n", done.stderr
+    assert done.stdout == "cpu ['npu is skipped: CANN is set up here, but no card is visible'] 0\n", done.stderr

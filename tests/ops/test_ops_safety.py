@@ -155,7 +155,7 @@ def test_what_a_named_backend_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPa
     tensors = [torch.zeros(1, 3, 4, 4), torch.zeros(1, 18, 4, 4), torch.ones(1, 9, 4, 4), torch.ones(2, 3, 3, 3)]
     assert ops.modulated_deform_conv2d(*tensors, padding=1).shape == (1, 2, 4, 4)
     monkeypatch.setenv("TPVFORMER_OPS", "numba")
-    with pytest.raises(RuntimeError, match="TPVFORMER_OPS=numba was asked for, but its kernels do not serve torch.fl"):
+    with pytest.raises(RuntimeError, match="TPVFORMER_OPS=numba is set, but its kernels do not support torch.fl"):
         ops.modulated_deform_conv2d(*tensors, padding=1)
 
 
@@ -172,10 +172,10 @@ def test_a_backend_that_cannot_be_had_is_replaced_and_named(
         for ours, theirs in zip(operations()["ms_deform_attn"].results(), expected):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert [r.getMessage() for r in caplog.records] == [
-        "numba kernels cannot be had (cannot cache function); plain PyTorch serves instead"
+        "numba kernels are not available (cannot cache function); plain PyTorch is used instead"
     ]
     monkeypatch.setenv("TPVFORMER_OPS", "numba")
-    with pytest.raises(RuntimeError, match="cannot be had: cannot cache function"):
+    with pytest.raises(RuntimeError, match="are not available: cannot cache function"):
         operations()["ms_deform_attn"].results()
 
 
@@ -218,7 +218,7 @@ def test_more_cameras_than_bits_are_the_oracles(monkeypatch: pytest.MonkeyPatch)
         ours, theirs = (module.image_cross_attention(*given, *rest) for module in (ops, ops.reference))
         torch.testing.assert_close(ours, theirs)
     monkeypatch.setenv("TPVFORMER_OPS", "numba")
-    with pytest.raises(RuntimeError, match="do not serve"):
+    with pytest.raises(RuntimeError, match="do not support"):
         ops.image_cross_attention(*given, *rest)
 
 

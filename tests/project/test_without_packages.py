@@ -57,4 +57,4 @@ torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight, padding=1), 
 """
     done = without("numba,llvmlite", code)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("plain PyTorch serves instead") == 1, done.stderr
+    assert done.stderr.count("plain PyTorch is used instead") == 1, done.stderr

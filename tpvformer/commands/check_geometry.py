@@ -177,8 +177,8 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(report.lines()))
     if dataset.camera_note:
         print(f"  {dataset.camera_note}")
-    colours = "coloured by class" if labelled else "coloured by distance, for want of lidarseg tables"
-    print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, for want of lidar'}")
+    colours = "coloured by class" if labelled else "coloured by distance, because there are no lidarseg tables"
+    print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, because there is no lidar'}")
     if data.format == "semantickitti":
         print("  lidar scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0

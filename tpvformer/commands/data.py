@@ -150,7 +150,7 @@ def _infos(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     if args.infos is not None:
         return _check_rig(args)
-    args.version = args.version or version_below(args.root, "; --rig FILE looks at a rig of one's own")
+    args.version = args.version or version_below(args.root, "; --rig FILE checks a rig of your own")
     if args.paint is not None:
         return _paint(args)
     from tpvformer.data.check.examine import examine
@@ -220,5 +220,7 @@ def _paint(args: argparse.Namespace) -> int:
     images = list(frame.images.numpy())
     write_picture(args.out, paint_points(images, frame.points, labels, frame.lidar2img, frame.camera_names))
     print("\n".join(count_points(frame).lines()))
-    print(f"  {args.out}: coloured by {'distance, for want of lidarseg tables' if labels is None else 'class'}")
+    print(
+        f"  {args.out}: coloured by {'distance, because there are no lidarseg tables' if labels is None else 'class'}"
+    )
     return 0

@@ -61,7 +61,7 @@ next     predict from its rig.json; then put the calibration and images of your 
            tpvformer predict --ckpt-path demo --rig {rig} --out {out}
          train this model yourself, in a checkout of the repository:
            make demo
-The model learned from drawn streets alone: of photographs it knows nothing."""
+The model was trained on drawn streets only; it does not work on photographs."""
 
 
 def _street(out: Path, seed: int) -> Path:
@@ -77,7 +77,7 @@ def _street(out: Path, seed: int) -> Path:
     if not (street / PARAMETERS).is_file():
         for name in (STREET, PREDICTION, PAGE, PICTURE):
             if (out / name).exists():
-                raise ConfigError(f"{out / name} is there and no demo made it; choose another --out, or move it away")
+                raise ConfigError(f"{out / name} exists and is not from a demo; choose another --out, or move it away")
     write_dataset(street, SCENES, SIZE, seed, frames_per_scene=1, workers=1)
     return street / RIG
 

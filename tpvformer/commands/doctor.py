@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     lines, mend = examine(args.device)
     print("\n".join(lines))
-    print(f"mend first: {mend}" if mend else "nothing to mend; tpvformer selfcheck computes and compares as well")
+    print(f"fix first: {mend}" if mend else "nothing to fix; tpvformer selfcheck also runs and compares the operations")
     return 1 if mend else 0
 
 
@@ -80,12 +80,14 @@ def examine(device: str) -> Tuple[List[str], Optional[str]]:
     if misfit is not None:
         mend.append(misfit)
     elif ops.asked() is not None:
-        lines.append(f"note: {ops.VARIABLE}={ops.asked()} is set: nothing else serves the operations")
+        lines.append(f"note: {ops.VARIABLE}={ops.asked()} is set: no other backend runs the operations")
     for place in places:
         found = ops.kernels(place)
         lines += [f"on {place.type}: {line}" for line in _served(found)]
         mend += [
-            f"{name} kernels cannot be had on {place.type} ({problem})" for name, problem in found.items() if problem
+            f"{name} kernels are not available on {place.type} ({problem})"
+            for name, problem in found.items()
+            if problem
         ]
     if versions["numba"] is not None and not can_keep():
         lines.append(f"note: kernels are compiled in every run ({NO_FOLDER})")
@@ -127,7 +129,7 @@ def _served(kernels: Dict[str, Optional[str]]) -> List[str]:
     if not kernels:
         return ["attention and deformable convolution: plain PyTorch"]
     return [
-        f"{name}: plain PyTorch serves instead ({problem})" if problem else f"{name} kernels serve"
+        f"{name}: plain PyTorch is used instead ({problem})" if problem else f"{name} kernels are used"
         for name, problem in kernels.items()
     ]
 

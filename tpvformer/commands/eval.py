@@ -51,7 +51,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _eval_test(args: argparse.Namespace) -> int:
     if args.json is not None or args.permute_cameras:
         option = "--json" if args.json is not None else "--permute-cameras"
-        raise ConfigError(f"--split test has no published labels and so no scores; leave {option} away")
+        raise ConfigError(f"--split test has no published labels and so no scores; leave {option} out")
     if args.submission is None:
         raise ConfigError(
             "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"

@@ -88,7 +88,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     to_file = args.out.suffix in (".pth", ".pt", ".safetensors")
     if to_file and args.half:
-        raise ConfigError(f"--half is for a folder, but OUT is the file {args.out}; leave --half away or name a folder")
+        raise ConfigError(f"--half is for a folder, but OUT is the file {args.out}; leave --half out or name a folder")
     found = {"config": args.py_config, "device": "cpu", "allow_nonfinite": args.allow_nonfinite}
     model = TPVFormer.from_pretrained(args.source, **found)
     print(model.report)

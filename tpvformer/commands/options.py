@@ -36,7 +36,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--ckpt-path",
         metavar="PATH",
         required=True,
-        help="weights: a file, ours or the reference's; a run's work dir; a folder written by convert; demo, those inside "
+        help="weights: a file, ours or the reference's; a run's work dir; a folder of convert; demo, those inside "
         "this package (./demo: a path); a hub's owner/name",
     )
 

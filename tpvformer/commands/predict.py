@@ -54,7 +54,7 @@ def _predict(args: argparse.Namespace) -> int:
     from tpvformer.predict.frames import FramePredictions, time_split
 
     if args.rig is not None and args.split is not None:
-        raise ConfigError("--split is given, but --rig holds one set; leave one of the two away")
+        raise ConfigError("--split is given, but --rig holds one set; leave one of the two out")
     if args.version is not None and args.root is None:
         raise ConfigError("--version names a table folder of --root; give --root as well")
     config, weights = read_model(args)

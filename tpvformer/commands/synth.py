@@ -53,7 +53,7 @@ def _synth(args: argparse.Namespace) -> int:
         if args.size is not None or args.occupancy or prefix:
             raise ConfigError(
                 "--kitti: SemanticKITTI has images of its own size, always voxels and no info files; leave --size, "
-                "--occupancy and --prefix away"
+                "--occupancy and --prefix out"
             )
         fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
         what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"

@@ -194,8 +194,8 @@ def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:
 def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) -> None:
     """Set the number format of the image network, and the activation checkpointing.
 
-    Without a setting, accelerators recompute nothing: the extra work of the host costs more time than the memory is
-    worth. Neither does bf16, which already halves the activations.
+    Without a setting, nothing is recomputed on accelerators, where the extra work of the host costs more time than the
+    memory is worth. Nothing is recomputed in bf16 either, because activations are already half as large.
     """
     name = precision.choose(train.precision, device).name
     model.image_autocast = image_dtype(device, name)

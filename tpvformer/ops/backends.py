@@ -41,11 +41,11 @@ def use_kernel(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
         if kind == device:
             problem = _load(name)
             if problem is not None and forced is not None:
-                raise OpsError(f"TPVFORMER_OPS={forced} was asked for, but its kernels cannot be had: {problem}")
+                raise OpsError(f"TPVFORMER_OPS={forced} is set, but its kernels are not available: {problem}")
             serves = problem is None and table[device].supports(x, *case)
             if not serves and forced is not None:
                 about = f"{x.dtype} of shape {tuple(x.shape)}" + "".join(f", {word}" for word in case)
-                raise OpsError(f"TPVFORMER_OPS={forced} was asked for, but its kernels do not serve {about}")
+                raise OpsError(f"TPVFORMER_OPS={forced} is set, but its kernels do not support {about}")
             return serves
     return False
 
@@ -92,7 +92,9 @@ def _import(backend: str) -> Optional[str]:
         attention = importlib.import_module(f"{package}.{backend}_attention")
         convolution = importlib.import_module(f"{package}.{backend}_dcn")
     except (ImportError, RuntimeError) as err:
-        logging.getLogger(__name__).warning("%s kernels cannot be had (%s); plain PyTorch serves instead", backend, err)
+        logging.getLogger(__name__).warning(
+            "%s kernels are not available (%s); plain PyTorch is used instead", backend, err
+        )
         return str(err)
     if backend == "numba":
         compiling.adopt(attention)

@@ -71,7 +71,7 @@ def find(name: str) -> Optional[Callable[..., Tensor]]:
 def _give_up(name: str, reason: str) -> None:
     _missing[name] = reason
     if os.environ.get("RANK", "0") == "0":  # one warning a machine
-        text = "mx_driving's %s cannot be had (%s); plain PyTorch serves instead"
+        text = "mx_driving's %s is not available (%s); plain PyTorch is used instead"
         logging.getLogger(__name__).warning(text, name, reason)
 
 
@@ -92,7 +92,7 @@ def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]
     kernel = None if problem is not None else find(name)
     if kernel is None and asked() == BACKEND:
         reason = problem or _missing[name]
-        raise OpsError(f"TPVFORMER_OPS={BACKEND} was asked for, but cannot serve {name}: {reason}")
+        raise OpsError(f"TPVFORMER_OPS={BACKEND} is set, but does not support {name}: {reason}")
     return kernel
 
 
@@ -102,21 +102,21 @@ def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]
 def attention_problem(heads: int, head_dim: int, levels: int) -> Optional[str]:
     """Return why the attention kernel does not support such heads; None if it does."""
     if heads > MAX_HEADS:
-        return f"{heads} heads, at most {MAX_HEADS} are served"
+        return f"{heads} heads, at most {MAX_HEADS} are supported"
     if head_dim > MAX_HEAD_DIM or head_dim % HEAD_DIM_STEP:
-        return f"{head_dim} channels a head, multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM} are served"
-    return f"{levels} levels, at most {MAX_SAMPLES} are served" if levels > MAX_SAMPLES else None
+        return f"{head_dim} channels a head, multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM} are supported"
+    return f"{levels} levels, at most {MAX_SAMPLES} are supported" if levels > MAX_SAMPLES else None
 
 
 def convolution_problem(weight: Tuple[int, ...], groups: int = 1, deform_groups: int = 1) -> Optional[str]:
     """Return why the deformable convolution does not support a ``weight`` (O,C/groups,kh,kw); None if it does."""
     outputs, inputs, kh, kw = weight
     if (kh, kw) != (3, 3):
-        return f"a {kh}x{kw} kernel, 3x3 is served"
+        return f"a {kh}x{kw} kernel, 3x3 is supported"
     if groups != 1 or deform_groups != 1:
-        return f"{groups} groups and {deform_groups} deformable groups, one of each is served"
+        return f"{groups} groups and {deform_groups} deformable groups, one of each is supported"
     if inputs % CHANNEL_STEP or outputs % CHANNEL_STEP:
-        return f"{inputs} channels in and {outputs} out, multiples of {CHANNEL_STEP} are served"
+        return f"{inputs} channels in and {outputs} out, multiples of {CHANNEL_STEP} are supported"
     return None
 
 
@@ -133,7 +133,7 @@ def _pool_problem(x: Tensor) -> Optional[str]:
 
 def _add_relu_problem(x: Tensor, y: Tensor) -> Optional[str]:
     if not (x.dtype == y.dtype == torch.float32):
-        return f"{x.dtype} and {y.dtype}, float32 is served"
+        return f"{x.dtype} and {y.dtype}, float32 is supported"
     if x.shape != y.shape or x.numel() > MAX_ELEMENTS or not (x.is_contiguous() and y.is_contiguous()):
         return f"tensors of {tuple(x.shape)} and {tuple(y.shape)}, or not contiguous"
     return None

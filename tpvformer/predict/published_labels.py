@@ -40,7 +40,7 @@ _OTHERS = {
 def kind_of(path: Path, arrays: Collection[str] = ()) -> Optional[str]:
     """Return the data set of a label file; None if it holds no dense labels.
 
-    The suffix tells it, and for archives the names of their ``arrays``. Raises DataError for known archives that cannot
+    The suffix decides, and for archives the names of their ``arrays``. Raises DataError for known archives that cannot
     be shown.
     """
     if path.suffix in (".npy", ".label"):

@@ -373,5 +373,5 @@ def test_geometry_is_painted_without_a_scan(tmp_path: Path, capsys, kind: str, l
     words = ["check-geometry", "--infos", cfg.val_infos, "--root", cfg.root, "--version", VERSION]
     assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().out
-    assert "without points: its " in said and "lines on the ground every 10 m, for want of lidar" in said
+    assert "without points: its " in said and "lines on the ground every 10 m, because there is no lidar" in said
     assert (tmp_path / "a.png").is_file()

@@ -196,6 +196,6 @@ def test_too_few_cards_are_passed_over_with_a_remark(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     device, remarks = pick_device("auto", local_rank=0, local_size=8)
     assert device == torch.device("cpu")
-    assert remarks == ["cuda is passed over: 8 processes need a card each, 1 visible"]
+    assert remarks == ["cuda is skipped: 8 processes need a card each, 1 visible"]
     with pytest.raises(ConfigError, match="8 processes need a card each, 1 visible"):
         pick_device("cuda", local_rank=0, local_size=8)

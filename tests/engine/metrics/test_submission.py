@@ -135,8 +135,8 @@ def test_infos_that_are_not_the_set_are_said(mini: Config, weights: Path, tmp_pa
     ("options", "sentence"),
     [
         (["--split", "test"], "--split test has no published labels and so no scores; give --submission FILE.zip"),
-        (["--split", "test", "--submission", "{}/a.zip", "--json", "{}/a.json"], "no scores; leave --json away"),
-        (["--split", "test", "--submission", "{}/a.zip", "--permute-cameras"], "leave --permute-cameras away"),
+        (["--split", "test", "--submission", "{}/a.zip", "--json", "{}/a.json"], "no scores; leave --json out"),
+        (["--split", "test", "--submission", "{}/a.zip", "--permute-cameras"], "leave --permute-cameras out"),
         (["--also-uses", "lidar"], "--also-uses is for a submission"),
         (["--split", "test", "--submission", "{}/a.zip"], "v1.0-test/sample_data.json: no such file, so the tokens"),
         (["--submission", "{}/a.zip", "--set", "data.version=v1.0-own"], "v1.0-own"),

@@ -39,12 +39,14 @@ def pick_device(
         problem = _software_problem(kind, asked.kind) or _card_problem(kind, local_size, asked.index)
         if problem is None:
             if kind in UNTESTED:
-                remarks.append(f"{kind} is untested: plain PyTorch operations in fp32 serve; compare with --device cpu")
+                remarks.append(
+                    f"{kind} is untested: plain PyTorch operations in fp32 are used; compare with --device cpu"
+                )
             return _make_current(kind, local_rank if asked.index is None else asked.index), remarks
         if asked.kind != "auto":
             raise ConfigError(f"device {asked} cannot be used: {problem}")
         if problem != _ABSENT:
-            remarks.append(f"{kind} is passed over: {problem}")
+            remarks.append(f"{kind} is skipped: {problem}")
     raise AssertionError("the processor can always be used")
 
 

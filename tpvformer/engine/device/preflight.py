@@ -61,5 +61,5 @@ def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
     convolutions = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, ModulatedDeformConv3x3)]
     problems = ops.beyond_kernels(device, attentions, convolutions)
     if problems and forced is not None:
-        raise ConfigError(f"TPVFORMER_OPS={forced} was asked for, but {problems[0]}; unset it, or change the model")
+        raise ConfigError(f"TPVFORMER_OPS={forced} is set, but {problems[0]}; unset it, or change the model")
     return [f"{problem} by the device's kernel: plain PyTorch does it, more slowly" for problem in problems]

@@ -132,7 +132,7 @@ class Submission:
         if absent or others:
             log.warn(
                 f"{self.set} has {len(self._whole)} key frames; {absent} of them are absent from the infos, which hold "
-                f"{others} others; the evaluation server wants the set as a whole"
+                f"{others} others; the evaluation server expects the whole set"
             )
 
     def _said(self) -> str:

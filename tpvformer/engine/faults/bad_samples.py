@@ -26,7 +26,7 @@ class BadSamples:
         self._new.clear()
         problems = [line for text in texts for line in text.splitlines()]
         for problem in problems:
-            log.warn(f"left out, another sample stands in: {problem}")
+            log.warn(f"skipped, another sample replaces it: {problem}")
         count += len(problems)
         if count > self._most:
             raise DataError(

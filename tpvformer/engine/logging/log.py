@@ -79,7 +79,7 @@ class RunLog:
             self._writers.record(kind, values)
 
     def attach(self, writers: Writers) -> None:
-        """Also send the numbers of later records to ``writers``, which are closed with this log."""
+        """Send the numbers of later records to ``writers`` too; they are closed with this log."""
         self._writers = writers
 
     def cut(self, step: int, evaluated: bool) -> None:

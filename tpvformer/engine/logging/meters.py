@@ -39,8 +39,8 @@ class LossMeter:
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"the loss is {value} at {where}, samples {', '.join(tokens)}; look at these samples, or lower "
-                    "optim.lr or optim.clip_norm; with train.on_nonfinite=skip each step is looked at before it "
-                    "changes a weight, and the module that fails is named"
+                    "optim.lr or optim.clip_norm; with train.on_nonfinite=skip each step is checked before it "
+                    "changes a weight, and the message names the first bad module"
                 )
         values = everyone.tolist()
         if not all(math.isfinite(v) for v in values):

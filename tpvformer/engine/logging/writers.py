@@ -82,7 +82,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"train.writers holds {name!r}, whose package is not installed; pip install {name}, or leave it away"
+                f"train.writers holds {name!r}, whose package is not installed; pip install {name}, or leave it out"
             )
 
 

@@ -53,7 +53,7 @@ class Stepper:
         self._packs = keeps_gradients(self.optimizer)
 
     def clear(self) -> None:
-        """Before the first backward pass of a step."""
+        """Zero the gradients, before the first backward pass of a step."""
         self.optimizer.zero_grad(set_to_none=not self._packs)
 
     def backward(self, loss: Tensor) -> None:
@@ -83,7 +83,7 @@ class Stepper:
             self.scaler.update()
 
     def leave_out(self) -> None:
-        """After ``clip``, in place of ``step``: the weights stay what they are."""
+        """Skip the step, after ``clip``: the weights do not change."""
         self.clear()
         if self.scaler is not None:
             self.scaler.update()

@@ -98,7 +98,7 @@ class WorkDirLock:
         if owner.get("job") and owner.get("job") == here["job"] and owner.get("start") != here["start"]:
             return ""  # the same job, restarted by its scheduler on another machine
         return (
-            f"{text}; {ways}. Where that run has ended without taking its lock away (its machine is gone), delete "
+            f"{text}; {ways}. If that run has ended without removing its lock (its machine is gone), delete "
             f"{self._path} and start again"
         )
 
