@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 _FLOAT, _INT16, _INT32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
-# Re-association and contraction, but NaN and infinity keep their meaning.
+# Re-association and contraction are allowed; NaN and infinity are still handled.
 FAST_MATH = ("contract", "reassoc", "nsz", "arcp")
 DOT_LANES = 8  # lanes of partial sums, before lanes are exchanged
 

@@ -74,7 +74,7 @@ def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: Ru
     Sample order, schedule and steps of an epoch then stay the same on this number of processes. Raises ConfigError if
     no integer gives that global batch.
     """
-    wanted = origin.content.get("global_batch")  # not there in files of older versions
+    wanted = origin.content.get("global_batch")  # missing in files of older versions
     batch, accumulate = config.data.batch_size, config.train.accumulate
     if wanted is None or wanted == world.size * batch * accumulate:
         return config

@@ -134,7 +134,7 @@ def _make_current(kind: str, index: int) -> torch.device:
         return torch.device("cpu")
     if kind != "mps":  # one device only, and no function to set it
         _runtime(kind).set_device(index)
-    if kind == "npu":  # before the first tensor: ready-made kernels for every shape, plain memory layouts
+    if kind == "npu":  # before the first tensor: prebuilt kernels for all shapes, plain memory layouts
         _runtime(kind).set_compile_mode(jit_compile=False)
         _runtime(kind).config.allow_internal_format = False
         set_hf32(torch.device(kind), True)

@@ -82,7 +82,7 @@ def cast(grids: Tensor, empty: int, origins: Tensor, directions: Tensor, area: A
     reach = at.expand(count, -1).clone()
     part, found, distance = torch.arange(len(origins), device=device), hit, reach
     for n in range(sum(grids.shape[1:]) - 2):  # from one corner to the opposite one
-        if device.type == "cpu" and n % HOUSEKEEPING == HOUSEKEEPING - 1:  # reading values synchronises elsewhere
+        if device.type == "cpu" and n % HOUSEKEEPING == HOUSEKEEPING - 1:  # where reading values needs no sync
             hit[:, part], reach[:, part] = found, distance
             kept = (rays.inside & (found == empty).any(0)).nonzero()[:, 0]
             rays, part = _Rays(*(field[kept] for field in rays)), part[kept]
@@ -110,7 +110,7 @@ class _Rays(NamedTuple):
     origins: Tensor
     inverse: Tensor  # (R,3) 1 / direction
     forwards: Tensor  # (R,3) bool, towards higher cells
-    moving: Tensor  # (R,3) bool, not parallel to the axis's faces
+    moving: Tensor  # (R,3) bool, the ray moves along this axis
 
 
 def ray_counts(
