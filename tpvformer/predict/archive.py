@@ -135,7 +135,7 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
         if isinstance(err, DataError):
             raise
         raise DataError(f"{path}: cannot be read ({damage(err)}); {_EXPECTED}") from err
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # members that are no arrays are bytes
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # the rest are bytes
 
 
 class _Arrays:
