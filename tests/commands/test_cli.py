@@ -134,9 +134,9 @@ def test_a_backend_of_another_device_is_one_sentence(place: Path, tmp_path: Path
     more = ("--ckpt-path", str(place / "weights.pth"), "--index", "0", "--out", str(tmp_path))
     assert main(arguments(place, "predict", *more)) == 2
     err = capsys.readouterr().err
-    assert "TPVFORMER_OPS=triton serves cuda, but the tensors are on cpu; unset it" in err and err.count("\n") == 1
+    assert "TPVFORMER_OPS=triton is for cuda, but the tensors are on cpu; unset it" in err and err.count("\n") == 1
     assert main(["doctor", "--device", "cpu"]) == 1
-    assert "fix first: TPVFORMER_OPS=triton serves cuda" in capsys.readouterr().out
+    assert "fix first: TPVFORMER_OPS=triton is for cuda" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -138,7 +138,7 @@ def test_a_writer_that_fails_does_not_end_the_run(tmp_path: Path, wandb: FakeWan
     for step in (1, 2):
         out.record("train", {"step": step, **TRAIN})
     out.close()
-    assert said == ["wandb failed and gets nothing more from this run: no space left"]
+    assert said == ["wandb failed and is disabled for the rest of this run: no space left"]
     with pytest.raises(ConfigError, match=r"wandb cannot be started \(no space left\); log in with `wandb login`, or"):
         writers.Writers(asked("wandb"), tmp_path, 0, said.append)
 

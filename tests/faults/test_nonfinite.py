@@ -102,7 +102,7 @@ def test_a_bad_weight_is_named(config: Config, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_bad_gradient_is_named(config: Config, tmp_path: Path, bad_gradient: None) -> None:
-    with pytest.raises(NonFiniteLoss, match=rf"on the way back that of neck\..* is the first.*for sample {BAD}"):
+    with pytest.raises(NonFiniteLoss, match=rf"in the backward pass that of neck\..* is the first.*for sample {BAD}"):
         run.train(config, tmp_path, "cpu")
 
 

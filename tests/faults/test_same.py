@@ -83,7 +83,9 @@ def test_a_set_that_changed_in_the_middle_of_an_epoch(config: Config, tmp_path: 
     before = infos.read_bytes()
     stopped(config, work_dir, 3, monkeypatch)
     drop_one(config, infos)
-    with pytest.raises(CheckpointError, match="7 samples were in, 6 are in the training set; bring the info file back"):
+    with pytest.raises(
+        CheckpointError, match="7 samples were in, 6 are now in the training set; bring the info file back"
+    ):
         run.train(config, work_dir, "cpu")
     infos.write_bytes(before)
     assert run.train(config, work_dir, "cpu")["epochs"] == 2
@@ -100,5 +102,5 @@ def test_a_set_that_changed_between_epochs(config: Config, tmp_path: Path, capsy
     capsys.readouterr()
     assert run.train(config, work_dir, "cpu")["epochs"] == 2
     said = capsys.readouterr().out
-    assert "other 7 samples than then are in the training set; training goes on with what is there now" in said
+    assert "7 other samples are in the training set; training goes on with what is there now" in said
     assert "are in the validation set; scores before and after are not of the same samples" in said

@@ -144,7 +144,7 @@ def test_a_backend_that_was_named_serves_or_says_why_not(name: str, monkeypatch:
     monkeypatch.setenv("TPVFORMER_OPS", "numba")
     assert len(operation.results()) == len(operation.leaves) + 1
     monkeypatch.setenv("TPVFORMER_OPS", "triton")
-    with pytest.raises(RuntimeError, match="TPVFORMER_OPS=triton serves cuda, but the tensors are on cpu"):
+    with pytest.raises(RuntimeError, match="TPVFORMER_OPS=triton is for cuda, but the tensors are on cpu"):
         operation.run(*operation.leaves)
     monkeypatch.setenv("TPVFORMER_OPS", "fast")
     with pytest.raises(ValueError, match="expected one of reference, numba, triton"):

@@ -116,7 +116,7 @@ def test_the_first_frame_is_told_apart() -> None:
     split = "decode 0.10, preprocess 0.20, model 2.00, postprocess 0.40"
     assert time_split([first, later, other]) == f"3 frames, 2.70 s a frame: {split}; first frame 10.00 s"
     split = "decode 1.00, preprocess 2.00, model 3.00, postprocess 4.00"
-    assert time_split([first]) == f"1 frame, 10.00 s with what only a first one needs: {split}"
+    assert time_split([first]) == f"1 frame, 10.00 s including one-time work: {split}"
 
 
 def test_on_a_terminal_there_is_a_bar_below_the_lines(tmp_path: Path, words: List[str], capfd, monkeypatch) -> None:

@@ -32,7 +32,7 @@ def misfit(device_type: str) -> Optional[str]:
         return str(err)
     if word in (None, REFERENCE) or SERVES[word] == device_type:
         return None
-    return f"{VARIABLE}={word} serves {SERVES[word]}, but the tensors are on {device_type}; unset it"
+    return f"{VARIABLE}={word} is for {SERVES[word]}, but the tensors are on {device_type}; unset it"
 
 
 def _unknown(word: str) -> str:

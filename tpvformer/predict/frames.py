@@ -120,7 +120,7 @@ def time_split(seconds: Sequence[Mapping[str, float]]) -> str:
     split = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
     mean, first = sum(parts.values()), sum(seconds[0].values())
     if len(seconds) == 1:
-        return f"1 frame, {first:.2f} s with what only a first one needs: {split}"
+        return f"1 frame, {first:.2f} s including one-time work: {split}"
     return f"{len(seconds)} frames, {mean:.2f} s a frame: {split}; first frame {first:.2f} s"
 
 

@@ -149,7 +149,7 @@ class _Word:
 
 _BEGINS = "compiling CPU kernels, once for all runs on this machine: some 10 to 30 s, longer where other programs run"
 NO_FOLDER = "there is no folder to keep them in; set NUMBA_CACHE_DIR to one that can be written"
-_BEGINS_HOMELESS = f"compiling CPU kernels, some 10 to 30 s in every run, for {NO_FOLDER}"
+_BEGINS_HOMELESS = f"compiling CPU kernels, about 10 to 30 s in every run, because {NO_FOLDER}"
 _MORE = "compiling more CPU kernels"
 _word = _Word()
 atexit.register(_word.done)

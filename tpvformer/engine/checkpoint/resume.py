@@ -120,7 +120,7 @@ def restore_mid_epoch_state(
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError, OverflowError) as err:
             reason = " ".join(str(err).split())[:200]
             raise CheckpointError(
-                f"the checkpoint's random numbers cannot be put in place ({reason}); it is damaged, name another one"
+                f"the checkpoint's random states cannot be restored ({reason}); it is damaged, name another one"
             ) from err
     else:
         seed_all(mixed([*seeds, world.rank]))

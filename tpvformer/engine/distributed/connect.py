@@ -77,7 +77,7 @@ def meet(rank: int, size: int, speaks: bool, about: Dict[str, str]) -> Store:
         if isinstance(err, RunEnded):
             raise
         raise RunEnded(
-            f"process 0 at {address}:{port} has left before all processes were there; its output says why"
+            f"process 0 at {address}:{port} ended before all processes had connected; its output says why"
         ) from err
     return PrefixStore("group", store)
 
@@ -147,10 +147,10 @@ def _client(address: str, port: int, deadline: _Deadline) -> Store:
     # in a thread, because the constructor waits without limit if another program listens there
     threading.Thread(target=connect, name="meeting", daemon=True).start()
     while not found:
-        deadline.pause(f"process 0 at {address}:{port}, where something listens but does not answer as it would")
+        deadline.pause(f"process 0 at {address}:{port}, where another program seems to listen")
     if isinstance(found[0], RuntimeError):
         text = " ".join(str(found[0]).split())
-        raise RunEnded(f"what listens at {address}:{port} is no process 0 of this run ({text[:200]})") from found[0]
+        raise RunEnded(f"the program at {address}:{port} is not process 0 of this run ({text[:200]})") from found[0]
     return found[0]
 
 

@@ -95,4 +95,4 @@ def check_resumed(content: Dict[str, Any], source: Path, now: Dict[str, str], lo
 
 def _told(before: str, now: str) -> str:
     old, new = (text.partition(" ")[0] for text in (before, now))
-    return f"{old} samples were in, {new} are in" if old != new else f"other {new} samples than then are in"
+    return f"{old} samples were in, {new} are now in" if old != new else f"{new} other samples are in"

@@ -31,6 +31,6 @@ class BadSamples:
         if count > self._most:
             raise DataError(
                 f"{problems[-1]}; this is bad sample {count} of the run, train.max_skipped allows {self._most}, so "
-                "mend the data (tpvformer data check finds every fault) or raise the bound"
+                "fix the data (tpvformer data check finds every fault) or raise the bound"
             )
         return count

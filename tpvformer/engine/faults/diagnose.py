@@ -53,7 +53,7 @@ def _damaged(model: nn.Module) -> str:
 def _first(model: nn.Module, batch: Batch, config: Config) -> str:
     samples = ", ".join(batch.tokens)
     if not _finite(network_images(batch, config.data)):
-        return f"the images of sample {samples} are not finite as the network is shown them"
+        return f"the images of sample {samples} are not finite after preprocessing"
     if not _finite(batch.lidar2img):
         return f"the calibration of sample {samples} is not finite"
     model.zero_grad(set_to_none=True)
@@ -69,7 +69,7 @@ def _first(model: nn.Module, batch: Batch, config: Config) -> str:
         return ""
     first = watch.gradient or names[-1]  # backward reaches the last parameter first
     return (
-        f"outputs and loss are finite, the gradient is not: on the way back that of {first} is the first, "
+        f"outputs and loss are finite, the gradient is not: in the backward pass that of {first} is the first, "
         f"{len(names)} parameters in all, for sample {samples}"
     )
 

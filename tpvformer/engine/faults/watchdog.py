@@ -56,8 +56,8 @@ class Watchdog:
         path = self._folder / f"stacks_rank{self._rank}.txt"
         print(
             f"tpvformer train (process {self._rank}): nothing has happened for {silent:.0f} s during {self.doing}; "
-            f"the stack of every thread follows and is in {path}. Compare those of all processes: who waits in a "
-            "collective operation waits for the one that does not. train.hang_minutes sets the limit, 0 lifts it",
+            f"the stack of every thread follows and is in {path}. Compare those of all processes: the cause is the "
+            "process that is not in a collective operation. train.hang_minutes sets the limit, 0 disables it",
             file=sys.stderr,
             flush=True,
         )

@@ -125,7 +125,7 @@ class Writers:
                 do(writer)
             except Exception as err:  # a full disk, a lost server, ...: training continues
                 failed.append(name)
-                self._warn(f"{name} failed and gets nothing more from this run: {_line(err)}")
+                self._warn(f"{name} failed and is disabled for the rest of this run: {_line(err)}")
         for name in failed:
             del self._open[name]
 
