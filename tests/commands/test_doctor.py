@@ -22,7 +22,7 @@ def test_the_doctor_says_what_is_here(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(ops, "kernels", lambda device: {"numba": None})  # loading the real ones takes seconds
     assert main(["doctor", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert f"torch {version('torch')}" in said and "device: " in said and said.endswith("compares as well\n")
+    assert f"torch {version('torch')}" in said and "device: " in said and said.endswith("compares the operations\n")
     assert "on cpu: numba kernels are used" in said
 
 
