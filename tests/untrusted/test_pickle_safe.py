@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tpvformer.config import DataConfig
-from tpvformer.data.nuscenes.infos.read import load_infos
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels
 from tpvformer.errors import DataError
 from tpvformer.untrusted.pickle import load_pickle
