@@ -28,7 +28,8 @@ from tpvformer.config import Config, override
 from tpvformer.engine.bench import report
 from tpvformer.engine.logging.environment import environment_info
 from tpvformer.errors import ConfigError
-from tpvformer.export.export import Rig, export_aoti, export_onnx, export_program
+from tpvformer.export import export_aoti, export_onnx, export_program
+from tpvformer.export.traced import Rig
 from tpvformer.model import TPVFormer
 
 FORMS = {"model.onnx": export_onnx, "model.pt2": export_program, "aoti.pt2": export_aoti}

@@ -38,10 +38,11 @@ from torch.utils.data import DataLoader, Subset  # noqa: E402
 
 from tpvformer.config import DataConfig, GridConfig  # noqa: E402
 from tpvformer.data.dataset import FrameDataset  # noqa: E402
+from tpvformer.data.formats import load_infos  # noqa: E402
 from tpvformer.data.images import decode as images  # noqa: E402
 from tpvformer.data.images.preprocess import network_images  # noqa: E402
 from tpvformer.data.loader import collate, start_worker  # noqa: E402
-from tpvformer.data.nuscenes.reader import load_infos, resolve  # noqa: E402
+from tpvformer.data.nuscenes.reader import resolve  # noqa: E402
 from tpvformer.data.types import Batch  # noqa: E402
 from tpvformer.data.voxels.voxelize import grid_index, occupied_voxels, vote  # noqa: E402
 from tpvformer.engine.bench.inputs import POINTS, lidar_turn  # noqa: E402

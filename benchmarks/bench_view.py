@@ -26,7 +26,7 @@ from view_tools import Arrays, archive, save  # noqa: E402
 
 from tpvformer.engine.device.accelerator import pick_device  # noqa: E402
 from tpvformer.engine.logging.environment import environment_info  # noqa: E402
-from tpvformer.predict.archive import read_results  # noqa: E402
+from tpvformer.predict.read_results import read_results  # noqa: E402
 from tpvformer.viz.viewer import write_page  # noqa: E402
 
 

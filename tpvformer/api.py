@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from tpvformer.compat import CheckpointError, Report, load_config, load_weights, save_reference
+from tpvformer.compat import CheckpointError, Report, load_config, load_weights
 from tpvformer.compat.checkpoints import load_content
 from tpvformer.compat.config_file import shipped
 from tpvformer.compat.hub import upload
@@ -248,17 +248,13 @@ class TPVFormer:
         for ``cameras`` images of ``size`` (width, height) pixels; .pth or .safetensors, weights under the reference's
         names. Raises ConfigError and CheckpointError.
         """
-        from tpvformer.export.export import export_onnx, export_program
+        from tpvformer.export import WRITERS, format_of
 
         out = Path(path)
-        if out.suffix in (".pth", ".safetensors"):
-            save_reference(self.network, out)
-            return out
-        writers = {".onnx": export_onnx, ".pt2": export_program}
-        if out.suffix not in writers:
-            raise ConfigError(f"path is {path}; expected a name that ends in .onnx, .pt2, .pth or .safetensors")
-        network = self.network if self.device.type == "cpu" else copy.deepcopy(self.network).cpu()
-        writers[out.suffix](network, self.config, out, cameras, size)
+        form = format_of(out)
+        moved = form != "weights" and self.device.type != "cpu"  # programs are traced on the CPU
+        network = copy.deepcopy(self.network).cpu() if moved else self.network
+        WRITERS[form](network, self.config, out, cameras, size)
         return out
 
     def save_pretrained(self, folder: PathLike, half: bool = False) -> Path:

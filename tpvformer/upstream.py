@@ -155,7 +155,7 @@ def _frame(args: argparse.Namespace, _: List[str]) -> int:
 
 
 def _scene(args: argparse.Namespace, _: List[str]) -> int:
-    from tpvformer.data.nuscenes.reader import load_infos
+    from tpvformer.data.formats import load_infos
     from tpvformer.data.nuscenes.scenes import frames_by_scene
 
     config = _config(args)

@@ -21,7 +21,7 @@ from tpvformer.cli import _parser, main
 from tpvformer.commands import demo
 from tpvformer.compat import CheckpointError, load_config
 from tpvformer.compat.pretrained import find_weights
-from tpvformer.predict.archive import read_result
+from tpvformer.predict.read_results import read_result
 
 pytestmark = pytest.mark.usefixtures("quick")
 EMBEDDED = ROOT / "tpvformer" / "weights" / "demo.safetensors"

@@ -15,6 +15,7 @@ from engine_tools import tiny_model
 
 from tpvformer.compat import CheckpointError, export_reference
 from tpvformer.compat.checkpoints import load_content
+from tpvformer.compat.pretrained import find_weights
 from tpvformer.compat.tensors import read_archive
 from tpvformer.compat.wrappers import find_tensors
 
@@ -75,3 +76,18 @@ def test_whole_numbers_are_no_weights() -> None:
     with pytest.raises(CheckpointError, match=r"encoder\.level_embed \(torch.int8\)"):
         load_content(model, content, "w.pth")
     assert torch.equal(model.encoder.level_embed, before)
+
+
+def test_a_folder_of_numbered_checkpoints_is_refused_with_the_newest_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"latest\.pth; expected a saved model or the work dir of a run$"):
+        find_weights(tmp_path)
+    for name in ("epoch_9.pth", "epoch_24.pth", "notes.txt"):
+        (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(CheckpointError) as refused:
+        find_weights(tmp_path)
+    text = "holds none of model.safetensors, best.pth, latest.pth; expected a saved model or the work dir of a run"
+    file = tmp_path / "epoch_24.pth"
+    assert str(refused.value) == f"{tmp_path}: {text}; it holds epoch_24.pth: name that file, {file}"
+    assert find_weights(file) == file
+    (tmp_path / "best.pth").write_bytes(b"any")
+    assert find_weights(tmp_path) == tmp_path / "best.pth"

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tpvformer.data.frames import read_frame
 from tpvformer.data.images import decode as images
 from tpvformer.data.images import jpeg_scans
 from tpvformer.data.images.decode import read_images
-from tpvformer.data.rig.from_arrays import given_frame
+from tpvformer.data.rig.from_arrays import given_record
 from tpvformer.errors import DataError
 
 SAMPLING = {
@@ -96,12 +97,12 @@ def test_grey_and_an_alpha_that_says_nothing(tmp_path):
             (colours, grey, grey[..., None]),
             (Opened(colours), Opened(grey), Opened(grey)),
         ):
-            frame = given_frame(dict(zip("abc", given)), rig)
+            frame = read_frame(given_record(dict(zip("abc", given)), rig))
             assert np.array_equal(frame.images[0], image) and np.array_equal(
                 frame.images[1:], [np.dstack([grey] * 3)] * 2
             )
     with pytest.raises(DataError, match="image a is transparent in places"):
-        given_frame({"a": np.dstack([image, grey])}, {"a": np.diag([50.0, 50, 1, 1])})
+        given_record({"a": np.dstack([image, grey])}, {"a": np.diag([50.0, 50, 1, 1])})
 
 
 @pytest.mark.skipif(not images.FAST, reason="OpenCV hides what libjpeg warns of")

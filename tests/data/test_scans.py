@@ -15,8 +15,8 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
-from tpvformer.data.nuscenes.infos.read import load_infos
-from tpvformer.data.nuscenes.reader import read_frame
+from tpvformer.data.formats import load_infos
+from tpvformer.data.frames import read_frame
 from tpvformer.data.rig.from_arrays import checked_points
 from tpvformer.data.scans.layout import layout_problem
 from tpvformer.data.scans.pcd import read_pcd

@@ -14,7 +14,7 @@ import pytest
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.formats import load_infos
 from tpvformer.data.street import rig
 from tpvformer.data.street import write as synthetic
 from tpvformer.data.street.camera import NO_CLASS, render_camera

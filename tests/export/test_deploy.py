@@ -28,8 +28,9 @@ from tpvformer.config import Config, DataConfig, ModelConfig
 from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.forward import point_places
 from tpvformer.errors import ConfigError
-from tpvformer.export import export as deploy
-from tpvformer.export.export import OPSET, Rig, export_aoti, export_onnx, export_program
+from tpvformer.export import WRITERS, aoti, export_aoti, export_onnx, export_program, format_of, traced
+from tpvformer.export.onnx import OPSET
+from tpvformer.export.traced import Rig
 from tpvformer.labels import class_names
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -55,7 +56,7 @@ FAMILIES = pytest.mark.parametrize("model", [MODEL, HW], ids=["cross_view", "hw"
 def traced_once() -> Iterator[None]:
     """All forms of one model are written from one program: tracing takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy, "_traced", functools.lru_cache(maxsize=None)(deploy._traced))
+        patch.setattr(traced, "trace", functools.lru_cache(maxsize=None)(traced.trace))
         yield
 
 
@@ -229,7 +230,7 @@ def test_inductor_is_left_as_it_was() -> None:
 
     name = torch.ops.aten.grid_sampler_2d.default
     before = [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
-    with deploy._sampling_whole():
+    with aoti._sampling_whole():
         assert name not in decomposition.decompositions and name not in decomposition.select_decomp_table()
     assert before == [decomposition.decompositions.get(name), decomposition.select_decomp_table().get(name)]
 
@@ -239,7 +240,7 @@ def test_without_a_compiler_nothing_is_traced(tmp_path: Path, monkeypatch: Any) 
     from torch._inductor import config
 
     made = lively(MODEL)
-    monkeypatch.setattr(deploy, "_traced", None)
+    monkeypatch.setattr(traced, "trace", None)
     with (
         config.patch({"cpp.cxx": (str(tmp_path / "nothing"),)}),
         pytest.raises(ConfigError, match=r"^--aoti needs a C\+\+ compiler; install g\+\+ or name another in CXX$"),
@@ -264,7 +265,7 @@ def test_what_the_compiler_says_is_passed_on(wrapped: bool, tmp_path: Path, monk
         raise error
 
     made = lively(MODEL)
-    monkeypatch.setattr(deploy, "_traced", lambda *_: None)
+    monkeypatch.setattr(traced, "trace", lambda *_: None)
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
     with (
         config.patch({"cpp.cxx": ("true",)}),
@@ -291,6 +292,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: Any, monkeypatc
             "--aoti is " + str(tmp_path / "m.so") + "; expected a file that ends with .pt2",
         ),
         (["--onnx", str(tmp_path / "m.onnx")], "--onnx needs onnx; pip install 'tpvformer[onnx]'"),
+        (["--out", str(tmp_path / "m.onnx")], f"weights alone, .pth or .safetensors; give --onnx {tmp_path}/m.onnx"),
     ):
         assert main([*words, *more]) == 2
         said = capsys.readouterr().err
@@ -305,6 +307,15 @@ def test_a_size_that_is_none_is_refused(size: Any, tmp_path: Path) -> None:
     made = lively(MODEL)
     with pytest.raises(ConfigError, match="expected width and height of an image"):
         made.export(tmp_path / "m.onnx", 2, size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_format_is_chosen_in_one_place(tmp_path: Path) -> None:
+    """``TPVFormer.export`` by the suffix, ``tpvformer export`` by the option; each has one writer."""
+    for suffix, form in ((".onnx", "onnx"), (".pt2", "pt2"), (".pth", "weights"), (".safetensors", "weights")):
+        assert format_of(tmp_path / f"m{suffix}") == form and form in WRITERS
+    with pytest.raises(ConfigError, match=r"m.ts; expected a name that ends in .onnx, .pt2, .pth or .safetensors"):
+        lively(MODEL).export(tmp_path / "m.ts")
     assert not list(tmp_path.iterdir())
 
 

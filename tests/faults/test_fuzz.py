@@ -30,11 +30,12 @@ from hypothesis import strategies as st  # noqa: E402
 from tpvformer.compat import load_weights  # noqa: E402
 from tpvformer.compat.errors import CheckpointError  # noqa: E402
 from tpvformer.config import DataConfig, from_dict, override  # noqa: E402
+from tpvformer.data.formats import load_infos  # noqa: E402
 from tpvformer.data.nuscenes.infos.build import build  # noqa: E402
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors  # noqa: E402
 from tpvformer.data.nuscenes.lidarseg import LabelFiles  # noqa: E402
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels  # noqa: E402
-from tpvformer.data.nuscenes.reader import load_infos, read_labels, read_scan  # noqa: E402
+from tpvformer.data.nuscenes.reader import read_labels, read_scan  # noqa: E402
 from tpvformer.data.street.write import write_dataset  # noqa: E402
 from tpvformer.data.types import DataError  # noqa: E402
 from tpvformer.engine.checkpoint import files as store  # noqa: E402

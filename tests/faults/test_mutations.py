@@ -29,9 +29,9 @@ from tiny_nuscenes import VERSION, write_tiny
 from tpvformer.compat.pretrained import CONFIG, FORMAT, config_of
 from tpvformer.compat.tensors import write_tensors
 from tpvformer.config import DataConfig
+from tpvformer.data.formats import load_infos
 from tpvformer.data.images.decode import read_image
 from tpvformer.data.nuscenes.lidarseg import LabelFiles
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.nuscenes.scenes import frames_by_scene
 from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.data.rig.read import read_rig

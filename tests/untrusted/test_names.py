@@ -13,8 +13,9 @@ from tiny_nuscenes import VERSION, write_tiny
 
 from tpvformer.cli import in_one_line
 from tpvformer.config import Config
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, scan_tokens
-from tpvformer.data.nuscenes.reader import load_infos, resolve
+from tpvformer.data.nuscenes.reader import resolve
 from tpvformer.data.nuscenes.scenes import frames_by_scene
 from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.engine.logging.log import RunLog

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 import numpy as np
 import pytest
 
-from tpvformer.data.nuscenes.reader import load_infos
+from tpvformer.data.formats import load_infos
 from tpvformer.errors import DataError
 from tpvformer.untrusted import pickle_scan
 from tpvformer.untrusted.pickle import load_pickle

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import io
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from tpvformer.config import DataConfig
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels
 from tpvformer.errors import DataError
 from tpvformer.untrusted.pickle import load_pickle
@@ -158,3 +161,15 @@ def test_an_archive_of_a_few_bytes_neither(tmp_path):
     labels = OccupancyLabels(DataConfig(occupancy="occ3d", occupancy_root=str(tmp_path)))
     with pytest.raises(DataError, match="is not a occ3d label file"):
         labels.read(tmp_path / "labels.npz", "t")
+
+
+@pytest.mark.parametrize(("name", "inside"), [("infos.pkl.gz", "infos.pkl"), ("infos.pkl", "infos.unpacked.pkl")])
+def test_a_compressed_pickle_is_called_so_and_the_remedy_works(tmp_path, name, inside):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(pickle.dumps(PLAIN)))
+    for read in (load_pickle, load_infos):
+        with pytest.raises(DataError, match=f"{name}: is compressed with gzip.*and name {inside}$") as refused:
+            read(path)
+        command = re.search(r"\((gunzip .*)\)", str(refused.value))
+    subprocess.run(["sh", "-c", command[1]], cwd=tmp_path, check=True)
+    assert load_pickle(tmp_path / inside) == PLAIN

@@ -25,9 +25,9 @@ from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import DataError
 from tpvformer.labels import COLORS, NUSCENES
 from tpvformer.model import TPVFormer
-from tpvformer.predict import archive as view_files
-from tpvformer.predict.archive import read_result, read_results
+from tpvformer.predict import checked_arrays as view_files
 from tpvformer.predict.frames import FramePredictions
+from tpvformer.predict.read_results import read_result, read_results
 from tpvformer.viz import video
 from tpvformer.viz.frame_prediction import believed, shown
 from tpvformer.viz.render import look_at, render_voxels

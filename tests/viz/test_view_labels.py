@@ -14,7 +14,7 @@ from view_tools import archive, save
 from tpvformer.cli import main
 from tpvformer.errors import DataError
 from tpvformer.labels import COLORS
-from tpvformer.predict.archive import read_result, read_results
+from tpvformer.predict.read_results import read_result, read_results
 from tpvformer.viz.frame_prediction import believed, shown
 
 CAR, FREE = 4, 17

@@ -16,11 +16,9 @@ import numpy as np
 from tpvformer.compat.config_file import load_config
 from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import format_of, has_labels
 from tpvformer.data.images.preprocess import MEAN_BGR, network_images
 from tpvformer.data.loader import collate
-from tpvformer.data.nuscenes.infos.read import is_rig
-from tpvformer.data.nuscenes.lidarseg import label_table
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
@@ -112,7 +110,8 @@ def check_geometry(
     frame = dataset.load_frame(index)
     labels = frame.labels if dataset.has_labels else None
     if not dataset.has_points and frame.dense is not None:
-        frame.points, labels = voxel_middles(frame.dense.classes, cfg)
+        points, labels = voxel_middles(frame.dense.classes, cfg)
+        frame = replace(frame, points=points)
     images, lidar2img = frame.pictures(), frame.lidar2img
     if augment:
         sample = dataset.sample(index, augment=True)
@@ -169,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.py_config) if args.py_config else Config(name="check-geometry")
     given = {"root": args.root, "version": args.version, f"{args.split}_infos": args.infos}
     data = replace(config.data, **{name: value for name, value in given.items() if value is not None})
-    labelled = _is_labelled(data, args.split)
+    labelled = has_labels(data, args.split)
     dataset = FrameDataset(
         data, config.model.grid, args.split, config.train.seed, require_labels=labelled, require_scans=False
     )
@@ -179,17 +178,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {dataset.camera_note}")
     colours = "coloured by class" if labelled else "coloured by distance, because there are no lidarseg tables"
     print(f"  {args.out}: {colours if report.points else 'lines on the ground every 10 m, because there is no lidar'}")
-    if data.format == "semantickitti":
+    if format_of(dataset.infos, data.format).labels == "voxels":
         print("  lidar scans are not read; the points are the middles of labelled voxels, hidden ones too")
     return 0
-
-
-def _is_labelled(data: DataConfig, split: str) -> bool:
-    """Return whether point labels exist: in a rig file by name, for info files in the tables."""
-    path = data.infos(split)
-    if data.format == "semantickitti":
-        return True
-    if is_rig(path):
-        scans = [record for record in load_infos(path) if record.scan]
-        return bool(scans) and all(record.labels for record in scans)
-    return label_table(data.root, data.version) is not None

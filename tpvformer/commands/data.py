@@ -204,10 +204,10 @@ def _seen(record: Record, grid: GridConfig) -> Tuple[List[float], float]:
 
 def _paint(args: argparse.Namespace) -> int:
     from tpvformer.commands.check_geometry import count_points, write_picture
+    from tpvformer.data.frames import read_frame
     from tpvformer.data.nuscenes.infos.build import build_scene
     from tpvformer.data.nuscenes.infos.read import record_of
     from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
-    from tpvformer.data.nuscenes.reader import read_frame
     from tpvformer.labels import raw_to_class
     from tpvformer.viz.paint import paint_points
 

@@ -85,8 +85,8 @@ def _street(out: Path, seed: int) -> Path:
 def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, FramePrediction]:
     """Return the model's configuration and its prediction with the truth; write the archive to ``folder``."""
     from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
-    from tpvformer.predict.archive import read_results
     from tpvformer.predict.frames import FramePredictions
+    from tpvformer.predict.read_results import read_results
 
     config = config_of(EMBEDDED_FILE)
     list(FramePredictions(config, EMBEDDED_FILE, folder, str(rig), device=device, truth=True))

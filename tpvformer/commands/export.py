@@ -61,24 +61,19 @@ _CONVERT = (
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tpvformer.compat import load_weights, save_reference
+    from tpvformer.compat import load_weights
+    from tpvformer.export import WRITERS
     from tpvformer.model import TPVFormer
 
     config, weights = read_model(args)
     model = TPVFormer(config.model)
     report = load_weights(model, weights)
     print(report)
-    if args.out is not None:
-        save_reference(model, args.out)
-        print(f"written to {args.out}")
-        return 0
-    if report.kind == "backbone":
+    if report.kind == "backbone" and args.out is None:
         raise ConfigError(f"--ckpt-path {args.ckpt_path} holds an image backbone alone; expected a whole TPVFormer")
-    from tpvformer.export.export import export_aoti, export_onnx, export_program
-
-    for write, file in ((export_onnx, args.onnx), (export_program, args.pt2), (export_aoti, args.aoti)):
-        if file is not None:
-            print(write(model, config, file, args.cameras, args.size))
+    files = {"onnx": args.onnx, "pt2": args.pt2, "aoti": args.aoti, "weights": args.out}
+    ((form, file),) = ((form, file) for form, file in files.items() if file is not None)  # the parser takes one
+    print(WRITERS[form](model, config, file, args.cameras, args.size))
     return 0
 
 

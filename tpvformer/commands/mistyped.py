@@ -47,8 +47,22 @@ _called("frame sample idx frame-idx", "--index")
 _called("continue auto-resume checkpoint-path", "--resume-from")
 
 
+# one option with a form as its value, where ``export`` has an option for each form
+_FORM_OPTIONS = ("format", "type", "form", "include", "target")
+_FORMS = {
+    **dict.fromkeys(("onnx",), "--onnx"),
+    **dict.fromkeys(("pt2", "torch", "torch.export", "torch-export", "exported-program"), "--pt2"),
+    **dict.fromkeys(("aoti", "aotinductor"), "--aoti"),
+    **dict.fromkeys(("pth", "safetensors", "reference", "weights"), "--out"),
+}
+_FORM_ORDER = tuple(dict.fromkeys(_FORMS.values()))
+
+
 def instead(name: str, value: str, options: Set[str]) -> str:
     """Return a suggestion for the option ``--name`` with ``value`` (empty: none) of a command that has ``options``."""
+    if name in _FORM_OPTIONS and options.issuperset(_FORMS.values()):
+        form = _FORMS.get(value.lower().lstrip("."))
+        return f"give {form} FILE" if form else f"give one of {', '.join(f'{o} FILE' for o in _FORM_ORDER)}"
     ways = _WAYS.get(name, ()) + _settings(name.replace("-", "_"))
     if "--set" not in options:
         ways = tuple(way for way in ways if way.startswith("--"))

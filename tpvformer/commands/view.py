@@ -58,7 +58,7 @@ _VIEW = (
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tpvformer.predict.archive import read_results
+    from tpvformer.predict.read_results import read_results
 
     if args.video and args.video.suffix not in (".gif", ".mp4", ".avi"):
         raise ConfigError(f"--video is {args.video}; expected a name that ends in .gif, .mp4 or .avi")

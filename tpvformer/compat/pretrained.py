@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -159,8 +160,23 @@ def _file_in(folder: Path) -> Path:
     found = _found_in(folder)
     if found is None:
         names = ", ".join((WEIGHTS, *_RUN_FILES))
-        raise CheckpointError(f"{folder}: holds none of {names}; expected a saved model or the work dir of a run")
+        expected = "expected a saved model or the work dir of a run"
+        other = _newest_in(folder)
+        if other is not None:
+            expected += f"; it holds {other.name}: name that file, {other}"
+        raise CheckpointError(f"{folder}: holds none of {names}; {expected}")
     return found
+
+
+def _newest_in(folder: Path) -> Optional[Path]:
+    """The checkpoint with the highest number in its name, such as epoch_24.pth, among the files of a folder."""
+
+    def place(file: Path) -> Tuple[int, str]:
+        numbers = re.findall(r"\d+", file.stem)
+        return int(numbers[-1][:18]) if numbers else -1, file.name
+
+    files = (file for suffix in (".pth", ".pt", ".safetensors") for file in folder.glob(f"*{suffix}"))
+    return max((file for file in files if file.is_file() and not file.name.startswith(".")), key=place, default=None)
 
 
 def _found_in(folder: Path) -> Optional[Path]:

@@ -6,6 +6,7 @@ The same (seed, epoch, index) gives the same sample, whatever the number of work
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -14,26 +15,18 @@ import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.formats import format_of, open_records
+from tpvformer.data.frames import read_frame
 from tpvformer.data.images.cache import ImageCache
 from tpvformer.data.images.letterbox import read_pictures
 from tpvformer.data.nuscenes.infos.cameras import given_to, note_on
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.nuscenes.ray_origins import ray_origins
-from tpvformer.data.nuscenes.reader import load_infos, read_frame
-from tpvformer.data.record import Record
-from tpvformer.data.semantickitti import crop, load_sequences
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame, Sample
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import raw_to_class
-
-
-def open_records(cfg: DataConfig, split: str) -> List[Record]:
-    """The records of a split, as ``cfg.format`` has them. Raises ConfigError and DataError."""
-    infos = cfg.infos(split)
-    return load_sequences(cfg.root, infos) if cfg.format == "semantickitti" else load_infos(infos)
-
 
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
@@ -128,7 +121,8 @@ class FrameDataset(Dataset[Sample]):
     @property
     def camera_note(self) -> str:
         """What is to be said about the cameras' names; empty where they are nuScenes'."""
-        return "" if self._cfg.format == "semantickitti" else note_on(self.infos, self._records)
+        chosen = format_of(self.infos, self._cfg.format)
+        return note_on(self.infos, self._records) if chosen.camera_names else ""
 
     @property
     def other_cameras(self) -> Optional[str]:
@@ -176,15 +170,13 @@ class FrameDataset(Dataset[Sample]):
                 f"sample {record.token}: {frame.lost_points} points of {record.scan} have coordinates that are not "
                 "finite numbers; every point of the file needs a place, so copy it again"
             )
-        if self._cfg.format == "semantickitti":
-            frame.images = crop(frame.images, record.token)
-        if self._occupancy is not None:
-            path = self._occupancy.find(record.token, Path(record.scan).name)
-            frame.dense = self._occupancy.read(path, record.token)
-            if self._cfg.occupancy in HAS_RAYS:
-                mates = [self._records[i] for i in self._scene_mates[record.scene]]
-                frame.ray_origins = ray_origins(record, mates)
-        return frame
+        if self._occupancy is None:
+            return frame
+        dense = self._occupancy.read(self._occupancy.find(record.token, Path(record.scan).name), record.token)
+        if self._cfg.occupancy not in HAS_RAYS:
+            return dataclasses.replace(frame, dense=dense)
+        mates = [self._records[i] for i in self._scene_mates[record.scene]]
+        return dataclasses.replace(frame, dense=dense, ray_origins=ray_origins(record, mates))
 
     def _random(self, index: int) -> np.random.RandomState:
         """The stream that the augmentations of a sample are drawn from in the present epoch."""

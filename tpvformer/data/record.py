@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
+
+
+class Held(NamedTuple):
+    """Content of a frame that is in memory instead of in files."""
+
+    images: Tuple[np.ndarray, ...]  # N of (h, w, 3) uint8, BGR, in the order of the cameras
+    points: np.ndarray  # (P, 3) float32, metres, lidar frame
 
 
 @dataclass(frozen=True)
@@ -24,4 +31,6 @@ class Record:
     rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
     sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
     slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
+    crop: Optional[Tuple[int, int]] = None  # rows, columns that images are cut to, from the upper left
+    held: Optional[Held] = None  # images and points that a program holds; ``images`` and ``scan`` are then empty
     scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit

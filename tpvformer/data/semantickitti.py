@@ -15,7 +15,7 @@ lidar frame: x forward, y left, z up. Lidar scans are not read, so a frame has n
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Union
+from typing import List, Tuple, Union
 
 import numpy as np
 from torch import Tensor
@@ -58,7 +58,7 @@ def load_sequences(root: Union[str, Path], sequences: str) -> List[Record]:
             token, image = f"{sequence}/{frame}", folder / CAMERA / f"{frame}.png"
             if image.name not in images:
                 raise DataError(f"sample {token}: {image} is missing; unpack KITTI odometry's colour images there")
-            records.append(Record(token, "", (CAMERA,), (str(image),), lidar2img, sequence))
+            records.append(Record(token, "", (CAMERA,), (str(image),), lidar2img, sequence, crop=CROP))
     if not records:
         raise DataError("no sequence is named; set the data.*_infos to some, such as '00 01 02'")
     return records
@@ -87,15 +87,18 @@ def read_calibration(path: Path) -> np.ndarray:
     return lidar2img
 
 
-def crop(images: Tensor, token: str) -> Tensor:
-    """The upper left ``CROP`` of images (N, H, W, 3); the projection stays as it is. Raises DataError if smaller."""
+def crop(images: Tensor, token: str, size: Tuple[int, int] = CROP) -> Tensor:
+    """Return the upper left ``size`` (rows, columns) of images (N, H, W, 3); their projections stay as they are.
+
+    Raises DataError for smaller images.
+    """
     height, width = images.shape[1:3]
-    if height < CROP[0] or width < CROP[1]:
+    if height < size[0] or width < size[1]:
         raise DataError(
-            f"sample {token}: the image is {width}x{height}; expected {CROP[1]}x{CROP[0]} or more, as KITTI odometry "
+            f"sample {token}: the image is {width}x{height}; expected {size[1]}x{size[0]} or more, as KITTI odometry "
             "publishes it, because calib.txt holds for that size alone"
         )
-    return images[:, : CROP[0], : CROP[1]].contiguous()
+    return images[:, : size[0], : size[1]].contiguous()
 
 
 def read_voxels(path: Path, token: str) -> DenseLabels:

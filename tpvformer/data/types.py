@@ -22,7 +22,7 @@ from tpvformer.errors import DataError as DataError  # where people import it fr
 LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the lidar, by a camera
 
 
-@dataclass
+@dataclass(frozen=True)
 class DenseLabels:
     """A label for every voxel of the grid, made by others from many sweeps (occupancy.py)."""
 
@@ -30,9 +30,9 @@ class DenseLabels:
     mask: Optional[np.ndarray]  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT; None where no masks are published
 
 
-@dataclass
+@dataclass(frozen=True)
 class Frame:
-    """One key frame as it lies on the disk, before any transform."""
+    """One key frame as ``read_frame`` returns it, before any transform. ``dataclasses.replace`` makes another."""
 
     token: str
     images: Tensor  # (N, H, W, 3) uint8, BGR

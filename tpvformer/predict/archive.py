@@ -1,80 +1,123 @@
-"""Read the archives of ``tpvformer predict``, and published labels.
-
-The files may come from anywhere, so invalid content raises DataError with one sentence.
-"""
+"""Write and read the archives of ``tpvformer predict``: one .npz file a frame, whose arrays docs/rig.md lists."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Mapping, Optional, Tuple
 
-from tpvformer.data.types import DataError  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
+from tpvformer.data.types import Frame, Sample  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
 
 # isort: split
 import cv2
 import numpy as np
 
-from tpvformer.data.images.header import declared_size, too_large
-from tpvformer.data.images.jpeg_scans import too_many_scans
-from tpvformer.predict.published_labels import KNOWN, kind_of, label_files, read_label_file
-from tpvformer.untrusted.memory_budget import memory_budget
-from tpvformer.untrusted.numpy_files import DAMAGED, damage
+from tpvformer.data.transforms import frame_of_grid, transform_points
+from tpvformer.errors import DataError
+from tpvformer.files import atomic_file
+from tpvformer.labels import class_names
+from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 
+if TYPE_CHECKING:
+    from tpvformer.config import Config
+    from tpvformer.predict.encoded_frame import FrameClasses
+
+STORED_WIDTH, STORED_QUALITY = 800, 80  # of the pictures kept beside a result: pixels, JPEG quality
 MAX_VOXELS = 1 << 24
 MAX_POINTS = 1 << 22
 MAX_CAMERAS = 32
-MAX_BYTES = 1 << 29  # total size of all arrays: a small file may unpack to large ones
-_EXPECTED = f"expected an archive that tpvformer predict wrote, {KNOWN}"
-_KINDS = {"text": "U", "whole numbers": "iu", "numbers": "iuf"}
 
 
-def read_results(places: Sequence[Path]) -> List[FramePrediction]:
-    """Return the frames of files, in the given order, and of folders, by scene and number. Raises DataError."""
-    results: List[FramePrediction] = []
-    for place in places:
-        if place.is_dir():
-            archives = [path for path in sorted(place.glob("*.npz")) if path.name != "labels.npz"]
-            found = [read_result(path) for path in archives or label_files(place)]
-            if not found:
-                lost = f"holds no .npz files{_below(place)}"
-                raise DataError(f"{place}: {lost}; expected what tpvformer predict wrote, {KNOWN}")
-            results += sorted(found, key=lambda result: (result.scene, result.number))
-        else:
-            results.append(read_result(place))
-    first = results[0]
-    for result in results:
-        if (result.class_names, result.frame) != (first.class_names, first.frame):
-            raise DataError(
-                f"{result.token}: has other classes or another frame than {first.token}; show results of one model"
-            )
-    return results
+def archive_arrays(
+    frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
+) -> Dict[str, np.ndarray]:
+    """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it."""
+    arrays = _predicted(frame, classes, config)
+    arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
+    return arrays
 
 
-def _below(place: Path) -> str:
-    """Return a hint that names a sub-folder with results or labels; empty if there is none."""
-    patterns = ("*/*.npz", "*/*/labels.npz", "*/*.npy", "*/*.label", "*/*/*.label")
-    found = next((path for pattern in patterns for path in place.glob(pattern)), None)
-    if found is None:
-        return ""
-    return f", but {found.parent.parent if found.name == 'labels.npz' else found.parent} does: name that"
+def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str, np.ndarray]:
+    grid = config.model.grid
+    arrays = {
+        "token": np.array(frame.token),
+        "voxels": classes.voxels.astype(np.uint8),
+        "confidence": classes.confidence,
+        "pc_range": np.array(grid.pc_range),
+        "frame": np.array(grid.frame),
+        "class_names": np.array(class_names(config.data.label_map)),
+    }
+    if len(frame.points):
+        arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
+    return arrays
 
 
-def read_result(path: Path) -> FramePrediction:
-    """Return the frame of one file. Raises DataError."""
-    loaded = {} if path.suffix in (".npy", ".label") else _load(path)
-    kind = kind_of(path, loaded)
-    return _of_archive(_Arrays(path, loaded)) if kind is None else read_label_file(path, kind)
+def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
+    """Return small images, their projections, and the voxels that hold points."""
+    grid, pictures = config.model.grid, frame.pictures()
+    lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
+    points = transform_points(frame.points, lidar2grid)
+    inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were moved to the border
+    arrays = {
+        "lidar2grid": lidar2grid,
+        "camera_names": np.array(frame.camera_names),
+        "lidar2img": frame.lidar2img,
+        "image_sizes": np.array([(picture.shape[1], picture.shape[0]) for picture in pictures]),
+    }
+    if len(points):
+        arrays["scanned"] = np.unique(sample.grid_index.numpy()[inside], axis=0).astype(np.uint16)
+    for i, picture in enumerate(pictures):
+        height, width = picture.shape[:2]
+        if width > STORED_WIDTH:
+            size = (STORED_WIDTH, max(1, round(height * STORED_WIDTH / width)))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        arrays[f"image_{i}"] = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, STORED_QUALITY))[1].ravel()
+    return arrays
 
 
-def result_of(arrays: Mapping[str, np.ndarray]) -> FramePrediction:
-    """Return a frame from the arrays of an archive. Raises DataError."""
-    return _of_archive(_Arrays(Path(str(arrays.get("token", ""))), arrays))
+def truth_arrays(
+    frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], config: Config, point_labels: bool
+) -> Dict[str, np.ndarray]:
+    """Return the labels of the data set: of voxels, and with ``point_labels`` of points.
+
+    Labels of voxels that points voted for are kept only where there are points; ``scanned`` is the array of that name.
+    """
+    voxels = classes.true_voxels.astype(np.uint8)
+    if frame.dense is None:
+        voted = np.full_like(voxels, config.data.fill_label)
+        at = tuple(np.zeros((3, 0), np.int64) if scanned is None else scanned.T.astype(np.int64))
+        voted[at] = voxels[at]
+        voxels = voted
+    arrays = {"true_voxels": voxels}
+    if point_labels and len(frame.points):
+        arrays["true_point_labels"] = frame.labels
+    return arrays
 
 
-def _of_archive(arrays: _Arrays) -> FramePrediction:
-    path = arrays.path
+def archive_path(folder: Path, token: str) -> Path:
+    """Return the archive of a frame in ``folder``. Raises DataError for a token that cannot be a file's name."""
+    if not _names_a_file(token):
+        raise DataError(f"sample {token}: its token cannot be the name of a file; give it another in its info file")
+    return folder / f"{token}.npz"
+
+
+def _names_a_file(token: str) -> bool:
+    return bool(token) and not token.startswith(".") and not set(token) & set("/\\\0")
+
+
+def write_archive(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+    """Write what ``archive_arrays`` and ``truth_arrays`` returned. Raises ConfigError where it cannot be written."""
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
+
+
+def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = None) -> FramePrediction:
+    """Return the frame that the arrays of an archive hold; messages name ``path``, or the token without one.
+
+    The arrays may be a stranger's. Raises DataError for one that is missing or does not fit.
+    """
+    path = Path(str(stored.get("token", ""))) if path is None else path
+    arrays = CheckedArrays(path, stored)
     voxels = arrays.take("voxels", "whole numbers", (None, None, None), required=True).astype(np.uint8)
     if not 0 < voxels.size <= MAX_VOXELS:
         raise DataError(f"{path}: voxels have shape {voxels.shape}; expected 1 to {MAX_VOXELS} of them")
@@ -102,7 +145,7 @@ def _of_archive(arrays: _Arrays) -> FramePrediction:
     if abs(np.linalg.det(lidar2grid)) < 1e-6:
         raise DataError(f"{path}: lidar2grid has no inverse; expected a rigid transform")
     token = arrays.text("token", path.stem)
-    if not token or token.startswith(".") or set(token) & set("/\\\0"):
+    if not _names_a_file(token):
         raise DataError(f"{path}: its token cannot be the name of a file; expected letters, digits and the like")
     return FramePrediction(
         token=token,
@@ -123,64 +166,7 @@ def _of_archive(arrays: _Arrays) -> FramePrediction:
     )
 
 
-def _load(path: Path) -> Dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(one.file_size for one in archive.infolist())
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MB; {_EXPECTED}")
-        with memory_budget(path.stat().st_size), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except DAMAGED as err:
-        if isinstance(err, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read ({damage(err)}); {_EXPECTED}") from err
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # the rest are bytes
-
-
-class _Arrays:
-    """Return the arrays of one file by name, with a check of their kind and shape."""
-
-    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        self.path, self._arrays = path, arrays
-
-    def maybe(self, name: str, kind: str, shape: Sequence[Optional[int]]) -> Optional[np.ndarray]:
-        """Return an array; None if the file does not have it."""
-        return self.take(name, kind, shape) if name in self._arrays else None
-
-    def take(
-        self,
-        name: str,
-        kind: str,
-        shape: Sequence[Optional[int]],
-        default: Optional[np.ndarray] = None,
-        required: bool = False,
-    ) -> np.ndarray:
-        """Return an array; None in ``shape`` allows any length. Raises DataError."""
-        if name not in self._arrays:
-            if required or default is None:
-                raise DataError(f"{self.path}: has no array {name!r}; {_EXPECTED}")
-            return default
-        array = self._arrays[name]
-        fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape))
-        if not fits or array.dtype.kind not in _KINDS[kind]:
-            wanted = tuple("any" if n is None else n for n in shape)
-            raise DataError(
-                f"{self.path}: {name} is {array.dtype} of shape {array.shape}; expected {kind} of shape {wanted}"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{self.path}: {name} holds numbers that are not finite; make the file again")
-        if array.dtype.kind in "iu" and kind == "whole numbers" and name != "number" and array.size:
-            low, high = int(array.min()), int(array.max())
-            if low < 0 or high > 65535 or (high > 255 and name != "scanned" and name != "image_sizes"):
-                raise DataError(f"{self.path}: {name} holds {low} to {high}; expected classes, 0 to 255")
-        return array
-
-    def text(self, name: str, default: str) -> str:
-        return str(self.take(name, "text", (), np.array(default)))[:200]
-
-
-def _scanned(arrays: _Arrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
+def _scanned(arrays: CheckedArrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
     rows = arrays.maybe("scanned", "whole numbers", (None, 3))
     if rows is None:
         return None
@@ -191,7 +177,7 @@ def _scanned(arrays: _Arrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
     return scanned
 
 
-def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
+def _cameras(arrays: CheckedArrays) -> Tuple[CameraView, ...]:
     names = arrays.maybe("camera_names", "text", (None,))
     if names is None:
         return ()
@@ -202,23 +188,10 @@ def _cameras(arrays: _Arrays) -> Tuple[CameraView, ...]:
     views = []
     for i, name in enumerate(names):
         jpeg = arrays.take(f"image_{i}", "whole numbers", (None,)).astype(np.uint8)
-        stored = _jpeg_width(jpeg)
+        stored = jpeg_width(jpeg)
         if stored == 0 or sizes[i].min() < 1:
             raise DataError(f"{arrays.path}: image_{i} is no JPEG; make the file again")
         views.append(
             CameraView(str(name)[:80], jpeg.tobytes(), (int(sizes[i][0]), int(sizes[i][1])), matrices[i], stored)
         )
     return tuple(views)
-
-
-def _jpeg_width(data: np.ndarray) -> int:
-    """Return the width in pixels; 0 if the bytes are no JPEG that can be decoded."""
-    content = data.tobytes()
-    size = declared_size(content) if content[:2] == b"\xff\xd8" else None
-    if size is None or too_large(size, len(content)) or too_many_scans(content):
-        return 0
-    try:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:  # more pixels than OpenCV accepts
-        return 0
-    return 0 if picture is None else picture.shape[1]

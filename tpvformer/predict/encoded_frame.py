@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tpvformer.compat import load_weights
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import format_of
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.device.accelerator import pick_device
@@ -183,7 +184,8 @@ def _draw(
         correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
     right = float(correct.mean()) if labelled.any() else 0.0
     title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
-    axes = "ego" if config.data.format == "semantickitti" else config.model.grid.frame  # x forwards, y left in both
+    ahead = format_of(dataset.infos, config.data.format).lidar_forward
+    axes = "ego" if ahead == "x" else config.model.grid.frame  # both point forwards and left
     picture = frame_picture(
         frame.pictures(),
         frame.camera_names,

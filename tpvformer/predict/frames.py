@@ -6,31 +6,24 @@ import dataclasses
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
-from tpvformer.compat import load_weights  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
-
-# isort: split
-import cv2
 import numpy as np
 
+from tpvformer.compat import load_weights  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.transforms import frame_of_grid, make_sample, transform_points
-from tpvformer.data.types import Frame, Sample
+from tpvformer.data.transforms import make_sample
+from tpvformer.data.types import Frame
 from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
-from tpvformer.errors import ConfigError, DataError
-from tpvformer.files import atomic_file
-from tpvformer.labels import class_names
-from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
+from tpvformer.errors import ConfigError
+from tpvformer.predict.archive import archive_arrays, archive_path, truth_arrays, write_archive
+from tpvformer.predict.encoded_frame import predict_scene
 from tpvformer.runtime import compiling
 
-STORED_WIDTH, STORED_QUALITY = 800, 80  # pictures stored in an archive: pixels, JPEG quality
-
-
-PARTS = ("decode", "preprocess", "model", "postprocess")  # parts of a frame's time, in their order
+PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
 
 
 class FramePredictions:
@@ -86,14 +79,12 @@ class FramePredictions:
         config, dataset = self._config, self._dataset
         frame = dataset.load_frame(i)
         marks.end("decode")
-        path = self._out / f"{_file_name(frame.token)}.npz"
+        path = archive_path(self._out, frame.token)
         sample = make_sample(frame, self._data, config.model.grid, None)
         classes = predict_scene(self._model, sample, config, self._device, marks)
-        arrays = archive(frame, sample, classes, config, dataset.scenes[i], i)
+        arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i)
         if self._truth:
-            arrays.update(_truth(frame, classes, arrays.get("scanned"), config.data.fill_label))
-            if dataset.has_labels and len(frame.points):
-                arrays["true_point_labels"] = frame.labels
+            arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))
         write_archive(path, arrays)
         marks.end("postprocess")
         points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.points)} points"
@@ -122,75 +113,3 @@ def time_split(seconds: Sequence[Mapping[str, float]]) -> str:
     if len(seconds) == 1:
         return f"1 frame, {first:.2f} s including one-time work: {split}"
     return f"{len(seconds)} frames, {mean:.2f} s a frame: {split}; first frame {first:.2f} s"
-
-
-def _file_name(token: str) -> str:
-    if not token or token.startswith(".") or "/" in token or "\\" in token:
-        raise DataError(f"sample {token}: its token cannot be the name of a file; give it another in its info file")
-    return token
-
-
-def write_archive(path: Path, arrays: Dict[str, np.ndarray]) -> None:
-    """Write the arrays of ``archive``. Raises ConfigError if the file cannot be written."""
-    with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # the stub types them as options
-
-
-def archive(
-    frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
-) -> Dict[str, np.ndarray]:
-    """Return the arrays of one frame: the prediction, and what a viewer shows with it (docs/rig.md)."""
-    arrays = _predicted(frame, classes, config)
-    arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
-    return arrays
-
-
-def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str, np.ndarray]:
-    grid = config.model.grid
-    arrays = {
-        "token": np.array(frame.token),
-        "voxels": classes.voxels.astype(np.uint8),
-        "confidence": classes.confidence,
-        "pc_range": np.array(grid.pc_range),
-        "frame": np.array(grid.frame),
-        "class_names": np.array(class_names(config.data.label_map)),
-    }
-    if len(frame.points):
-        arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
-    return arrays
-
-
-def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
-    """Return what a viewer shows with the classes: small pictures, calibration, and the voxels that hold points."""
-    grid, pictures = config.model.grid, frame.pictures()
-    lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
-    points = transform_points(frame.points, lidar2grid)
-    inside = ((points >= grid.pc_range[:3]) & (points < grid.pc_range[3:])).all(1)  # others were clipped
-    arrays = {
-        "lidar2grid": lidar2grid,
-        "camera_names": np.array(frame.camera_names),
-        "lidar2img": frame.lidar2img,
-        "image_sizes": np.array([(picture.shape[1], picture.shape[0]) for picture in pictures]),
-    }
-    if len(points):
-        arrays["scanned"] = np.unique(sample.grid_index.numpy()[inside], axis=0).astype(np.uint16)
-    for i, picture in enumerate(pictures):
-        height, width = picture.shape[:2]
-        if width > STORED_WIDTH:
-            size = (STORED_WIDTH, max(1, round(height * STORED_WIDTH / width)))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        arrays[f"image_{i}"] = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, STORED_QUALITY))[1].ravel()
-    return arrays
-
-
-def _truth(
-    frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], fill_label: int
-) -> Dict[str, np.ndarray]:
-    """Return the set's labels of voxels; labels that were voted by points only where there are points."""
-    voxels = classes.true_voxels.astype(np.uint8)
-    if frame.dense is None:
-        voted = np.full_like(voxels, fill_label)
-        at = tuple(np.zeros((3, 0), np.int64) if scanned is None else scanned.T.astype(np.int64))
-        voted[at] = voxels[at]
-        voxels = voted
-    return {"true_voxels": voxels}

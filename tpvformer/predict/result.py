@@ -18,8 +18,9 @@ from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
+from tpvformer.predict.archive import archive_arrays, frame_prediction, write_archive
 from tpvformer.predict.encoded_frame import EncodedFrame
-from tpvformer.predict.frames import archive, seconds_of, write_archive
+from tpvformer.predict.frames import seconds_of
 
 if TYPE_CHECKING:
     from tpvformer.viz.frame_prediction import FramePrediction as Viewed
@@ -142,12 +143,10 @@ class Result:
         return looking.inline([self._viewed()], repr(self))
 
     def _arrays(self) -> Dict[str, np.ndarray]:
-        return archive(self._frame, self._sample, self._classes, self._config, *self._place)
+        return archive_arrays(self._frame, self._sample, self._classes, self._config, *self._place)
 
     def _viewed(self) -> Viewed:
-        from tpvformer.predict.archive import result_of
-
-        return result_of(self._arrays())
+        return frame_prediction(self._arrays())
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.voxels.labels.shape))

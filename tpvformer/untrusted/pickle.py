@@ -17,6 +17,7 @@ from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.pickle_arrays import Callables, Refused, numpy_names
 from tpvformer.untrusted.pickle_scan import check_hashes, scan
 
+_GZIP = b"\x1f\x8b"  # the first bytes of a file that gzip wrote
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
     MemoryError,  # a damaged length asks for more than there is
@@ -81,6 +82,14 @@ def _printable(err: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(err))[:160]
 
 
+def _compressed(path: Path) -> str:
+    name = path.name[: -len(".gz")] if path.suffix.lower() == ".gz" else f"{path.stem}.unpacked.pkl"
+    return (
+        f"{path}: is compressed with gzip, which is not read; expected the info pickle itself: unpack it "
+        f"(gunzip < {path.name} > {name}) and name {name}"
+    )
+
+
 def load_pickle(path: Union[str, Path]) -> Any:
     """The object stored in ``path``, made of dict, list, tuple, set, numbers, text, bytes and numpy values.
 
@@ -92,6 +101,8 @@ def load_pickle(path: Union[str, Path]) -> Any:
         file_path = to_path(path)
         with file_path.open("rb") as file, memory_budget(file_path.stat().st_size):
             data = file.read()
+        if data.startswith(_GZIP):
+            raise DataError(_compressed(file_path))
         scan(data)  # outside of the budget, which would count what compiling takes
         with memory_budget(len(data)):
             return _Restricted(io.BytesIO(data)).load()
@@ -108,5 +119,7 @@ def load_pickle(path: Union[str, Path]) -> Any:
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror}); expected an info pickle") from err
     except _BROKEN as err:
+        if isinstance(err, DataError):
+            raise
         what = _printable(err) or type(err).__name__
         raise DataError(f"{path}: not a readable pickle ({what}); make or copy the file again") from err

@@ -11,7 +11,7 @@ import pytest
 from info_tools import depth, modern, records, store, write_layout, write_set
 
 from tpvformer.config import DataConfig
-from tpvformer.data.nuscenes.infos.read import load_infos
+from tpvformer.data.formats import load_infos
 from tpvformer.errors import DataError
 
 

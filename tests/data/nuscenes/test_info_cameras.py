@@ -16,8 +16,8 @@ from tiny_nuscenes import CAMERAS
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.loader import make_loader
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.engine import train as run
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.errors import ConfigError, DataError

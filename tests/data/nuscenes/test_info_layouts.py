@@ -19,7 +19,8 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.nuscenes.reader import load_infos, resolve
+from tpvformer.data.formats import load_infos
+from tpvformer.data.nuscenes.reader import resolve
 from tpvformer.errors import DataError
 from tpvformer.geometry import quaternions, rotations
 

@@ -19,6 +19,7 @@ from engine_tools import tiny_config, tiny_model, write_config
 from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.loader import make_loader
 from tpvformer.data.nuscenes import splits
 from tpvformer.data.nuscenes import tables as read_tables
@@ -26,7 +27,6 @@ from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
 from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street import rig
 from tpvformer.data.street.write import write_dataset
 from tpvformer.geometry import is_degenerate, relative, rotations

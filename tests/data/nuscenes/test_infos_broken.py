@@ -15,10 +15,10 @@ import pytest
 
 from tpvformer import files
 from tpvformer.cli import main
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.infos import pickle_file, tensor_file
 from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import atomic_file

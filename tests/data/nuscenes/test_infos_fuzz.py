@@ -15,10 +15,10 @@ import pytest
 from info_tools import write_layout, write_set
 
 from tpvformer.data.check.examine import examine
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.nuscenes.splits import default_splits
 from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import ConfigError, DataError

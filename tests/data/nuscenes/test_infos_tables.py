@@ -21,9 +21,9 @@ from devkit import PYTHON, has_devkit
 from many_tables import FIRST, STEP, mounted, vehicle, write_tables
 
 from tpvformer.cli import main
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.pickle_file import to_records
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.data.nuscenes.splits import OFFICIAL, official
 from tpvformer.data.street import rig
 

@@ -17,9 +17,10 @@ from tiny_nuscenes import CAMERAS, VERSION, write_tiny
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.loader import collate, make_loader
 from tpvformer.data.nuscenes import lidarseg
-from tpvformer.data.nuscenes.reader import load_infos, resolve
+from tpvformer.data.nuscenes.reader import resolve
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import RAW_TO_CLASS
 

@@ -14,9 +14,10 @@ import pytest
 from tpvformer.cli import main
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.infos.build import build, build_scene
 from tpvformer.data.nuscenes.infos.pickle_file import write_pickle
-from tpvformer.data.nuscenes.infos.read import load_infos, record_of
+from tpvformer.data.nuscenes.infos.read import record_of
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.reader import read_labels
 from tpvformer.data.street.write import write_dataset

@@ -17,9 +17,9 @@ from tpvformer.commands import check_geometry
 from tpvformer.compat import load_config
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
-from tpvformer.data.nuscenes.reader import load_infos
 from tpvformer.errors import DataError
 from tpvformer.model import TPVFormer
 from tpvformer.viz.project import project

@@ -20,11 +20,11 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import Config, DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.formats import load_infos
 from tpvformer.data.images.letterbox import canvas_size, fitted
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
-from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.nuscenes.reader import read_scan
 from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.engine import train as run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rig_tools import THREE, Rig, changed, save
 
-from tpvformer.data.nuscenes.infos.read import load_infos
+from tpvformer.data.formats import load_infos
 from tpvformer.data.rig import json_file
 from tpvformer.errors import DataError
 

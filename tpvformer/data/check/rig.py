@@ -11,10 +11,10 @@ import numpy as np
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import RAW_CLASSES, image_fault
 from tpvformer.data.check.report import Report
+from tpvformer.data.formats import load_infos
 from tpvformer.data.images.decode import Size, read_image
 from tpvformer.data.nuscenes.infos.cameras import other_letters
 from tpvformer.data.nuscenes.infos.plausible import FAR, far_text
-from tpvformer.data.nuscenes.infos.read import load_infos
 from tpvformer.data.nuscenes.reader import read_labels, resolve
 from tpvformer.data.record import Record
 from tpvformer.data.scans.read import read_cloud

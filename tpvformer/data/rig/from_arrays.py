@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
-import torch
 
 from tpvformer.data.images.decode import Size, read_image, three_channels
-from tpvformer.data.images.letterbox import on_canvas, placements
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
-from tpvformer.data.record import Record
+from tpvformer.data.record import Held, Record
 from tpvformer.data.rig.json_file import Node, read_json
 from tpvformer.data.rig.read import records_of
 from tpvformer.data.rig.tensors import as_array, as_image
 from tpvformer.data.scans.read import on_its_side
-from tpvformer.data.types import Frame
 from tpvformer.errors import DataError
 from tpvformer.geometry import is_degenerate
 
@@ -38,8 +35,8 @@ class _Cameras(NamedTuple):
     lidar2ego: Optional[np.ndarray] = None
 
 
-def given_frame(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -> Frame:
-    """The frame of images and a rig; ``points`` (P, 3 or more) metres, lidar frame.
+def given_record(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -> Record:
+    """Return the record of images and a rig, which holds them; ``points`` (P, 3 or more) metres, lidar frame.
 
     images: by camera name, or in the order of the rig's cameras. rig: a rig file (docs/rig.md) or its content, of which
     the cameras count and the frames do not; or lidar2img (4, 4), lidar metres to pixels of exactly these images: N
@@ -55,24 +52,17 @@ def given_frame(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -
                 f"have {expected[0]}x{expected[1]}, to which the intrinsics belong; give the image as the camera took "
                 "it, or correct the rig"
             )
-    lidar2img, inner = cameras.lidar2img, []
-    if len(set(sizes)) > 1:
-        stacked = on_canvas(pictures, sizes)
-        to_canvas, inner = placements(sizes)
-        lidar2img = to_canvas @ lidar2img
-    else:
-        stacked = torch.from_numpy(np.stack(pictures))
-    scan = np.empty((0, 3), np.float32) if points is None else checked_points(points)
-    return Frame(
+    return Record(
         TOKEN,
-        stacked,
-        list(cameras.names),
-        lidar2img,
-        scan,
-        np.zeros(len(scan), np.uint8),
-        cameras.lidar2ego,
-        camera_slots=() if cameras.slots == tuple(range(len(cameras.slots))) else cameras.slots,
-        inner=inner,
+        "",
+        cameras.names,
+        (),
+        cameras.lidar2img,
+        lidar2ego=cameras.lidar2ego,
+        rig=TOKEN,
+        sizes=sizes,
+        slots=() if cameras.slots == tuple(range(len(cameras.slots))) else cameras.slots,
+        held=Held(tuple(pictures), np.empty((0, 3), np.float32) if points is None else checked_points(points)),
     )
 
 

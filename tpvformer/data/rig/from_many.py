@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
-from tpvformer.data.images.letterbox import read_pictures
-from tpvformer.data.nuscenes.infos.read import load_infos
-from tpvformer.data.nuscenes.reader import read_frame
+from tpvformer.data.formats import load_infos
+from tpvformer.data.frames import read_frame
 from tpvformer.data.record import Record
-from tpvformer.data.rig.from_arrays import TOKEN, Images, Rig, given_frame, rig_records
+from tpvformer.data.rig.from_arrays import TOKEN, Images, Rig, given_record, rig_records
 from tpvformer.data.rig.read import IMAGE_KINDS
 from tpvformer.data.types import Frame
 from tpvformer.errors import DataError
@@ -51,7 +51,7 @@ def moments(
         found = _in_folder(Path(images), rig)
         images = found[0] if len(found) == 1 else found
     if not _is_batch(images):
-        return Moments([Moment(lambda: given_frame(images, rig, points))], False)
+        return Moments([Moment(lambda: read_frame(given_record(images, rig, points)))], False)
     scans: Sequence[Any] = [None] * len(images) if points is None else points
     if len(scans) != len(images):
         raise DataError(f"points are of {len(scans)} frames, images of {len(images)}; expected one scan for each")
@@ -61,11 +61,10 @@ def moments(
 def _given(images: Images, rig: Rig, points: Any, number: int) -> Callable[[], Frame]:
     def load() -> Frame:
         try:
-            frame = given_frame(images, rig, points)
+            record = given_record(images, rig, points)
         except DataError as err:
             raise DataError(f"frame {number} of the batch: {err}") from err
-        frame.token = f"{TOKEN}{number}"
-        return frame
+        return read_frame(replace(record, token=f"{TOKEN}{number}"))
 
     return load
 
@@ -87,17 +86,15 @@ def _named_by(rig: Rig, root: str) -> Iterator[Moment]:
     if isinstance(rig, (str, os.PathLike)):
         if "://" not in str(rig) and not Path(rig).exists():
             raise DataError(f"{rig}: no such file or folder; expected a rig file (docs/rig.md), or its folder")
-        records: Sequence[Record] = load_infos(str(rig))
-    elif isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig):
-        records = rig_records(rig)
-    else:
+        rig = str(rig)
+    elif not (isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig)):
         raise DataError("images are missing: lidar2img matrices name none; give the images, or a rig file that does")
-    for number, record in enumerate(records):
+    for number, record in enumerate(load_infos(rig)):
         yield Moment(_stored(record, root), record.scene, number)
 
 
 def _stored(record: Record, root: str) -> Callable[[], Frame]:
-    return lambda: read_frame(record, root, None, (), read_pictures, require_scan=False)
+    return lambda: read_frame(record, root, require_scan=False)
 
 
 def _in_folder(folder: Path, rig: Rig) -> List[Dict[str, Path]]:

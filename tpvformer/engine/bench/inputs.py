@@ -89,10 +89,11 @@ def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
     samples = []
     for _ in range(config.data.batch_size):
         frame = random_frame(size, points, config.model.num_cams, rng)
-        frame.lidar2ego = sensor_poses()[LIDAR_CHANNEL]
+        frame = dataclasses.replace(frame, lidar2ego=sensor_poses()[LIDAR_CHANNEL])
         if config.data.occupancy:
-            frame.dense = random_labels(config.data.occupancy, rng)
-            frame.ray_origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
+            dense = random_labels(config.data.occupancy, rng)
+            origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
+            frame = dataclasses.replace(frame, dense=dense, ray_origins=origins)
         samples.append(make_sample(frame, config.data, config.model.grid, rng))
     return collate(samples, config.data.ignore_label)
 

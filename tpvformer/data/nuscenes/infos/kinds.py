@@ -16,8 +16,8 @@ _INFOS = (".pkl", ".pickle")
 def refuse_other_kinds(path: Union[str, Path]) -> None:
     """Raises DataError for a file whose beginning or suffix says that it holds neither infos nor a rig."""
     head, file = b"", to_path(path)
-    if file.suffix.lower() in _INFOS:
-        return
+    if file.suffix.lower() in _INFOS or file.name.lower().endswith(tuple(f"{suffix}.gz" for suffix in _INFOS)):
+        return  # load_pickle says what is wrong with it
     with contextlib.suppress(OSError), file.open("rb") as opened:  # who reads it next says that it is not there
         head = opened.read(HEAD)
     kind = kind_of(file, head)

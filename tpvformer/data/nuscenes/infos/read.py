@@ -19,7 +19,7 @@ from tpvformer.data.nuscenes.infos.declared import check_distortions, scan_colum
 from tpvformer.data.nuscenes.infos.kinds import refuse_other_kinds
 from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, too_far
-from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX, TensorFile
+from tpvformer.data.nuscenes.infos.tensor_file import TensorFile
 from tpvformer.data.record import Record
 from tpvformer.errors import DataError
 from tpvformer.files import gc_paused
@@ -32,23 +32,19 @@ _NEW = "the info format of mmdetection3d 1.x"
 _DEPTH = "the info format of BEVDepth"
 
 
-def is_rig(path: Union[str, Path]) -> bool:
-    """Whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
-    return Path(path).suffix.lower() == ".json" or Path(path).is_dir()
+def read_pickle_infos(path: Union[str, Path]) -> List[Record]:
+    """Return the records of an info pickle, cameras in the order of their embeddings.
 
-
-def load_infos(path: Union[str, Path]) -> List[Record]:
-    """The records of an info file or of a rig file; raises DataError where it is of another kind or a record is
-    incomplete."""
-    if is_rig(path):
-        from tpvformer.data.rig.read import read_rig  # here, because it makes records itself
-
-        return read_rig(path)
-    if Path(path).suffix == SUFFIX:
-        return by_name(_from_tensors(path))
+    Raises DataError where the file is of another kind or a record is incomplete.
+    """
     refuse_other_kinds(path)
     with gc_paused(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
         return by_name(_from_pickle(path))
+
+
+def read_tensor_infos(path: Union[str, Path]) -> List[Record]:
+    """Return the records of a tensor file, as ``read_pickle_infos`` does."""
+    return by_name(_from_tensors(path))
 
 
 def _from_pickle(path: Union[str, Path]) -> List[Record]:

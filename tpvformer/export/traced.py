@@ -1,19 +1,17 @@
-"""Export a model as one file for other runtimes: ONNX, torch.export or AOTInductor.
+"""Trace a model for other runtimes: images, calibration and points in, logits of voxels and points out.
 
-Inputs are images, calibration and points, outputs are logits of voxels and points. The file uses plain operations in
-fp32.
+The modules of ONNX, torch.export and AOTInductor share this program, and the checks, facts and writing of files. The
+program consists of plain operations, in fp32.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
-import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, List, Tuple
+from typing import Any, Callable, Dict, Generator, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +26,9 @@ from tpvformer.files import replacing
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
-OPSET = 18
-IR_VERSION = 8  # version of the file format released with OPSET, so that every runtime with that opset reads it
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
+Size = Tuple[int, int]  # width, height in pixels
 _LONGEST = 8192  # pixels; longest side of an image
 _POINTS = 8  # points of the traced example; the number of points stays dynamic
 
@@ -68,68 +65,7 @@ class Rig(nn.Module):
         return cells.float() + (0.5 if whole else 0.0)
 
 
-def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """Write an ONNX file for ``cameras`` images of ``size`` (width, height) pixels; return a line about it.
-
-    Needs PyTorch 2.6 or newer and the packages of ``pip install "tpvformer[onnx]"``. Raises ConfigError.
-    """
-    _check(network, config, out, "--onnx", cameras, size)
-    for name in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"--onnx needs {name}; pip install 'tpvformer[onnx]'")
-    program = _traced(network, config, cameras, size)
-    with _quiet():
-        made: Any = torch.onnx.export(
-            program, (), input_names=list(INPUTS), output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True
-        )
-    made.model.metadata_props.update({key: json.dumps(value) for key, value in _facts(config, cameras).items()})
-    made.model.ir_version = IR_VERSION
-    _save(out, lambda partial: made.save(partial, external_data=False))
-    return _line(out, cameras, size, f"opset {OPSET}")
-
-
-def export_program(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """Write a program for ``torch.export.load``; ``out`` ends with .pt2. Other arguments as for ``export_onnx``."""
-    _check(network, config, out, "--pt2", cameras, size)
-    program = _traced(network, config, cameras, size)
-    with _quiet():
-        _save(out, lambda partial: torch.export.save(program, partial))
-    return _line(out, cameras, size, "torch.export")
-
-
-def export_aoti(network: TPVFormer, config: Config, out: Path, cameras: int, size: Tuple[int, int]) -> str:
-    """Write the program compiled by AOTInductor for this processor, for ``torch._inductor.aoti_load_package``.
-
-    ``out`` ends with .pt2. Needs a C++ compiler (CXX, or g++) and takes minutes. Raises ConfigError.
-    """
-    _check(network, config, out, "--aoti", cameras, size)
-    import torch._inductor as inductor  # takes seconds to import
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-
-    try:
-        compiler = get_cpp_compiler()
-    except (InvalidCxxCompiler, OSError):
-        raise ConfigError("--aoti needs a C++ compiler; install g++ or name another in CXX") from None
-    program = _traced(network, config, cameras, size)
-    threads = {"cpp.dynamic_threads": True}  # the number is set by the process that runs the file, not by this one
-
-    def write(partial: str) -> None:
-        inductor.aoti_compile_and_package(program, package_path=partial, inductor_configs=dict(threads))
-
-    try:
-        with _quiet(), _sampling_whole():
-            _save(out, write)
-    except RuntimeError as err:
-        cause = getattr(err, "inner_exception", err)  # PyTorch 2.7 and newer wrap inner errors
-        if not isinstance(cause, CppCompileError):
-            raise
-        errors = [line.strip() for line in cause.output.splitlines() if "error" in line] or ["it says nothing"]
-        raise ConfigError(f"--aoti: {compiler} cannot compile the model: {errors[0]}") from err
-    return _line(out, cameras, size, "AOTInductor")
-
-
-def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, int]) -> Any:
+def trace(network: TPVFormer, config: Config, cameras: int, size: Size) -> Any:
     """Return the ``torch.export`` program behind every format; only the number of points is dynamic."""
     width, height = size
     example = (
@@ -140,13 +76,14 @@ def _traced(network: TPVFormer, config: Config, cameras: int, size: Tuple[int, i
     free = ({}, {}, {0: torch.export.Dim("points", min=1)})
     autocast, network.image_autocast = network.image_autocast, None  # fp32, whatever precision the model uses
     try:
-        with ops.static_shapes(), torch.no_grad(), _quiet():
+        with ops.static_shapes(), torch.no_grad(), quiet():
             return torch.export.export(Rig(network, config).eval(), example, dynamic_shapes=free)
     finally:
         network.image_autocast = autocast
 
 
-def _facts(config: Config, cameras: int) -> Dict[str, Any]:
+def facts(config: Config, cameras: int) -> Dict[str, Any]:
+    """Return what a reader of the file needs beside the logits: range and frame of the grid, classes, cameras."""
     grid = config.model.grid
     return {
         "pc_range": list(grid.pc_range),
@@ -156,7 +93,8 @@ def _facts(config: Config, cameras: int) -> Dict[str, Any]:
     }
 
 
-def _save(out: Path, write: Callable[[str], object]) -> None:
+def save(out: Path, write: Callable[[str], object]) -> None:
+    """Write ``out`` whole or not at all; ``write`` takes the name to write to. Raises ConfigError."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
@@ -166,11 +104,13 @@ def _save(out: Path, write: Callable[[str], object]) -> None:
         raise ConfigError(f"{out}: cannot be written ({err.strerror or err}); name another file") from err
 
 
-def _line(out: Path, cameras: int, size: Tuple[int, int], kind: str) -> str:
+def line(out: Path, cameras: int, size: Size, kind: str) -> str:
+    """Return the line that says what was written."""
     return f"{out}: {cameras} images of {size[0]}x{size[1]}, {kind}, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: int, size: Tuple[int, int]) -> None:
+def check(network: TPVFormer, config: Config, out: Path, option: str, cameras: int, size: Size) -> None:
+    """Raise ConfigError for a name, a number of cameras or a size that ``option`` cannot export."""
     ending = ".onnx" if option == "--onnx" else ".pt2"
     if out.suffix != ending:
         raise ConfigError(f"{option} is {out}; expected a file that ends with {ending}")
@@ -190,26 +130,7 @@ def _check(network: TPVFormer, config: Config, out: Path, option: str, cameras: 
 
 
 @contextlib.contextmanager
-def _sampling_whole() -> Generator[None, None, None]:
-    """Make inductor call PyTorch's grid_sample inside the context.
-
-    By default inductor decomposes it into gathers. A forward pass then takes four times as long on a CPU, and compiling
-    twice as long.
-    """
-    from torch._inductor import decomposition
-
-    name = torch.ops.aten.grid_sampler_2d.default
-    tables: List[Dict[Any, Any]] = [decomposition.decompositions, decomposition.select_decomp_table()]
-    removed = [(table, table.pop(name)) for table in tables if name in table]
-    try:
-        yield
-    finally:
-        for table, function in removed:
-            table[name] = function
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """Silence PyTorch's exporters, which print their steps and log warnings about their internals."""
     level = logging.root.manager.disable
     logging.disable(max(level, logging.WARNING))

@@ -1,0 +1,90 @@
+"""Choose the reader of a data set's records: every format that this package reads has one entry here.
+
+A record names the files of a key frame, whatever the format; ``data/frames.py`` reads the frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, List, Mapping, NamedTuple, Tuple, Union
+
+from tpvformer.config import DataConfig
+from tpvformer.data.nuscenes.infos.read import read_pickle_infos, read_tensor_infos
+from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX
+from tpvformer.data.nuscenes.lidarseg import label_table
+from tpvformer.data.record import Record
+from tpvformer.data.rig.from_arrays import rig_records
+from tpvformer.data.rig.read import read_rig
+from tpvformer.data.semantickitti import load_sequences
+
+Source = Union[str, Path, Mapping[str, Any]]
+
+
+class Format(NamedTuple):
+    """One format: which sources have it, and how their records are read. Readers raise DataError."""
+
+    name: str
+    matches: Callable[[Any], bool]
+    read: Callable[[Any, str], List[Record]]  # of the source and data.root
+    labels: str  # what names the labels of points: the "records", or nuScenes' "tables"; "voxels": labels of voxels
+    camera_names: bool = True  # whether a camera's name chooses its embedding
+    lidar_forward: str = "y"  # the axis of the lidar frame that points ahead
+
+
+# a source has the first format that matches it
+_BY_SOURCE: Tuple[Format, ...] = (
+    Format("rig content", lambda source: isinstance(source, Mapping), lambda source, _: rig_records(source), "records"),
+    Format("rig file", lambda source: _is_rig(source), lambda source, _: read_rig(source), "records"),
+    Format(
+        "tensor infos",
+        lambda source: Path(source).suffix == SUFFIX,
+        lambda source, _: read_tensor_infos(source),
+        "tables",
+    ),
+    Format("pickle infos", lambda source: True, lambda source, _: read_pickle_infos(source), "tables"),
+)
+# data.format says that the source is a list of sequences
+_SEQUENCES = Format(
+    "semantickitti",
+    lambda source: isinstance(source, str),
+    lambda source, root: load_sequences(root, source),
+    "voxels",
+    camera_names=False,
+    lidar_forward="x",
+)
+
+
+def _is_rig(source: Union[str, Path]) -> bool:
+    """Return whether this names a rig file (.json), or a folder, which stands for the rig.json in it."""
+    return Path(source).suffix.lower() == ".json" or Path(source).is_dir()
+
+
+def format_of(source: Source, declared: str = "nuscenes") -> Format:
+    """Return the format of a rig file, info file or rig's content; ``declared`` is data.format."""
+    if declared == _SEQUENCES.name:
+        return _SEQUENCES
+    return next(known for known in _BY_SOURCE if known.matches(source))
+
+
+def load_infos(source: Source) -> List[Record]:
+    """Return the records of an info file, a rig file or a rig's content.
+
+    Raises DataError where it is of another kind or a record is incomplete.
+    """
+    return format_of(source).read(source, "")
+
+
+def open_records(cfg: DataConfig, split: str) -> List[Record]:
+    """Return the records of a split. Raises ConfigError and DataError."""
+    source = cfg.infos(split)
+    return format_of(source, cfg.format).read(source, cfg.root)
+
+
+def has_labels(cfg: DataConfig, split: str) -> bool:
+    """Return whether the frames of a split have labels. Raises ConfigError and DataError."""
+    source = cfg.infos(split)
+    labels = format_of(source, cfg.format).labels
+    if labels == "records":
+        scans = [record for record in load_infos(source) if record.scan]
+        return bool(scans) and all(record.labels for record in scans)
+    return labels == "voxels" or label_table(cfg.root, cfg.version) is not None
