@@ -142,15 +142,15 @@ def sanitizer(device: torch.device, tiny: bool) -> Lines:
 SECTIONS: Dict[str, Section] = {
     "ceilings": Section(ceilings, 30),
     "verify small": Section(verify(small=True), 60),
-    "step dim64": Section(step("tpv_lidarseg_dim64", profile=True), 100),
+    "step dim64": Section(step("tpv_lidarseg_dim64", profile=True, compile=False), 100),
     "operations": Section(operations, 90),
     "step dim64 compiled": Section(step("tpv_lidarseg_dim64", profile=True, compile=True), 180),
-    "step dim64 fp32": Section(step("tpv_lidarseg_dim64", precision="fp32", tf32=False), 60),
-    "step dim64 TF32": Section(step("tpv_lidarseg_dim64", precision="fp32", tf32=True), 60),
+    "step dim64 fp32": Section(step("tpv_lidarseg_dim64", compile=False, precision="fp32", tf32=False), 60),
+    "step dim64 TF32": Section(step("tpv_lidarseg_dim64", compile=False, precision="fp32", tf32=True), 60),
     "verify full": Section(verify(small=False), 100),
     "inference": Section(inference, 60),
-    "step dim128": Section(step("tpv_lidarseg"), 60),
-    "step tpv04": Section(step("tpv04_occupancy"), 60),
+    "step dim128": Section(step("tpv_lidarseg", compile=False), 60),
+    "step tpv04": Section(step("tpv04_occupancy", compile=False), 60),
     "sanitizer": Section(sanitizer, 60),
 }
 FIRST = ("ceilings", "verify small", "step dim64")  # of a quick stage

@@ -31,7 +31,7 @@ from tpvformer.engine.device.accelerator import (
     profiler,
     reset_peak_memory,
 )
-from tpvformer.engine.device.compile import compile_images
+from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.forward import predict
@@ -60,7 +60,8 @@ class StepBench:
                 torch.nn.init.constant_(parameter, 0.2)
         self.model.train()
         self._uncompiled = ""  # why, where train.compile was asked for and failed
-        self._compiled = compile_images(self.model, device, say=self._note) if config.train.compile else None
+        compiles = wanted(config.train.compile, device)
+        self._compiled = compile_network(self.model, device, say=self._note) if compiles else None
         self.stepper = Stepper(self.model, config.optim, device, config.train.precision)
         self.loss: Optional[Tensor] = None
         self._watch = Watch(self.model)
