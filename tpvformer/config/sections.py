@@ -229,7 +229,7 @@ class TrainConfig:
     # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
     recompute: Optional[str] = None
     # torch.compile of the network in training, of its image part on a CPU; says why where that cannot be had.
-    # null: true on CUDA, false elsewhere
+    # null: true where launching kernels one by one costs more than running them (docs/verification.md)
     compile: Optional[bool] = None
     seed: int = 0
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"

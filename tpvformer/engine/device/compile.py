@@ -15,15 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from tpvformer.data.images.preprocess import network_images
-from tpvformer.engine.device.accelerator import compile_options, compile_trials
+from tpvformer.engine.device.accelerator import (
+    compile_options,
+    compile_trials,
+    compiles_by_default,
+    forked_random_state,
+)
 from tpvformer.model import TPVFormer
 
 Say = Callable[[str], None]
 
 
 def wanted(setting: Optional[bool], device: torch.device) -> bool:
-    """Return what ``train.compile`` means on this device: null is true on CUDA and false elsewhere."""
-    return device.type == "cuda" if setting is None else setting
+    """Return what ``train.compile`` means on this device; null: what suits the device."""
+    return compiles_by_default(device) if setting is None else setting
 
 
 class CompiledFunction:
@@ -91,8 +96,7 @@ class CompiledFunction:
         learning = [p for p in self._model.parameters() if p.requires_grad]
         buffers = [(b, b.clone()) for b in self._model.buffers()]  # running statistics of ordinary norms
         try:
-            cards = [] if self._device.type == "cpu" else [self._device.index or 0]
-            with torch.random.fork_rng(cards, device_type="cuda" if not cards else self._device.type):
+            with forked_random_state(self._device):
                 with torch.no_grad():
                     self._eager(*zeros)  # loads the kernels, which cannot happen while a graph is being made
                 for _ in range(compile_trials(self._device)):
