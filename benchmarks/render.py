@@ -18,14 +18,20 @@ def markdown(result: Dict[str, Any]) -> str:
         "",
         f"`{result['command']}`, {result['seconds']:.0f} s.",
         f"{result['processor']}, {result['cores']} cores; {versions}.",
+        *(f"`{line}`" for line in result.get("machine", [])),
         "Inputs are random: a nuScenes rig, 34,720 lidar points, images 1600x900 unless said otherwise.",
     ]
     sections = result["sections"]
     lines = {name: section["lines"] for name, section in sections.items()}
-    out += _verify(lines.get("verify", []))
-    out += _steps({name.partition(" ")[2]: found for name, found in lines.items() if name.startswith("step ")})
+    out += _ceilings(lines.get("ceilings", []))
+    out += _verify(lines.get("verify small", []) + lines.get("verify full", []))
+    steps = {name.partition(" ")[2]: found[-1] for name, found in lines.items() if name.startswith("step ") and found}
+    out += _steps(steps)
     out += _inference(lines.get("inference", []))
     out += _operations(lines.get("operations", []))
+    for name, run in steps.items():
+        out += _kernels(name, run)
+    out += [f"\nMemory errors ({line['name']}): {line['said']}" for line in lines.get("sanitizer", [])]
     unfinished = [
         f"- {name}: {s['status']}. {' '.join(s['said'])}" for name, s in sections.items() if s["status"] != "done"
     ]
@@ -57,18 +63,34 @@ def _verify(lines: List[Dict[str, Any]]) -> List[str]:
     return _table("Kernels against plain PyTorch in float64", head, rows)
 
 
-def _steps(sections: Dict[str, List[Dict[str, Any]]]) -> List[str]:
-    runs = {name: lines[0] for name, lines in sections.items() if lines}
+def _ceilings(lines: List[Dict[str, Any]]) -> List[str]:
+    units = {"gb_s": "GB/s", "tflop_s": "TFLOP/s"}
+    rows = [[line["name"], line["size"], f"{line[u]:.1f} {units[u]}"] for line in lines for u in units if u in line]
+    return _table("Ceilings of this device", ["what", "size", "rate"], rows)
+
+
+def _kernels(name: str, run: Dict[str, Any]) -> List[str]:
+    rows = [[f"`{k['name'].replace('|', '/')}`", f"{k['calls']:g}", f"{k['ms']:.3f}"] for k in run.get("kernels", [])]
+    if rows:
+        calls, spent = (sum(k[key] for k in run["kernels"]) for key in ("calls", "ms"))
+        rows.append(["sum", f"{calls:g}", f"{spent:.3f}"])
+    return _table(f"Kernels of a step {name}", ["kernel", "calls a step", "ms a step"], rows)
+
+
+def _steps(runs: Dict[str, Dict[str, Any]]) -> List[str]:
     rows = []
     for part in PARTS:
         cells = [run["ms"].get(part) for run in runs.values()]
         if any(cells):
             rows.append([part, *("" if cell is None else f"{cell['wall']:.1f}" for cell in cells)])
-    conv = [sum(part["wall"] for part in run["deform_conv"]["ms"].values()) for run in runs.values()]
-    rows.append(["DCNv2 alone", *(f"{ms:.1f}" for ms in conv)])
+    conv = [run.get("deform_conv", {"ms": {}})["ms"].values() for run in runs.values()]
+    rows.append(["DCNv2 alone", *(f"{sum(part['wall'] for part in parts):.1f}" if parts else "" for parts in conv)])
+    for fact in ("precision", "compilation"):
+        rows.append([fact, *(run[fact] for run in runs.values())])
+    rows.append(["TF32", *("allowed" if run["train"].get("tf32", True) else "forbidden" for run in runs.values())])
     rows.append(["peak memory, GiB", *(f"{run['peak_memory_mib'] / 1024:.2f}" for run in runs.values())])
     rows.append(["loss", *(f"{run['loss']:.3f}" for run in runs.values())])
-    title = "Training steps, batch 1, bf16, wall ms"
+    title = "Training steps, batch 1, wall ms"
     return _table(title, ["", *(f"{name} ({run['config']})" for name, run in runs.items())], rows if runs else [])
 
 

@@ -228,7 +228,9 @@ class TrainConfig:
     tf32: bool = True  # what stays fp32 may round its factors to TF32, on cards that have it (docs/train.md)
     # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
     recompute: Optional[str] = None
-    compile: bool = False  # torch.compile of the image network in training; says why where that cannot be had
+    # torch.compile of the network in training, of its image part on a CPU; says why where that cannot be had.
+    # null: true where launching kernels one by one costs more than running them (docs/verification.md)
+    compile: Optional[bool] = None
     seed: int = 0
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never

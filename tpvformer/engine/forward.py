@@ -31,8 +31,10 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxels, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
+    bare = getattr(model, "module", model)  # without what averages gradients
+    images = (getattr(bare, "pixel_network", None) or network_images)(batch, config.data)
     prediction: Prediction = model(
-        network_images(batch, config.data),
+        images,
         batch.lidar2img,
         points=None if unread else places,
         lengths=batch.voxel_lengths,

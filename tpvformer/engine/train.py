@@ -31,7 +31,7 @@ from tpvformer.engine.device.accelerator import (
     pick_device,
     pin_options,
 )
-from tpvformer.engine.device.compile import compile_images
+from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.precompile import agree_on_threads, warm_up
 from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
 from tpvformer.engine.distributed import collectives as distributed
@@ -247,8 +247,8 @@ def build(
     for remark in check_kernels(model, device):
         log.warn(remark)
     warm_up(here, train_set, world, device)
-    if config.train.compile:
-        compile_images(model, device, config.train.accumulate, log.warn)
+    if wanted(config.train.compile, device):
+        compile_network(model, device, config.train.accumulate, log.warn)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
     return TrainState(

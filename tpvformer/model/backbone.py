@@ -114,7 +114,9 @@ class Bottleneck(nn.Module):
             assert isinstance(norm, nn.BatchNorm2d)
             shortcut = conv_norm(x, conv, norm, light)
         x = F.relu(conv_norm(x, self.conv1, self.bn1, light), inplace=True)
-        x = F.relu(conv_norm(x, self.conv2, self.bn2, light), inplace=True)
+        # the deformable convolution returns a view, for whose change in place autograd would copy gradients twice
+        in_place = isinstance(self.conv2, nn.Conv2d)
+        x = F.relu(conv_norm(x, self.conv2, self.bn2, light), inplace=in_place)
         return add_relu(conv_norm(x, self.conv3, self.bn3, light), shortcut)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional, Union
+from typing import Callable, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class TPVFormer(nn.Module):
 
     Sub-modules are in the order of the reference's state dict. ``image_autocast`` runs backbone and neck under autocast
     in that type; all geometry stays fp32. ``image_layout`` is the memory format of the images, which depends on the
-    device. ``image_network`` replaces ``image_maps``, for example by a compiled version.
+    device. ``image_network``, ``plane_network`` and ``place_network`` replace ``image_maps``, ``features_and_planes``
+    and ``aggregator`` in ``forward``, and ``pixel_network`` the preprocessing before it, by compiled versions.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -47,6 +48,9 @@ class TPVFormer(nn.Module):
         self.image_autocast: Optional[torch.dtype] = None
         self.image_layout = torch.channels_last
         self.image_network: Optional[Callable[[Tensor], List[Tensor]]] = None
+        self.plane_network: Optional[Callable[..., Tuple[List[Tensor], Tensor]]] = None
+        self.place_network: Optional[Callable[..., Tuple[Tensor, Optional[Tensor]]]] = None
+        self.pixel_network: Optional[Callable[..., Tensor]] = None
         self.encoder = TPVEncoder(config)
         self.backbone = ResNet(config.backbone)
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
@@ -69,13 +73,18 @@ class TPVFormer(nn.Module):
             elif isinstance(module, (CrossViewAttention, HWAttention, ImageCrossAttention, FFN)):
                 module.recompute = mode == "cheap"
 
-    def image_features(self, images: Tensor) -> List[Tensor]:
-        """Return ``num_levels`` maps (B,N,C,h_l,w_l), fp32, of images (B,N,3,H,W)."""
+    def image_features(
+        self, images: Tensor, maps_of: Optional[Callable[[Tensor], List[Tensor]]] = None
+    ) -> List[Tensor]:
+        """Return ``num_levels`` maps (B,N,C,h_l,w_l), fp32, of images (B,N,3,H,W).
+
+        ``maps_of`` replaces ``image_maps``.
+        """
         b, n = images.shape[:2]
         flat = images.flatten(0, 1).contiguous(memory_format=self.image_layout)
         enabled = self.image_autocast is not None
         with torch.autocast(images.device.type, dtype=self.image_autocast or torch.bfloat16, enabled=enabled):
-            maps = (self.image_network or self.image_maps)(flat)
+            maps = (maps_of or self.image_network or self.image_maps)(flat)
         return [m.float().unflatten(0, (b, n)) for m in maps]
 
     def image_maps(self, images: Tensor) -> List[Tensor]:
@@ -86,6 +95,13 @@ class TPVFormer(nn.Module):
     def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
         """Return the plane features (B,Q,C), which ``aggregator`` decodes; arguments as for ``forward``."""
         return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
+
+    def features_and_planes(
+        self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor]
+    ) -> Tuple[List[Tensor], Tensor]:
+        """Return ``image_features`` and the plane features (B,Q,C); arguments as for ``forward``."""
+        features = self.image_features(images)
+        return features, self.planes_from(features, images, lidar2img, camera_slots)
 
     def planes_from(
         self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
@@ -112,9 +128,8 @@ class TPVFormer(nn.Module):
         in order. The arguments are not modified. Raises ValueError for other shapes.
         """
         self._check(images, lidar2img, points)
-        features = self.image_features(images)
-        planes = self.planes_from(features, images, lidar2img, camera_slots)
-        voxel_logits, point_logits = self.aggregator(planes, points, voxels)
+        features, planes = (self.plane_network or self.features_and_planes)(images, lidar2img, camera_slots)
+        voxel_logits, point_logits = (self.place_network or self.aggregator)(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]

@@ -131,6 +131,7 @@ def _backward(
                 x0, y0, fx, fy, left, right, upper, lower = footprint(x, y, height, width, live)
                 origin = ((token + y0 * width + x0) * H + head) * D
                 camera = (b * N + n) * tokens * (H * D)
+                # all loads before the first atomic: an atomic pins the order, and one load at a time would be in flight
                 for k in tl.static_range(4):
                     on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
                     at = origin + ((k // 2) * width + k % 2) * (H * D)
@@ -143,6 +144,13 @@ def _backward(
                     sum_w += product * gx * gy
                     sum_x += product * gy * (2 * (k % 2) - 1)
                     sum_y += product * gx * (2 * (k // 2) - 1)
+                for k in tl.static_range(4):
+                    on, gx, gy = corner(fx, fy, left, right, upper, lower, k % 2, k // 2)
+                    at = origin + ((k // 2) * width + k % 2) * (H * D)
+                    here = on[:, None]
+                    if CHANNELS != D:
+                        here = here & (channel < D)[None, :]
+                    where = at[:, None] + channel[None, :]
                     tl.atomic_add(
                         grad_value + camera + where, grad * (gx * gy * weight)[:, None], mask=here, sem="relaxed"
                     )

@@ -107,6 +107,7 @@ def _columns_backward(
         if C % CHANNELS != 0:
             there = there & (channel < C)[None, :]
         grad = tl.load(source[:, None] + channel[None, :], mask=there, other=0.0).to(tl.float32)
+        # all loads before the first atomic: an atomic pins the order, and one load at a time would be in flight
         for i in tl.static_range(4):
             on, gx, gy = corner(fx, fy, left, right, upper, lower, i % 2, i // 2)
             here = on[:, None]
@@ -117,6 +118,12 @@ def _columns_backward(
             sum_m += product * gx * gy
             sum_x += product * gy * (2 * (i % 2) - 1)
             sum_y += product * gx * (2 * (i // 2) - 1)
+        for i in tl.static_range(4):
+            on, gx, gy = corner(fx, fy, left, right, upper, lower, i % 2, i // 2)
+            here = on[:, None]
+            if C % CHANNELS != 0:
+                here = here & (channel < C)[None, :]
+            at = (origin + ((i // 2) * width + i % 2) * C)[:, None] + channel[None, :]
             tl.atomic_add(grad_x + at, grad * (gx * gy * factor)[:, None], mask=here, sem="relaxed")
     tl.store(grad_mask + k, sum_m, mask=live)
     tl.store(grad_offset + 2 * k, sum_y * factor, mask=live)

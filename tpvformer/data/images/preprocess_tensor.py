@@ -22,7 +22,7 @@ def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[fl
     planes = list(images.unbind(-1)) if draws is None else distorted(images, draws)
     if out.shape == images.shape:
         for plane, level, view in zip(planes, mean, out.unbind(-1)):
-            torch.sub(plane, level, out=view)
+            view.copy_(plane - level)
         return
     centred = torch.stack([plane - level for plane, level in zip(planes, mean)], 1)
     scaled = F.interpolate(centred, (out.shape[1], out.shape[2]), mode="bilinear", align_corners=False)

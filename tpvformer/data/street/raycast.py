@@ -15,7 +15,14 @@ from typing import Tuple
 
 import numpy as np
 
-from tpvformer.runtime.compiling import inner, kernel
+from tpvformer.errors import ConfigError
+from tpvformer.runtime.compiling import can_keep, inner, kernel
+
+if not can_keep():
+    raise ConfigError(
+        "synthetic streets are drawn by kernels that Numba compiles, and it finds no folder where it may keep them; "
+        "set NUMBA_CACHE_DIR to a folder that can be written"
+    )
 
 # columns of a primitive
 X, Y, Z, HX, HY, HZ, COS, SIN, SHAPE, TAPER, LABEL, TEXTURE, SEED, OBJECT = range(14)

@@ -48,5 +48,7 @@ def step_report(result: Dict[str, Any]) -> str:
         f"{sum(result['points'])} points in {sum(result['voxels'])} voxels, inputs: {result['inputs']}; "
         f"medians of {result['steps']} steps"
     )
+    if result["compilation"] != "off":
+        head += f"\ncompilation: {result['compilation']}"
     head = "\n".join([head, *result["notes"]])
     return f"{head}\n{table(rows)}\npeak memory {mib(result['peak_memory_mib'])}"

@@ -31,7 +31,7 @@ from tpvformer.engine.device.accelerator import (
     profiler,
     reset_peak_memory,
 )
-from tpvformer.engine.device.compile import compile_images
+from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.forward import predict
@@ -59,11 +59,23 @@ class StepBench:
             if name.endswith("bn3.weight") and not parameter.any():
                 torch.nn.init.constant_(parameter, 0.2)
         self.model.train()
-        if config.train.compile:
-            compile_images(self.model, device)
+        self._uncompiled = ""  # why, where train.compile was asked for and failed
+        compiles = wanted(config.train.compile, device)
+        self._compiled = compile_network(self.model, device, say=self._note) if compiles else None
         self.stepper = Stepper(self.model, config.optim, device, config.train.precision)
         self.loss: Optional[Tensor] = None
         self._watch = Watch(self.model)
+
+    def _note(self, why: str) -> None:
+        self._uncompiled = why
+        print(why, file=sys.stderr)
+
+    @property
+    def compilation(self) -> str:
+        """Return "active", "off" if ``train.compile`` does not ask for it, or why compilation failed."""
+        if self._compiled is None:
+            return "off"
+        return "active" if self._compiled.active else self._uncompiled
 
     def use(self, precision: str) -> None:
         """Switch to another ``train.precision``."""
@@ -179,7 +191,24 @@ def bench(
     data: bool,
     profile: Optional[Path] = None,
 ) -> Dict[str, Any]:
-    """Measure ``steps`` training steps; return the numbers for the JSON file, times in milliseconds.
+    """Measure ``steps`` training steps; return the last result of ``stages``, which has the same arguments."""
+    *_, result = stages(config, device_name, size, points, steps, data, profile)
+    return result
+
+
+def stages(
+    config: Config,
+    device_name: str,
+    size: Optional[Tuple[int, int]],
+    points: Optional[int],
+    steps: int,
+    data: bool,
+    profile: Optional[Path] = None,
+) -> Iterator[Dict[str, Any]]:
+    """Measure ``steps`` training steps; yield the numbers as they are written to JSON, times in milliseconds.
+
+    The same dictionary is yielded when the steps are timed, when the deformable convolutions are, and after the
+    profile. "compilation" is "active", "off", or why ``train.compile`` failed: then the times are those of eager code.
 
     Random inputs have images of ``size`` (W, H), as on the disk, and ``points`` lidar points. With ``data`` the
     configured training set is read through the training's loader instead. ``profile`` is a folder for the traces of
@@ -209,6 +238,7 @@ def bench(
         "config": config.name,
         **precision.facts(),
         "notes": notes,
+        "compilation": runner.compilation,
         "inputs": "the configured data" if data else "random",
         "batch": len(first.tokens),
         "images": list(first.images.shape),
@@ -223,13 +253,39 @@ def bench(
         result["ms"]["step without marks"] = _ms(whole)
     if decoding is not None:
         result["ms"]["one sample, decoded in this process"] = _ms(decoding)
+    yield result
     result["deform_conv"] = _deform_conv(shapes, device)
+    yield result
     if profile is not None:
         with profiler(device, profile) as recorder:
             for _ in range(sum(PROFILED.values())):
                 runner.step(by_part=False)
                 recorder.step()
-    return result
+        result["kernels"] = kernel_table(recorder)
+        yield result
+
+
+def kernel_table(recorder: Any, most: int = 60) -> List[Dict[str, Any]]:
+    """Return a row a kernel (on the CPU an operation) of a finished profile: name, calls and milliseconds a step.
+
+    The longest come first, ``most`` of them; a last row holds the sum of the others. Empty where the profiler of the
+    device has no such averages (torch_npu's).
+    """
+    averages = getattr(recorder, "key_averages", None)
+    if averages is None:
+        return []
+    events = list(averages())
+    on_device = [e for e in events if "CPU" not in str(getattr(e, "device_type", "CPU"))]
+    rows = []
+    for event in on_device or events:
+        spent = getattr(event, "self_device_time_total", getattr(event, "self_cuda_time_total", 0))
+        spent = spent if on_device else event.self_cpu_time_total
+        rows.append((spent / 1000 / PROFILED["active"], event.count / PROFILED["active"], event.key))
+    rows.sort(reverse=True)
+    rest = rows[most:]
+    if rest:
+        rows[most:] = [(sum(r[0] for r in rest), sum(r[1] for r in rest), f"{len(rest)} others")]
+    return [{"name": name[:160], "calls": round(calls, 2), "ms": round(ms, 4)} for ms, calls, name in rows]
 
 
 def _ms(spent: Elapsed) -> Dict[str, float]:

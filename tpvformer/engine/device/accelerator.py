@@ -270,6 +270,18 @@ def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
     return {"mode": "reduce-overhead"} if device.type == "cuda" and graphs else {}
 
 
+def compiles_by_default(device: torch.device) -> bool:
+    """Return whether training is compiled unless ``train.compile`` is false."""
+    return device.type == "cuda"
+
+
+def forked_random_state(device: torch.device) -> ContextManager[None]:
+    """Keep the random numbers that the CPU and the device draw within it from changing those drawn after it."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device.index or 0], device_type=device.type)
+
+
 def compile_trials(device: torch.device) -> int:
     """Return the number of trial calls of a compiled function: recorded kernels run, are recorded, and are replayed."""
     return 1 if device.type == "cpu" else 3

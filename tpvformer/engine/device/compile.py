@@ -1,4 +1,9 @@
-"""Compile backbone and neck to one graph for ``train.compile``, where that is possible."""
+"""``train.compile``: the network as compiled graphs in training, wherever that can be had.
+
+On a CPU these are backbone and neck: its attention is faster by the blocked kernels, which no graph can hold. Elsewhere
+there are three graphs: the preprocessing of the pixels; backbone, neck and encoder; and the aggregator. The second has
+static shapes, so that its kernels can be recorded and replayed. The third takes any number of voxels.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +14,201 @@ from typing import Any, Callable, List, Optional, Set, Tuple
 import torch
 from torch import Tensor, nn
 
-from tpvformer.engine.device.accelerator import compile_options, compile_trials
+from tpvformer.data.images.preprocess import network_images
+from tpvformer.engine.device.accelerator import (
+    compile_options,
+    compile_trials,
+    compiles_by_default,
+    forked_random_state,
+)
 from tpvformer.model import TPVFormer
 
 Say = Callable[[str], None]
 
 
-class CompiledImages:
-    """Run a model's backbone and neck compiled in training: (M,3,H,W) -> feature maps, one graph for each input shape.
+def wanted(setting: Optional[bool], device: torch.device) -> bool:
+    """Return what ``train.compile`` means on this device; null: what suits the device."""
+    return compiles_by_default(device) if setting is None else setting
 
-    Before the first use of a shape, a forward and a backward pass on zeros check that it compiles. On failure ``say``
-    receives the reason, once, and training continues uncompiled. Evaluation is never compiled, so its scores do not
-    depend on the setting. Modules and parameter names of the model do not change.
+
+class CompiledFunction:
+    """A part of a model in training, compiled for each shape it meets.
+
+    ``traced`` computes what ``eager`` does without calling the modules' hooks, which may do what cannot be compiled.
+    Before a shape is used for the first time, a forward and a backward pass on zeros show whether it compiles; if not,
+    ``say`` is told why, once, and ``eager`` serves from then on. Evaluation is never compiled: its scores do not depend
+    on the setting. The model keeps its modules, the names of its parameters and its running statistics; the random
+    numbers that training draws next are the same.
     """
 
     def __init__(
-        self, model: TPVFormer, device: torch.device, graphs: bool, say: Optional[Say], **options: Any
+        self,
+        model: TPVFormer,
+        what: str,
+        traced: Callable[..., Any],
+        eager: Callable[..., Any],
+        say: Say,
+        device: torch.device,
+        **options: Any,
     ) -> None:
-        self._model = model
-        self._say = say or logging.getLogger(__name__).warning
-        self._options = options or compile_options(device, graphs)
-        self._trials = compile_trials(device)
+        self._model, self._what, self._traced, self._eager, self._say = model, what, traced, eager, say
+        self._device, self._options = device, options
         self._tried: Set[Tuple[Any, ...]] = set()
-        self._compiled: Optional[Callable[[Tensor], List[Tensor]]] = None
+        self._compiled: Optional[Callable[..., Any]] = None
         if hasattr(torch.library, "custom_op"):
             self._attempt(self._build)
-        else:  # before 2.4: custom operations cannot be registered for torch.compile
+        else:  # before 2.4: our operations cannot be registered, and would not be understood
             self._give_up(f"torch {torch.__version__} cannot; 2.4 or later can")
 
-    def __call__(self, images: Tensor) -> List[Tensor]:
-        """Return the maps of ``TPVFormer.image_maps``."""
-        if self._compiled is None or not torch.is_grad_enabled():
-            return self._model.image_maps(images)
-        here = (images.shape, images.dtype, self._model.image_autocast, self._model.training)
+    def __call__(self, *args: Any) -> Any:
+        if self._compiled is None or not torch.is_grad_enabled() or not self._takes(args):
+            return self._eager(*args)
+        here = (self._model.image_autocast, self._model.training, *(self._shape(a) for a in args))
         if here not in self._tried:
             self._tried.add(here)
-            self._attempt(self._try_on, torch.zeros_like(images))
-        return (self._compiled or self._model.image_maps)(images)
+            self._attempt(self._try_on, *map(_zeros, args))
+        return (self._compiled or self._eager)(*args)
 
     @property
     def active(self) -> bool:
-        """Return False after compiling has failed."""
+        """False from the moment on at which compiling has failed."""
         return self._compiled is not None
 
+    def _takes(self, args: Tuple[Any, ...]) -> bool:
+        """Dimensions of 0 or 1 would be compiled anew where sizes are free."""
+        if not self._options.get("dynamic"):
+            return True
+        return all(min(a.shape[1:], default=2) > 1 for a in args if isinstance(a, Tensor))
+
+    def _shape(self, arg: Any) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg is None
+        return (arg.dim() if self._options.get("dynamic") else tuple(arg.shape), arg.dtype)
+
     def _build(self) -> None:
-        model = self._model
+        importlib.import_module("torch._dynamo").config.optimize_ddp = False  # it would cut the graph into pieces
+        options: Any = {"dynamic": False, **self._options}
+        self._compiled = torch.compile(self._traced, fullgraph=True, **options)
 
-        def maps(images: Tensor) -> List[Tensor]:
-            # skips the modules' hooks, which may not be compilable
-            return model.neck.forward(model.backbone.forward(images))
-
-        importlib.import_module("torch._dynamo").config.optimize_ddp = False  # it would split the graph
-        self._compiled = torch.compile(maps, fullgraph=True, dynamic=False, **self._options)
-
-    def _try_on(self, zeros: Tensor) -> None:
-        """Compile everything that training will run, without changing the model."""
+    def _try_on(self, *zeros: Any) -> None:
+        """Compile everything that training will run, and leave the model as it was."""
         assert self._compiled is not None
-        network = nn.ModuleList([self._model.backbone, self._model.neck])
-        learning = [p for p in network.parameters() if p.requires_grad]
-        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]  # running statistics of batch norms
+        learning = [p for p in self._model.parameters() if p.requires_grad]
+        buffers = [(b, b.clone()) for b in self._model.buffers()]  # running statistics of ordinary norms
         try:
-            with torch.no_grad():
-                self._model.image_maps(zeros)  # loads the kernels, which is impossible while a graph is traced
-            for _ in range(self._trials):
-                loss = torch.stack([m.float().sum() for m in self._compiled(zeros)]).sum()
-                torch.autograd.grad(loss, learning)  # not backward(): the optimiser must not see these gradients
+            with forked_random_state(self._device):
+                with torch.no_grad():
+                    self._eager(*zeros)  # loads the kernels, which cannot happen while a graph is being made
+                for _ in range(compile_trials(self._device)):
+                    loss = torch.stack([t.float().sum() for t in _tensors(self._compiled(*zeros))]).sum()
+                    # not backward(): no gradient is to be seen by the optimiser
+                    torch.autograd.grad(loss, learning, allow_unused=True)
         finally:
             with torch.no_grad():
                 for buffer, before in buffers:
-                    buffer.copy_(before)
+                    if not torch.equal(buffer, before):  # a graph whose backward pass is still to come may hold others
+                        buffer.copy_(before)
 
     def _attempt(self, function: Callable[..., None], *args: Any) -> None:
         try:
             function(*args)
-        except Exception as err:  # from the tracer, the code generator or the C++ compiler
+        except Exception as err:  # of the tracer, the code generator or the machine's compiler
             self._give_up(" ".join(f"{type(err).__name__}: {err}".split())[:300])
 
     def _give_up(self, why: str) -> None:
         self._compiled = None
-        self._say(f"train.compile: the image network stays uncompiled ({why})")
+        self._say(f"train.compile: the {self._what} stays uncompiled ({why})")
 
 
-def compile_images(
-    model: TPVFormer, device: torch.device, accumulate: int = 1, say: Optional[Say] = None, **options: Any
-) -> CompiledImages:
-    """Make ``model`` train with a compiled image network; ``options`` replace the device's arguments of torch.compile.
+class CompiledPixels:
+    """``network_images``, compiled for each shape it meets; it learns nothing. See ``CompiledFunction``."""
 
-    Recorded graphs reuse the memory of their gradients, so they are not used with gradient accumulation.
+    def __init__(self, say: Say, **options: Any) -> None:
+        self._say = say
+        self._function: Callable[..., Tensor] = network_images
+        if hasattr(torch.library, "custom_op"):
+            self._function = torch.compile(network_images, fullgraph=True, dynamic=False, **options)
+
+    @property
+    def active(self) -> bool:
+        return self._function is not network_images
+
+    def __call__(self, batch: Any, config: Any) -> Tensor:
+        if torch.is_grad_enabled() and self.active:
+            try:
+                return self._function(batch, config)
+            except Exception as err:  # as above
+                self._function = network_images
+                text = " ".join(f"{type(err).__name__}: {err}".split())[:300]
+                self._say(f"train.compile: the preprocessing stays uncompiled ({text})")
+        return network_images(batch, config)
+
+
+def _zeros(arg: Any) -> Any:
+    """Zeros like a tensor, of which gradients are asked where they are of it; anything else as it is."""
+    return torch.zeros_like(arg).requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg
+
+
+def _tensors(value: Any) -> List[Tensor]:
+    """The floating tensors of nested tuples and lists."""
+    if isinstance(value, (tuple, list)):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) and value.is_floating_point() else []
+
+
+class CompiledNetwork:
+    """The compiled parts of a model; ``active`` while all of them are."""
+
+    def __init__(self, parts: List[Any]) -> None:
+        self.parts = parts
+
+    @property
+    def active(self) -> bool:
+        return all(part.active for part in self.parts)
+
+
+def compile_network(
+    model: TPVFormer,
+    device: torch.device,
+    accumulate: int = 1,
+    say: Optional[Say] = None,
+    whole: Optional[bool] = None,
+    **options: Any,
+) -> CompiledNetwork:
+    """Let ``model`` train on compiled parts; ``options`` replace the device's own for torch.compile.
+
+    ``whole``: all of the network, by default everywhere but on a CPU; else backbone and neck alone. Recorded graphs
+    reuse the memory of their gradients, so batches that add up to a step (``accumulate``) are not recorded.
     """
-    compiled = CompiledImages(model, device, accumulate == 1, say, **options)
-    model.image_network = compiled
-    return compiled
+    say = say or logging.getLogger(__name__).warning
+    recorded = options or compile_options(device, accumulate == 1)
+    plain = options or compile_options(device, False)
+
+    def maps(images: Tensor) -> List[Tensor]:
+        return model.neck.forward(model.backbone.forward(images))
+
+    def planes(images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor]) -> Tuple[List[Tensor], Tensor]:
+        features = model.image_features(images, maps)
+        size = (images.shape[3], images.shape[4])
+        return features, model.encoder.forward(features, lidar2img, size, camera_slots)
+
+    if not (device.type != "cpu" if whole is None else whole):
+        model.image_network = CompiledFunction(model, "image network", maps, model.image_maps, say, device, **recorded)
+        return CompiledNetwork([model.image_network])
+    model.plane_network = CompiledFunction(
+        model, "network up to the planes", planes, model.features_and_planes, say, device, **recorded
+    )
+    model.place_network = CompiledFunction(
+        model, "aggregator", model.aggregator.forward, model.aggregator, say, device, dynamic=True, **plain
+    )
+    model.pixel_network = CompiledPixels(say, **plain)
+    return CompiledNetwork([model.plane_network, model.place_network, model.pixel_network])
+
+
+def uncompiled(model: nn.Module) -> List[Tuple[str, Any]]:
+    """Take the compiled parts off a model, which hide its modules, and return them for ``setattr``."""
+    names = ("image_network", "plane_network", "place_network", "pixel_network")
+    parts = [(name, getattr(model, name)) for name in names]
+    for name in names:
+        setattr(model, name, None)
+    return parts

@@ -164,4 +164,5 @@ def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     options: Dict[str, Any] = {exchange: False, "find_unused_parameters": False}
+    options["gradient_as_bucket_view"] = True  # no copy of the gradients, in time nor in memory
     return DistributedDataParallel(model, device_ids=ids, **options)

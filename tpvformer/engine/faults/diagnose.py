@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tpvformer.config import Config
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.types import Batch
+from tpvformer.engine.device.compile import uncompiled
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.model import TPVFormer
@@ -28,14 +29,15 @@ def diagnose(model: TPVFormer, batches: Iterable[Batch], config: Config) -> str:
     if damaged:
         return f"the weights are not finite already: {damaged}"
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    compiled, model.image_network = model.image_network, None  # hooks do not run inside a compiled network
+    compiled = uncompiled(model)  # hooks do not run inside a compiled network
     try:
         for batch in batches:
             found = _first(model, batch, config)
             if found:
                 return found
     finally:
-        model.image_network = compiled
+        for name, part in compiled:
+            setattr(model, name, part)
         for name, buffer in model.named_buffers():
             buffer.copy_(kept[name])
         for parameter in model.parameters():
