@@ -66,7 +66,7 @@ def test_of_two_processes_one_compiles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("patch", "sentence"),
     [
-        ("no folder", "for there is no folder to keep them in; set NUMBA_CACHE_DIR"),
+        ("no folder", "because there is no folder to keep them in; set NUMBA_CACHE_DIR"),
         (
             "full",
             "(No space left on device): the next run compiles them again; make room there, or set NUMBA_CACHE_DIR",
