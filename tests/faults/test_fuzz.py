@@ -1,8 +1,8 @@
 """Every reader of a stranger's file, given damaged ones: a result, or one sentence of ours, and nothing else.
 
 Hypothesis chooses the damage: bytes changed, inserted, removed, pieces moved or repeated. A few hundred files a reader
-here; ``TPVFORMER_FUZZ_MINUTES=5 pytest tests/faults/test_fuzz.py`` goes on for that long with each (docs/faults.md has
-what that found).
+here; ``TPVFORMER_FUZZ_MINUTES=5 pytest tests/faults/test_fuzz.py`` goes on for that long with each
+(docs/security.md has what that found).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Values and bytes changed at random in what others may send: an answer or one sentence, within 10 s and in memory.
 
 test_fuzz.py damages bytes; here the damage knows the file's structure, so that most of it reaches the checks behind the
-parser. 60 changes a kind in the suite, 10,000 under TPVFORMER_SLOW=1 (docs/faults.md has the figures).
+parser. 60 changes a kind in the suite, 10,000 under TPVFORMER_SLOW=1 (docs/security.md has the figures).
 """
 
 from __future__ import annotations

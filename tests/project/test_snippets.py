@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_some() -> None:
-    assert {"README.md", "docs/python.md", "docs/api.md", "docs/export.md"} <= set(map(name_of, WITH_PYTHON))
+    assert {"README.md", "docs/python.md", "docs/export.md"} <= set(map(name_of, WITH_PYTHON))
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON, ids=name_of)

@@ -237,7 +237,7 @@ class TrainConfig:
     save_every_steps: int = 0
     save_every_minutes: float = 10.0
     keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
-    # when something goes wrong (docs/faults.md)
+    # when something goes wrong (docs/resume.md)
     on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
     max_skipped: int = 10  # steps, and bad samples, that a run may leave out
     hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
