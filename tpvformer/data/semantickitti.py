@@ -88,7 +88,8 @@ def read_calibration(path: Path) -> np.ndarray:
 
 
 def crop(images: Tensor, token: str) -> Tensor:
-    """Crop images (N, H, W, 3) to the upper left ``CROP``; the projection stays. Raises DataError if they are smaller."""
+    """Crop images (N, H, W, 3) to the upper left ``CROP``; the projection stays. Raises DataError if they are
+    smaller."""
     height, width = images.shape[1:3]
     if height < CROP[0] or width < CROP[1]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""nuScenes from the disk: images, lidar scans and their lidarseg labels, found by the records of an info file."""
+"""Read nuScenes' images, lidar scans and lidarseg labels that the records of an info file name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
-    """The file an info record names: as stored (absolute, or from the working directory), else below ``root``.
+    """Return the file of an info record: as stored (absolute, or from the working directory), else below ``root``.
 
     Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then every ending of the path, the longest
     first and the bare file name last. Raises DataError.
@@ -45,7 +45,7 @@ def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
 
 
 def _found(stored: str, root: Union[str, Path], token: str) -> Optional[Path]:
-    """As ``resolve``, but None where there is no such file."""
+    """Resolve a file as ``resolve`` does, but return None if it is missing."""
     _refuse_another_machine(stored, root, token)
     if to_path(stored).is_file():
         return to_path(stored)
@@ -86,11 +86,11 @@ def read_frame(
     pictures: Callable[[Sequence[Path], str, Sequence[Size]], Tensor] = read_pictures,
     require_scan: bool = True,
 ) -> Frame:
-    """Everything of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
+    """Read the frame of one sample. ``label_file`` is relative to ``root``; None leaves all labels 0.
     A record without lidar has no points; nor has, without ``require_scan``, an info record whose scan is absent or
     empty. Points whose coordinates are not finite, and their labels, are left out and counted, but refused where
     nuScenes' tables have labels of them. Cameras of different
-    sizes are brought to one canvas (canvas.py).
+    sizes are placed on canvases of one size (letterbox.py).
 
     ``to_class`` gives the class of each raw label; ``pictures`` reads images as ``read_pictures`` does. Raises
     DataError for a missing, short or unreadable file.
