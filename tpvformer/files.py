@@ -1,4 +1,4 @@
-"""Files, written whole or not at all; on a disk or where fsspec reaches (``s3://``, ``memory://``)."""
+"""Write files atomically; on a disk or where fsspec reaches (``s3://``, ``memory://``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of sensors on a moving vehicle, for many of them at once.
+"""Compute rotations, poses and projections of many sensors on a moving vehicle at once.
 
 Quaternions are [w, x, y, z]; a pose is stored as seven numbers, translation (metres) before quaternion. ``a2b`` takes
 points of frame a to frame b: p_b = R p_a + t.
@@ -15,7 +15,7 @@ LARGEST = 1e50  # no projection has such numbers, and products of a few are stil
 
 def rotations(quaternions: np.ndarray) -> np.ndarray:
     """(..., 3, 3) rotation matrices of (..., 4) quaternions, which are normalised first."""
-    with np.errstate(all="ignore"):  # no direction, no rotation: unusable() finds what becomes of it
+    with np.errstate(all="ignore"):  # a zero quaternion is no rotation: is_degenerate() detects the result
         w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True), -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -43,7 +43,7 @@ def quaternions(rotation: np.ndarray) -> np.ndarray:
 
 
 def matrices(poses: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) pose matrices of (..., 7) poses."""
+    """Return (..., 4, 4) pose matrices of (..., 7) poses."""
     made = np.zeros((*poses.shape[:-1], 4, 4))
     made[..., :3, :3], made[..., :3, 3], made[..., 3, 3] = rotations(poses[..., 3:]), poses[..., :3], 1
     return made
@@ -76,7 +76,7 @@ def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.
     rotation (..., 3, 3) and translation (..., 3) take camera to lidar coordinates (p_lidar = R p_cam + t); they contain
     the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) or (..., 4, 4) pixels.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for unusable() to find
+    with np.errstate(invalid="ignore", over="ignore"):  # is_degenerate() detects values that are not finite
         inverse = np.linalg.inv(np.asarray(rotation, np.float64))
         to_camera = np.zeros((*inverse.shape[:-2], 4, 4))
         to_camera[..., :3, :3] = inverse

@@ -1,7 +1,7 @@
-"""The range of every field of a configuration, in one table, and the check that each section makes of itself.
+"""Define the range of every configuration field in one table, and check sections against it.
 
-A configuration may lie in a stranger's weights. Numbers outside of these ranges are no model, take all memory, or lead
-kernels out of their arrays.
+A configuration may come from an untrusted checkpoint. Numbers outside of these ranges give no valid model, exhaust
+memory, or make kernels access memory outside their arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _LONGEST = 4096  # characters of a text, entries of a list
 
 
 class Range(NamedTuple):
-    """Bounds of a number or of each in a list. ``above``: the lower one is excluded; ``length`` of a list."""
+    """Hold the bounds of a number or of each number in a list. ``above``: the lower one is excluded; ``length`` of a
+    list."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""The sections of a configuration, as frozen dataclasses: model, data, loss, optimiser, the run itself."""
+"""Define the sections of a configuration as frozen dataclasses: model, data, loss, optimiser, the run itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Caffe-style bottleneck ResNet with DCNv2 in ``dcn_stages`` (stages are numbered 1 to 4)."""
+    """Configure the Caffe-style bottleneck ResNet with DCNv2 in ``dcn_stages`` (stages are numbered 1 to 4)."""
 
     blocks: Tuple[int, ...] = (3, 4, 23, 3)
     base_width: int = 64
@@ -42,7 +42,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model of either family. ``view_attn`` is "cross_view" (lidar segmentation) or "hw" (occupancy)."""
+    """Configure a model of either family. ``view_attn`` is "cross_view" (lidar segmentation) or "hw" (occupancy)."""
 
     grid: GridConfig = field(default_factory=GridConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -114,7 +114,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data lies and how a sample becomes tensors. Paths are relative to the working directory, or URLs."""
+    """Configure the data set and its preprocessing. Paths are relative to the working directory, or URLs."""
 
     format: str = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
     root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
@@ -172,7 +172,7 @@ class DataConfig:
         return self.even_cells or bool(self.occupancy)
 
     def infos(self, split: str) -> str:
-        """The info file (or sequences) of "train", "val" or "test"."""
+        """Return the info file (or sequences) of "train", "val" or "test"."""
         files = {"train": self.train_infos, "val": self.val_infos, "test": self.test_infos}
         if split not in files:
             raise ConfigError(f"split is {split!r}; expected one of {', '.join(files)}")
@@ -181,7 +181,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves Lovász-softmax out."""
+    """Configure the losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves
+    Lovász-softmax out."""
 
     lovasz_input: str = "points"
     ce_input: str = "voxel"
@@ -201,7 +202,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and the reference's cosine schedule with linear warm-up, both counted in optimiser steps."""
+    """Configure AdamW and the reference's cosine schedule with linear warm-up, both counted in optimiser steps."""
 
     lr: float = 2e-4
     weight_decay: float = 0.01
@@ -217,7 +218,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run itself."""
+    """Configure the training run."""
 
     epochs: int = 24
     print_every: int = 50

@@ -55,7 +55,7 @@ class FrameDataset(Dataset[Sample]):
             raise ConfigError(str(err)) from err
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
-        self.whole_scans = False  # True refuses scans of which points had to be left out
+        self.whole_scans = False  # True: a scan with non-finite points raises DataError
         self._require_scans = require_scans
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
@@ -67,7 +67,7 @@ class FrameDataset(Dataset[Sample]):
         point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
         if require_labels and point_labels:
             self._label_files = self._find_labels()
-        # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
+        # The epoch is in shared memory: persistent workers hold copies of everything else and would not see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def _find_labels(self) -> List[str]:
@@ -100,22 +100,22 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def scans(self) -> List[str]:
-        """The lidar file of each sample, as its record names it; empty where there is none."""
+        """Return the lidar file of each sample as in its record; empty for a sample without a scan."""
         return [record.scan for record in self._records]
 
     @property
     def scenes(self) -> List[str]:
-        """The scene of each sample."""
+        """Return the scene of each sample."""
         return [record.scene for record in self._records]
 
     @property
     def slots_used(self) -> int:
-        """Camera embeddings that the samples ask for: one more than the highest."""
+        """Return the number of camera embeddings that the samples need: the highest index plus one."""
         return max(max(record.slots, default=len(record.images) - 1) for record in self._records) + 1
 
     @property
     def embeddings(self) -> Dict[str, int]:
-        """The camera embedding of each name that the samples' cameras have."""
+        """Return the camera embedding index of each camera name in the samples."""
         return given_to(self._records)
 
     @property
@@ -126,7 +126,7 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def other_cameras(self) -> Optional[str]:
-        """The first record with another number of cameras than the first, in words; None where all have as many."""
+        """Describe the first record whose number of cameras differs from the first record's; None if all are equal."""
         first = self._records[0].camera_names
         for i, record in enumerate(self._records):
             if len(record.camera_names) != len(first):
@@ -138,28 +138,28 @@ class FrameDataset(Dataset[Sample]):
 
     @property
     def has_masks(self) -> bool:
-        """Whether dense labels say what the cameras observe."""
+        """Return whether the dense labels come with masks of the voxels that the cameras observe."""
         return self._occupancy is not None and self._cfg.occupancy in HAS_MASKS
 
     @property
     def has_points(self) -> bool:
-        """Whether any frame has a lidar scan."""
+        """Return whether any frame has a lidar scan."""
         return any(record.scan for record in self._records)
 
     @property
     def has_labels(self) -> bool:
-        """Whether points carry labels."""
+        """Return whether the points have labels."""
         return bool(self._label_files)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentations drawn from now on; to be called between epochs."""
+        """Set the epoch, which selects the augmentations. Call it between epochs."""
         self._epoch.fill_(epoch)
 
     def load_frame(self, index: int) -> Frame:
-        """The sample as stored, before any transform."""
+        """Read a sample as stored, before any transform."""
         label_file = self._label_files[index] if self.has_labels else None
         record = self._records[index]
         frame = read_frame(
@@ -179,11 +179,11 @@ class FrameDataset(Dataset[Sample]):
         return dataclasses.replace(frame, dense=dense, ray_origins=ray_origins(record, mates))
 
     def _random(self, index: int) -> np.random.RandomState:
-        """The stream that the augmentations of a sample are drawn from in the present epoch."""
+        """Return the random generator for the augmentations of a sample in the current epoch."""
         return np.random.RandomState([self._seed % 2**32, int(self._epoch), index])
 
     def sample(self, index: int, augment: bool) -> Sample:
-        """One example, with or without the augmentations of the present epoch, whatever the split."""
+        """Return one sample, with or without the augmentations of the current epoch, for any split."""
         rng = self._random(index) if augment else None
         return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
 
@@ -191,13 +191,13 @@ class FrameDataset(Dataset[Sample]):
         try:
             return self.sample(index, self._augment)
         except (DataError, OSError) as err:
-            # in an evaluation a stand-in would count twice: its scores would be of another set
+            # in an evaluation a replacement would count twice, and the scores would be those of a different set
             if not self._augment or self._cfg.on_bad_sample == "stop":
                 raise
             return self._stand_in(index, str(err))
 
     def _stand_in(self, index: int, problem: str) -> Sample:
-        """The next sample that can be read, of the few that follow."""
+        """Return the next readable sample among the few that follow."""
         for other in range(index + 1, index + 1 + _NEIGHBOURS):
             with contextlib.suppress(DataError, OSError):
                 sample = self.sample(other % len(self), self._augment)

@@ -1,4 +1,4 @@
-"""Samples to batches, read ahead by worker processes."""
+"""Collate samples into batches, which worker processes read ahead."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor of all; a view where there is but one, as images take 26 MB a sample."""
+    """Stack tensors; return a view if there is only one, because the images of a sample take 26 MB."""
     return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def _stack_drawn(tensors: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
-    """The same of what was drawn for samples, None where nothing was."""
+    """Stack the augmentation parameters of the samples; None if none were drawn."""
     drawn = [tensor for tensor in tensors if tensor is not None]
     return _stack(drawn) if drawn else None
 
 
 def _stack_slots(samples: Sequence[Sample]) -> Optional[Tensor]:
-    """The embedding of each camera, None where all samples have the first ones in order."""
+    """Stack the camera embedding indices; None if all samples use the first N in order."""
     if all(sample.camera_slots is None for sample in samples):
         return None
     return _stack([torch.arange(len(s.images)) if s.camera_slots is None else s.camera_slots for s in samples])
 
 
 def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") -> Batch:
-    """Samples to a Batch; shorter point and voxel lists are padded. Raises DataError where image shapes differ."""
+    """Collate samples into a Batch; pad shorter point and voxel lists. Raises DataError if image shapes differ."""
     for other in samples[1:]:
         if other.images.shape != samples[0].images.shape:
             raise DataError(
@@ -79,10 +79,10 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
 
 
 class Loader(DataLoader):
-    """A DataLoader that says in one way, by a RuntimeError about a "DataLoader worker", that a worker has died.
+    """Load batches; always raise a RuntimeError about a "DataLoader worker" when a worker has died.
 
-    PyTorch does so where it hears of the death first; where the training process asks a dead worker for a tensor, it
-    is the end of a file, or a connection that is refused or reset.
+    PyTorch raises that error only if it notices the death first. If the training process requests a tensor from a dead
+    worker, PyTorch raises EOFError or a ConnectionError instead, which this class converts.
     """
 
     def __iter__(self) -> Any:
@@ -91,7 +91,7 @@ class Loader(DataLoader):
 
 
 def heard(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; see Loader. What a worker itself raised, which reads files too, passes."""
+    """Yield the same batches and convert errors as Loader describes. Errors raised inside a worker pass unchanged."""
     while True:
         try:
             batch = next(batches, None)
@@ -105,7 +105,7 @@ def heard(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _end_worker(err: Exception, _: Any) -> None:
-    """A batch that cannot be handed on ends its worker, which is heard of; by default it is dropped and waited for."""
+    """End a worker whose batch cannot be sent. By default the batch is lost and the training process waits for it."""
     text = " ".join(str(err).split())
     print(f"a worker of the loader cannot hand on a batch ({type(err).__name__}: {text})", file=sys.stderr, flush=True)
     os._exit(1)
@@ -114,8 +114,8 @@ def _end_worker(err: Exception, _: Any) -> None:
 def _report_crash(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
     """Print an error that nothing caught, unless the training process has closed its connection.
 
-    Threads of multiprocessing hand tensors over. Their connection breaks where the training process ends, which says
-    why itself; where it lives on, it meets the same broken connection, see ``heard``.
+    Threads of multiprocessing send the tensors. Their connection breaks when the training process ends, and that
+    process reports the cause itself. If it still runs, it meets the same broken connection; see ``heard``.
     """
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)
@@ -126,11 +126,11 @@ def start_worker(_: int) -> None:
     sys.excepthook = _report_crash
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_worker)
-    # some schedulers send them to everybody, and a terminal its Ctrl-C: the process that started this one decides
+    # some schedulers, and a terminal on Ctrl-C, signal all processes; only the parent process reacts
     for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
-        if hasattr(signal, name):  # Windows has two of them
+        if hasattr(signal, name):  # Windows defines only two of these signals
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    cv2.setNumThreads(0)  # a forked worker has none of the threads OpenCV believes in, and each worker is one core
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and each worker uses one core
 
 
 def make_loader(
@@ -143,10 +143,10 @@ def make_loader(
     pin_memory: bool = False,
     pin_memory_device: str = "",
 ) -> DataLoader:
-    """Batches of ``cfg.batch_size`` for one rank; call ``loader.sampler.set_epoch`` before each training epoch.
+    """Build the loader of one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
-    Training drops the last incomplete batch; validation keeps it. Raises DataError where no training batch is whole,
-    and where samples that a batch would put side by side have unequal numbers of cameras.
+    Training drops the last incomplete batch; validation keeps it. Raises DataError if there are fewer samples
+    than one training batch, or if samples of one batch would have unequal numbers of cameras.
     """
     odd = dataset.other_cameras if cfg.batch_size > 1 else None
     if odd is not None:
@@ -171,7 +171,7 @@ def make_loader(
         pin_memory_device=pin_memory_device,
         persistent_workers=cfg.workers > 0,
         worker_init_fn=start_worker,
-        # An iterator draws a seed when it is made: once a run where workers stay, once an epoch where there are none.
-        # From PyTorch's own stream a resumed run would draw once more, and its dropout would be another one.
+        # Each iterator draws a seed when created: once a run with persistent workers, once an epoch without workers.
+        # Drawn from PyTorch's default generator, a resumed run would draw once more and its dropout would differ.
         generator=torch.Generator().manual_seed(seed % 2**63),
     )

@@ -1,4 +1,4 @@
-"""One key frame of a data set as its info file, tables or rig file describe it."""
+"""Define the record of one key frame, which info files, tables and rig files are read into."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one info record; paths as stored, with slashes; cameras in the order of their embeddings."""
+    """Hold one key frame: paths as stored, with slashes; cameras in the order of their embeddings."""
 
     token: str
     scan: str  # empty where there is no lidar
     camera_names: Tuple[str, ...]
     images: Tuple[str, ...]
     lidar2img: np.ndarray  # (N, 4, 4) float64
-    scene: str = ""  # token of its scene, or the name of its log where the record holds none
-    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; these two where the record holds them
+    scene: str = ""  # token of the scene, or the name of the log if the record has no scene
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64; None if the record lacks it, as for the next field
     ego2global: Optional[np.ndarray] = None  # (4, 4) float64, at the time of the lidar
-    labels: str = ""  # file of its point labels, where the record names one; nuScenes' tables do so otherwise
-    rig: str = ""  # the rig file it stands in, all of whose paths are absolute; empty: an info file
-    sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty where the file does not say
-    slots: Tuple[int, ...] = ()  # the camera embedding of each camera, where these are not the first ones in order
+    labels: str = ""  # file of the point labels if the record names one; else it is looked up in nuScenes' tables
+    rig: str = ""  # the rig file of this record, with absolute paths; empty for a record of an info file
+    sizes: Tuple[Tuple[int, int], ...] = ()  # width, height of each image; empty if the file does not give them
+    slots: Tuple[int, ...] = ()  # the embedding of each camera; empty: the first N in order
     crop: Optional[Tuple[int, int]] = None  # rows, columns that images are cut to, from the upper left
-    held: Optional[Held] = None  # images and points that a program holds; ``images`` and ``scan`` are then empty
-    scan_columns: Optional[int] = None  # float32 numbers a point, x, y, z first, as declared; None: five, if they fit
+    held: Optional[Held] = None  # images and points in memory; ``images`` and ``scan`` are then empty
+    scan_columns: Optional[int] = None  # declared float32 values per point, x, y, z first; None: five, if they fit

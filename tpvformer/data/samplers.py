@@ -1,4 +1,4 @@
-"""The order of samples over epochs and ranks.
+"""Order the samples over epochs and ranks.
 
 The same seed gives the same global batches, whatever the number of ranks they are spread over.
 """
@@ -14,18 +14,18 @@ from tpvformer.data.dataset import FrameDataset
 
 
 class TrainSampler(Sampler[int]):
-    """A new order each epoch, dealt out to the ranks like cards, so that the union of the ranks' k-th batches is the
-    k-th batch of a single rank with the same global batch. The remainder of the deal is left out."""
+    """Shuffle each epoch and assign samples to the ranks in turn, so that the union of the ranks' k-th batches is the
+    k-th batch of a single rank with the same global batch. The remainder is left out."""
 
     def __init__(self, dataset: FrameDataset, rank: int, world_size: int, seed: int) -> None:
         self._dataset, self._rank, self._world_size, self._seed = dataset, rank, world_size, seed
         self._epoch, self._start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the order and, in the data set, the augmentations of the epoch about to be read.
+        """Set the epoch, which selects the order of the samples and their augmentations.
 
-        The first ``start`` samples of the order, counted over all ranks, are done already. Whatever the number of ranks
-        that did them, what follows is dealt out anew.
+        The first ``start`` samples of the order, counted over all ranks, are skipped. The samples that follow are
+        assigned to the present ranks, whatever the number of ranks before.
         """
         self._epoch, self._start = epoch, start
         self._dataset.set_epoch(epoch)
@@ -39,12 +39,12 @@ class TrainSampler(Sampler[int]):
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of all samples in an epoch, (samples,) int64."""
+    """Return the order of all samples in an epoch, (samples,) int64."""
     return np.random.RandomState([seed % 2**32, epoch]).permutation(samples)
 
 
 class ValSampler(Sampler[int]):
-    """Every sample exactly once over all ranks, in order; some ranks get one sample less than others."""
+    """Yield every sample exactly once over all ranks, in order; some ranks get one sample less than others."""
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self._mine = range(rank, length, world_size)

@@ -1,11 +1,11 @@
-"""SemanticKITTI from the disk: sequences with one colour camera and a voxel grid of labels (Behley et al., ICCV 2019,
+"""Read SemanticKITTI: sequences with one colour camera and a voxel grid of labels (Behley et al., ICCV 2019,
 arXiv:1904.01416; calibration as the KITTI odometry benchmark has it).
 
-Read are, below ``data.root``::
+These files below ``data.root`` are read::
 
     sequences/08/calib.txt              P2: 3x4, camera 0 -> pixels of image_2; Tr: 3x4, lidar -> camera 0
     sequences/08/image_2/000005.png     colour, 1226x370 or a little more
-    sequences/08/voxels/000005.bin      names the frames that are read: every fifth; its content is not used
+    sequences/08/voxels/000005.bin      its name selects a frame (every fifth); its content is not used
     sequences/08/voxels/000005.label    uint16 for each of 256x256x32 voxels, C order (x, y, z)
     sequences/08/voxels/000005.invalid  one bit a voxel, first voxel in the highest bit: never observed
 
@@ -37,7 +37,7 @@ _CLASS_OF[list(KITTI_RAW)] = list(KITTI_RAW.values())
 
 
 def load_sequences(root: Union[str, Path], sequences: str) -> List[Record]:
-    """The frames of ``sequences`` ("00 01 02") that have voxels, in order; a record's scene is its sequence.
+    """Return the frames of ``sequences`` ("00 01 02") that have voxels, in order; a record's scene is its sequence.
 
     Raises DataError for a sequence that is missing, has no voxels, an unusable calibration, or lacks an image.
     """
@@ -65,10 +65,10 @@ def load_sequences(root: Union[str, Path], sequences: str) -> List[Record]:
 
 
 def read_calibration(path: Path) -> np.ndarray:
-    """lidar2img (4, 4) float64: P2 @ Tr, homogeneous lidar metres -> (u * depth, v * depth, depth, 1), pixels.
+    """Read lidar2img (4, 4) float64 = P2 @ Tr: homogeneous lidar metres -> (u * depth, v * depth, depth, 1), pixels.
 
-    P2 is used whole: its last column is the place of camera 2 beside camera 0 (6 cm), and leaving it out moves what is
-    10 m away by 4 pixels. Raises DataError for lines that are missing or hold other than 12 numbers.
+    All of P2 is used: its last column is the offset of camera 2 from camera 0 (6 cm). Without it, points 10 m away
+    move by 4 pixels. Raises DataError for lines that are missing or do not hold 12 numbers.
     """
     try:
         lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines() if ":" in line)
@@ -102,7 +102,7 @@ def crop(images: Tensor, token: str, size: Tuple[int, int] = CROP) -> Tensor:
 
 
 def read_voxels(path: Path, token: str) -> DenseLabels:
-    """Classes of a ``.label`` file; 255 where its ``.invalid`` neighbour says so, or something without a class stands.
+    """Read the classes (X, Y, Z) of a ``.label`` file; 255 where ``.invalid`` marks a voxel or its label has no class.
 
     Raises DataError for files that are missing, of another size, or hold a label that the data set does not define.
     """

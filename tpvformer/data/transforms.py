@@ -1,8 +1,8 @@
-"""A Frame becomes a Sample: augmentations are drawn, lidar2img follows the scaling, points become voxels.
+"""Convert a Frame to a Sample: draw augmentations, scale lidar2img, voxelize points.
 
-The model knows one frame, that of its grid. Where this is the ego frame, points are moved there and lidar2ego is folded
-into lidar2img, which then takes ego metres to pixels; nothing behind this file notices. The pixels themselves wait for
-the device (pixels.py).
+The model works in the frame of its grid. If this is the ego frame, points are transformed to it and lidar2img is
+multiplied by the inverse of lidar2ego, so that it maps ego metres to pixels. Images are preprocessed later, on the
+device (data/images/preprocess.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tpvformer.errors import DataError
 
 
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
-    """The tensors of one frame. The points themselves are never augmented.
+    """Return the tensors of one frame. Points are never augmented.
 
     ``rng`` draws the training augmentations that ``cfg`` asks for: mirroring, then in the reference's order camera by
     camera the distortion and one GridMask for all; None (validation) leaves the images alone.
@@ -48,7 +48,8 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     if frame.dense is not None:
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
         inside = ((points >= low) & (points < high)).all(1)
-        labels = np.where(inside, labels, cfg.ignore_label)  # the border cells that they were moved to are not theirs
+        # voxelize clamped points outside the grid to border cells, where their labels must not count
+        labels = np.where(inside, labels, cfg.ignore_label)
         voxel_labels = frame.dense.classes
         voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
         if frame.ray_origins is not None:
@@ -73,7 +74,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
 
 
 def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]:
-    """Images (N, H, W, 3) with left and right exchanged, and the lidar2img (N, 4, 4) of them: u becomes W - u.
+    """Mirror images (N, H, W, 3) left to right, and their lidar2img (N, 4, 4): u becomes W - u.
 
     The scene is not mirrored, so labels stay.
     """
@@ -83,7 +84,7 @@ def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]
 
 
 def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
-    """(4, 4) float64 from lidar coordinates to those of the grid. Raises DataError where the calibration is absent."""
+    """Return the transform (4, 4) float64 from the lidar frame to the grid's. Raises DataError without calibration."""
     if grid.frame == "lidar":
         return np.eye(4)
     if frame.lidar2ego is None:
@@ -95,5 +96,5 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
 
 
 def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (P, 3) under a rigid transform (4, 4), float64."""
+    """Transform points (P, 3) by a rigid transform (4, 4), float64."""
     return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

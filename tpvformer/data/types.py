@@ -1,10 +1,10 @@
-"""What travels from the disk to the model: Frame (as stored), Sample (as tensors), Batch (collated).
+"""Define Frame (data as stored), Sample (tensors) and Batch (collated samples).
 
 P points, N cameras, M occupied voxels, (X, Y, Z) voxels along x, y, z of the grid's frame. Lidar frames: nuScenes' x is
 right, y forward, SemanticKITTI's x is forward, y left; z is up.
 
-Pictures travel as the bytes that the cameras gave; what the network sees is made of them on the device (pixels.py), by
-the numbers that augment.py drew.
+Images stay uint8 until they are on the device. There data/images/preprocess.py turns them into the network's input,
+with the augmentation parameters that the loader drew.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpvformer.errors import DataError as DataError  # where people import it from
+from tpvformer.errors import DataError as DataError  # public import path
 
-LIDAR_BIT, CAMERA_BIT = 1, 2  # of a voxel mask: observed by the lidar, by a camera
+LIDAR_BIT, CAMERA_BIT = 1, 2  # bits of a voxel mask: observed by the lidar, by a camera
 
 
 @dataclass(frozen=True)
 class DenseLabels:
-    """A label for every voxel of the grid, made by others from many sweeps (occupancy.py)."""
+    """Hold a label for every voxel, as dense data sets publish it (data/nuscenes/occupancy.py)."""
 
-    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py; 255 where SemanticKITTI has none
+    classes: np.ndarray  # (X, Y, Z) uint8, classes of labels.py; 255: SemanticKITTI gives no label
     mask: Optional[np.ndarray]  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT; None where no masks are published
 
 
@@ -40,30 +40,30 @@ class Frame:
     lidar2img: np.ndarray  # (N, 4, 4) float64: homogeneous lidar metres -> (u * depth, v * depth, depth, 1), pixels
     points: np.ndarray  # (P, 3) float32, metres, lidar frame
     labels: np.ndarray  # (P,) uint8, classes of labels.py
-    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64, metres; None where the info record lacks it
+    lidar2ego: Optional[np.ndarray] = None  # (4, 4) float64, metres; None if the info record lacks it
     dense: Optional[DenseLabels] = None
-    ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, lidar frame: where RayIoU's rays start
+    ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, lidar frame: origins of RayIoU's rays
     camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
-    inner: Sequence[Tuple[int, int]] = ()  # (h, w) that each camera fills of its image; empty: all of it
-    lost_points: int = 0  # of the scan, left out because their coordinates are not finite: no light came back
-    no_scan: str = ""  # why an info record's sample has no points; empty where it has, and of rigs
+    inner: Sequence[Tuple[int, int]] = ()  # (h, w) of each image without padding; empty: no image is padded
+    lost_points: int = 0  # number of scan points left out because their coordinates are not finite (no return)
+    no_scan: str = ""  # why a sample of an info file has no points; empty if it has points, and for rigs
 
     def pictures(self) -> List[np.ndarray]:
-        """What the cameras saw, without what was added to make the images equal: N of (h, w, 3)."""
+        """Return the images without padding: N arrays (h, w, 3)."""
         images = list(self.images.numpy())
         return [image[:h, :w] for image, (h, w) in zip(images, self.inner)] if self.inner else images
 
 
 @dataclass
 class Sample:
-    """One example as tensors. ``(h, w)``, the shape of what the network sees, is scaled and padded."""
+    """Hold one sample as tensors. ``(h, w)`` is the shape of the network input, scaled and padded."""
 
     token: str
     images: Tensor  # (N, H, W, 3) uint8, BGR, as decoded
-    photometric: Optional[Tensor]  # (N, 8) float32, augment.draw_photometric; None where pictures stay as they are
-    keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask leaves whole; None where none was drawn
-    keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask leaves whole
-    lidar2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of what the network sees
+    photometric: Optional[Tensor]  # (N, 8) float32, augment.draw_photometric; None: no photometric distortion
+    keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask keeps; None: no GridMask
+    keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask keeps
+    lidar2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of the network input
     image_shape: Tuple[int, int]  # (h, w)
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
@@ -72,13 +72,13 @@ class Sample:
     point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
     voxel_mask: Optional[Tensor] = None  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT
     ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
-    replaced: str = ""  # why another sample could not be read, for which this one stands in
+    replaced: str = ""  # error of the unreadable sample that this one replaces; empty if it replaces none
     camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
 
 
 @dataclass
 class Batch:
-    """Samples side by side; lists of unequal length are padded, ``*_lengths`` says how much of each is real."""
+    """Hold collated samples; lists of unequal length are padded, and ``*_lengths`` gives the length without padding."""
 
     tokens: List[str]
     images: Tensor  # (B, N, H, W, 3) uint8
@@ -96,21 +96,21 @@ class Batch:
     voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
     camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order
-    ray_lengths: List[int] = field(default_factory=list)  # on the host, because it shapes what is counted
-    replaced: List[str] = field(default_factory=list)  # of its samples, what stood for others says why
-    pin_device: str = ""  # the kind of device that page-locked memory is for; empty: PyTorch knows
+    ray_lengths: List[int] = field(default_factory=list)  # on the host, because array shapes depend on it
+    replaced: List[str] = field(default_factory=list)  # errors of the samples that could not be read and were replaced
+    pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on ``device``."""
+        """Copy every tensor of the batch to ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (the loader calls this when asked to pin)."""
+        """Copy the batch to page-locked memory (the loader calls this when asked to pin)."""
         kind = (self.pin_device,) if self.pin_device else ()
         return self._map(lambda tensor: tensor.pin_memory(*kind))
 
     def tensors(self) -> List[Tensor]:
-        """All that a device holds of the batch."""
+        """Return the tensors of the batch that are on the device."""
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -1,7 +1,7 @@
-"""What loader workers need of a machine, looked at before they start: shared memory, open files, a temporary folder.
+"""Check shared memory, open files and the temporary folder before loader workers start.
 
-Workers hand batches on through files in /dev/shm, of which a container has 64 MB by default. Where it fills, the kernel
-ends the worker; where a file or a socket cannot be opened, the batch is lost and nobody would hear of it.
+Workers send batches through files in /dev/shm, which has 64 MB in a container by default. If it is full, the kernel
+kills the worker. If a file or a socket cannot be opened, the batch is lost without an error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tpvformer.errors import DataError
 SHARED = Path("/dev/shm")
 _LARGE = 2**28  # bytes; no sample is larger
 _FILES, _FILES_A_BATCH, _FILES_A_WORKER = 128, 32, 16  # open at once
-_SOCKET_NAME = 108 - 34  # bytes of a temporary folder's name, so that a socket in it has a legal one
+_SOCKET_NAME = 108 - 34  # longest path of the temporary folder in bytes, because paths of sockets have a limit
 
 
 def fit_workers(data: FrameDataset, cfg: DataConfig, processes: int, warn: Callable[[str], None]) -> DataConfig:
-    """``cfg`` with as many workers as the machine can serve, at most those asked for; fewer are said.
+    """Return ``cfg`` with the number of workers that the machine can serve, at most ``cfg.workers``; log a reduction.
 
-    ``processes`` of this machine each start as many.
+    Each of the ``processes`` on this machine starts that many.
     """
     for look in (_folder, _files, _memory):
         workers, reason = look(data, cfg, processes)
@@ -49,7 +49,7 @@ def _folder(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, s
 
 
 def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
-    """The limit of open files is raised as far as it may be."""
+    """Raise the limit of open files as far as the system allows."""
     try:
         import resource
     except ImportError:
@@ -71,10 +71,10 @@ def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, st
 def _memory(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
     try:
         found = os.statvfs(SHARED)
-    except OSError:  # another system, which shares memory in another way
+    except OSError:  # not Linux: memory is shared in another way
         return cfg.workers, ""
     free = found.f_bavail * found.f_frsize // max(1, processes)
-    copies = 1 if cfg.batch_size == 1 else 2  # of a batch while it is put together
+    copies = 1 if cfg.batch_size == 1 else 2  # extra memory while a batch is collated
     if not cfg.workers or free >= batches(cfg.workers) * copies * cfg.batch_size * _LARGE:
         return cfg.workers, ""
     size = _size(data)
@@ -90,7 +90,7 @@ def _memory(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, s
 
 
 def batches(workers: int) -> int:
-    """How many are in shared memory at once: two a worker are read ahead, one is computed on and one on its way."""
+    """Return the number of batches in shared memory at once: two prefetched per worker, one in use, one in transfer."""
     return 2 * workers + 2
 
 
@@ -99,7 +99,7 @@ def _most(workers: int, needed: Sequence[int], there: int) -> int:
 
 
 def _size(data: FrameDataset) -> Optional[int]:
-    """Bytes of a sample; None where the first cannot be read, which those who train on it will say."""
+    """Return the bytes of a sample; None if the first cannot be read, which training reports later."""
     try:
         sample = data.sample(0, augment=False)
     except (DataError, OSError):

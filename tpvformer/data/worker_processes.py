@@ -1,4 +1,4 @@
-"""Processes that work for this one: a Ctrl-C, which a terminal sends to all of them, is for this one to answer."""
+"""Start worker processes that ignore Ctrl-C, so that only the parent process handles it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Generator
 
 @contextlib.contextmanager
 def interrupts_held() -> Generator[None, None, None]:
-    """Processes that are started within never hear of Ctrl-C, from their first instruction on; this one does after it.
+    """Block Ctrl-C in processes that start inside this context; this process receives it after the context.
 
-    Windows knows no such thing, and nothing is changed there.
+    Windows has no such mask; nothing is changed there.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

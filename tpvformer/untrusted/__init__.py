@@ -1,1 +1,1 @@
-"""Checks of what comes from others, used by every reader: the size and depth of pickles, names, JSON."""
+"""Check untrusted input for every reader: the size and depth of pickles, names, JSON."""

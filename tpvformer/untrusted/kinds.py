@@ -1,4 +1,4 @@
-"""What a file is that somebody gave in place of another: by its first bytes, else by its suffix."""
+"""Identify the kind of a file by its first bytes, else by its suffix, for messages about wrong files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _BY_SUFFIX = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in
 
 
 def kind_by_head(head: bytes) -> str:
-    """What a file is that begins so, such as "an MP4 video"; empty where its beginning does not tell."""
+    """Return the kind of a file with these first bytes, such as "an MP4 video"; empty if unknown."""
     if head[4:8] == b"ftyp":
         return "a HEIF image" if head[8:12] in (b"heic", b"heix", b"mif1", b"avif") else "an MP4 or QuickTime video"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
@@ -61,7 +61,7 @@ def kind_by_head(head: bytes) -> str:
 
 
 def kind_of(path: PurePath, head: bytes) -> str:
-    """The same by both. A YAML file that holds a camera's calibration is called so."""
+    """Return the kind by first bytes, else by suffix. A YAML file that holds a camera's calibration is called so."""
     kind = kind_by_head(head) or kind_by_suffix(path.name)
     if kind == "a YAML file" and any(key in head for key in (b"distortion_model", b"camera_matrix", b"image_width")):
         return "a YAML file of one camera's intrinsics, as ROS' calibrator writes"
@@ -69,5 +69,5 @@ def kind_of(path: PurePath, head: bytes) -> str:
 
 
 def kind_by_suffix(name: str) -> str:
-    """The same by a file's name."""
+    """Return the kind of a file by its suffix."""
     return _BY_SUFFIX.get(PurePath(name).suffix.lower(), "")

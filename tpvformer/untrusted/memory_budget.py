@@ -1,4 +1,4 @@
-"""A bound on the memory that reading a stranger's file may take.
+"""Limit the memory that reading an untrusted file may take.
 
 A few bytes can ask for gigabytes: a place in a pickle's table of memories, the length of a text, the shape of an array
 in a compressed archive. Found by fuzzing: a damaged info pickle of 20 kB took 23 GB, until the kernel ended the
@@ -15,9 +15,9 @@ from typing import Generator
 
 @contextmanager
 def memory_budget(size: int) -> Generator[None, None, None]:
-    """Within, the process may take 32 times ``size`` bytes and 1 GiB more than it has; MemoryError comes beyond that.
+    """Let the process take at most 32 times ``size`` bytes and 1 GiB more than it has; MemoryError comes beyond that.
 
-    Only Linux keeps to it; elsewhere nothing is bounded. The limit counts for all threads, so keep the time short.
+    The limit works on Linux only. The limit counts for all threads, so keep the time short.
     """
     if not sys.platform.startswith("linux"):
         yield

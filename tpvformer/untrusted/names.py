@@ -1,4 +1,4 @@
-"""Names that files bring along: tokens, cameras, scenes, paths. They reach terminals, logs and file names."""
+"""Check names from untrusted files: tokens, cameras, scenes, paths. They reach terminals, logs and file names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halve
 
 
 def has_unseen(text: str) -> bool:
-    """Whether a text has characters that a terminal obeys or hides: escape codes, line breaks, marks of direction."""
+    """Return whether a text has control or invisible characters: escape codes, line breaks, marks of direction."""
     return not text.isprintable() and any(unicodedata.category(c) in _UNSEEN for c in text)
 
 
@@ -23,18 +23,18 @@ def shown(text: str) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """The same for a text of several lines, whose breaks and tabs stay."""
+    """Escape a text of several lines as ``shown`` does, but keep line breaks and tabs."""
     return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text may become a file's name as it is: no way to another folder, nothing unseen, not hidden."""
+    """Return whether a text is safe as a file name: no way to another folder, nothing unseen, not hidden."""
     fits = 0 < len(text) <= LONGEST_NAME and not text.startswith(".")
     return fits and not has_unseen(text) and not set(text) & set("/\\\0:")
 
 
 def short(value: Any) -> str:
-    """The value as Python writes it, cut short."""
+    """Return the shortened repr of a value."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in lists in lists

@@ -1,4 +1,4 @@
-"""Reads pickles that hold containers, numbers, text and numpy arrays, and nothing else.
+"""Read pickles that hold containers, numbers, text and numpy arrays, and nothing else.
 
 A pickle is a program: whoever opens it runs it. Info files come from strangers, so the only callables a file may name
 are the handful below; the first other name stops the reading before anything of the file has been called with it.
@@ -78,7 +78,7 @@ class _Restricted(pickle.Unpickler):
 
 
 def _printable(err: BaseException) -> str:
-    """What an error quotes of a damaged file, fit for one line."""
+    """Return a quote of a damaged file as printable text on one line."""
     return "".join(c if c.isprintable() else "?" for c in str(err))[:160]
 
 
@@ -91,7 +91,7 @@ def _compressed(path: Path) -> str:
 
 
 def load_pickle(path: Union[str, Path]) -> Any:
-    """The object stored in ``path``, made of dict, list, tuple, set, numbers, text, bytes and numpy values.
+    """Load the object stored in ``path``, made of dict, list, tuple, set, numbers, text, bytes and numpy values.
 
     Raises DataError where the file is missing, is no pickle, names anything else (nothing of it is then executed),
     holds arrays of other than plain numbers and text, or nests or repeats itself beyond what infos need

@@ -1,4 +1,4 @@
-"""Looks through a pickle before anything of it is built: how deep it nests, and how large it is when spread out.
+"""Scan a pickle before it is loaded: its nesting depth and its size with every reference counted as a copy.
 
 A few hundred bytes can describe a list that holds itself ten times over at each of ten levels, or a tuple so deep that
 hashing it overflows the C stack. ``scan`` simulates the unpickler's stack with sizes in place of objects. It accepts
@@ -34,7 +34,7 @@ class ScanError(pickle.UnpicklingError):
 
 
 class Scanned(NamedTuple):
-    """What ``scan`` found."""
+    """Hold the result of ``scan``."""
 
     end: int  # the first byte after the pickle
     spread: int  # objects, with every reference counted as a copy; a long text counts as one for each 16 bytes
@@ -110,7 +110,7 @@ def scan(data: Any, compiled: bool = True, forgets_state: bool = False) -> Scann
 
 
 def check_hashes(keys: Iterable[Any]) -> None:
-    """Raises ScanError where more than ALIKE keys have the same hash, TypeError where one has none.
+    """Raise ScanError if more than ALIKE keys have the same hash, TypeError where one has none.
 
     For lists that a pickle has a set or a dict made of, which ``scan`` cannot tell from other lists.
     """
@@ -222,7 +222,7 @@ def _walk(data, argument, action, texts, apart, deepest, most, compared):  # typ
         elif does in (_PUT, _MEMOIZE):
             if does == _MEMOIZE:
                 number = memorised
-            if number > at:  # nobody counts faster than the file grows
+            if number > at:  # picklers count memo entries up: at most one a byte
                 return _MEMO, begin, 0
             if used <= floor:
                 return _STACK, begin, 0

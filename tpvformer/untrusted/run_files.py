@@ -98,7 +98,7 @@ _SUMMARY = fields(
 
 
 def check_record(record: Any) -> None:
-    """A line of metrics.jsonl. Raises SchemaError."""
+    """Check a line of metrics.jsonl. Raises SchemaError."""
     if not isinstance(record, dict):
         raise SchemaError(f"it is {short(record)}, expected a dictionary")
     kind = record.get("kind")
@@ -113,10 +113,10 @@ def check_record(record: Any) -> None:
 
 
 def check_start(record: Any) -> None:
-    """A line of starts.jsonl. Raises SchemaError."""
+    """Check a line of starts.jsonl. Raises SchemaError."""
     _START(record, "")
 
 
 def check_summary(record: Any) -> None:
-    """summary.json. Raises SchemaError."""
+    """Check summary.json. Raises SchemaError."""
     _SUMMARY(record, "")

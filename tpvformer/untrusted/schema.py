@@ -1,7 +1,7 @@
-"""What a file's content has to look like, and the first place where it does not.
+"""Check a file's content against a schema and report the first difference.
 
-A schema is a function (value, where) that raises SchemaError. Keys that nobody asked for are left alone: newer versions
-write more.
+A schema is a function (value, where) that raises SchemaError. Unknown keys are ignored,
+because newer versions write more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SchemaError(ValueError):
 
 
 def number(low: float = -1e300, high: float = 1e300, none: bool = False) -> Schema:
-    """A finite number within bounds; ``none``: or nothing."""
+    """Check a finite number within bounds; ``none``: or nothing."""
 
     def check(value: Any, where: str) -> None:
         if value is None and none:
@@ -34,7 +34,7 @@ def number(low: float = -1e300, high: float = 1e300, none: bool = False) -> Sche
 
 
 def whole(low: int = 0, high: int = WHOLE, none: bool = False) -> Schema:
-    """A whole number within bounds."""
+    """Check a whole number within bounds."""
 
     def check(value: Any, where: str) -> None:
         if value is None and none:
@@ -46,7 +46,7 @@ def whole(low: int = 0, high: int = WHOLE, none: bool = False) -> Schema:
 
 
 def text(longest: int = 100_000, none: bool = False, lines: bool = False) -> Schema:
-    """A text that can be printed; ``lines``: of several lines."""
+    """Check a printable text; ``lines``: of several lines."""
 
     def check(value: Any, where: str) -> None:
         if value is None and none:
@@ -59,17 +59,17 @@ def text(longest: int = 100_000, none: bool = False, lines: bool = False) -> Sch
 
 
 def flag(value: Any, where: str) -> None:
-    """True or false."""
+    """Check a boolean."""
     if not isinstance(value, bool):
         raise _refused(value, where, "true or false")
 
 
 def anything(value: Any, where: str) -> None:
-    """Whatever it is; for what is only shown."""
+    """Accept any value; for values that are only displayed."""
 
 
 def nothing_or(schema: Schema) -> Schema:
-    """None, or what the schema says."""
+    """Check None or a value of the schema."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:
@@ -79,7 +79,7 @@ def nothing_or(schema: Schema) -> Schema:
 
 
 def list_of(schema: Schema, least: int = 0, most: int = LONGEST) -> Schema:
-    """A list or tuple of one kind of entries."""
+    """Check a list or tuple of one kind of entries."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, (list, tuple)) or not least <= len(value) <= most:

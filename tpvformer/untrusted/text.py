@@ -1,4 +1,4 @@
-"""JSON and YAML of others: a value of bounded depth and size, or one error."""
+"""Parse untrusted JSON and YAML: a value of bounded depth and size, or one error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TextError(ValueError):
 
 
 def parse_json(text: Union[str, bytes]) -> Any:
-    """The value of a JSON text. Raises TextError."""
+    """Parse the value of a JSON text. Raises TextError."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -23,7 +23,7 @@ def parse_json(text: Union[str, bytes]) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text without references (``*name``), of which a few lines can stand for everything.
+    """Parse the value of a YAML text without references (``*name``), of which a few lines can stand for everything.
 
     Raises TextError.
     """

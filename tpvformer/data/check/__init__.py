@@ -1,1 +1,1 @@
-"""Is a nuScenes download complete and readable? Every fault is named; nothing is changed."""
+"""Check whether a nuScenes download is complete and readable; report every fault and change nothing."""

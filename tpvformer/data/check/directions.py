@@ -1,4 +1,4 @@
-"""Do cameras look where their names say? Whole directions, heights, and the order around the vehicle.
+"""Compare camera directions, heights and order around the vehicle with the camera names.
 
 All in a frame whose x points right, y forward and z up. Poses that were stored by another convention (a quaternion in
 another order, the inverse) turn into directions that no car has, often up or down; the likeliest convention is named.
@@ -26,7 +26,7 @@ _WORD = re.compile(r"front|forward|rear|back|left|right")
 
 
 class Mount(NamedTuple):
-    """How one camera is mounted."""
+    """Hold how one camera is mounted."""
 
     name: str
     axes: np.ndarray  # (3, 3), columns: where the camera's x (right), y (down) and z (forward) point
@@ -34,12 +34,12 @@ class Mount(NamedTuple):
 
     @property
     def azimuth(self) -> float:
-        """Degrees to the right of forward."""
+        """Return degrees to the right of forward."""
         return float(np.degrees(np.arctan2(self.axes[0, 2], self.axes[1, 2])))
 
     @property
     def elevation(self) -> float:
-        """Degrees above the horizontal."""
+        """Return degrees above the horizontal."""
         return float(np.degrees(np.arcsin(np.clip(self.axes[2, 2], -1, 1))))
 
     @property
@@ -92,7 +92,7 @@ def _direction(mount: Mount, expected: Optional[float], most_are_odd: bool) -> s
 
 
 def _is_odd(mount: Mount) -> bool:
-    """Whether the camera looks steeply up or down, or lies on its side."""
+    """Return whether the camera looks steeply up or down, or lies on its side."""
     return abs(mount.elevation) > _STEEP or mount.roll > _ROLLED
 
 
@@ -107,14 +107,14 @@ def _away(mount: Mount, expected: float) -> float:
 
 
 def _expected(mounts: Sequence[Mount]) -> Dict[str, float]:
-    """The azimuth that each name speaks of; names without such words have none."""
+    """Return the azimuth in each camera name; names without a direction have none."""
     found = {mount.name: azimuth_of(mount.name) for mount in mounts}
     axes = {mount.name: mount.axes[:, 2] for mount in mounts}
     for name in list(found):
         twin = re.sub("left|LEFT|Left", _swapped, name)
         if twin == name or twin not in axes or name in CAMERA_ORDER:
             continue
-        if axes[name] @ axes[twin] > np.cos(np.radians(_STEREO)):  # two eyes: the words say where they sit
+        if axes[name] @ axes[twin] > np.cos(np.radians(_STEREO)):  # a stereo pair: left, right are positions
             found[name] = found[twin] = None
     return {name: azimuth for name, azimuth in found.items() if azimuth is not None}
 
@@ -124,7 +124,7 @@ def _swapped(found: "re.Match[str]") -> str:
 
 
 def azimuth_of(name: str) -> Optional[float]:
-    """Degrees to the right of forward that a camera's name speaks of; None where it does not."""
+    """Return degrees to the right of forward from a camera's name; None if it has no direction."""
     if name in CAMERA_ORDER:
         return float(NUSCENES_AZIMUTHS[CAMERA_ORDER.index(name)])
     tokens = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())

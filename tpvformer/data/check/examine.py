@@ -1,4 +1,4 @@
-"""The examination: tables, tree, calibrations and poses, then the files of every key frame asked for."""
+"""Check a download: tables, tree, calibrations and poses, then the files of every key frame asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TO_LIDAR_AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x forward, y 
 
 
 class _Shot(NamedTuple):
-    """A key frame's file."""
+    """Hold a key frame's file."""
 
     token: str
     ego_pose: str
@@ -46,9 +46,9 @@ class _Chosen(NamedTuple):
 def examine(
     root: Path, version: str, splits: Sequence[str] = (), whole: bool = False, progress: Optional[Progress] = None
 ) -> Report:
-    """Looks at the samples of ``splits`` (none: all of the tables); ``whole`` reads every file to its end.
+    """Check the samples of ``splits`` (none: all of the tables); ``whole`` reads every file to its end.
 
-    Raises ConfigError and DataError where root or splits are not there; what is wrong with the data is in the report.
+    Raises ConfigError and DataError if root or splits are missing; faults of the data are in the report.
     """
     if not root.is_dir():
         raise ConfigError(f"root is {root}, which is no folder; expected the one that holds samples/ and {version}/")
@@ -123,7 +123,7 @@ def _check_pose(report: Report, kind: str, row: Row, path: Path) -> Optional[np.
 
 
 def _mount(channel: str, pose: np.ndarray) -> Mount:
-    """A camera by its pose (7,) on the vehicle, whose frame begins on the ground."""
+    """Return the mount of a camera from its pose (7,) on the vehicle, whose frame begins on the ground."""
     return Mount(channel, _TO_LIDAR_AXES @ rotations(pose[3:]), float(pose[2]))
 
 
@@ -211,7 +211,7 @@ def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Option
 
 
 def _check_labels(report: Report, root: Path, folder: Path) -> Dict[str, str]:
-    """Label file by lidar token; empty where the set has none, which is said."""
+    """Return the label file by lidar token; report a set without labels and return none."""
     table = label_table(root, folder.name)
     if table is None:
         if folder.name.endswith("test"):

@@ -1,4 +1,4 @@
-"""One file at a time: is it what it should be? Quickly by its size, head and end, or by reading all of it."""
+"""Check single files: quickly by size, head and end, or by reading all of them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def scan_fault(path: Path, token: str, whole: bool) -> Optional[str]:
 
 
 def label_fault(path: Path, scan: Path, token: str, whole: bool) -> Optional[str]:
-    """What is wrong with a label file; ``whole`` also looks at every label."""
+    """Return the fault of a label file; ``whole`` also looks at every label."""
     try:
         points = scan.stat().st_size // POINT_BYTES
         if whole or path.suffix == ".npz" or path.stat().st_size != points:

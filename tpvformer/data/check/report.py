@@ -1,4 +1,5 @@
-"""What was found: the tree with its counts, and faults by kind, each one sentence that names its token."""
+"""Collect the results of a check: the tree with its counts, and faults by kind, each one sentence that names its
+token."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Dict, List
 
 @dataclass
 class Folder:
-    """A folder of the tree: files the tables name there, and what lies there."""
+    """Hold a folder of the tree: the files that the tables name there, and the files present."""
 
     name: str
     expected: int = 0
@@ -29,7 +30,7 @@ class Folder:
 
 @dataclass
 class Report:
-    """Lines for the user; ``faults`` decide the exit status, ``notes`` do not."""
+    """Collect lines for the user; ``faults`` decide the exit status, ``notes`` do not."""
 
     root: str
     folders: List[Folder] = field(default_factory=list)
@@ -38,7 +39,7 @@ class Report:
     checked: str = ""
 
     def fault(self, kind: str, text: str) -> None:
-        """One more fault of a kind, such as "images"."""
+        """Add a fault of a kind, such as "images"."""
         self.faults.setdefault(kind, []).append(" ".join(text.split()))
 
     @property
@@ -46,7 +47,7 @@ class Report:
         return sum(map(len, self.faults.values()))
 
     def lines(self, limit: int) -> List[str]:
-        """The report as text, at most ``limit`` faults of a kind."""
+        """Return the report as text, at most ``limit`` faults of a kind."""
         rows = [f"{self.root:<34} {'expected':>9} {'found':>9}"] if self.folders else []
         rows += [folder.line() for folder in self.folders]
         rows += [f"note: {note}" for note in self.notes]

@@ -1,4 +1,4 @@
-"""The examination of a rig file or of infos: calibration, every file of every frame, and where the cameras look."""
+"""Check a rig file or infos: calibration, every file of every frame, and where the cameras look."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side a
 
 
 class View(NamedTuple):
-    """Where one camera sits and looks, seen from the lidar frame (x right, y forward, z up)."""
+    """Hold the position and direction of one camera, seen from the lidar frame (x right, y forward, z up)."""
 
     name: str
     size: Tuple[int, int]  # width, height
@@ -36,7 +36,7 @@ class View(NamedTuple):
     height: Optional[float]  # metres above the ego frame's ground; None without lidar2ego
 
     def line(self, seen: float) -> str:
-        """One line for the user; ``seen`` is the camera's share of the grid."""
+        """Return one line for the user; ``seen`` is the camera's share of the grid."""
         place = f"z {self.centre[2]:+.2f} m" if self.height is None else f"{self.height:.2f} m above ground"
         size = f"{self.size[0]}x{self.size[1]}"
         return (
@@ -123,7 +123,7 @@ def _sizes(record: Record) -> Tuple[Size, ...]:
 
 
 def views(record: Record) -> List[View]:
-    """Where the cameras of a record sit and look."""
+    """Return positions and directions of the cameras of a record."""
     found = []
     for i, (name, size, matrix) in enumerate(zip(record.camera_names, record.sizes, record.lidar2img)):
         x, y, z = axis = matrix[2, :3] / np.linalg.norm(matrix[2, :3])

@@ -1,7 +1,8 @@
-"""The folders of a download against its tables, and which archive a gap most likely comes from.
+"""Compare the folders of a download with its tables; name the archive that is most likely missing.
 
-The tables name every file, but not the archive that brought it: which of the ten v1.0-trainvalNN_blobs holds a scene is
-known to nuScenes alone. So files are counted by folder and by scene, and the kind of the missing archive is named.
+The tables name every file, but not the archive that brought it: nuScenes does not publish
+which of the ten v1.0-trainvalNN_blobs holds a scene. So files are counted by folder and by scene, and the kind of the
+missing archive is named.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TABLES = (
 
 
 def names_in(folder: Path) -> Set[str]:
-    """The files of a folder; empty where there is no such folder."""
+    """Return the files of a folder; empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
@@ -28,7 +29,7 @@ def names_in(folder: Path) -> Set[str]:
 
 
 def folders_in(folder: Path) -> List[str]:
-    """The folders of a folder, in order; empty where there is no such folder."""
+    """Return the folders in a folder, in order; empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())

@@ -1,1 +1,1 @@
-"""Camera images: decoded, scaled, kept and normalised."""
+"""Decode, scale, cache and normalise camera images."""

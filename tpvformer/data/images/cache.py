@@ -1,9 +1,8 @@
-"""Decoded images on a disk, because reading 26 MB takes less time than decoding six JPEGs.
+"""Cache decoded images on disk, because reading 26 MB takes less time than decoding six JPEGs.
 
-One ``.npy`` file (N, H, W, 3) uint8 a sample. Its name is made of the paths, sizes and times of the JPEGs, so a changed
-JPEG is decoded anew. A file appears whole or not at all and ends with the CRC-32 of its pixels; what is cut short or
-was changed since is written again. The pixels are those of
-the decoder, bit by bit: training with and without a cache is the same.
+Each sample has one ``.npy`` file (N, H, W, 3) uint8. The file name depends on the paths, sizes and times of the JPEGs,
+so a changed JPEG is decoded again. Files are written atomically and end with the CRC-32 of their pixels; truncated or
+changed files are rewritten. The pixels equal the decoder's bit by bit: training with and without a cache is the same.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _SUM = 4  # bytes of the checksum
 
 
 class ImageCache:
-    """``read`` stands in for ``read_pictures``; safe for any number of processes."""
+    """Cache images; ``read`` replaces ``read_pictures`` and is safe for any number of processes."""
 
     def __init__(self, folder: str) -> None:
-        """Makes the folder; raises ConfigError where that cannot be done."""
+        """Create the folder. Raises ConfigError if that fails."""
         self._folder, self._full = Path(folder), False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,7 @@ class ImageCache:
             ) from err
 
     def read(self, paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
-        """The images of one sample, (N, H, W, 3) uint8 BGR. Raises DataError, as ``read_pictures`` does."""
+        """Return the images of one sample, (N, H, W, 3) uint8 BGR. Raises DataError, as ``read_pictures`` does."""
         file = self._folder / self._name(paths, sizes)
         images = _load(file)
         if images is None:
@@ -81,7 +80,7 @@ class ImageCache:
 
 
 def _load(file: Path) -> Optional[Tensor]:
-    """What is stored; None where there is nothing, or no whole file."""
+    """Load the cached images; None if the file is missing or incomplete."""
     try:
         with file.open("rb") as stored:
             if np.lib.format.read_magic(stored) != (1, 0):
@@ -102,5 +101,5 @@ def _load(file: Path) -> Optional[Tensor]:
 
 
 def _sum(images: np.ndarray) -> bytes:
-    """What stands at the end of a file."""
+    """Return the checksum that is stored at the end of a file."""
     return zlib.crc32(images.data).to_bytes(_SUM, "little")

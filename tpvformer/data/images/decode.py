@@ -1,9 +1,9 @@
-"""Camera images from the disk, decoded side by side into the memory they travel in.
+"""Decode the camera images of a sample into one array, in shared memory inside loader workers.
 
-JPEG is left to simplejpeg where it is installed: libjpeg-turbo with the exact transform and up-sampling, hence the same
-bytes as OpenCV's decoder gives, sooner. What it warns of (data that are missing, left over or out of order) is a fault:
-the pixels behind it are not those of the camera. Other formats and colours go to OpenCV, which hides such warnings;
-zeros in place of coded pixels are looked for in all of them (jpeg_scans.py).
+simplejpeg decodes JPEGs if it is installed: libjpeg-turbo with the exact transform and up-sampling gives the same bytes
+as OpenCV's decoder in less time. Its warnings (data missing, left over or out of order) count as faults, because the
+pixels after such a place are wrong. OpenCV decodes other formats and colours and hides such warnings. All JPEGs are
+searched for zeros in place of coded pixels (jpeg_scans.py).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Size = Tuple[int, int]  # width, height
 
 
 def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
-    """The images of one sample, (N, H, W, 3) uint8 BGR. ``sizes`` are those that they ought to have.
+    """Read the images of one sample, (N, H, W, 3) uint8 BGR. ``sizes`` are the expected sizes.
 
-    Grey images are taken as well, and an alpha that is the same everywhere is left out. Raises DataError for a file
-    that is no whole 8-bit image, and for images of different or unexpected sizes.
+    Grey images are accepted, and a constant alpha channel is dropped. Raises DataError for a file
+    that is not a complete 8-bit image, and for images of different or unexpected sizes.
     """
     out = torch.empty(0)
     for i, path in enumerate(paths):
@@ -69,7 +69,7 @@ def read_images(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -
 
 
 def read_image(path: Path, token: str, size: Optional[Size] = None) -> np.ndarray:
-    """One image, (H, W, 3) uint8 BGR, of the expected ``size`` where one is given.
+    """Read one image, (H, W, 3) uint8 BGR; check its size if ``size`` is given.
 
     Raises DataError as ``read_images`` does."""
     data = path.read_bytes()
@@ -138,18 +138,18 @@ def _check_size(path: Path, token: str, shape: Sequence[int], size: Size) -> Non
 
 
 def alloc_images(shape: Tuple[int, ...]) -> Tensor:
-    """Memory for a sample's images; in a loader's worker such that the training process can read it where it lies."""
+    """Allocate memory for a sample's images; in a loader worker it is shared with the training process."""
     room = torch.empty(shape, dtype=torch.uint8)
     return room if get_worker_info() is None else room.share_memory_()
 
 
 def _is_whole(data: bytes) -> bool:
-    """A JPEG that was cut short still decodes, to grey below the cut; its end marker tells."""
+    """Check a JPEG for its end marker: a truncated JPEG still decodes, to grey below the cut."""
     return bool(data) and (data[:2] != b"\xff\xd8" or b"\xff\xd9" in data[-1024:])
 
 
 def _jpeg_shape(data: bytes) -> Optional[Tuple[int, int, int]]:
-    """(height, width, 3) of an ordinary colour JPEG; None where OpenCV has to look."""
+    """Return (height, width, 3) of an ordinary colour JPEG; None if OpenCV has to decode the file."""
     if not FAST or not _is_whole(data):
         return None
     try:
@@ -160,7 +160,7 @@ def _jpeg_shape(data: bytes) -> Optional[Tuple[int, int, int]]:
 
 
 def _simplejpeg(data: bytes, out: np.ndarray, path: Path, token: str) -> None:
-    """Decodes into out (H, W, 3). Raises DataError where the file has a fault, even a small one."""
+    """Decode into out (H, W, 3). Raises DataError for any fault in the file, however small."""
     try:
         simplejpeg.decode_jpeg(data, "BGR", fastdct=False, fastupsample=False, buffer=out)
     except ValueError as err:

@@ -10,7 +10,8 @@ PROBABILITY = 0.7
 
 
 def grid_mask(height: int, width: int, rng: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
-    """(height,) and (width,) bool: a pixel stays iff its row or its column is True. All True leaves the image whole.
+    """Draw a mask, (height,) and (width,) bool: a pixel stays iff its row or its column is True. All True leaves the
+    image whole.
 
     A pixel stays iff it lies in one of the horizontal or one of the vertical bands, each half a period wide. Bands are
     laid out on a canvas 1.5 times the image and its centre is used. The draws and their order are the reference's.

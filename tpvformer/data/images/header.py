@@ -1,4 +1,4 @@
-"""The size that an image file declares, read before anything is decoded: a header of 30 bytes can ask for 17 GB."""
+"""Read the size that an image file declares before decoding it: a header of 30 bytes can ask for 17 GB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
 
 
 def declared_size(data: bytes) -> Optional[Tuple[int, int]]:
-    """(width, height) of a JPEG, PNG or BMP by its header; None where it is none of them or its header is damaged."""
+    """Return (width, height) from the header of a JPEG, PNG or BMP; None for other or damaged files."""
     if data[:2] == b"\xff\xd8":
         return _jpeg(data)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
@@ -41,7 +41,7 @@ def _chunks_fit(data: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> Optional[Tuple[int, int]]:
-    """Of several frames the largest: decoders differ in which one they take."""
+    """Return the size of the largest JPEG frame: decoders differ in the frame they decode."""
     at, found = 2, None
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -67,7 +67,7 @@ def _jpeg(data: bytes) -> Optional[Tuple[int, int]]:
 
 
 def orientation(data: bytes) -> int:
-    """What a JPEG's EXIF says of its orientation: 1 upright, 2 to 8 turned or mirrored; 1 where it says nothing."""
+    """Return the EXIF orientation of a JPEG: 1 upright (also without EXIF), 2 to 8 turned or mirrored."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
         length = (data[at + 2] << 8) + data[at + 3]
@@ -92,7 +92,7 @@ def _orientation(tiff: bytes) -> int:
 
 
 def too_large(size: Tuple[int, int], length: int) -> str:
-    """Why an image of this size is not decoded; empty where nothing is wrong. ``length`` is its file's, in bytes."""
+    """Return why an image of this size is refused; empty if it is accepted. ``length`` is the file's size in bytes."""
     pixels = size[0] * size[1]
     if pixels > MOST_PIXELS:
         return f"says to have {size[0]}x{size[1]} pixels; expected {MOST_PIXELS} of them at most"

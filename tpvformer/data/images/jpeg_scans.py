@@ -1,4 +1,4 @@
-"""What is wrong with a JPEG's scans, the coded pixels themselves, as far as it shows without decoding them.
+"""Find faults in a JPEG's scans (its coded pixels) without decoding them.
 
 A decoder goes over all pixels once a scan, and a scan of a progressive file may have ten bytes: 1000 scans of 8000x8000
 pixels, 0.5 MB, took 38 s. Zeros that took the place of a few coded blocks decode without a warning where as many blocks
@@ -20,7 +20,7 @@ _TABLES, _SCAN, _END, _BARE = 0xC4, 0xDA, 0xD9, (0x01, 0xD8)
 
 
 class _Part(NamedTuple):
-    """A marker with what belongs to it."""
+    """Hold a marker and its segment."""
 
     marker: int
     content: bytes
@@ -28,7 +28,7 @@ class _Part(NamedTuple):
 
 
 def too_many_scans(data: bytes) -> str:
-    """Why a JPEG is not decoded; empty where nothing is wrong, and for other formats."""
+    """Return why a JPEG with too many scans is refused; empty if it is accepted, and for other formats."""
     if data[:2] != b"\xff\xd8" or len(_SCANS.findall(data)) <= MOST_SCANS:
         return ""
     scans = 0
@@ -40,7 +40,7 @@ def too_many_scans(data: bytes) -> str:
 
 
 def hole(data: bytes) -> int:
-    """Where zeros begin that cannot be coded pixels; -1 where none are found.
+    """Return the offset of zeros that cannot be coded pixels; -1 if there are none.
 
     Looks at sequential JPEGs with Huffman codes, as cameras write them; finds HOLE bytes and more.
     """
@@ -64,7 +64,7 @@ def hole(data: bytes) -> int:
 
 
 def _parts(data: bytes) -> Iterator[_Part]:
-    """The marked parts up to the picture's end, as decoders go from one to the next."""
+    """Return the marked segments up to the end of the image, in the order of a decoder."""
     at = 2
     while True:
         found = _MARKER.search(data, at)

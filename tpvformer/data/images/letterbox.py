@@ -1,4 +1,4 @@
-"""Cameras of different sizes on one canvas, because the network takes all images of a sample at once."""
+"""Place images of different sizes on canvases of one size, because the network takes all images of a sample at once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tpvformer.data.images.preprocess import MEAN_BGR
 
 
 def canvas_size(sizes: Sequence[Size]) -> Size:
-    """Width and height of the camera with the most pixels; of equal ones, of the widest."""
+    """Return width and height of the camera with the most pixels; among equals, of the widest."""
     return max(sizes, key=lambda size: (size[0] * size[1], size[0]))
 
 
 def fitted(size: Size, canvas: Size) -> Size:
-    """Width and height of an image scaled until it fills the canvas in one direction; its shape stays as it is."""
+    """Return width and height of an image scaled to fit the canvas; its aspect ratio is kept."""
     scale = min(canvas[0] / size[0], canvas[1] / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def placements(sizes: Sequence[Size]) -> Tuple[np.ndarray, List[Tuple[int, int]]]:
-    """(N, 4, 4) float64, by which the cameras' projections are to be multiplied, and (h, w) that each fills."""
+    """Return (N, 4, 4) float64, factors from the left for the projections, and the (h, w) that each image fills."""
     canvas = canvas_size(sizes)
     to_canvas, inner = np.tile(np.eye(4), (len(sizes), 1, 1)), []
     for matrix, size in zip(to_canvas, sizes):
@@ -39,8 +39,8 @@ def placements(sizes: Sequence[Size]) -> Tuple[np.ndarray, List[Tuple[int, int]]
 
 
 def read_pictures(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:
-    """The images of one sample, (N, H, W, 3) uint8 BGR, each in the upper left corner of a canvas as large as the
-    largest. ``sizes`` are those that they ought to have; without them they all have the same.
+    """Read the images of one sample, (N, H, W, 3) uint8 BGR, each in the upper left corner of a canvas as large as the
+    largest. ``sizes`` are the expected sizes; without them all images must have one size.
 
     Raises DataError as ``read_images`` does.
     """
@@ -50,7 +50,7 @@ def read_pictures(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ())
 
 
 def on_canvas(pictures: Iterable[np.ndarray], sizes: Sequence[Size]) -> Tensor:
-    """(N, H, W, 3) uint8 of images (h, w, 3) BGR that have these sizes."""
+    """Place images (h, w, 3) BGR of these sizes on canvases, (N, H, W, 3) uint8."""
     # The rest has the mean colour, so that next to nothing is left of it where the mean is subtracted. Pillars that
     # project there count as visible, as they do in the rows that the published models pad images with.
     canvas = canvas_size(sizes)

@@ -1,4 +1,4 @@
-"""What is drawn at random for one training sample; ``pixels.py`` applies it on the device.
+"""Draw the photometric distortion of one training sample; ``preprocess.py`` applies it on the device.
 
 The draws and their order are the reference's, so one seed gives the same picture there and here: camera by camera
 brightness, order of contrast, contrast, saturation, hue, contrast, channels; then one GridMask for all cameras.
@@ -13,10 +13,10 @@ UNCHANGED = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 2.0)
 
 
 def draw_photometric(rng: np.random.RandomState) -> np.ndarray:
-    """The distortion of one image, (8,) float32, in the order in which it is applied.
+    """Draw the distortion of one image, (8,) float32, in the order in which it is applied.
 
     Added brightness, contrast before, factor of saturation, degrees added to the hue, contrast after, and for each of
-    the three channels the one it is taken from. What is not drawn has its value in ``UNCHANGED``.
+    the three channels its source channel. Parameters that are not drawn keep the value of ``UNCHANGED``.
     """
     draw = np.array(UNCHANGED, np.float32)
     if rng.randint(2):

@@ -1,9 +1,9 @@
-"""From the cameras' bytes to what the network sees, on the device that holds them.
+"""Preprocess uint8 images into the network input, on the device that holds them.
 
 Order: photometric distortion (training), mean subtraction, scaling, padding to multiples of 32, GridMask (training).
 Images are BGR throughout, 0..255 as float32; nothing is clipped, so distorted values may leave that range. The random
-numbers come with the batch (augment.py). OpenCV does the work where the processor holds the bytes, tensor operations
-do it elsewhere.
+numbers are part of the batch (photometric.py). OpenCV processes images on a CPU, tensor operations process them on
+other devices.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ STRIDE = 32  # of the coarsest backbone level
 
 
 def scaled_shape(height: int, width: int, scale: float) -> Tuple[int, int]:
-    """(height, width) of a stored image after scaling."""
+    """Return (height, width) of a stored image after scaling."""
     return int(height * scale), int(width * scale)
 
 
 def padded_shape(height: int, width: int) -> Tuple[int, int]:
-    """The next multiples of 32."""
+    """Round height and width up to multiples of 32."""
     return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
 def network_images(batch: Batch, cfg: DataConfig) -> Tensor:
-    """What the network is shown: (B, N, 3, h, w) float32, channels last in memory, on the batch's device."""
+    """Return the network input: (B, N, 3, h, w) float32, channels last in memory, on the batch's device."""
     b, n, height, width, _ = batch.images.shape
     inner = scaled_shape(height, width, cfg.image_scale)
     images = batch.images.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Pixels on the processor, by OpenCV. M images = B samples x N cameras, stored as (H, W), shown as (h, w)."""
+"""Preprocess images on the CPU with OpenCV. M images = B samples x N cameras, (H, W) stored, (h, w) after scaling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[float]) -> None:
     """Distort, subtract the mean, scale: images (M, H, W, 3) uint8 into out (M, h, w, 3) float32.
 
-    draws (M, 8): the numbers of ``augment.draw_photometric``; None leaves the pictures as they are.
+    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion.
     """
     height, width = images.shape[1:3]
     channel_mean = np.asarray(mean, np.float32)
@@ -38,10 +38,10 @@ def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[fl
 
 
 def distort(image: np.ndarray, draw: np.ndarray, out: np.ndarray, hsv: np.ndarray) -> None:
-    """All of one image's distortion but the order of its channels: image (H, W, 3) into ``out`` float32.
+    """Apply the distortion of one image except the order of its channels: image (H, W, 3) into ``out`` float32.
 
-    draw (8,): the numbers of ``augment.draw_photometric``. ``hsv`` is room of out's kind: hue in degrees, saturation
-    0..1, value 0..255.
+    draw (8,): parameters of ``photometric.draw_photometric``. ``hsv`` is a buffer like ``out``: hue in degrees,
+    saturation 0..1, value 0..255.
     """
     brightness, contrast, saturation, degrees, contrast_after = draw[:5]
     np.copyto(out, image)
@@ -66,6 +66,7 @@ def distort(image: np.ndarray, draw: np.ndarray, out: np.ndarray, hsv: np.ndarra
 
 
 def mask(out: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """GridMask on out (B, N, h, w, 3): a pixel stays iff its row or its column is kept, the same for all cameras."""
+    """Apply GridMask to out (B, N, h, w, 3): a pixel stays iff its row or its column is kept, the same for all
+    cameras."""
     for sample, row, column in zip(out.numpy(), rows.numpy(), columns.numpy()):
         sample.reshape(*sample.shape[:2], -1)[:, ~row] *= column.repeat(3)

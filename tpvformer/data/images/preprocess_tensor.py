@@ -1,6 +1,6 @@
-"""Pixels by tensor operations, on any device. M images = B samples x N cameras, stored as (H, W), shown as (h, w).
+"""Preprocess images by tensor operations on any device. M images = B samples x N cameras, (H, W) stored, (h, w) scaled.
 
-The same operations on the same shapes whatever was drawn, and none waits for the device: they can be recorded.
+Operations and shapes do not depend on the drawn parameters, and no operation synchronises: a graph can capture them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TINY = torch.finfo(torch.float32).eps  # what OpenCV adds to a denominator
 def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[float]) -> None:
     """Distort, subtract the mean, scale: images (M, H, W, 3) uint8 into out (M, h, w, 3) float32.
 
-    draws (M, 8): the numbers of ``augment.draw_photometric``; None leaves the pictures as they are.
+    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion.
     """
     planes = list(images.unbind(-1)) if draws is None else distorted(images, draws)
     if out.shape == images.shape:
@@ -30,7 +30,7 @@ def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[fl
 
 
 def distorted(images: Tensor, draws: Tensor) -> List[Tensor]:
-    """The three channels (M, H, W) float32 of images (M, H, W, 3) after their distortion ``draws`` (M, 8).
+    """Return the three channels (M, H, W) float32 of images (M, H, W, 3) after the distortion ``draws`` (M, 8).
 
     Saturation and hue change in OpenCV's cylinder: value v = max, saturation s = (max - min) / |v|, and a channel is
     v - v s f(k) with f(k) = clamp(min(k, 4 - k), 0, 1), k its place on the circle of six as seen from the hue. Values
@@ -58,5 +58,6 @@ def distorted(images: Tensor, draws: Tensor) -> List[Tensor]:
 
 
 def mask(out: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """GridMask on out (B, N, h, w, 3): a pixel stays iff its row or its column is kept, the same for all cameras."""
+    """Apply GridMask to out (B, N, h, w, 3): a pixel stays iff its row or its column is kept, the same for all
+    cameras."""
     out *= (rows[:, :, None] | columns[:, None, :])[:, None, :, :, None]

@@ -1,1 +1,1 @@
-"""nuScenes from the disk: tables, info files, scans, labels."""
+"""Read nuScenes: tables, info files, scans, labels."""

@@ -1,4 +1,4 @@
-"""Which lidar record and which label file belong to which key frame, found in nuScenes' own tables.
+"""Find the lidar record and the label file of each key frame in nuScenes' tables.
 
 ``lidarseg.json`` names a file for each lidar record, and so does ``panoptic.json``, which is read where the former is
 absent; ``sample_data.json`` says which record is the key frame of which
@@ -22,13 +22,13 @@ _CHUNK = 16 * 1024 * 1024  # bytes
 
 
 def label_table(root: Union[str, Path], version: str) -> Optional[Path]:
-    """The table of point labels of a data set; None where it has none."""
+    """Return the table of point labels of a data set; None if it has none."""
     tables = (to_path(root, version, name) for name in LABEL_TABLES)
     return next((table for table in tables if table.is_file()), None)
 
 
 class LabelFiles:
-    """Label file names of one data set, relative to its root."""
+    """Find label file names of one data set, relative to its root."""
 
     def __init__(self, root: Union[str, Path], version: str) -> None:
         """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
@@ -45,9 +45,9 @@ class LabelFiles:
         self._by_sample, self._by_scan = _read(*stamps)
 
     def find(self, sample_token: str, scan_name: str) -> str:
-        """The label file of a sample, or of the lidar file with that base name where the token is unknown.
+        """Return the label file of a sample, or of the lidar file with that base name where the token is unknown.
 
-        Raises DataError where the tables know neither.
+        Raises DataError if neither is in the tables.
         """
         found = self._by_sample.get(sample_token) or self._by_scan.get(scan_name)
         if found is None:

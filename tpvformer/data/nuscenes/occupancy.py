@@ -1,8 +1,8 @@
-"""Published dense labels: which file belongs to which key frame, and what is in it.
+"""Find and read the published dense labels of a key frame.
 
 occ3d (arXiv:2304.14365): ``<scene name>/<sample token>/labels.npz`` with ``semantics``, ``mask_lidar`` and
-``mask_camera``, each (200,200,16); ego frame. Classes are ours: 0 "others", 1..16, 17 free. Voxels that the lidar never
-observed are stored as free; the masks tell.
+``mask_camera``, each (200,200,16); ego frame. Classes are those of labels.py: 0 "others", 1..16, 17 free. Voxels that
+the lidar never observed are stored as free; the masks distinguish them.
 
 surroundocc (arXiv:2303.09551): ``samples/<lidar file>.npy``, rows (x, y, z, class) of the occupied voxels of a
 (200,200,16) grid; lidar frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
@@ -33,7 +33,7 @@ HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
 
 
 class OccupancyLabels:
-    """The dense labels of one data set."""
+    """Find and read the dense labels of one data set."""
 
     def __init__(self, cfg: DataConfig) -> None:
         """Raises DataError where ``cfg.occupancy_root`` is no folder."""
@@ -45,7 +45,7 @@ class OccupancyLabels:
         self._files = _occ3d_files(str(self._root)) if self._kind == "occ3d" else {}
 
     def find(self, token: str, scan_name: str) -> Path:
-        """The label file of a sample. Raises DataError where there is none."""
+        """Return the label file of a sample. Raises DataError where there is none."""
         if self._kind == "occ3d":
             expected = self._root / "<scene name>" / token / "labels.npz"
             path = self._files.get(token, expected)
@@ -62,12 +62,12 @@ class OccupancyLabels:
         return path
 
     def read(self, path: Path, token: str) -> DenseLabels:
-        """The labels of one sample. Raises DataError for a damaged file or one of another grid."""
+        """Read the labels of one sample. Raises DataError for a damaged file or one of another grid."""
         return read_labels(self._kind, path, token)
 
 
 def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
-    """One label file of a data set: "occ3d", "surroundocc" or "semantickitti". ``token`` names it in messages.
+    """Read one label file of a data set: "occ3d", "surroundocc" or "semantickitti". ``token`` names it in messages.
 
     Raises DataError for a damaged file or one of another grid.
     """

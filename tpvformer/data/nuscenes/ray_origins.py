@@ -1,5 +1,5 @@
-"""Where the rays of RayIoU start: the places of the lidar along the drive, so that they also see what the present
-frame's lidar does not (SparseOcc, arXiv:2312.17118, section 4)."""
+"""Compute the origins of RayIoU's rays: positions of the lidar along the drive, so that rays also reach voxels that are
+hidden from the lidar of the current frame (SparseOcc, arXiv:2312.17118, section 4)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REACH = 39.0  # metres along the ego's x and y; those of SparseOcc's evaluation,
 
 
 def ray_origins(record: Record, scene: Sequence[Record]) -> np.ndarray:
-    """(O, 3) float64, metres, in the lidar frame of ``record``: the lidar at the key frames of its scene.
+    """Return (O, 3) float64, metres, in the lidar frame of ``record``: the lidar at the key frames of its scene.
 
-    Those within ``REACH``, at most ``MOST`` of them, evenly spread over the drive. The present place alone where the
-    records hold no poses.
+    Those within ``REACH``, at most ``MOST`` of them, evenly spread over the drive. Without poses in the
+    records, only the current position.
     """
     own = _lidar2global(record)
     if own is None or record.lidar2ego is None:

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
-    """The file an info record names: as stored (absolute, or from the working directory), else below ``root``.
+    """Return the file of an info record: as stored (absolute, or from the working directory), else below ``root``.
 
     Below ``root`` the part from ``samples/`` or ``sweeps/`` on is tried, then every ending of the path, the longest
     first and the bare file name last. Raises DataError.

@@ -1,4 +1,4 @@
-"""Which frames belong to which scene, from nuScenes' own tables."""
+"""Group frames by scene with nuScenes' tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tpvformer.untrusted.text import parse_json
 
 
 def frames_by_scene(root: str, version: str, tokens: Sequence[str]) -> Dict[str, List[int]]:
-    """Positions in ``tokens`` (sample tokens) by name of their scene; scenes in the order of their first frame.
+    """Return positions in ``tokens`` (sample tokens) by name of their scene; scenes in the order of their first frame.
 
     Raises DataError where a table is missing or damaged, or does not know a sample.
     """
@@ -30,7 +30,7 @@ def frames_by_scene(root: str, version: str, tokens: Sequence[str]) -> Dict[str,
 
 
 def _column(path: Path, name: str) -> Dict[str, str]:
-    """One column of a table by token."""
+    """Return one column of a table by token."""
     try:
         rows: Any = parse_json(path.read_bytes())
         found = {row["token"]: row[name] for row in rows}

@@ -1,4 +1,4 @@
-"""Which scenes belong to which split.
+"""List the scenes of each split.
 
 The official lists are hand-picked, so they are kept here: scene numbers of the five nuScenes splits, as
 nuscenes-devkit 1.2.0 returns them from create_splits_scenes(). A data set may bring its own in <version>/splits.json,
@@ -38,7 +38,7 @@ VERSIONS = {"train": "trainval", "val": "trainval", "test": "test", "mini_train"
 
 
 def official(split: str) -> List[str]:
-    """The scene names of an official split, in ascending order."""
+    """Return the scene names of an official split, in ascending order."""
     names: List[str] = []
     for part in OFFICIAL[split].split():
         first, _, last = part.partition("-")
@@ -47,7 +47,8 @@ def official(split: str) -> List[str]:
 
 
 def own_splits(folder: Path) -> Dict[str, List[str]]:
-    """The splits of a table folder's splits.json; empty where there is none. Raises DataError for another layout."""
+    """Read the splits in splits.json of a table folder; empty if there is no such file. Raises DataError for another
+    layout."""
     path = folder / "splits.json"
     if not path.is_file():
         return {}
@@ -71,12 +72,13 @@ def further(folder: Path) -> str:
 
 
 def default_splits(folder: Path) -> List[str]:
-    """The splits a version is made of: those of its splits.json, else the official ones of its name."""
+    """Return the default splits of a version: those of its splits.json, else the official ones of its name."""
     return list(own_splits(folder)) or [split for split, end in VERSIONS.items() if folder.name.endswith(end)]
 
 
 def scenes_of(folder: Path, split: str) -> List[str]:
-    """Scene names of a split of the tables in ``folder``; raises DataError where that version has no such split."""
+    """Return scene names of a split of the tables in ``folder``; raises DataError where that version has no such
+    split."""
     own = own_splits(folder)
     if split in own:
         return own[split]

@@ -1,4 +1,4 @@
-"""nuScenes' tables from the disk: small ones whole, the two large ones a few thousand rows at a time.
+"""Read nuScenes' tables: small ones at once, the two large ones a few thousand rows at a time.
 
 sample_data.json and ego_pose.json hold 2.6 million rows each in the full set; all of them as Python objects would take
 several GiB. Their rows hold no objects and their texts no braces, so they may be cut behind any closing brace.
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
 
 
 def table_path(folder: Path, name: str) -> Path:
-    """The file of a table; raises DataError where there is none."""
+    """Return the file of a table. Raises DataError if it is missing."""
     path = folder / f"{name}.json"
     if path.is_file():
         return path
@@ -33,7 +33,7 @@ def table_path(folder: Path, name: str) -> Path:
 
 
 def read_table(folder: Path, name: str, *fields: str) -> List[Row]:
-    """All rows of a small table. Raises DataError where a row lacks one of the fields or shares its token."""
+    """Read all rows of a small table. Raises DataError where a row lacks one of the fields or shares its token."""
     path = table_path(folder, name)
     try:
         rows = _loads(path.read_bytes())
@@ -49,7 +49,7 @@ def read_table(folder: Path, name: str, *fields: str) -> List[Row]:
 
 
 def by_token(path: Path, rows: List[Row]) -> Dict[str, Row]:
-    """Rows by their token; raises DataError where two share one."""
+    """Index rows by their token; raises DataError where two share one."""
     found: Dict[str, Row] = {}
     for row in rows:
         if found.setdefault(row["token"], row) is not row:
@@ -58,7 +58,7 @@ def by_token(path: Path, rows: List[Row]) -> Dict[str, Row]:
 
 
 def stream_table(folder: Path, name: str, *fields: str, progress: Optional[Progress] = None) -> Iterator[List[Row]]:
-    """The rows of a large table, in order, some at a time; memory stays bounded whatever the table's size.
+    """Yield the rows of a large table in order, some at a time; memory stays bounded whatever the table's size.
 
     Raises DataError where the text is no list of flat rows, ends early, or a row lacks one of ``fields``.
     """
@@ -79,7 +79,7 @@ def stream_table(folder: Path, name: str, *fields: str, progress: Optional[Progr
 
 
 def _chunks(path: Path) -> Iterator[Tuple[bytes, int]]:
-    """Pieces of a file, each with the size of the whole."""
+    """Yield pieces of a file, each with the file's size."""
     try:
         total = path.stat().st_size
         with path.open("rb") as file:
@@ -135,7 +135,7 @@ _TYPES: Dict[str, Tuple[type, ...]] = {
 
 
 def _shown(value: Any, most: int) -> str:
-    """The value as JSON, cut short."""
+    """Format a value as JSON, shortened."""
     try:
         return json.dumps(value)[:most]
     except RecursionError:

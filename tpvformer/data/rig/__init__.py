@@ -1,1 +1,1 @@
-"""Cameras of one's own: a JSON file that describes them and names their frames (docs/rig.md)."""
+"""Read rig files: JSON that describes cameras and lists their frames (docs/rig.md)."""

@@ -1,4 +1,4 @@
-"""One camera of a rig: its size, its intrinsics, and where it sits."""
+"""Read one camera of a rig: image size, intrinsics and pose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 0.01  # of a rotation's entries, so that three digits are enough
 
 
 class Camera(NamedTuple):
-    """A camera as the file describes it."""
+    """Hold a camera as described in the rig file."""
 
     name: str
     size: Tuple[int, int]  # width, height in pixels
@@ -28,7 +28,7 @@ class Camera(NamedTuple):
     pose: np.ndarray  # (4, 4) float64, metres; camera axes: x right, y down, z forward
 
     def camera2lidar(self, lidar2ego: Optional[np.ndarray]) -> np.ndarray:
-        """(4, 4); ``lidar2ego`` is needed where the file gives the camera's place on the vehicle."""
+        """Return camera2lidar (4, 4); ``lidar2ego`` is needed if the file gives camera2ego."""
         if self.place == "camera2lidar":
             return self.pose
         assert lidar2ego is not None
@@ -36,7 +36,7 @@ class Camera(NamedTuple):
 
 
 def read_camera(node: Node) -> Camera:
-    """Raises DataError for whatever cannot be a pinhole camera."""
+    """Read a camera. Raises DataError if it is not a valid pinhole camera."""
     fields = node.fields(KEYS, needed=("name", "width", "height", "intrinsics"))
     name = fields["name"].text()
     if len(name) > 200:
@@ -75,7 +75,7 @@ def _check_distortion(node: Optional[Node]) -> None:
 
 
 def _any_number(value: Any) -> bool:
-    """Whether anything but zeros and nothing stands in a value."""
+    """Return whether a value contains a non-zero number or other content."""
     left = [value]
     while left:  # not by recursion, because lists may be nested deeper than Python calls
         found = left.pop()
@@ -89,8 +89,8 @@ def _any_number(value: Any) -> bool:
 
 
 def read_pose(node: Node) -> np.ndarray:
-    """(4, 4) float64 of a 4x4 or 3x4 matrix, or of {translation, rotation} with a quaternion or a 3x3 matrix; raises
-    DataError where it is no rigid motion."""
+    """Read a pose (4, 4) float64 from a 4x4 or 3x4 matrix, or of {translation, rotation} with a quaternion or a 3x3
+    matrix; raises DataError where it is no rigid motion."""
     if isinstance(node.value, dict):
         return _of_parts(node)
     if not isinstance(node.value, list):
@@ -124,7 +124,7 @@ def _of_parts(node: Node) -> np.ndarray:
 
 
 def _check_rotation(turn: np.ndarray, where: str) -> None:
-    """Raises DataError where a 3x3 matrix does not turn."""
+    """Raise DataError if a 3x3 matrix is not a rotation."""
     with np.errstate(all="ignore"):
         error = float(np.abs(turn @ turn.T - np.eye(3)).max())
         if not error <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""A frame from what a program holds: images from anywhere, and a rig file, its content, or projections alone."""
+"""Build a frame from images in memory and a rig file, its content, or projections."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class _Cameras(NamedTuple):
 def given_record(images: Images, rig: Rig, points: Optional[np.ndarray] = None) -> Record:
     """Return the record of images and a rig, which holds them; ``points`` (P, 3 or more) metres, lidar frame.
 
-    images: by camera name, or in the order of the rig's cameras. rig: a rig file (docs/rig.md) or its content, of which
-    the cameras count and the frames do not; or lidar2img (4, 4), lidar metres to pixels of exactly these images: N
-    of them by camera name, or in the images' order. Raises DataError that says what does not fit.
+    images: by camera name, or in the order of the rig's cameras. rig: a rig file (docs/rig.md) or its content, whose
+    cameras are used and whose frames are ignored; or lidar2img (4, 4), lidar metres to pixels of exactly these images:
+    N of them by camera name, or in the images' order. Raises DataError that says what does not fit.
     """
     cameras = _cameras(rig, images)
     pictures = [_picture(image, name) for name, image in zip(cameras.names, _in_order(images, cameras))]
@@ -67,7 +67,7 @@ def given_record(images: Images, rig: Rig, points: Optional[np.ndarray] = None) 
 
 
 def checked_points(points: Any) -> np.ndarray:
-    """(P, 3) float32 of an array whose first three columns are x, y, z. Raises DataError."""
+    """Return (P, 3) float32 of an array whose first three columns are x, y, z. Raises DataError."""
     array = np.asarray(as_array(points))
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "iuf":
         raise DataError(
@@ -123,7 +123,7 @@ def _of_record(root: Node, records: Sequence[Record]) -> _Cameras:
 
 
 def _plain(rig: Mapping[str, Any]) -> Any:
-    """The content of a rig file as JSON has it: arrays and tuples become lists."""
+    """Convert arrays and tuples in the content of a rig file to lists, as in JSON."""
 
     def lists(value: Any) -> Any:
         if hasattr(value, "tolist"):
@@ -170,7 +170,7 @@ def _in_order(images: Images, cameras: _Cameras) -> List[Image]:
 
 
 def _picture(image: Image, name: str) -> np.ndarray:
-    """(H, W, 3) uint8, BGR."""
+    """Convert an image to (H, W, 3) uint8, BGR."""
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         if not path.is_file():

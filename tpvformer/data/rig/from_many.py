@@ -1,4 +1,4 @@
-"""The moments that a program asks about: one, a batch of them, a folder's, or those that a rig file names."""
+"""List the frames to predict: one, a batch, those of a folder, or those of a rig file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tpvformer.errors import DataError
 
 
 class Moment(NamedTuple):
-    """One frame that is read when it is asked for; where it comes from a rig file, its scene and place there."""
+    """Hold one frame that is read lazily, and its scene and index if it comes from a rig file."""
 
     load: Callable[[], Frame]
     scene: str = ""
@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """``several`` where more than one may come: a batch, or what a rig file names, be it one."""
+    """Hold frames; ``several`` is True for a batch or a rig file, even with one frame."""
 
     each: Sequence[Moment]
     several: bool
@@ -37,8 +37,8 @@ def moments(
     points: Any,
     root: str,
 ) -> Moments:
-    """What ``TPVFormer.predict`` is asked about; its docstring says what may be given. ``root`` is data.root, for the
-    paths of info files. Raises DataError."""
+    """Return the frames for ``TPVFormer.predict``, whose docstring lists the accepted inputs. ``root`` is data.root,
+    for the paths of info files. Raises DataError."""
     if rig is None and isinstance(images, (str, os.PathLike)):
         images, rig = None, images  # a rig by itself names its images
     if rig is None:
@@ -70,7 +70,7 @@ def _given(images: Images, rig: Rig, points: Any, number: int) -> Callable[[], F
 
 
 def _is_batch(images: Any) -> bool:
-    """Whether its entries are frames, and not the images of one."""
+    """Return whether the entries are frames, not the images of one frame."""
     if not hasattr(images, "__len__") or getattr(images, "ndim", 1) == 0:
         raise DataError(
             f"images are a {type(images).__name__}; expected images by the cameras' names, a list or a folder"

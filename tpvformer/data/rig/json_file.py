@@ -1,4 +1,4 @@
-"""JSON that others wrote: read whole or refused in one sentence, and every value looked at before it is used."""
+"""Read untrusted JSON; refuse invalid files with one sentence and check every value before use."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ EXPECTED = "expected a rig file, a .json that describes all cameras as docs/rig.
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the file, and what it is called in messages."""
+    """Hold a value of the file and its name in messages."""
 
     value: Any
     where: str
 
     def refuse(self, expected: str) -> DataError:
-        """The error to raise."""
+        """Return the error to raise."""
         return DataError(f"{self.where} is {_shown(self.value)}; expected {expected}")
 
     def fields(self, known: Sequence[str], needed: Sequence[str] = ()) -> Dict[str, Node]:
-        """The fields of an object; raises DataError for one that nobody knows, and where one is missing."""
+        """Return the fields of an object. Raises DataError for an unknown or missing field."""
         if not isinstance(self.value, Mapping):
             raise self.refuse(f"an object with {', '.join(known)}")
         for name in self.value:
@@ -48,25 +48,25 @@ class Node:
         return {name: Node(value, f"{self.where}: {name}") for name, value in self.value.items()}
 
     def items(self, what: str) -> List[Node]:
-        """The entries of a list that holds something."""
+        """Return the entries of a non-empty list."""
         if not isinstance(self.value, list) or not self.value:
             raise self.refuse(f"a list of {what}, at least one")
         return [Node(value, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
 
     def text(self) -> str:
-        """A text that can be printed and be part of a file's name."""
+        """Return a text that is printable and valid in a file name."""
         if not isinstance(self.value, str) or not self.value or not self.value.isprintable():
             raise self.refuse("a text that is not empty and can be printed")
         return self.value
 
     def count(self, most: int) -> int:
-        """A whole number from 1 to ``most``."""
+        """Return a whole number from 1 to ``most``."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not 1 <= self.value <= most:
             raise self.refuse(f"a whole number from 1 to {most}")
         return self.value
 
     def numbers(self, *shape: int) -> np.ndarray:
-        """An array of finite numbers of that shape, float64; a matrix may be one list, row after row."""
+        """Return an array of finite numbers of that shape, float64; a matrix may be one list, row after row."""
         expected = f"{'x'.join(map(str, shape))} finite numbers"
         if isinstance(self.value, list) and len(shape) == 2 and len(self.value) == shape[0] * shape[1]:
             return Node(self.value, self.where).numbers(len(self.value)).reshape(shape)
@@ -81,7 +81,7 @@ class Node:
 
 
 def read_json(path: Union[str, Path]) -> Node:
-    """The value that a file holds. Raises DataError where it cannot be read, is no JSON, or says a thing twice."""
+    """Read the value of a JSON file. Raises DataError if it is unreadable, invalid or has a duplicate key."""
     try:
         size = to_path(path).stat().st_size
         if size > LARGEST_FILE:
@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value on one line, cut short."""
+    """Format a value on one line, shortened."""
     try:
         text = json.dumps(value)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""A rig file becomes the records that a data set is read by.
+"""Convert a rig file to records.
 
 The grid lies in the frame of the lidar or of the vehicle (model.grid.frame). Where the cameras' places are given on the
 vehicle, ``lidar2ego`` says where the lidar is; a rig without any is given the place of nuScenes' lidar, level, because
@@ -33,8 +33,8 @@ NUSCENES_LIDAR = np.array([[0, 1, 0, 0.943713], [-1, 0, 0, 0], [0, 0, 1, 1.84023
 
 
 def read_rig(path: Union[str, Path]) -> List[Record]:
-    """The frames of a rig file, or of the rig.json in a folder; raises DataError that names the file, the place in it,
-    and what was expected."""
+    """Read the frames of a rig file, or of the rig.json in a folder; raises DataError that names the file, the place in
+    it, and what was expected."""
     if "://" not in str(path) and Path(path).is_dir():
         path = Path(path) / "rig.json"
     folder = to_path(path).parent if "://" in str(path) else Path(path).absolute().parent
@@ -42,7 +42,8 @@ def read_rig(path: Union[str, Path]) -> List[Record]:
 
 
 def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
-    """The same for what has been read: files are relative to ``folder``; ``stem`` is the token of a frame without."""
+    """Return the records of a parsed rig file: image paths are relative to ``folder``; ``stem`` is the token of a frame
+    without."""
     path = root.where
     _refuse_other_json(root)
     fields = root.fields(KEYS, needed=("format", "cameras"))
@@ -72,7 +73,7 @@ def records_of(root: Node, folder: Path, stem: str) -> List[Record]:
 
 
 def _refuse_other_json(root: Node) -> None:
-    """Raises DataError for JSON of another kind: infos, tables, what other tools write."""
+    """Raise DataError for JSON of another kind: infos, tables, files of other tools."""
     first = root.value[0] if isinstance(root.value, list) and root.value else root.value
     if not isinstance(first, dict) or (first is root.value and ("format" in first or "cameras" in first)):
         return
@@ -116,7 +117,7 @@ def _lidar2img(path: str, cameras: Sequence[Camera], lidar2ego: Optional[np.ndar
 
 
 def _frames(node: Optional[Node], folder: Path, stem: str, names: Sequence[str]) -> List[Dict[str, Any]]:
-    """The fields of a Record that differ from frame to frame. Without a list of them there is one frame, its images
+    """Return the fields of each frame's Record. Without a list of frames there is one, with its images
     named as the cameras are."""
     if node is None:
         return [{"token": stem, "scan": "", "images": _images_beside(folder, names)}]

@@ -1,4 +1,4 @@
-"""Tensors where arrays are expected: an image of PyTorch becomes one of NumPy's layout, or is refused."""
+"""Convert tensors to arrays and images to the layout (height, width, 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tpvformer.errors import DataError
 
 
 def as_array(value: Any) -> Any:
-    """The NumPy array of a tensor of any device, float32 where NumPy has no such type; anything else as it is."""
+    """Return the NumPy array of a tensor of any device, float32 where NumPy has no such type; anything else as it
+    is."""
     if not (hasattr(value, "detach") and hasattr(value, "cpu")):
         return value
     tensor = value.detach().cpu()
@@ -18,9 +19,9 @@ def as_array(value: Any) -> Any:
 
 
 def as_image(image: Any, name: str) -> Any:
-    """An image in NumPy's layout, (height, width, 3) uint8, of a tensor or array that is (3, height, width), uint8 or
-    of numbers from 0 to 1, as torchvision has them; anything else as it is. RGB stays RGB. Raises DataError for numbers
-    that are no colours, such as those of a normalised image.
+    """Return an image in NumPy's layout, (height, width, 3) uint8, of a tensor or array that is (3, height, width),
+    uint8 or of numbers from 0 to 1, as torchvision has them; anything else as it is. RGB stays RGB. Raises DataError
+    for numbers that are no colours, such as those of a normalised image.
     """
     array = as_array(image)
     if not isinstance(array, np.ndarray) or array.ndim != 3 or not array.size:

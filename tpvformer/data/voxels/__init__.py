@@ -1,1 +1,1 @@
-"""Points to voxels."""
+"""Voxelize points."""

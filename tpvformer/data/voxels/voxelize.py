@@ -1,11 +1,11 @@
-"""Points to voxels: which cell a point lies in, and which label a cell has.
+"""Voxelize points: find the cell of each point and the label of each cell.
 
 The pitch divides the range by n - 1, not n, because the published weights were trained with it: with 200 cells over
 102.4 m a label cell is 0.51457 m wide, and the last cell holds only what lies on or beyond the upper bound.
-Points outside the range are moved onto its border and keep their labels.
+Points outside the range are clamped to its border and keep their labels.
 
-``voxelize`` is served by a Numba kernel (voxelize_numba.py) where there is one, else by the three functions below it,
-which also say what is meant.
+``voxelize`` uses a Numba kernel (voxelize_numba.py) if Numba is available, else the three functions below it, which are
+the reference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Cells(NamedTuple):
-    """What ``voxelize`` finds for P points in M occupied cells of an (X, Y, Z) grid."""
+    """Hold the result of ``voxelize`` for P points in M occupied cells of an (X, Y, Z) grid."""
 
     grid_index: np.ndarray  # (P, 3) int64: x, y, z of the cell a point lies in
     occupied: np.ndarray  # (M, 3) int64: the distinct cells, in lexicographic order
@@ -44,7 +44,7 @@ def voxelize(
     fill: int,
     whole: bool = False,
 ) -> Cells:
-    """Cells and label votes of points (P, 3) metres, lidar frame, with labels (P,) uint8.
+    """Compute cells and label votes of points (P, 3) metres, lidar frame, with labels (P,) uint8.
 
     voxels (X, Y, Z); pc_range (x0, y0, z0, x1, y1, z1) metres; ``fill`` is the label of a cell without points.
     ``whole`` divides the range by n instead of n - 1, as the grids of published dense labels do.
@@ -61,14 +61,14 @@ def voxelize(
 def _lattice(
     voxels: Sequence[int], pc_range: Sequence[float], whole: bool
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lower corner (metres), the last index and the pitch (metres) of each axis."""
+    """Return the lower corner (metres), the last index and the pitch (metres) of each axis."""
     low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
     last = np.asarray(voxels, np.int64) - 1
     return low, last, (high - low) / (last + 1 if whole else np.maximum(last, 1))
 
 
 def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float], whole: bool = False) -> np.ndarray:
-    """Cells the points (P, 3) lie in: (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64."""
+    """Return the cells of points (P, 3): (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64."""
     low, last, pitch = _lattice(voxels, pc_range, whole)
     inside = np.clip(np.asarray(points, np.float64), low, np.asarray(pc_range[3:], np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):  # as in the kernel: no number, cell 0
@@ -76,9 +76,9 @@ def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[flo
 
 
 def occupied_voxels(index: np.ndarray, voxels: Sequence[int]) -> Tuple[np.ndarray, np.ndarray]:
-    """The distinct cells among ``index`` (P, 3).
+    """Return the distinct cells among ``index`` (P, 3).
 
-    Returns them as (M, 3) int64 in lexicographic order, and (P,) int64, the row each point lies in.
+    They are (M, 3) int64 in lexicographic order, with (P,) int64, the row of each point's cell.
     """
     size = tuple(int(n) for n in voxels)
     flat = np.ravel_multi_index((index[:, 0], index[:, 1], index[:, 2]), size)
@@ -93,7 +93,8 @@ def occupied_voxels(index: np.ndarray, voxels: Sequence[int]) -> Tuple[np.ndarra
 def vote(
     labels: np.ndarray, point_voxel: np.ndarray, cells: np.ndarray, voxels: Sequence[int], fill: int
 ) -> np.ndarray:
-    """Label grid (X, Y, Z) uint8: the most frequent label among a cell's points, ``fill`` where there are none.
+    """Return the label grid (X, Y, Z) uint8: the most frequent label among a cell's points, ``fill`` where there are
+    none.
 
     labels (P,) uint8; point_voxel (P,) and cells (M, 3) as ``occupied_voxels`` returns them. Label 0 votes like any
     other; among equally frequent labels the smallest wins.

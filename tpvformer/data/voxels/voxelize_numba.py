@@ -1,4 +1,4 @@
-"""``voxelize`` as one Numba kernel: serial, because the loader's workers are forked and each is one core."""
+"""Voxelize points in one Numba kernel: serial, because the loader's workers are forked and each is one core."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def voxelize(
     last: np.ndarray,
     fill: int,
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The four arrays of ``Cells`` for points (P,3) with labels (P,) uint8.
+    """Return the four arrays of ``Cells`` for points (P,3) with labels (P,) uint8.
 
-    The others are what voxelize.py makes of its arguments: for each axis the bounds and the pitch (metres), and the
-    last index. Arrays are made here: within the kernel each way to make one takes time to compile. Nothing is written
-    outside of them, whatever the arguments: a place that is no number belongs to cell 0.
+    The other arguments come from voxelize.py: for each axis the bounds and the pitch (metres), and the
+    last index. Arrays are allocated here, because allocation inside the kernel takes time to compile. The kernel never
+    writes outside them: a NaN coordinate belongs to cell 0.
     """
     if min(last) < 0 or len(labels) != len(points) or points.shape[1] < 3 or labels.dtype != np.uint8:
         raise ValueError("voxelize: a grid with cells, points (P,3) and as many labels, uint8, are needed")
@@ -44,7 +44,7 @@ def voxelize(
 def _count(  # type: ignore[no-untyped-def]
     points, labels, low, high, pitch, last, hit, eights, row_of, index, point_row, occupied, most, ballots, grid
 ):
-    """Fill the arrays; returns how many cells are occupied. ``point_row`` holds the points' cells at first."""
+    """Fill the arrays; returns how many cells are occupied. ``point_row`` first holds the cells of the points."""
     for p in range(len(points)):
         c = 0
         for axis in range(3):
@@ -52,14 +52,14 @@ def _count(  # type: ignore[no-untyped-def]
             x = low[axis] if x < low[axis] else x
             x = high[axis] if x > high[axis] else x
             i = int(np.floor((x - low[axis]) / pitch[axis]))
-            i = last[axis] if i > last[axis] else i if i > 0 else 0  # also what is not a number
+            i = last[axis] if i > last[axis] else i if i > 0 else 0  # NaN as well
             index[p, axis] = i
             c = c * (last[axis] + 1) + i
         point_row[p] = c
         hit[c] = 1
 
     row = 0
-    for eight in range(len(eights)):  # most cells are empty, so they are passed over by eights
+    for eight in range(len(eights)):  # most cells are empty, so eight are skipped at a time
         if eights[eight]:
             for c in range(8 * eight, 8 * eight + 8):
                 row_of[c] = row
