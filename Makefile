@@ -9,8 +9,8 @@ TORCH ?= torch==2.13.0
 BIN = $(abspath $(VENV))/bin
 READY = $(VENV)/.installed
 # modules are compiled when they are first imported, which most are not: 20 s less
-# test files side by side: most use one core
-TESTS ?= -n auto --maxprocesses=4 --dist loadfile
+# test files side by side: most use one core; in the order of tests/conftest.py, else those with few and slow tests come last
+TESTS ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 PIP = pip install --quiet --disable-pip-version-check --no-compile
 
 OPENMMLAB ?= .venv-openmmlab
@@ -23,6 +23,9 @@ EMBEDDED = tpvformer/weights/demo.safetensors
 
 .PHONY: help env demo embed docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
+
+# container images set it; each of the processes that tests start would compile all modules of PyTorch again, 5 s of CPU
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@sed -n '2,5s/^#   //p' Makefile

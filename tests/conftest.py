@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from typing import Iterator
+from pathlib import Path
+from typing import Iterator, List
 
 import pytest
 import torch
@@ -11,6 +12,21 @@ import torch
 # A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# the files that take longest, one to three minutes each, longest first
+SLOW_FILES = (
+    "faults/test_killed.py", "faults/test_ctrl_c.py", "npu/test_launch_npu.py", "project/test_snippets.py",
+    "engine/distributed/test_multi_node.py", "engine/distributed/test_distributed.py", "commands/test_launchers.py",
+    "engine/metrics/test_dense_training.py", "faults/test_config_values.py", "npu/test_npu.py",
+    "engine/test_benchmarks.py", "engine/test_compile.py", "engine/test_warm.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Move the slow files to the front: workers take files in this order, and none begins a long file at the end."""
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="module")

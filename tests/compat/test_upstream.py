@@ -201,8 +201,9 @@ def test_scene_tables_that_are_no_use(drawn: Path, table: str, content: str, rea
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tuple[Path, str]:
-    """A stand-in checkout and its first commit."""
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tuple[Path, str]:
+    """A stand-in checkout and its first commit. A slow machine's git gets more time than users wait for it."""
+    monkeypatch.setattr(checkout, "_SECONDS", 300.0)
     folder = tmp_path / "tree"
     folder.mkdir()
     return folder, stand_in.make(folder)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, List
 
 import pytest
@@ -193,3 +194,33 @@ def test_synth_ends_in_one_line_and_leaves_nothing(when: str, tmp_path: Path) ->
     said = output.read_text().splitlines()
     assert said[-1] == "tpvformer synth: interrupted" and not [line for line in said if "Traceback" in line], said
     assert not list(tmp_path.glob("*set*"))
+
+
+def test_synth_ends_its_workers_where_ctrl_c_came_while_they_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised when the starting is over, and the workers do not draw the rest of the set first."""
+    pytest.importorskip("numba")
+    from tpvformer.data.street import write
+
+    ended: List[int] = []
+
+    class Pool:
+        """Stand-in for a pool of one process."""
+
+        def __init__(self, *_: object) -> None:
+            self._processes = {1: SimpleNamespace(terminate=lambda: ended.append(1))}
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            assert ended == [1], "waits for workers that still draw"
+
+        def submit(self, *_: object) -> object:
+            os.kill(os.getpid(), signal.SIGINT)
+            return object()
+
+    monkeypatch.setattr(write, "ProcessPoolExecutor", Pool)
+    tasks = [SimpleNamespace(index=index, frames=1) for index in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        write._record(lambda task: SimpleNamespace(frames=[0]), tasks, 2, None)
+    assert ended == [1]

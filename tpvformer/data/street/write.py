@@ -274,9 +274,9 @@ def _record(
         with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
             if os.name == "posix":
                 resource_tracker.ensure_running()  # which would let Ctrl-C through when it starts
-            with interrupts_held():
-                futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
             try:
+                with interrupts_held():  # a Ctrl-C meanwhile is raised at its end
+                    futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
                 for future in as_completed(futures):
                     store(future.result(), futures[future])
             except KeyboardInterrupt:
