@@ -158,12 +158,12 @@ def measure(cfg: DataConfig, labelled: bool, repeats: int, cache: str) -> Dict:
         dataset.set_epoch(epoch)
 
     def as_specified() -> np.ndarray:
-        index = grid_index(frame.points, grid.voxels, grid.pc_range)
-        cells, rows = occupied_voxels(index, grid.voxels)
-        vote(frame.labels, rows, cells, grid.voxels, cfg.fill_label)
+        index = grid_index(frame.points, grid.shape, grid.pc_range)
+        cells, rows = occupied_voxels(index, grid.shape)
+        vote(frame.labels, rows, cells, grid.shape, cfg.fill_label)
         return specified.network_images(decode_cv2(files), cfg, draws())
 
-    index, labels = specified.voxel_labels(frame.points, frame.labels, grid.voxels, grid.pc_range, cfg.fill_label)
+    index, labels = specified.voxel_labels(frame.points, frame.labels, grid.shape, grid.pc_range, cfg.fill_label)
     for repeat in range(CHECKED):
         prepare(repeat)
         batch = collate([dataset[0]], 0)

@@ -276,6 +276,6 @@ class TPVFormer:
             return upload(self.save_pretrained(folder), hub_id, private)
 
     def __repr__(self) -> str:
-        x, y, z = self.config.model.grid.voxels
+        x, y, z = self.config.model.grid.shape
         numbers = sum(int(np.prod(p.shape)) for p in self.network.parameters())
         return f"TPVFormer({self.config.name}, {x}x{y}x{z} voxels, {numbers / 1e6:.1f} M parameters, {self.device})"

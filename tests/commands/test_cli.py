@@ -195,8 +195,8 @@ def test_frame_classes_agree_with_each_other(place: Path) -> None:
     classes = predict.predict_frame(tiny_model(), dataset, 1, config, torch.device("cpu"))
     sample = dataset[1]
     assert classes.points.shape == (POINTS[1],)
-    assert classes.voxels.shape == classes.true_voxels.shape == config.model.grid.voxels
-    free = np.ones(config.model.grid.voxels, bool)
+    assert classes.voxels.shape == classes.true_voxels.shape == config.model.grid.shape
+    free = np.ones(config.model.grid.shape, bool)
     free[tuple(sample.voxels.numpy().T)] = False
     assert not classes.voxels[free].any()
     rows = {int(r): c for r, c in zip(sample.point_voxel, classes.points)}

@@ -146,7 +146,7 @@ def test_learning_backbone_and_up_sampled_planes() -> None:
     del values["optimizer"]["paramwise_cfg"]
     config = from_reference(values, "x", "x.py")
     assert config.model.backbone.norm == "batch" and config.model.backbone.frozen_stages == 0
-    assert config.model.grid.voxels == (40, 40, 12)
+    assert config.model.grid.shape == (40, 40, 12)
     assert config.optim.backbone_lr_mult == 1.0 and config.train.load_from is None
 
 

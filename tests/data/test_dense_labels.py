@@ -87,7 +87,7 @@ def test_both_kinds_show_one_world(street: Path) -> None:
     cells = np.argwhere(ego.dense.classes == 15)
     places = np.linalg.inv(ego.lidar2ego) @ np.c_[low + (cells + 0.5) * pitch, np.ones(len(cells))].T
     area = OCCUPANCY_GRIDS["surroundocc"]
-    other = grid_index(places[:3].T, area.voxels, area.pc_range, whole=True)
+    other = grid_index(places[:3].T, area.shape, area.pc_range, whole=True)
     found = lidar.dense.classes[tuple(other.T)]
     assert (found != EMPTY).mean() > 0.95
     assert (found == 15).mean() > 0.9
@@ -146,12 +146,12 @@ def test_whole_cells_in_both_implementations(monkeypatch) -> None:
     points = np.random.RandomState(0).uniform(-60, 60, (500, 3)).astype(np.float32)
     labels = np.random.RandomState(1).randint(0, 17, 500).astype(np.uint8)
     area = OCCUPANCY_GRIDS["surroundocc"]
-    kernel = voxelize(points, labels, area.voxels, area.pc_range, 17, whole=True)
+    kernel = voxelize(points, labels, area.shape, area.pc_range, 17, whole=True)
     monkeypatch.setattr(module, "_kernel", lambda: None)
-    plain = voxelize(points, labels, area.voxels, area.pc_range, 17, whole=True)
+    plain = voxelize(points, labels, area.shape, area.pc_range, 17, whole=True)
     assert all(np.array_equal(a, b) for a, b in zip(kernel, plain))
-    assert grid_index(np.array([[0.1, -0.1, 2.99]]), area.voxels, area.pc_range, True).tolist() == [[100, 99, 15]]
-    assert grid_index(np.array([[50.0, -50, 3]]), area.voxels, area.pc_range, True).tolist() == [[199, 0, 15]]
+    assert grid_index(np.array([[0.1, -0.1, 2.99]]), area.shape, area.pc_range, True).tolist() == [[100, 99, 15]]
+    assert grid_index(np.array([[50.0, -50, 3]]), area.shape, area.pc_range, True).tolist() == [[199, 0, 15]]
 
 
 def test_labels_do_not_need_lidarseg(street: Path, tmp_path: Path) -> None:
@@ -269,5 +269,5 @@ def test_the_configurations_name_their_grids() -> None:
     for kind in KINDS:
         config = load_config(str(Path(__file__).parents[2] / "config" / f"tpv_{kind}.py"))
         assert config.data.occupancy == kind
-        assert config.model.grid.voxels == SHAPE
+        assert config.model.grid.shape == SHAPE
         assert GridConfig(*dataclasses.astuple(config.model.grid)) == config.model.grid

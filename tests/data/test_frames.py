@@ -104,7 +104,7 @@ def test_nothing_changes_a_frame(make: Callable[[Path], Config], tmp_path: Path,
     frame = frames.load_frame(0)
     before = copy.deepcopy(frame)
     sample = make_sample(frame, cfg, grid, None)
-    labels, confidence = np.zeros(grid.voxels, np.int64), np.ones(grid.voxels, np.float16)
+    labels, confidence = np.zeros(grid.shape, np.int64), np.ones(grid.shape, np.float16)
     classes = FrameClasses(np.zeros(len(frame.points), np.int64), labels, labels, confidence)
     archive_arrays(frame, sample, classes, config)
     count_points(frame)

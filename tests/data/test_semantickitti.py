@@ -82,8 +82,8 @@ def dataset(folder: Path, split: str = "val", **data: Any) -> FrameDataset:
 
 def test_the_shipped_configuration() -> None:
     config = load_config(str(ROOT / "config" / "tpv_kitti_ssc.py"))
-    assert config.model.grid.voxels == semantickitti.VOXELS == (256, 256, 32)
-    assert np.allclose(np.array(config.model.grid.extent) / config.model.grid.voxels, 0.2)
+    assert config.model.grid.shape == semantickitti.VOXELS == (256, 256, 32)
+    assert np.allclose(np.array(config.model.grid.extent) / config.model.grid.shape, 0.2)
     assert len(config.loss.class_weights) == config.model.num_classes == len(class_names("semantickitti")) == 20
     assert sorted(config.data.train_infos.split() + [config.data.val_infos]) == [f"{n:02}" for n in range(11)]
     backbone = dataclasses.replace(config.model.backbone, blocks=(1, 1, 1, 1))

@@ -86,12 +86,12 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
     sample = data[0]
     scene, frame = predict_scene(model, sample, config, CPU), predict_frame(model, data, 0, config, CPU)
     x, y, z = sample.voxels.T.numpy()
-    assert scene.voxels.shape == config.model.grid.voxels
+    assert scene.voxels.shape == config.model.grid.shape
     assert (scene.voxels[x, y, z] == frame.voxels[x, y, z]).all()
     assert (scene.points == frame.points).all()
     nothing = predict_scene(model, data[1], config, CPU)
     assert nothing.points.shape == (0,)
-    assert nothing.voxels.shape == config.model.grid.voxels
+    assert nothing.voxels.shape == config.model.grid.shape
     with torch.no_grad():
         images = collate([data[1]], 0)
         logits = predict(model.eval(), images, config, dense=True).voxel_logits
@@ -103,7 +103,7 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
         data=dataclasses.replace(config.data, label_map="nuscenes-noIgnore", fill_label=17),
     )
     nothing = predict_scene(TPVFormer(free.model), data[1], free, CPU)
-    assert nothing.voxels.shape == config.model.grid.voxels and nothing.voxels.max() <= 17
+    assert nothing.voxels.shape == config.model.grid.shape and nothing.voxels.max() <= 17
 
 
 def test_a_set_where_some_samples_have_no_scan_trains(config: Config, tmp_path: Path) -> None:

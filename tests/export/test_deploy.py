@@ -98,7 +98,7 @@ def test_what_is_exported_is_what_predict_says() -> None:
     assert np.array_equal(point_logits.argmax(0), result.point_labels) and voxels.std() > 0.1
     whole = dataclasses.replace(made.config.data, occupancy_root="x")
     places = Rig(made.network, Config("c", MODEL, whole))._places(torch.from_numpy(points))
-    assert np.array_equal(places.numpy(), grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range))
+    assert np.array_equal(places.numpy(), grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range))
 
 
 def test_even_cells_are_the_same_everywhere() -> None:
@@ -107,8 +107,8 @@ def test_even_cells_are_the_same_everywhere() -> None:
     config = dataclasses.replace(odd.config, data=dataclasses.replace(odd.config.data, even_cells=True))
     made = TPVFormer(config, device="cpu")
     made.network.load_state_dict(odd.network.state_dict())
-    cells = grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range, whole=True)
-    assert (cells != grid_index(points, MODEL.grid.voxels, MODEL.grid.pc_range)).any()
+    cells = grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range, whole=True)
+    assert (cells != grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range)).any()
     places = Rig(made.network, config)._places(torch.from_numpy(points))
     assert np.array_equal(places.numpy(), cells + np.float32(0.5))
     assert np.array_equal(point_places(torch.from_numpy(cells), config).numpy(), places.numpy())

@@ -79,7 +79,7 @@ def attempt(changes: Dict[str, Any]) -> bool:
 def run_data(config: Config) -> None:
     """A sample of four points, some of them outside, in the grid; small grids alone, for the time's sake."""
     grid = config.model.grid
-    if int(np.prod(grid.voxels)) > 10**6:
+    if int(np.prod(grid.shape)) > 10**6:
         return
     points = np.array([[0, 0, 0], [1e9, -1e9, 1e9], [-1e-30, 3, 1], [5, 5, 5]], np.float32)
     images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
@@ -88,14 +88,14 @@ def run_data(config: Config) -> None:
         sample = make_sample(frame, dataclasses.replace(config.data, occupancy="", image_scale=1.0), grid, None)
     except ConfigError:
         return
-    assert (sample.grid_index >= 0).all() and (sample.grid_index < torch.tensor(grid.voxels)).all()
+    assert (sample.grid_index >= 0).all() and (sample.grid_index < torch.tensor(grid.shape)).all()
 
 
 def run_model(config: Config) -> None:
     with torch.no_grad():
         model = TPVFormer(config.model).eval()
         out = model(torch.zeros(1, 1, 3, 64, 64), torch.eye(4)[None, None], points=torch.zeros(1, 1, 3))
-    assert out.voxel_logits.shape[1:] == (config.model.num_classes, *config.model.grid.voxels)
+    assert out.voxel_logits.shape[1:] == (config.model.num_classes, *config.model.grid.shape)
 
 
 @pytest.mark.parametrize("field", FIELDS)

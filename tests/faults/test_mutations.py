@@ -143,7 +143,7 @@ def test_configurations_in_weights(tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_bytes(damaged(text, rng) if rng.random() < 0.3 else text)
         config = config_of(tmp_path / "model.safetensors")
         assert config.data.image_cache == "" and "://" not in str(config)
-        assert min(config.model.grid.voxels) >= 1
+        assert min(config.model.grid.shape) >= 1
 
     run("configurations in weights", attempt)
 

@@ -56,7 +56,7 @@ def naive(model: TPVFormer, planes: Tensor, points: Tensor) -> Tuple[Tensor, Ten
         return planes[y * grid.w + x] + head.height[z]
 
     features = [cell(x, y, z) for x in range(grid.w) for y in range(grid.h) for z in range(grid.z)]
-    voxels = head.classifier(head.decoder(torch.stack(features))).view(*grid.voxels, -1).permute(3, 0, 1, 2)
+    voxels = head.classifier(head.decoder(torch.stack(features))).view(*grid.shape, -1).permute(3, 0, 1, 2)
     sampled = []
     for point in points.tolist():  # whole numbers above 0: in the middle of eight cells
         x, y, z = map(int, point)

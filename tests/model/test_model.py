@@ -45,7 +45,7 @@ def test_a_batch_equals_its_samples(cfg: ModelConfig) -> None:
 def test_sparse_and_dense_heads_agree(cfg: ModelConfig) -> None:
     model = build(cfg)
     images, rigs, points = inputs(2)
-    everywhere = torch.stack(torch.meshgrid(*(torch.arange(n) for n in cfg.grid.voxels), indexing="ij"), -1)
+    everywhere = torch.stack(torch.meshgrid(*(torch.arange(n) for n in cfg.grid.shape), indexing="ij"), -1)
     chosen = everywhere.view(1, -1, 3).expand(2, -1, -1)
     dense = model(images, rigs, points).voxel_logits
     assert dense.shape == (2, cfg.num_classes, 18, 14, 5)
@@ -124,7 +124,7 @@ def test_image_head_reads_the_pixel_that_shows_a_voxel() -> None:
         model.image_head.classifier.bias.zero_()
     out = model.image_head(features, voxels, model.encoder.pc_range, rigs, SIZE)
     low, extent = torch.tensor(cfg.grid.pc_range[:3]), torch.tensor(cfg.grid.extent)
-    metres = low + (voxels + 0.5) / torch.tensor(cfg.grid.voxels) * extent
+    metres = low + (voxels + 0.5) / torch.tensor(cfg.grid.shape) * extent
     pixels = torch.einsum("bnij,bmj->bnmi", rigs, torch.cat([metres, torch.ones(2, 40, 1)], 2))
     u, v, depth = pixels[..., 0] / pixels[..., 2], pixels[..., 1] / pixels[..., 2], pixels[..., 2]
     seen = (depth > 0) & (u > 0) & (u < SIZE[1]) & (v > 0) & (v < SIZE[0])
@@ -196,7 +196,7 @@ def test_aggregator_is_the_published_formula() -> None:
     torch.manual_seed(0)
     aggregator = TPVAggregator(dataclasses.replace(CROSS, grid=grid))
     planes = torch.randn(2, grid.num_queries, CROSS.dim)
-    n_x, n_y, n_z = grid.voxels
+    n_x, n_y, n_z = grid.shape
 
     def resized(x: Tensor, shape: "tuple[int, int]", size: "tuple[int, int]") -> Tensor:
         maps = x.transpose(1, 2).unflatten(2, shape)

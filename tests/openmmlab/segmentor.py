@@ -20,7 +20,7 @@ TRAIN = {"lovasz_input": "points", "ce_input": "voxel", "ignore_label": 0}
 def _sample(model: Any) -> Dict[str, Any]:
     """One random sample, as mmcv's collate would give it."""
     generator = torch.Generator().manual_seed(3)
-    w, h, z = model.config.grid.voxels
+    w, h, z = model.config.grid.shape
     cameras = [matrix.numpy() for matrix in ring_of_cameras(96, 160)]
     labels = model.config.num_classes
     return {

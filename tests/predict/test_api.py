@@ -182,9 +182,9 @@ def test_a_grid_on_the_vehicle(tmp_path: Path) -> None:
         model.network.aggregator.classifier.bias -= logits.mean((1, 2, 3))  # no class is ahead everywhere
     result = model.predict(images_of(rig), rig, points)
     assert result.voxels.frame == "ego" and np.array_equal(result.label(points), result.point_labels)
-    cells = torch.from_numpy(grid_index(points + np.float32([7, -9, 2]), grid.voxels, grid.pc_range))
+    cells = torch.from_numpy(grid_index(points + np.float32([7, -9, 2]), grid.shape, grid.pc_range))
     assert np.array_equal(result._scene.points_in(cells).numpy(), result.point_labels)
-    unmoved = torch.from_numpy(grid_index(points, grid.voxels, grid.pc_range))
+    unmoved = torch.from_numpy(grid_index(points, grid.shape, grid.pc_range))
     assert (result._scene.points_in(unmoved).numpy() != result.point_labels).any()
     with pytest.raises(DataError, match="model.grid.frame=ego needs"):
         model.predict(list(images_of(rig).values())[:1], [np.diag([60.0, 60, 1, 1])])

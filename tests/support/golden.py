@@ -163,10 +163,10 @@ def check_inputs(case: Case, table: Table) -> None:
     if "in/xyz" not in case.arrays.files:
         return
     grid = case.cfg.grid
-    index = grid_index(case.arrays["in/xyz"], grid.voxels, grid.pc_range)
+    index = grid_index(case.arrays["in/xyz"], grid.shape, grid.pc_range)
     table.equal("in/grid_ind", int((index != case.arrays["in/grid_ind"].reshape(-1, 3)).sum()))
-    cells, rows = occupied_voxels(index, grid.voxels)
-    voted = vote(case.arrays["in/pt_label"].reshape(-1), rows, cells, grid.voxels, case.numbers["fill_label"])
+    cells, rows = occupied_voxels(index, grid.shape)
+    voted = vote(case.arrays["in/pt_label"].reshape(-1), rows, cells, grid.shape, case.numbers["fill_label"])
     table.equal("in/vox_label", int((voted != case.arrays["in/vox_label"]).sum()))
 
 

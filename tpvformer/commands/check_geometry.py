@@ -131,7 +131,7 @@ def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.
     grid = OCCUPANCY_GRIDS[cfg.occupancy]
     cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
     low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
-    return (low + (cells + 0.5) * (high - low) / grid.voxels).astype(np.float32), classes[tuple(cells.T)]
+    return (low + (cells + 0.5) * (high - low) / grid.shape).astype(np.float32), classes[tuple(cells.T)]
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:

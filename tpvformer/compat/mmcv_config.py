@@ -63,7 +63,7 @@ def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
 
 def _check_grid_size(top: Node, model: ModelConfig) -> None:
     """Listed as (h, w, z) by the reference, as (w, h, z) by its square-agnostic variants; derived here."""
-    w, h, z = model.grid.voxels
+    w, h, z = model.grid.shape
     top.expect("grid_size", (h, w, z), (w, h, z))
 
 

@@ -43,7 +43,7 @@ def model_card(config: Config, numbers: int) -> str:
     return _TEXT.format(
         name=config.name,
         cameras=model.num_cams,
-        voxels=" x ".join(map(str, model.grid.voxels)),
+        voxels=" x ".join(map(str, model.grid.shape)),
         r=model.grid.pc_range,
         frame={"lidar": "lidar", "ego": "vehicle"}[model.grid.frame],
         classes=", ".join(class_names(config.data.label_map)),

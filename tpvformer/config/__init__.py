@@ -81,11 +81,11 @@ class Config:
             raise ConfigError("loss.image reads voxels that hold points, in even cells; set data.even_cells=true")
         if not kind:
             return
-        wanted, given = OCCUPANCY_GRIDS[kind], (grid.voxels, grid.pc_range, grid.frame)
+        wanted, given = OCCUPANCY_GRIDS[kind], (grid.shape, grid.pc_range, grid.frame)
         if given != wanted[:3]:
             raise ConfigError(
-                f"data.occupancy={kind} has labels for {wanted.voxels} voxels over {wanted.pc_range} m in the "
-                f"{wanted.frame} frame, but model.grid makes {grid.voxels} over {grid.pc_range} in the {grid.frame} "
+                f"data.occupancy={kind} has labels for {wanted.shape} voxels over {wanted.pc_range} m in the "
+                f"{wanted.frame} frame, but model.grid makes {grid.shape} over {grid.pc_range} in the {grid.frame} "
                 "frame; set model.grid to the labels' grid"
             )
         if "points" in (self.loss.lovasz_input, self.loss.ce_input):

@@ -50,7 +50,7 @@ class GridConfig:
         return sum(self.plane_sizes)
 
     @property
-    def voxels(self) -> Tuple[int, int, int]:
+    def shape(self) -> Tuple[int, int, int]:
         """Voxels along x, y, z of the output and of the label grid."""
         return (self.w * self.scale_w, self.h * self.scale_h, self.z * self.scale_z)
 
@@ -62,9 +62,9 @@ class GridConfig:
 
 
 class OccupancyGrid(NamedTuple):
-    """The grid of published dense labels: voxels (X, Y, Z) over ``pc_range`` in the axes of ``frame``."""
+    """The grid of published dense labels: ``shape`` (X, Y, Z) voxels over ``pc_range`` in the axes of ``frame``."""
 
-    voxels: Tuple[int, int, int]
+    shape: Tuple[int, int, int]
     pc_range: Tuple[float, ...]
     frame: str
     classes: int  # free space among them

@@ -163,7 +163,7 @@ def check_grid(grid: Any) -> None:
             f"model.grid.pc_range is {short(grid.pc_range)}; expected x0, y0, z0, x1, y1, z1 in metres, each of the "
             "last three 0.01 or more above its first"
         )
-    x, y, z = grid.voxels
+    x, y, z = grid.shape
     if x * y * z > MOST_VOXELS:
         raise ConfigError(
             f"model.grid makes {x} x {y} x {z} voxels; expected {MOST_VOXELS} at most, by w, h, z or scale"

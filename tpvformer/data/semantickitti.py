@@ -29,7 +29,7 @@ from tpvformer.labels import KITTI_RAW, KITTI_UNKNOWN
 
 CAMERA = "image_2"
 CROP = (370, 1220)  # rows, columns: the images of all sequences are cut to it, so that they can share a batch
-VOXELS = OCCUPANCY_GRIDS["semantickitti"].voxels
+VOXELS = OCCUPANCY_GRIDS["semantickitti"].shape
 _COUNT = int(np.prod(VOXELS))
 _NO_LABEL = 254
 _CLASS_OF = np.full(1 << 16, _NO_LABEL, np.uint8)

@@ -43,7 +43,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
     if grid.frame != "lidar":
         points = transform_points(points, lidar2grid).astype(np.float32)
-    cells = voxelize(points, labels, grid.voxels, grid.pc_range, cfg.fill_label, whole=cfg.cells_are_even)
+    cells = voxelize(points, labels, grid.shape, grid.pc_range, cfg.fill_label, whole=cfg.cells_are_even)
     voxel_labels = cells.labels
     if frame.dense is not None:
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])

@@ -74,7 +74,7 @@ class TPVAggregator(nn.Module):
         Position i is sampled at i / n of the plane, half a cell before the centre of voxel i, as in the published
         model.
         """
-        x, y, z = (axis / cells * 2 - 1 for axis, cells in zip(points.unbind(-1), self.cfg.grid.voxels))
+        x, y, z = (axis / cells * 2 - 1 for axis, cells in zip(points.unbind(-1), self.cfg.grid.shape))
         hidden = torch.zeros((), device=points.device)
         for m, (u, v) in zip(maps, ((x, y), (y, z), (z, x))):
             grid = torch.stack([u, v], -1)[:, None]  # (B,1,P,2)

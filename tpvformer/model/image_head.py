@@ -41,7 +41,7 @@ class ImageHead(nn.Module):
         lidar2img (B,N,4,4), image size (H,W) in pixels.
         """
         b, n = features.shape[:2]
-        cells = torch.tensor(self.cfg.grid.voxels, device=voxels.device)
+        cells = torch.tensor(self.cfg.grid.shape, device=voxels.device)
         parts = [
             project(centres[:, None], pc_range, matrices[None], image_size)
             for centres, matrices in zip((voxels + 0.5) / cells, lidar2img)

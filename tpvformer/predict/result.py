@@ -79,7 +79,7 @@ class Result:
         logits = scene.voxel_logits()
         self._classes = scene.decided(logits, sample)
         r = grid.pc_range
-        axes = tuple(r[i] + (np.arange(n) + 0.5) * ((r[i + 3] - r[i]) / n) for i, n in enumerate(grid.voxels))
+        axes = tuple(r[i] + (np.arange(n) + 0.5) * ((r[i + 3] - r[i]) / n) for i, n in enumerate(grid.shape))
         self.voxels = Voxels(
             self._classes.voxels.astype(np.uint8),
             logits.float().softmax(0).cpu().numpy(),
@@ -102,7 +102,7 @@ class Result:
         if grid.frame != "lidar":
             places = transform_points(places, frame_of_grid(self._frame, grid)).astype(np.float32)
         whole, none = self._config.data.cells_are_even, np.zeros(len(places), np.uint8)
-        cells = voxelize(places, none, grid.voxels, grid.pc_range, 0, whole=whole)
+        cells = voxelize(places, none, grid.shape, grid.pc_range, 0, whole=whole)
         classes = self._scene.points_in(torch.from_numpy(cells.occupied)).cpu().numpy()
         return classes[cells.point_row].astype(np.uint8)
 

@@ -159,4 +159,4 @@ def test_speed_is_measured_without_labels(street: Path, kind: str) -> None:
     assert ((taught == 255).any().item()) == (kind == "occ3d")
     assert batch.ray_lengths == [1]
     small = shrunk(config)
-    assert random_batch(small, (96, 64), 500).voxel_labels.shape[1:] == small.model.grid.voxels
+    assert random_batch(small, (96, 64), 500).voxel_labels.shape[1:] == small.model.grid.shape

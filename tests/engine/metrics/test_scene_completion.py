@@ -28,7 +28,7 @@ CAR, ROAD, UNKNOWN = 1, 9, 255
 @pytest.fixture
 def config(monkeypatch) -> Config:
     """config/tpv_kitti_ssc.py on a grid of 4x3x2 voxels."""
-    small = OCCUPANCY_GRIDS["semantickitti"]._replace(voxels=(4, 3, 2))
+    small = OCCUPANCY_GRIDS["semantickitti"]._replace(shape=(4, 3, 2))
     shipped = load_config(str(ROOT / "config" / "tpv_kitti_ssc.py"))
     monkeypatch.setitem(OCCUPANCY_GRIDS, "semantickitti", small)
     grid = dataclasses.replace(shipped.model.grid, w=4, h=3, z=2, scale_w=1, scale_h=1, scale_z=1)

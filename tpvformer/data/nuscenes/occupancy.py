@@ -95,7 +95,7 @@ def _occ3d_files(root: str) -> Dict[str, Path]:
 
 
 def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
-    shape = OCCUPANCY_GRIDS["occ3d"].voxels
+    shape = OCCUPANCY_GRIDS["occ3d"].shape
     for name in _PARTS:
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype.kind not in "biu":
@@ -108,7 +108,7 @@ def _occ3d(arrays: Dict[str, np.ndarray], where: str) -> DenseLabels:
 
 
 def _surroundocc(rows: np.ndarray, where: str) -> DenseLabels:
-    shape: Tuple[int, int, int] = OCCUPANCY_GRIDS["surroundocc"].voxels
+    shape: Tuple[int, int, int] = OCCUPANCY_GRIDS["surroundocc"].shape
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         raise DataError(f"{where} has shape {rows.shape}; expected (N, 4) numbers: x, y, z, class")
     if not np.isfinite(rows).all():

@@ -35,18 +35,18 @@ def write_dense_labels(
     each at its own time. Raises OSError if the disk refuses.
     """
     grid = OCCUPANCY_GRIDS["occ3d"]
-    mask_lidar, mask_camera = (np.zeros(grid.voxels, np.uint8) for _ in range(2))
+    mask_lidar, mask_camera = (np.zeros(grid.shape, np.uint8) for _ in range(2))
     lidar2scene = sensors2scene[rig.LIDAR_CHANNEL]
     observe_by_lidar(mask_lidar, street, lidar2scene, ego2scene, grid.pc_range)
     for camera in rig.CAMERAS:
         observe_by_camera(mask_camera, street, camera, sensors2scene[camera.channel], ego2scene, grid.pc_range)
     folder = root / OCC3D_FOLDER / scene / token
     folder.mkdir(parents=True)
-    classes = fill_voxels(street, ego2scene, grid.voxels, grid.pc_range)
+    classes = fill_voxels(street, ego2scene, grid.shape, grid.pc_range)
     np.savez_compressed(folder / "labels.npz", semantics=classes, mask_lidar=mask_lidar, mask_camera=mask_camera)
 
     grid = OCCUPANCY_GRIDS["surroundocc"]
-    classes = fill_voxels(street, lidar2scene, grid.voxels, grid.pc_range)
+    classes = fill_voxels(street, lidar2scene, grid.shape, grid.pc_range)
     cells = np.argwhere(classes != EMPTY)
     rows = np.concatenate([cells, classes[tuple(cells.T)][:, None]], 1)
     folder = root / SURROUNDOCC_FOLDER / "samples"

@@ -99,12 +99,12 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
         (folder / "image_2" / f"{frame}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         now = _observed(ride.street, poses[k : k + 1], poses[k], grid)
         ever = _observed(ride.street, poses[k:], poses[k], grid)  # from further down the road as well
-        raw = RAW[fill_voxels(ride.street, poses[k], grid.voxels, grid.pc_range)]
+        raw = RAW[fill_voxels(ride.street, poses[k], grid.shape, grid.pc_range)]
         raw[~ever] = 0
-        hit = np.zeros(grid.voxels, bool)
+        hit = np.zeros(grid.shape, bool)
         points = render_lidar(ride.street, poses[k], grain).points[:, :3]
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
-        cells = grid_index(points[((points >= low) & (points < high)).all(1)], grid.voxels, grid.pc_range, whole=True)
+        cells = grid_index(points[((points >= low) & (points < high)).all(1)], grid.shape, grid.pc_range, whole=True)
         hit[tuple(cells.T)] = True
         files = {"label": raw.astype("<u2").tobytes(), "invalid": _bits(~ever), "bin": _bits(hit)}
         files["occluded"] = _bits(ever & ~now)
@@ -125,8 +125,8 @@ def _observed(street: Street, sensors: Sequence[np.ndarray], lidar: np.ndarray, 
 
     Rays are followed from within a grid, and the lidar stands on the border of its own: some cells are put before it.
     """
-    cell = (grid.pc_range[3] - grid.pc_range[0]) / grid.voxels[0]
-    mask = np.zeros((grid.voxels[0] + BEHIND, *grid.voxels[1:]), np.uint8)
+    cell = (grid.pc_range[3] - grid.pc_range[0]) / grid.shape[0]
+    mask = np.zeros((grid.shape[0] + BEHIND, *grid.shape[1:]), np.uint8)
     pc_range = (grid.pc_range[0] - BEHIND * cell, *grid.pc_range[1:])
     for sensor in sensors:
         observe_by_lidar(mask, street, sensor, lidar, pc_range)

@@ -75,7 +75,7 @@ def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.rando
 def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
     """Return dense labels with a tenth of the voxels occupied; masks, if any, observe every second voxel."""
     grid = OCCUPANCY_GRIDS[kind]
-    voxels, empty = grid.voxels, grid.empty
+    voxels, empty = grid.shape, grid.empty
     occupied = (0, empty) if empty else (1, grid.classes)  # free space is the last class or the first
     classes = np.where(rng.rand(*voxels) < 0.1, rng.randint(*occupied, voxels), empty).astype(np.uint8)
     if kind not in HAS_MASKS:

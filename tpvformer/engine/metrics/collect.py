@@ -49,7 +49,7 @@ class MetricCounts:
         if self._rays:
             shapes["rays"] = (len(THRESHOLDS) + 2, size)
             grid = config.model.grid
-            self._directions, self._area = lidar_directions().to(device), Area.of(grid.voxels, grid.pc_range, device)
+            self._directions, self._area = lidar_directions().to(device), Area.of(grid.shape, grid.pc_range, device)
         if dense and masks:
             shapes["camera"] = (size, size)
         self._counts = {
@@ -132,7 +132,7 @@ def classes_at_voxels(prediction: Prediction, batch: Batch) -> Dict[str, Tensor]
 
 def cell_rings(grid: GridConfig, device: torch.device) -> Tensor:
     """Return the distance ring (X,Y) int64 of each pillar of voxels."""
-    low, high, cells = grid.pc_range[:2], grid.pc_range[3:5], grid.voxels[:2]
+    low, high, cells = grid.pc_range[:2], grid.pc_range[3:5], grid.shape[:2]
     x, y = (a + (torch.arange(n) + 0.5) * ((b - a) / n) for a, b, n in zip(low, high, cells))
     return ring_of((x[:, None] ** 2 + y[None] ** 2).sqrt(), RINGS).to(device)
 
