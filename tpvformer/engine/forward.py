@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
     """Logits for every occupied voxel, as a voxel and as the place of its points.
 
-    ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
+    ``point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``: all points of a voxel have the same logits.
     ``voxel_logits`` are (B,K,M) at the same voxels, or dense (B,K,X,Y,Z) where empty voxels carry a label too, or where
     ``dense`` asks for them. Samples without points are welcome; M is then 0.
     With dense labels or ``data.even_cells`` a place is the middle of its voxel, else its lower corner, as in the
@@ -27,14 +27,14 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     is a TaughtPrediction.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
-    places = point_places(batch.voxels, config)
+    places = point_places(batch.voxel_coords, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
     prediction: Prediction = model(
         network_images(batch, config.data),
         batch.lidar2img,
         points=None if unread else places,
         lengths=batch.voxel_lengths,
-        voxels=None if dense else batch.voxels,
+        voxels=None if dense else batch.voxel_coords,
         camera_slots=batch.camera_slots,
     )
     return prediction

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
     """Mean over the samples of the configured losses' sum, what single cameras say included; a scalar.
 
-    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels`` and so do ``prediction.voxel_logits``
-    when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label contributes zero.
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords`` and so do
+    ``prediction.voxel_logits`` when they are (B,K,M); dense voxel logits are (B,K,X,Y,Z). A sample without any label
+    contributes zero.
     """
     losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
     image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
@@ -156,8 +157,8 @@ def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
 
 def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
     """Labelled points of each class in each occupied voxel, (B,K,M) float32; padded points count nowhere."""
-    labels, rows = batch.point_labels, batch.point_voxel
-    size = batch.voxels.shape[1]
+    labels, rows = batch.point_labels, batch.point2voxel
+    size = batch.voxel_coords.shape[1]
     valid = labels != ignore  # padded points carry the ignored label
     flat = torch.where(valid, labels, 0) * size + rows
     counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
@@ -165,9 +166,9 @@ def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
 
 
 def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
-    """The voxel labels at ``batch.voxels``, (B,M) int64; padded rows carry ``ignore``."""
-    inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
-    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
+    """The voxel labels at ``batch.voxel_coords``, (B,M) int64; padded rows carry ``ignore``."""
+    inside = torch.arange(batch.voxel_coords.shape[1], device=batch.voxel_coords.device) < batch.voxel_lengths[:, None]
+    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxel_coords, batch.voxel_labels.shape[1:]))
     return torch.where(inside, labels.long(), ignore)
 
 
