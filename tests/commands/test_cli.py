@@ -197,7 +197,7 @@ def test_frame_classes_agree_with_each_other(place: Path) -> None:
     assert classes.points.shape == (POINTS[1],)
     assert classes.voxels.shape == classes.true_voxels.shape == config.model.grid.shape
     free = np.ones(config.model.grid.shape, bool)
-    free[tuple(sample.voxels.numpy().T)] = False
+    free[tuple(sample.voxel_coords.numpy().T)] = False
     assert not classes.voxels[free].any()
-    rows = {int(r): c for r, c in zip(sample.point_voxel, classes.points)}
-    assert all(classes.points[i] == rows[int(r)] for i, r in enumerate(sample.point_voxel))
+    rows = {int(r): c for r, c in zip(sample.point2voxel, classes.points)}
+    assert all(classes.points[i] == rows[int(r)] for i, r in enumerate(sample.point2voxel))

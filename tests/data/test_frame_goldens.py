@@ -138,5 +138,5 @@ def test_sample_holds_what_the_model_needs():
     assert sample.photometric is sample.keep_rows is sample.keep_columns is None
     assert sample.voxel_labels.shape == (18, 14, 5)
     assert sample.voxel_labels.dtype == torch.uint8
-    assert torch.equal(sample.voxels[sample.point_voxel], sample.grid_index)
-    assert int((sample.voxel_labels != 17).sum()) == len(sample.voxels)
+    assert torch.equal(sample.voxel_coords[sample.point2voxel], sample.grid_index)
+    assert int((sample.voxel_labels != 17).sum()) == len(sample.voxel_coords)

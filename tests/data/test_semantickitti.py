@@ -252,7 +252,7 @@ def test_sequences_with_images_of_different_sizes_share_a_batch(folder: Path) ->
     assert len(stored) == 2
     batch = collate([data[0], data[1]], 255)
     assert batch.images.shape == (2, 1, 370, 1220, 3)
-    assert batch.voxels.shape == (2, 0, 3)
+    assert batch.voxel_coords.shape == (2, 0, 3)
     assert batch.point_labels.shape == (2, 0)
     assert batch.ray_origins is batch.voxel_mask is None
 

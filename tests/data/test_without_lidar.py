@@ -53,8 +53,8 @@ def test_no_points_become_no_voxels(config: Config, monkeypatch, kernel: bool) -
     if not kernel:
         monkeypatch.setattr(voxelize_module, "_kernel", lambda: None)
     sample = val_set(config)[1]
-    assert sample.grid_index.shape == sample.voxels.shape == (0, 3)
-    assert sample.point_labels.shape == sample.point_voxel.shape == (0,)
+    assert sample.grid_index.shape == sample.voxel_coords.shape == (0, 3)
+    assert sample.point_labels.shape == sample.point2voxel.shape == (0,)
     assert (sample.voxel_labels == config.data.fill_label).all()
 
 
@@ -85,7 +85,7 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
     data, model = val_set(config, require_labels=False), tiny_model()
     sample = data[0]
     scene, frame = predict_scene(model, sample, config, CPU), predict_frame(model, data, 0, config, CPU)
-    x, y, z = sample.voxels.T.numpy()
+    x, y, z = sample.voxel_coords.T.numpy()
     assert scene.voxels.shape == config.model.grid.shape
     assert (scene.voxels[x, y, z] == frame.voxels[x, y, z]).all()
     assert (scene.points == frame.points).all()

@@ -49,23 +49,23 @@ def test_recorded_losses_and_gradients(golden, case: str) -> None:
 def one(batch: Batch, i: int) -> Batch:
     """Sample ``i`` alone, without padding."""
     p, m = int(batch.point_lengths[i]), int(batch.voxel_lengths[i])
-    cut = {"grid_index": p, "point_labels": p, "point_voxel": p, "voxels": m}
+    cut = {"grid_index": p, "point_labels": p, "point2voxel": p, "voxel_coords": m}
     given = {k: v for k, v in vars(batch).items() if v is not None}
     values = {k: v[i : i + 1, : cut[k]] if k in cut else v[i : i + 1] for k, v in given.items()}
     return replace(batch, **values)
 
 
 def logits_for(batch: Batch, dense: bool) -> Prediction:
-    b, m = batch.voxels.shape[:2]
+    b, m = batch.voxel_coords.shape[:2]
     points = torch.randn(b, K, m, requires_grad=True)
     return Prediction(torch.randn((b, K, 3, 2, 2) if dense else (b, K, m), requires_grad=True), points)
 
 
 def test_points_counted_by_voxel_equal_points_one_by_one() -> None:
     batch = ragged_batch()
-    logits = torch.randn(2, K, batch.voxels.shape[1], requires_grad=True)
+    logits = torch.randn(2, K, batch.voxel_coords.shape[1], requires_grad=True)
     by_voxel = losses.lovasz_counts(logits, losses.point_counts(batch, K, 0))
-    each = logits.gather(2, batch.point_voxel[:, None].expand(-1, K, -1))
+    each = logits.gather(2, batch.point2voxel[:, None].expand(-1, K, -1))
     by_point = losses.lovasz_labels(each, batch.point_labels, 0)
     torch.testing.assert_close(by_voxel, by_point)
     grads = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (by_voxel, by_point)]
@@ -91,7 +91,7 @@ def test_batch_of_two_is_the_mean_of_two_batches_of_one(loss: LossConfig, dense:
 
 def test_what_single_cameras_say_is_a_mean_over_the_labelled_voxels_each_sees() -> None:
     batch, data = ragged_batch(), DataConfig()
-    m = batch.voxels.shape[1]
+    m = batch.voxel_coords.shape[1]
     logits, visible = torch.randn(2, 3, K, m, requires_grad=True), torch.rand(2, 3, m) < 0.5
     plain = logits_for(batch, dense=False)
     prediction = TaughtPrediction(*plain, ImageLogits(logits, visible))
@@ -122,12 +122,12 @@ def test_sparse_voxels_equal_dense_ones_where_empty_is_ignored() -> None:
     batch = ragged_batch()
     occupied = torch.zeros_like(batch.voxel_labels)
     for i in range(2):
-        cells = batch.voxels[i, : batch.voxel_lengths[i]]
+        cells = batch.voxel_coords[i, : batch.voxel_lengths[i]]
         occupied[i][tuple(cells.T)] = batch.voxel_labels[i][tuple(cells.T)]
     batch.voxel_labels = occupied
     dense = torch.randn(2, K, 3, 2, 2)
-    index = losses.flat_index(batch.voxels, (3, 2, 2))[:, None].expand(-1, K, -1)
-    points = torch.randn(2, K, batch.voxels.shape[1])
+    index = losses.flat_index(batch.voxel_coords, (3, 2, 2))[:, None].expand(-1, K, -1)
+    points = torch.randn(2, K, batch.voxel_coords.shape[1])
     values = [
         losses.total_loss(Prediction(voxel, points), batch, LIDARSEG, DataConfig())
         for voxel in (dense, dense.flatten(2).gather(2, index))

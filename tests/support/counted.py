@@ -31,5 +31,5 @@ def counted(config: Config, world: World) -> Dict[str, object]:
 def answers(batch: Batch, dense: torch.Tensor) -> Prediction:
     """Logits that say ``dense`` (B,X,Y,Z) in every voxel, and the same at the points."""
     voxel = torch.nn.functional.one_hot(dense.long(), 18).permute(0, 4, 1, 2, 3).float()
-    at_points = dense.flatten(1).gather(1, losses.flat_index(batch.voxels, dense.shape[1:]))
+    at_points = dense.flatten(1).gather(1, losses.flat_index(batch.voxel_coords, dense.shape[1:]))
     return Prediction(voxel, torch.nn.functional.one_hot(at_points.long(), 18).transpose(1, 2).float())

@@ -34,7 +34,7 @@ def ragged_batch(seed: int = 0) -> Batch:
         point_labels=pad(labels),
         point_lengths=torch.tensor([30, 20]),
         voxel_labels=torch.randint(0, K, (2, 3, 2, 2), dtype=torch.uint8),
-        voxels=pad(voxels),
+        voxel_coords=pad(voxels),
         voxel_lengths=torch.tensor([7, 4]),
-        point_voxel=pad(rows),
+        point2voxel=pad(rows),
     )

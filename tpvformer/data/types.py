@@ -68,8 +68,8 @@ class Sample:
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8
-    voxels: Tensor  # (M, 3) int64: the occupied voxels, in lexicographic order
-    point_voxel: Tensor  # (P,) int64: the row of ``voxels`` a point lies in
+    voxel_coords: Tensor  # (M, 3) int64: the occupied voxels, in lexicographic order
+    point2voxel: Tensor  # (P,) int64: the row of ``voxel_coords`` a point lies in
     voxel_mask: Optional[Tensor] = None  # (X, Y, Z) uint8, LIDAR_BIT | CAMERA_BIT
     ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
     replaced: str = ""  # error of the unreadable sample that this one replaces; empty if it replaces none
@@ -90,9 +90,9 @@ class Batch:
     point_labels: Tensor  # (B, P) int64, padded with the ignore label
     point_lengths: Tensor  # (B,) int64
     voxel_labels: Tensor  # (B, X, Y, Z) uint8
-    voxels: Tensor  # (B, M, 3) int64, padded with 0
+    voxel_coords: Tensor  # (B, M, 3) int64, padded with 0
     voxel_lengths: Tensor  # (B,) int64
-    point_voxel: Tensor  # (B, P) int64, padded with 0
+    point2voxel: Tensor  # (B, P) int64, padded with 0
     voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
     camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
     """Return logits at every occupied voxel, from the voxel head and from the point head.
 
-    ``point_logits`` (B,K,M) belong to the rows of ``batch.voxels``: all points of a voxel have the same logits.
+    ``point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``: all points of a voxel have the same logits.
     ``voxel_logits`` are (B,K,M) at the same voxels. They are dense (B,K,X,Y,Z) if empty voxels have labels too, or if
     ``dense`` is set. Samples may have no points; M is then 0.
 
@@ -29,7 +29,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     TaughtPrediction.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
-    places = point_places(batch.voxels, config)
+    places = point_places(batch.voxel_coords, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
     bare = getattr(model, "module", model)  # without what averages gradients
     images = (getattr(bare, "pixel_network", None) or network_images)(batch, config.data)
@@ -38,7 +38,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
         batch.lidar2img,
         points=None if unread else places,
         lengths=batch.voxel_lengths,
-        voxels=None if dense else batch.voxels,
+        voxels=None if dense else batch.voxel_coords,
         camera_slots=batch.camera_slots,
     )
     return prediction

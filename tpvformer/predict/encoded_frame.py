@@ -53,11 +53,11 @@ def predict_frame(
     with _asking(model):
         logits = predict(model, batch, config)
     assert logits.point_logits is not None
-    points = logits.point_logits.argmax(1)[0][batch.point_voxel[0]]
+    points = logits.point_logits.argmax(1)[0][batch.point2voxel[0]]
     voxels = logits.voxel_logits[0].argmax(0)
     confidence = logits.voxel_logits[0].softmax(0).amax(0).half()
     if logits.voxel_logits.dim() == 3:
-        at, shape = tuple(batch.voxels[0].T), batch.voxel_labels.shape[1:]
+        at, shape = tuple(batch.voxel_coords[0].T), batch.voxel_labels.shape[1:]
         voxels, confidence = (values.new_zeros(shape).index_put_(at, values) for values in (voxels, confidence))
     return FrameClasses(
         points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
@@ -104,7 +104,7 @@ class EncodedFrame:
 
     def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
         """Return the classes from given ``voxel_logits``, and those of the points of ``sample``."""
-        points = self.points_in(sample.voxels)[sample.point_voxel.to(logits.device)]
+        points = self.points_in(sample.voxel_coords)[sample.point2voxel.to(logits.device)]
         self._marks.end("model")
         confidence = logits.softmax(0).amax(0).half()
         return FrameClasses(

@@ -245,13 +245,13 @@ def test_batch_pads_what_is_ragged(tmp_path):
     assert batch.images.dtype == batch.voxel_labels.dtype == torch.uint8
     for i in range(3):
         one, points, cells = data[i], int(batch.point_lengths[i]), int(batch.voxel_lengths[i])
-        assert cells == len(one.voxels)
-        assert torch.equal(batch.voxels[i, :cells], one.voxels)
+        assert cells == len(one.voxel_coords)
+        assert torch.equal(batch.voxel_coords[i, :cells], one.voxel_coords)
         assert torch.equal(batch.grid_index[i, :points], one.grid_index)
-        assert torch.equal(batch.point_voxel[i, :points], one.point_voxel)
+        assert torch.equal(batch.point2voxel[i, :points], one.point2voxel)
         assert torch.equal(batch.point_labels[i, :points], one.point_labels)
         assert not batch.point_labels[i, points:].any()
-        assert not batch.voxels[i, cells:].any()
+        assert not batch.voxel_coords[i, cells:].any()
         assert torch.equal(batch.voxel_labels[i], one.voxel_labels)
     moved = batch.to("meta")
     assert moved.images.is_meta

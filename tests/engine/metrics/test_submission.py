@@ -80,7 +80,7 @@ def test_the_test_set_without_labels(test_set: Config, weights: Path, tmp_path: 
             logits = predict(model, collate([sample], 0), test_set).point_logits
         assert (logits.argmax(1) == 0).all()
         for point, cell in enumerate(sample.grid_index):
-            row = (sample.voxels == cell).all(1).nonzero().item()
+            row = (sample.voxel_coords == cell).all(1).nonzero().item()
             assert found[f"scan{i}"][point] == logits[0, 1:17, row].argmax() + 1
 
 
@@ -101,7 +101,7 @@ def test_a_class_of_empty_space_is_never_submitted(mini: Config, tmp_path: Path)
     logits[0, 16, 0] = logits[0, 1, 1] = 1.0
     data = FrameDataset(mini.data, mini.model.grid, "val", 0)
     data._records = data._records[:1]
-    batch = dataclasses.replace(collate([data[0]], 0), point_voxel=torch.tensor([[0, 1] * 20]))
+    batch = dataclasses.replace(collate([data[0]], 0), point2voxel=torch.tensor([[0, 1] * 20]))
     log = RunLog(None, False)
     with Submission(tmp_path / "a.zip", data, mini.data, "val", ["lidar"], World()) as writer:
         writer.add(batch, Prediction(logits, logits))

@@ -91,17 +91,17 @@ def occupied_voxels(index: np.ndarray, voxels: Sequence[int]) -> Tuple[np.ndarra
 
 
 def vote(
-    labels: np.ndarray, point_voxel: np.ndarray, cells: np.ndarray, voxels: Sequence[int], fill: int
+    labels: np.ndarray, point2voxel: np.ndarray, cells: np.ndarray, voxels: Sequence[int], fill: int
 ) -> np.ndarray:
     """Return the label grid (X, Y, Z) uint8: the most frequent label among a cell's points, ``fill`` where there are
     none.
 
-    labels (P,) uint8; point_voxel (P,) and cells (M, 3) as ``occupied_voxels`` returns them. Label 0 votes like any
+    labels (P,) uint8; point2voxel (P,) and cells (M, 3) as ``occupied_voxels`` returns them. Label 0 votes like any
     other; among equally frequent labels the smallest wins.
     """
     grid = np.full(tuple(voxels), fill, np.uint8)
     if len(labels):
         kinds = int(labels.max()) + 1
-        ballots = np.bincount(point_voxel * kinds + labels, minlength=len(cells) * kinds).reshape(len(cells), kinds)
+        ballots = np.bincount(point2voxel * kinds + labels, minlength=len(cells) * kinds).reshape(len(cells), kinds)
         grid[cells[:, 0], cells[:, 1], cells[:, 2]] = ballots.argmax(axis=1)  # argmax takes the first of equals
     return grid

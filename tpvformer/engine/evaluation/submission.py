@@ -109,7 +109,7 @@ class Submission:
         assert prediction.point_logits is not None
         first, last = EVALUATED[0], EVALUATED[-1]
         at_voxels = prediction.point_logits[:, first : last + 1].argmax(1) + first
-        classes = at_voxels.gather(1, batch.point_voxel).to(torch.uint8).cpu().numpy()
+        classes = at_voxels.gather(1, batch.point2voxel).to(torch.uint8).cpu().numpy()
         try:
             for token, row, length in zip(batch.tokens, classes, batch.point_lengths.tolist()):
                 self._part.writestr(token, row[:length].tobytes())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
     """Return the mean loss of the samples, a scalar, with the term of the image head.
 
-    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxels``. ``prediction.voxel_logits`` are (B,K,M)
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are (B,K,M)
     at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
     """
     losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
@@ -157,8 +157,8 @@ def _lovasz(errors: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
 
 def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
     """Count the labelled points of each class in each occupied voxel, (B,K,M) float32, without padded points."""
-    labels, rows = batch.point_labels, batch.point_voxel
-    size = batch.voxels.shape[1]
+    labels, rows = batch.point_labels, batch.point2voxel
+    size = batch.voxel_coords.shape[1]
     valid = labels != ignore  # padded points have the ignore label
     flat = torch.where(valid, labels, 0) * size + rows
     counts = torch.zeros(labels.shape[0], num_classes * size, device=labels.device)
@@ -166,9 +166,9 @@ def point_counts(batch: Batch, num_classes: int, ignore: int) -> Tensor:
 
 
 def labels_at_voxels(batch: Batch, ignore: int) -> Tensor:
-    """Return the voxel labels at ``batch.voxels``, (B,M) int64; padded rows have the label ``ignore``."""
-    inside = torch.arange(batch.voxels.shape[1], device=batch.voxels.device) < batch.voxel_lengths[:, None]
-    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxels, batch.voxel_labels.shape[1:]))
+    """Return the voxel labels at ``batch.voxel_coords``, (B,M) int64; padded rows have the label ``ignore``."""
+    inside = torch.arange(batch.voxel_coords.shape[1], device=batch.voxel_coords.device) < batch.voxel_lengths[:, None]
+    labels = batch.voxel_labels.flatten(1).gather(1, flat_index(batch.voxel_coords, batch.voxel_labels.shape[1:]))
     return torch.where(inside, labels.long(), ignore)
 
 

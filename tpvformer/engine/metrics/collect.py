@@ -87,7 +87,7 @@ class MetricCounts:
         x, y, _ = batch.grid_index.unbind(-1)
         ring = self._rings[x, y]
         for source, at_voxels in classes_at_voxels(prediction, batch).items():
-            self._confuse(source, batch, at_voxels.gather(1, batch.point_voxel), batch.point_labels, ring, valid)
+            self._confuse(source, batch, at_voxels.gather(1, batch.point2voxel), batch.point_labels, ring, valid)
 
     def _confuse(
         self, source: str, batch: Batch, predicted: Tensor, target: Tensor, ring: Tensor, valid: Tensor
@@ -119,14 +119,14 @@ class MetricCounts:
 
 
 def classes_at_voxels(prediction: Prediction, batch: Batch) -> Dict[str, Tensor]:
-    """Return the predicted classes (B,M) at ``batch.voxels``, from the point head and from the voxel head."""
+    """Return the predicted classes (B,M) at ``batch.voxel_coords``, from the point head and from the voxel head."""
     assert prediction.point_logits is not None
     found = {"points": prediction.point_logits.argmax(1)}
     if prediction.voxel_logits.dim() == 3:
         found["voxels"] = prediction.voxel_logits.argmax(1)
     else:
         dense = prediction.voxel_logits.argmax(1).flatten(1)
-        found["voxels"] = dense.gather(1, flat_index(batch.voxels, prediction.voxel_logits.shape[2:]))
+        found["voxels"] = dense.gather(1, flat_index(batch.voxel_coords, prediction.voxel_logits.shape[2:]))
     return found
 
 
