@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
     """Return the mean loss of the samples, a scalar, with the term of the image head.
 
-    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are (B,K,M)
-    at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
+    ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are
+    (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
     """
     losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
     image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
