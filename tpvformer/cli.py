@@ -18,6 +18,7 @@ from tpvformer import __version__
 from tpvformer.commands.parser import Parser
 from tpvformer.commands.tour import example_of, tour
 from tpvformer.errors import UserError
+from tpvformer.runtime import compiling
 from tpvformer.runtime.cores import set_up_threads
 from tpvformer.untrusted.names import shown_lines
 
@@ -137,6 +138,7 @@ def in_one_line(name: str, run: Callable[[], int]) -> int:
         print(f"{name}: {err.filename or 'a file'} cannot be written: {err.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        compiling.say_done()  # otherwise at exit, after the last line
         if os.environ.get("RANK", "0") == "0":
             print(f"{name}: interrupted", file=sys.stderr)
         return 130

@@ -155,6 +155,11 @@ _word = _Word()
 atexit.register(_word.done)
 
 
+def say_done() -> None:
+    """Print now that compiling is done, if it is not printed yet."""
+    _word.done()
+
+
 @functools.lru_cache(maxsize=1)
 def _listen() -> None:
     from numba.core import event

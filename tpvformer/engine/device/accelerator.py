@@ -270,6 +270,10 @@ def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
     return {"mode": "reduce-overhead"} if device.type == "cuda" and graphs else {}
 
 
+def packs_gradients(device: torch.device) -> bool:
+    return device.type == "npu"  # its fused optimizer moves gradients to memory of its own, where they must stay
+
+
 def compiles_by_default(device: torch.device) -> bool:
     """Return whether training is compiled unless ``train.compile`` is false."""
     return device.type == "cuda"
@@ -277,9 +281,8 @@ def compiles_by_default(device: torch.device) -> bool:
 
 def forked_random_state(device: torch.device) -> ContextManager[None]:
     """Keep the random numbers that the CPU and the device draw within it from changing those drawn after it."""
-    if device.type == "cpu":
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device.index or 0], device_type=device.type)
+    on_cpu = device.type == "cpu"
+    return torch.random.fork_rng([]) if on_cpu else torch.random.fork_rng([device.index or 0], device_type=device.type)
 
 
 def compile_trials(device: torch.device) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tpvformer.engine.device.accelerator import collective_backend
+from tpvformer.engine.device.accelerator import collective_backend, packs_gradients
 from tpvformer.engine.distributed import connect as meeting
 from tpvformer.errors import ConfigError, RunEnded
 
@@ -164,5 +164,5 @@ def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     options: Dict[str, Any] = {exchange: False, "find_unused_parameters": False}
-    options["gradient_as_bucket_view"] = True  # no copy of the gradients, in time nor in memory
+    options["gradient_as_bucket_view"] = not packs_gradients(device)  # saves a copy of the gradients
     return DistributedDataParallel(model, device_ids=ids, **options)
