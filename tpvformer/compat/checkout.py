@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 COMMIT = "459bc060901c9c4920f802252f04b290a449e4a1"  # of wzzheng/TPVFormer: the code whose model this package has
 SAME_CODE = ("4c607ce84d3fa64",)  # public commits with the same code, which a clone has that does not reach back to it
@@ -73,13 +75,18 @@ def _changed(folder: Path, commit: str) -> List[str]:
     """Files changed, added or removed since the commit, untracked ones too, relative to ``folder``, sorted."""
     # in this order, because outside a repository git diff compares folders instead of saying that there is none
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
-    tracked = _git(folder, "diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
+    diff = ("diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
+    with tempfile.TemporaryDirectory() as temporary:
+        # git diff writes the index where a file's time has changed: here to a copy
+        index = folder / _run(folder, "rev-parse", "--git-path", "index").stdout.decode(errors="replace").strip()
+        copied = {"GIT_INDEX_FILE": shutil.copy(index, temporary + "/index")} if index.is_file() else {}
+        tracked = _git(folder, *diff, more=copied)
     return sorted({name for name in tracked + untracked if "__pycache__/" not in name})
 
 
-def _git(folder: Path, *command: str) -> List[str]:
+def _git(folder: Path, *command: str, more: Optional[Dict[str, str]] = None) -> List[str]:
     """The names that a git command lists for FOLDERS. It writes nothing, not even its index."""
-    done = _run(folder, *command, "--", *FOLDERS)
+    done = _run(folder, *command, "--", *FOLDERS, more=more)
     _check(done, (0,))
     return [name.decode("utf-8", "replace") for name in done.stdout.split(b"\0") if name]
 
@@ -97,12 +104,12 @@ def _check(done: "subprocess.CompletedProcess[bytes]", ok: Tuple[int, ...]) -> N
         raise _CannotTell(f"git says: {said[0]}")
 
 
-def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[bytes]":
+def _run(folder: Path, *command: str, more: Optional[Dict[str, str]] = None) -> "subprocess.CompletedProcess[bytes]":
     env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
     try:
         return subprocess.run(
             ["git", "-C", str(folder), *command],
-            env=dict(env, GIT_OPTIONAL_LOCKS="0", GIT_NO_LAZY_FETCH="1", LC_ALL="C"),
+            env=dict(env, GIT_OPTIONAL_LOCKS="0", GIT_NO_LAZY_FETCH="1", LC_ALL="C", **(more or {})),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
