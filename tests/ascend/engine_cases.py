@@ -140,5 +140,5 @@ def test_profiles_are_the_vendors(tmp_path: Path) -> None:
 
 def test_a_step_is_measured(tmp_path: Path) -> None:
     config = shrunk(PUBLISHED[0], tmp_path)
-    result = bench.bench(config, "npu", (77, 45), 50, 1, False)
+    *_, result = bench.stages(config, "npu", (77, 45), 50, 1, False)
     assert result["ms"]["step"]["wall"] > 0 and result["deform_conv"]["layers"]

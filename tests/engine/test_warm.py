@@ -62,12 +62,14 @@ def test_a_small_model_keeps_what_kernels_depend_on() -> None:
 
 
 def test_both_pools_of_threads_have_one_size(monkeypatch) -> None:
-    before = torch.get_num_threads(), numba.get_num_threads()
+    before, asked = numba.get_num_threads(), []
     try:
         for count in (1, numba.config.NUMBA_NUM_THREADS, 1000):
             monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+            monkeypatch.setattr(torch, "set_num_threads", asked.append)  # 1000 threads would slow all later tests
             agree_on_threads()
             assert numba.get_num_threads() == min(count, numba.config.NUMBA_NUM_THREADS)
+            assert asked[-1] == count
     finally:
         monkeypatch.undo()
-        numba.set_num_threads(before[1])
+        numba.set_num_threads(before)

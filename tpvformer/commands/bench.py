@@ -57,7 +57,8 @@ def _bench(args: argparse.Namespace) -> int:
     from tpvformer.engine.device.accelerator import pick_device
     from tpvformer.engine.logging.environment import environment_info
 
-    result = step.bench(read_config(args), args.device, args.size, args.points, args.steps, args.data, args.profile)
+    asked = (args.device, args.size, args.points, args.steps, args.data, args.profile)
+    *_, result = step.stages(read_config(args), *asked)
     result["command"] = shlex.join(["tpvformer", *args.argv])
     print(report.step_report(result))
     if args.json is not None:

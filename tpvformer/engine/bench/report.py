@@ -27,7 +27,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def step_report(result: Dict[str, Any]) -> str:
-    """Format the result of ``step.bench`` as text."""
+    """Format the result of ``step.stages`` as text."""
     spent, layers = result["ms"], result["deform_conv"]
     total = spent["step"]["wall"]
     order = [name for name in PARTS if name in spent]

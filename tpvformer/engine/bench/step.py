@@ -182,20 +182,6 @@ def medians(runs: Sequence[Dict[str, Elapsed]]) -> Dict[str, Elapsed]:
     return out
 
 
-def bench(
-    config: Config,
-    device_name: str,
-    size: Optional[Tuple[int, int]],
-    points: Optional[int],
-    steps: int,
-    data: bool,
-    profile: Optional[Path] = None,
-) -> Dict[str, Any]:
-    """Measure ``steps`` training steps; return the last result of ``stages``, which has the same arguments."""
-    *_, result = stages(config, device_name, size, points, steps, data, profile)
-    return result
-
-
 def stages(
     config: Config,
     device_name: str,

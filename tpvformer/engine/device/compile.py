@@ -1,8 +1,9 @@
 """``train.compile``: the network as compiled graphs in training, wherever that can be had.
 
-On a CPU these are backbone and neck: its attention is faster by the blocked kernels, which no graph can hold. Elsewhere
-there are three graphs: the preprocessing of the pixels; backbone, neck and encoder; and the aggregator. The second has
-static shapes, so that its kernels can be recorded and replayed. The third takes any number of voxels.
+On a CPU only backbone and neck are compiled: the blocked attention kernels cannot be traced, and are faster than
+compiled code. On other devices there are three graphs: the preprocessing of the images; backbone, neck and encoder; and
+the aggregator. The second graph has static shapes, so that CUDA can record and replay it. The third has a dynamic
+number of voxels.
 """
 
 from __future__ import annotations
@@ -27,18 +28,17 @@ Say = Callable[[str], None]
 
 
 def wanted(setting: Optional[bool], device: torch.device) -> bool:
-    """Return what ``train.compile`` means on this device; null: what suits the device."""
+    """Return whether to compile: ``train.compile``, or the default of the device if it is null."""
     return compiles_by_default(device) if setting is None else setting
 
 
 class CompiledFunction:
-    """A part of a model in training, compiled for each shape it meets.
+    """Run a part of a model in training, compiled for each input shape.
 
-    ``traced`` computes what ``eager`` does without calling the modules' hooks, which may do what cannot be compiled.
-    Before a shape is used for the first time, a forward and a backward pass on zeros show whether it compiles; if not,
-    ``say`` is told why, once, and ``eager`` serves from then on. Evaluation is never compiled: its scores do not depend
-    on the setting. The model keeps its modules, the names of its parameters and its running statistics; the random
-    numbers that training draws next are the same.
+    ``traced`` computes the same as ``eager`` without calling the modules' hooks, which may not be traceable. Before a
+    shape is used for the first time, a forward and a backward pass on zeros test whether it compiles. If not, ``say``
+    gets the reason, once, and ``eager`` is used from then on. Evaluation is never compiled, so its scores do not depend
+    on the setting. The test changes neither the running statistics nor the random numbers that training draws next.
     """
 
     def __init__(
