@@ -2,7 +2,7 @@
 
 On a CPU only backbone and neck are compiled: the blocked attention kernels cannot be traced, and are faster than
 compiled code. On other devices there are three graphs: the preprocessing of the images; backbone, neck and encoder; and
-the aggregator. The second graph has static shapes, so that CUDA can record and replay it. The third has a dynamic
+the aggregator. The second graph has static shapes, so that a GPU can record and replay it. The third has a dynamic
 number of voxels.
 """
 
