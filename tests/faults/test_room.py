@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +113,58 @@ def test_a_batch_that_cannot_be_handed_on_is_heard_of(capfd) -> None:
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         next(iter(loader))
     assert "cannot hand on a batch (OSError: [Errno 24] Too many open files)" in capfd.readouterr().err
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> int:
+        return i
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_killed_inside_a_lock_holds_nobody() -> None:
+    """PyTorch ends workers by an event whose lock all of them take: once it waited there for ever."""
+    loader = Loader(Numbers(), num_workers=2, persistent_workers=True, worker_init_fn=start_worker)
+    batches = iter(loader)
+    next(batches)
+    inner: Any = loader._iterator
+    holder = threading.Thread(
+        target=inner._workers_done_event._event._cond.acquire
+    )  # as the worker that is killed below
+    holder.start()
+    holder.join()
+    inner._workers[0].kill()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches)
+    assert not any(worker.is_alive() for worker in inner._workers)
+    del batches, inner, loader
+    gc.collect()
+
+
+CRASHES = """
+import torch
+from tpvformer.data.loader import Loader, start_worker
+loader = Loader(list(range(100)), num_workers=2, persistent_workers=True, worker_init_fn=start_worker)
+for _ in loader:
+    raise ValueError("of a step")
+"""
+
+
+def test_a_crash_ends_the_process_and_its_workers() -> None:
+    """The traceback keeps the loader; Python's exit once waited for workers that ignore SIGTERM."""
+    command = [sys.executable, "-c", CRASHES]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.endswith("ValueError: of a step\n"), done.stderr
+
+
+def test_workers_live_on_where_all_live() -> None:
+    """An epoch that is left early, as --max-steps leaves it, keeps its workers for the next one."""
+    loader = Loader(Numbers(), num_workers=1, persistent_workers=True, worker_init_fn=start_worker)
+    next(iter(loader))
+    first = loader._iterator._workers[0].pid
+    assert len(list(loader)) == 100 and loader._iterator._workers[0].pid == first
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -9,10 +10,12 @@ from functools import partial
 from multiprocessing.queues import Queue
 from types import TracebackType
 from typing import Any, Iterator, Optional, Sequence, Type
+from weakref import WeakSet
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 # isort: split
 import cv2
@@ -78,6 +81,9 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
     )
 
 
+_LOCK_SECONDS = 5.0  # workers hold the lock for microseconds
+
+
 class Loader(DataLoader):
     """Load batches; always raise a RuntimeError about a "DataLoader worker" when a worker has died.
 
@@ -86,22 +92,87 @@ class Loader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        batches = super().__iter__()
-        return batches if self.num_workers == 0 else heard(batches)
+        batches: Any = super().__iter__()
+        if self.num_workers == 0:
+            return batches
+        if not isinstance(batches._workers_done_event, _DoneEvent):
+            batches._workers_done_event = _DoneEvent(batches._workers_done_event)
+            _running.add(batches)
+        return heard(batches)
 
 
 def heard(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same batches and convert errors as Loader describes. Errors raised inside a worker pass unchanged."""
-    while True:
-        try:
-            batch = next(batches, None)
-        except (EOFError, OSError) as err:
-            if "DataLoader worker process" in str(err):
-                raise
-            raise RuntimeError(f"a DataLoader worker is gone ({type(err).__name__} {err})".replace(" )", ")")) from err
-        if batch is None:
-            return
-        yield batch
+    """Yield the same batches and convert errors as Loader describes. Errors raised inside a worker pass unchanged.
+
+    If a worker has died by then, the others are ended too when the caller stops reading, whatever the reason.
+    """
+    try:
+        while True:
+            try:
+                batch = next(batches, None)
+            except (EOFError, OSError) as err:
+                if "DataLoader worker process" in str(err):
+                    raise
+                said = f"{type(err).__name__} {err}".rstrip()
+                raise RuntimeError(f"a DataLoader worker is gone ({said})") from err
+            if batch is None:
+                return
+            yield batch
+    finally:
+        _end_all_if_one_died(batches)
+
+
+class _DoneEvent:
+    """The event by which the training process ends the workers; here it waits a limited time for the event's lock.
+
+    All workers take that lock. A worker that is killed while it holds the lock never releases it, and PyTorch would
+    wait for it without end, when it asks whether the event is set and when it sets it.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self._event, self._is_set = event, False
+
+    def is_set(self) -> bool:
+        return self._is_set  # no other process sets it
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event._cond.acquire(timeout=_LOCK_SECONDS):
+            self._event._cond.release()
+            self._event.set()
+
+
+def _end_all_if_one_died(batches: Any) -> None:
+    """End the workers of PyTorch's iterator if one of them has died: the others may wait for a lock that it held."""
+    if not all(worker.is_alive() for worker in getattr(batches, "_workers", ())):
+        _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    """Kill the workers of PyTorch's iterator, in place of its own shutdown: they ignore the SIGTERM that it sends."""
+    if batches._shutdown:
+        return
+    batches._shutdown = True
+    signal_handling._remove_worker_pids(id(batches))  # else each kill below raises an error here
+    batches._worker_pids_set = False
+    for worker in batches._workers:
+        worker.kill()
+    for worker in batches._workers:
+        worker.join()
+    for queue in batches._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
+    if hasattr(batches, "_pin_memory_thread"):
+        batches._pin_memory_thread_done_event.set()
+
+
+_running: "WeakSet[Any]" = WeakSet()  # PyTorch's iterators with workers
+
+
+@atexit.register  # runs before the exit function of multiprocessing, which sends SIGTERM and waits without a limit
+def _end_all_at_exit() -> None:
+    for batches in list(_running):
+        _end_workers(batches)
 
 
 def _end_worker(err: Exception, _: Any) -> None:
