@@ -7,8 +7,10 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import List
 
@@ -22,6 +24,9 @@ from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.device.accelerator import pick_device, visible_cards
 from tpvformer.engine.distributed.collectives import World, all_reduce_sum, read_world
+from tpvformer.engine.distributed.launch import _reserve_port
+from tpvformer.engine.distributed.parent import RESERVED_PORT
+from tpvformer.engine.distributed.rendezvous import listen_at
 from tpvformer.engine.evaluation import checkpoint_scores as score
 from tpvformer.errors import ConfigError
 
@@ -199,3 +204,21 @@ def test_too_few_cards_are_passed_over_with_a_remark(monkeypatch) -> None:
     assert remarks == ["cuda is skipped: 8 processes need a card each, 1 visible"]
     with pytest.raises(ConfigError, match="8 processes need a card each, 1 visible"):
         pick_device("cuda", local_rank=0, local_size=8)
+
+
+def test_the_port_of_a_launch_is_kept_until_process_0_listens(monkeypatch) -> None:
+    """Seconds pass until then, in which another launch once took it."""
+    reserved = _reserve_port()
+    port = reserved.getsockname()[1]
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
+    monkeypatch.setenv(RESERVED_PORT, str(os.dup(reserved.fileno())))
+    reserved.close()
+    store = listen_at("127.0.0.1", port, timedelta(seconds=20))
+    assert store is not None and store.port == port and RESERVED_PORT not in os.environ
+    store.set("key", "value")
+    assert store.get("key") == b"value"

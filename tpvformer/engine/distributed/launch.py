@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 
 from tpvformer.data.worker_processes import interrupts_held
 from tpvformer.engine.device.accelerator import visible_cards
-from tpvformer.engine.distributed.parent import Tether
+from tpvformer.engine.distributed.parent import RESERVED_PORT, Tether
 from tpvformer.engine.distributed.signals import heard, hears_ctrl_c, say_heard
 from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
@@ -32,7 +32,8 @@ def launch(processes: int, argv: List[str]) -> int:
     if sys.platform == "win32":
         raise ConfigError(f"{processes} processes at once are for Linux and macOS; start one, without --processes")
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    meeting = _reserve_port()
+    common.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(meeting.getsockname()[1]))
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(processes))
     for _, name in socket.if_nameindex():
         if name in ("lo", "lo0"):  # listens on the loopback interface only
@@ -61,9 +62,13 @@ def launch(processes: int, argv: List[str]) -> int:
     try:
         for rank in range(processes):
             env: Dict[str, str] = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            handles = tether.handles
+            if rank == 0:
+                env[RESERVED_PORT], handles = str(meeting.fileno()), (*handles, meeting.fileno())
             command = [sys.executable, "-m", "tpvformer", *argv]
             with interrupts_held():
-                children.append(subprocess.Popen(command, env=env, pass_fds=tether.handles))
+                children.append(subprocess.Popen(command, env=env, pass_fds=handles))
+        meeting.close()
         status = _wait(children)
         if status and typed:
             raise KeyboardInterrupt  # Ctrl-C came before there was anything to save
@@ -71,6 +76,7 @@ def launch(processes: int, argv: List[str]) -> int:
     finally:
         _stop(children, 0.0 if len(typed) > 1 else _GRACE)
         tether.close()
+        meeting.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -106,10 +112,12 @@ def _stop(children: List[subprocess.Popen], grace: float) -> None:
             child.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _reserve_port() -> socket.socket:
+    """Return a socket bound to a free port of the loopback interface, which no other program can take until rank 0
+    listens on this same socket: seconds pass until then."""
+    reserved = socket.socket()
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 def one_a_card(most: int, device: str) -> int:

@@ -10,6 +10,7 @@ import threading
 from typing import Dict, Tuple
 
 LAUNCHER, PIPE = "TPVFORMER_LAUNCHER", "TPVFORMER_LAUNCHER_PIPE"  # its process id; handle of its pipe
+RESERVED_PORT = "TPVFORMER_RESERVED_PORT"  # handle of the socket on which rank 0 listens
 _SET_PDEATHSIG = 1  # of prctl(2)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from datetime import timedelta
 from typing import Any, Dict, Optional
 
 from torch.distributed import TCPStore
+
+from tpvformer.engine.distributed.parent import RESERVED_PORT
 
 
 def address_to_listen_at(host: str) -> Optional[str]:
@@ -21,14 +24,20 @@ def address_to_listen_at(host: str) -> Optional[str]:
 def listen_at(address: str, port: int, timeout: timedelta) -> Optional[TCPStore]:
     """Return a store whose server listens at this address only; torch's servers listen at all addresses. Port 0: any.
 
-    While it lives, stores of this process on the same port use its server (``multi_tenant``). Returns None if the
-    address belongs to another machine or the port is taken: torch then connects to the server, or reports the error.
+    In rank 0 of a launch the socket that the launcher has bound is used (``RESERVED_PORT``). While the store lives,
+    stores of this process on the same port use its server (``multi_tenant``). Returns None if the address belongs to
+    another machine or the port is taken: torch then connects to the server, or reports the error.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved = os.environ.pop(RESERVED_PORT, "")  # of the launcher: bound already
+    if reserved.isdecimal():
+        server = socket.socket(fileno=int(reserved))
+    else:
+        server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with server:
         try:
-            server.bind((address, port))
+            if not reserved:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                server.bind((address, port))
             server.listen(1024)
         except OSError:
             return None
