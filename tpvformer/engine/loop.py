@@ -189,7 +189,7 @@ def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[L
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
 
-def fit(run: TrainState) -> Optional[Evaluation]:
+def run_epochs(run: TrainState) -> Optional[Evaluation]:
     """Train from ``run.progress`` to the last epoch; save and evaluate after each; return the last evaluation."""
     config, progress, result = run.config, run.progress, None
     finished = progress.epoch >= config.train.epochs
