@@ -20,8 +20,9 @@ from tpvformer.data.loader import make_loader
 from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import MOMENT, ResumePoint, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch
 from tpvformer.engine.checkpoint.saver import Saver
+from tpvformer.engine.checkpoint.schema import MID_EPOCH_KEYS
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.accelerator import (
@@ -291,7 +292,7 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
         path, content = origin
         same.check_resumed(content, path, run.sets, log)
         run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
-        run.moment = {name: content[name] for name in MOMENT if name in content}
+        run.mid_epoch_state = {name: content[name] for name in MID_EPOCH_KEYS if name in content}
         log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
