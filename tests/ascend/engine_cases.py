@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from afresh import forget_kernels
 from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
@@ -116,12 +117,12 @@ def test_a_step_that_nothing_was_fused_for_still_waits_for_nothing(tmp_path: Pat
     from torch_npu.card import events
 
     config = shrunk(PUBLISHED[0], tmp_path)
-    ops.npu.forget()
+    forget_kernels()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mx_driving", None)
         npu = trained(config, NPU, tmp_path / "npu", patch)
         assert sorted(ops.npu.find_all()) == sorted(ops.npu.NAMES)
-    ops.npu.forget()
+    forget_kernels()
     assert npu["losses"][0] > 0 and events
     for noted in npu["steps"]:
         assert [event.what for event in noted if event.kind in ("wait", "double")] == []
