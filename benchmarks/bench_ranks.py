@@ -65,7 +65,7 @@ class Team:
         dist.barrier(self.group)
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(count):
-            self.stepper.clear()
+            self.stepper.zero_grad()
             with maybe_no_sync(self.parallel, exchanged):
                 prediction = predict(self.parallel, self.batch, self.config)
                 self.stepper.backward(total_loss(prediction, self.batch, self.config.loss, self.config.data))

@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     from tpvformer.engine.bench import inputs, report
     from tpvformer.engine.bench.step import StepBench
     from tpvformer.engine.checkpoint import state as checkpoint
-    from tpvformer.engine.checkpoint.resume import mid_epoch_state
+    from tpvformer.engine.checkpoint.resume import capture_mid_epoch_state
     from tpvformer.engine.checkpoint.saver import Saver
     from tpvformer.engine.checkpoint.state import Progress
     from tpvformer.engine.device.accelerator import pick_device, synchronize
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
 
         def begin_save(step: int) -> None:
             now, progress = time.perf_counter(), Progress(global_iter=step)
-            extra = mid_epoch_state(1, losses, World(), device)
+            extra = capture_mid_epoch_state(1, losses, World(), device)
             content = checkpoint.capture(bench.model, bench.stepper, config, progress, extra)
             saver.submit(f"step_{step}.pth", content, required=True)
             still.append(time.perf_counter() - now)

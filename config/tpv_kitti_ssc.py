@@ -9,6 +9,8 @@ number    not run by this project. Quoted for the reference's variant on the hid
           11.26 (arXiv:2302.07817)
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone
 
+From tpv_lidarseg_dim64 it has the backbone's settings, the attention across planes, the layers and the optimiser.
+
 What differs from the reference's variant: the image network is ours, ResNet-101 with an FPN at strides 8 to 64; it has
 EfficientNet-B7 with a U-Net decoder at strides 1 to 8; images are BGR minus the mean; axes are
 w = x and h = y as in all models here, so none of its checkpoints can be read; P2 keeps its last column; the frustum
@@ -16,18 +18,11 @@ loss is left out. Class weights are 1 / log(voxels of the class in the training 
 (arXiv:2112.00726) has them; the counts were not made again.
 """
 
+import dataclasses
 import math
 
-from tpvformer.config import (
-    BackboneConfig,
-    Config,
-    DataConfig,
-    GridConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from tpvformer.compat import load_config
+from tpvformer.config import DataConfig, GridConfig, LossConfig
 
 VOXELS = (
     (5.418e9, 1.578e7, 1.251e5, 1.188e5, 6.468e5, 8.220e5, 2.630e5, 2.837e5, 2.047e5)  # empty, car .. motorcyclist
@@ -35,9 +30,12 @@ VOXELS = (
     + (1.584e8, 2.062e6, 3.697e7, 1.152e6, 3.341e5)  # vegetation .. traffic-sign
 )
 
-config = Config(
+_dim64 = load_config("tpv_lidarseg_dim64")
+config = dataclasses.replace(
+    _dim64,
     name="tpv_kitti_ssc",
-    model=ModelConfig(
+    model=dataclasses.replace(
+        _dim64.model,
         grid=GridConfig(
             w=128,
             h=128,
@@ -47,8 +45,6 @@ config = Config(
             scale_z=2,
             pc_range=(0.0, -25.6, -2.0, 51.2, 25.6, 4.4),
         ),
-        backbone=BackboneConfig(blocks=(3, 4, 23, 3), dcn_stages=(3, 4), frozen_stages=1, norm="frozen"),
-        view_attn="cross_view",
         num_classes=20,
         num_cams=1,
         dim=96,
@@ -57,12 +53,8 @@ config = Config(
         image_heads=6,
         plane_heads=6,
         position_dims=(36, 36, 24),
-        layers=("self_cross",) * 3 + ("self",) * 2,
-        pillar_anchors=(4, 32, 32),
         image_points=(8, 64, 64),
         plane_points=32,
-        plane_anchors=16,
-        plane_init_anchors=16,
         plane_init_mode=1,
     ),
     data=DataConfig(
@@ -83,6 +75,5 @@ config = Config(
     loss=LossConfig(
         lovasz_input="none", ce_input="voxel", class_weights=tuple(1 / math.log(n) for n in VOXELS), affinity=True
     ),
-    optim=OptimConfig(lr=2e-4, weight_decay=0.01, backbone_lr_mult=0.1, clip_norm=35.0),
-    train=TrainConfig(epochs=30, print_every=50, load_from="ckpts/r101_dcn_fcos3d_pretrain.pth"),
+    train=dataclasses.replace(_dim64.train, epochs=30),
 )

@@ -10,61 +10,36 @@ number    not run by this project. Quoted for other configurations of TPVFormer,
           arXiv:2312.01919). Training within the mask moves the number by ten: never compare across that line.
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone and, as the width is 256, the FPN
 
-The model is tpv04_occupancy's, over the labels' range; the configurations behind the quoted numbers are not published.
+Differs from tpv04_occupancy in the grid, whose planes are read at the labels' resolution over the labels' range, and in
+the labels, of which none is ignored. The configurations behind the quoted numbers are not published.
 ``data.occupancy_mask`` "camera" leaves unobserved voxels out of the loss; "" trains on all of them, as free.
 """
 
-from tpvformer.config import (
-    BackboneConfig,
-    Config,
-    DataConfig,
-    GridConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+import dataclasses
 
-config = Config(
+from tpvformer.compat import load_config
+
+_tpv04 = load_config("tpv04_occupancy")
+config = dataclasses.replace(
+    _tpv04,
     name="tpv_occ3d",
-    model=ModelConfig(
-        grid=GridConfig(
-            w=100,
-            h=100,
-            z=8,
+    model=dataclasses.replace(
+        _tpv04.model,
+        grid=dataclasses.replace(
+            _tpv04.model.grid,
             scale_w=2,
             scale_h=2,
             scale_z=2,
             pc_range=(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4),
             frame="ego",
         ),
-        backbone=BackboneConfig(blocks=(3, 4, 23, 3), dcn_stages=(3, 4), frozen_stages=1, norm="frozen"),
-        view_attn="hw",
-        num_classes=18,
-        dim=256,
-        ffn_dim=512,
-        decoder_dim=512,
-        image_heads=8,
-        plane_heads=8,
-        position_dims=(128, 128),
-        layers=("self_cross",) * 3,
-        pillar_anchors=(4, 32, 32),
-        image_points=(8, 64, 64),
-        plane_points=4,
     ),
-    data=DataConfig(
-        root="data/nuscenes",
-        version="v1.0-trainval",
-        train_infos="data/nuscenes_infos_train.pkl",
-        val_infos="data/nuscenes_infos_val.pkl",
+    data=dataclasses.replace(
+        _tpv04.data,
         label_map="occ3d",
         ignore_label=255,  # none: class 0, "others", is taught and evaluated
-        fill_label=17,
         occupancy="occ3d",
         occupancy_root="data/occ3d/gts",
         occupancy_mask="camera",
     ),
-    loss=LossConfig(lovasz_input="voxel", ce_input="voxel"),
-    optim=OptimConfig(lr=2e-4, weight_decay=0.01, backbone_lr_mult=0.1, clip_norm=35.0),
-    train=TrainConfig(epochs=24, print_every=50, load_from="ckpts/r101_dcn_fcos3d_pretrain.pth"),
 )

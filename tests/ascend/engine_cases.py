@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from afresh import forget_kernels
 from small import CPU, PUBLISHED, shrunk, trained
 
 from tpvformer import ops
@@ -48,11 +49,11 @@ def test_half_precision_scales_its_loss_and_a_batch_that_overflows_changes_nothi
     stepper = Stepper(layer, OptimConfig(), NPU, "fp16")
     assert stepper.scaler is not None
     x = torch.ones(2, 4).to(NPU)
-    stepper.clear()
+    stepper.zero_grad()
     stepper.backward(layer(x).sum())
     assert float(stepper.update()) == pytest.approx(float(torch.full((20,), 2.0).norm()))  # unscaled before clipping
     before, scale = layer.weight.cpu().clone(), stepper.scaler.get_scale()
-    stepper.clear()
+    stepper.zero_grad()
     stepper.backward(layer(x).sum() * float("inf"))
     stepper.update()
     assert torch.equal(layer.weight.cpu(), before)
@@ -66,7 +67,7 @@ def test_a_parameter_without_a_gradient_is_packed_all_the_same() -> None:
     assert type(stepper.optimizer).__name__ == "NpuFusedAdamW" and len(stepper.optimizer.param_groups) == 2
     before = idle.weight.cpu().clone()
     for layer in (used, idle):
-        stepper.clear()
+        stepper.zero_grad()
         stepper.backward(layer(torch.ones(1, 3).to(NPU)).sum())
         stepper.update()
     assert not torch.equal(idle.weight.cpu(), before)
@@ -116,12 +117,12 @@ def test_a_step_that_nothing_was_fused_for_still_waits_for_nothing(tmp_path: Pat
     from torch_npu.card import events
 
     config = shrunk(PUBLISHED[0], tmp_path)
-    ops.npu.forget()
+    forget_kernels()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mx_driving", None)
         npu = trained(config, NPU, tmp_path / "npu", patch)
         assert sorted(ops.npu.find_all()) == sorted(ops.npu.NAMES)
-    ops.npu.forget()
+    forget_kernels()
     assert npu["losses"][0] > 0 and events
     for noted in npu["steps"]:
         assert [event.what for event in noted if event.kind in ("wait", "double")] == []

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_npu
+from afresh import forget_kernels
 from torch import Tensor
 
 from tpvformer.ops import npu, reference
@@ -33,7 +34,7 @@ CALLS = [
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TPVFORMER_OPS", raising=False)
-    npu.forget()
+    forget_kernels()
     del torch_npu.calls[:]
 
 
@@ -281,7 +282,7 @@ def test_one_missing_name_does_not_cost_the_others(monkeypatch) -> None:
 
     holder = sys.modules["mx_driving.fused"] if SDK == "6.0.0" else mx_driving
     npu.find_all()
-    npu.forget()
+    forget_kernels()
     monkeypatch.delattr(holder, "npu_add_relu")
     if SDK != "6.0.0":
         monkeypatch.setitem(sys.modules, "mx_driving.fused", None)  # the fallback name is looked for there

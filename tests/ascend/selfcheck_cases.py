@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+from afresh import forget_kernels
 from small import PUBLISHED, ROOT, shrunk
 
 from tpvformer import ops
@@ -24,7 +25,7 @@ from tpvformer.engine.selfcheck.run import selfcheck
 def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TPVFORMER_OPS", raising=False)
     monkeypatch.setenv("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
-    ops.npu.forget()
+    forget_kernels()
 
 
 def small_config(tmp_path: Path) -> Config:

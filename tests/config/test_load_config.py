@@ -62,6 +62,24 @@ def test_every_config_loads_and_says_how_it_was_run(file: Path) -> None:
     assert all(f"\n{word}" in header for word in ("command", "hardware", "time", "number"))
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.py")), ids=lambda file: file.stem)
+def test_every_config_has_the_recorded_values(file: Path) -> None:
+    """shipped.json holds ``asdict`` of each, written when every published configuration was spelled out."""
+    recorded = json.loads((GOLDEN / "shipped.json").read_text())[file.stem]
+    values = json.loads(json.dumps(asdict(load_config(file))))
+    assert values["loss"].pop("class_weights") == pytest.approx(recorded["loss"].pop("class_weights"), rel=1e-12)
+    assert values == recorded
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("tpv*.py")), ids=lambda file: file.stem)
+def test_a_copy_alone_is_the_same(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published configurations are made from shipped ones, not from what the working directory holds by their names."""
+    write(tmp_path, "config/tpv_lidarseg_dim64.py", "max_epochs = 1\n")
+    write(tmp_path, "config/tpv04_occupancy.py", "max_epochs = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(write(tmp_path, f"mine/{file.name}", file.read_text())) == load_config(file)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_the_reference_s_structure_becomes_the_same_numbers(name: str) -> None:
     assert_numbers(from_reference(tree(name), name, "x.py"), json.loads((GOLDEN / f"{name}.json").read_text()))

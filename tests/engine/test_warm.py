@@ -28,7 +28,7 @@ config = load_config(sys.argv[1])
 world, device, _ = run.enter("cpu")
 job = run.build(config, Path(sys.argv[2]), world, device, RunLog(None, world.is_main), 1)
 before = compiling.compiled()
-train.fit(job)
+train.run_epochs(job)
 print("COMPILED", world.rank, before, compiling.compiled() - before, flush=True)
 run.distributed.stop()
 """

@@ -35,7 +35,8 @@ from tpvformer.data.nuscenes.infos.build import build  # noqa: E402
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors  # noqa: E402
 from tpvformer.data.nuscenes.lidarseg import LabelFiles  # noqa: E402
 from tpvformer.data.nuscenes.occupancy import OccupancyLabels  # noqa: E402
-from tpvformer.data.nuscenes.reader import read_labels, read_scan  # noqa: E402
+from tpvformer.data.nuscenes.reader import read_labels  # noqa: E402
+from tpvformer.data.scans.read import read_cloud  # noqa: E402
 from tpvformer.data.street.write import write_dataset  # noqa: E402
 from tpvformer.data.types import DataError  # noqa: E402
 from tpvformer.engine.checkpoint import files as store  # noqa: E402
@@ -149,7 +150,7 @@ READERS: Dict[str, Callable[[Path, Dict[str, bytes]], Any]] = {
     "weights.pth": lambda path, _: load_weights(TPVFormer(MODEL), path),
     "labels.npz": lambda path, _: read_dense("occ3d", path),
     "labels.npy": lambda path, _: read_dense("surroundocc", path),
-    "scan.bin": lambda path, _: read_scan(path, "token"),
+    "scan.bin": lambda path, _: read_cloud(path, "token"),
     "lidarseg.bin": lambda path, _: read_labels(path, path, "token", 9, 32),
     "lidarseg.json": read_tables,
     "sample_data.json": read_tables,

@@ -11,7 +11,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.config import DataConfig
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
-from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
+from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
 from tpvformer.untrusted.pickle import load_pickle
 
 Info = Dict[str, Any]
@@ -111,6 +111,21 @@ def tensors(infos: Sequence[Info], path: Path) -> None:
     tokens, stamps = [info["token"] for info in infos], np.zeros(count, np.int64)
     made = Infos("v1.0-mini", cameras, tokens, [""] * count, stamps, scans, images, intrinsics, none, sweeps)
     write_tensors(made, path)
+
+
+def columns_of(file: TensorFile) -> Dict[str, Any]:
+    """Every column of a file of ours, by its name. Raises DataError where one is damaged."""
+    count, cameras = file.count, len(file.cameras)
+    columns: Dict[str, Any] = {name: file.text(name, count) for name in ("tokens", "scenes")}
+    columns["timestamps"] = file.array("timestamps", count)
+    columns["intrinsics"] = file.array("intrinsics", count, cameras, 3, 3)
+    for name, rows in (("scans", count), ("images", count * cameras)):
+        shapes = {"timestamps": (), "sensor2ego": (7,), "ego2global": (7,), "rotation": (3, 3), "translation": (3,)}
+        columns[name] = {
+            **{part: file.text(f"{name}.{part}", rows) for part in ("tokens", "files")},
+            **{part: file.array(f"{name}.{part}", rows, *shape) for part, shape in shapes.items()},
+        }
+    return columns
 
 
 def write_layout(cfg: DataConfig, layout: str, folder: Path, order: Optional[Sequence[str]] = None) -> Path:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Dict, Tuple
 
 from tpvformer.compat.mmcv_node import Node
 from tpvformer.config import BackboneConfig, GridConfig, ModelConfig
+from tpvformer.config.sections import Layer, ViewAttention
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_ORDERS = {
+_ORDERS: Dict[Tuple[str, ...], Layer] = {
     ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"): "self_cross",
     ("self_attn", "norm", "ffn", "norm"): "self",
 }
-_POSITION_TYPES = {"CustomPositionalEncoding": "cross_view", "LearnedPositionalEncoding": "hw"}
+_POSITION_TYPES: Dict[str, ViewAttention] = {
+    "CustomPositionalEncoding": "cross_view",
+    "LearnedPositionalEncoding": "hw",
+}
 _GRID = {"tpv_h": "h", "tpv_w": "w", "tpv_z": "z"}
 _FIELDS = (
     *("num_classes", "num_cams", "num_levels", "dim", "ffn_dim", "decoder_dim", "image_heads", "plane_heads"),
@@ -95,7 +99,7 @@ def _aggregator(node: Node) -> None:
     node.done()
 
 
-def _head(node: Node) -> Tuple[str, Tuple[str, ...]]:
+def _head(node: Node) -> Tuple[ViewAttention, Tuple[Layer, ...]]:
     """(view_attn, layers)."""
     node.expect("type", "TPVFormerHead")
     node.note(**_GRID, pc_range="pc_range", embed_dims="dim")
@@ -107,7 +111,7 @@ def _head(node: Node) -> Tuple[str, Tuple[str, ...]]:
     return view_attn, layers
 
 
-def _position(node: Node) -> str:
+def _position(node: Node) -> ViewAttention:
     kind = node.take("type")
     if kind not in _POSITION_TYPES:
         node.refuse("type", kind, " or ".join(_POSITION_TYPES))
@@ -122,7 +126,7 @@ def _position(node: Node) -> str:
     return view_attn
 
 
-def _encoder(node: Node, view_attn: str) -> Tuple[str, ...]:
+def _encoder(node: Node, view_attn: ViewAttention) -> Tuple[Layer, ...]:
     node.expect("type", "TPVFormerEncoder")
     node.note(**_GRID, pc_range="pc_range", num_points_in_pillar="pillar_anchors")
     node.expect("return_intermediate", False)
@@ -142,7 +146,7 @@ def _encoder(node: Node, view_attn: str) -> Tuple[str, ...]:
     return kinds
 
 
-def _layer(node: Node, view_attn: str) -> str:
+def _layer(node: Node, view_attn: ViewAttention) -> Layer:
     node.expect("type", "TPVFormerLayer")
     node.note(**_GRID, feedforward_channels="ffn_dim")
     node.expect("ffn_dropout", _DROPOUT)
@@ -160,7 +164,7 @@ def _layer(node: Node, view_attn: str) -> str:
     return _ORDERS[order]
 
 
-def _plane_attention(node: Node, view_attn: str) -> None:
+def _plane_attention(node: Node, view_attn: ViewAttention) -> None:
     node.expect("type", "TPVCrossViewHybridAttention")
     node.note(**_GRID, embed_dims="dim")
     node.expect("batch_first", True, False)  # the layer sets it; it names a tensor order, not a number

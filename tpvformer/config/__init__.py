@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hi
 from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
 from tpvformer.config.ranges import short
 from tpvformer.config.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from tpvformer.config.words import plain
 from tpvformer.labels import LABEL_MAPS
 from tpvformer.untrusted.names import is_file_name
 from tpvformer.untrusted.text import TextError, parse_yaml
@@ -152,6 +153,7 @@ def _assign(node: Dict[str, Any], kind: Any, path: str, value: Any) -> None:
 
 
 def _coerce(value: Any, kind: Any, where: str) -> Any:
+    kind = plain(kind)  # the section checks the words
     if get_origin(kind) is Union:  # Optional[...]
         if value is None:
             return None

@@ -7,13 +7,15 @@ y left, z up) unless a field says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, Literal, NamedTuple, Tuple
 
 from tpvformer.config.ranges import check_grid, check_section
+from tpvformer.config.words import check_words
 from tpvformer.errors import ConfigError
-from tpvformer.untrusted.names import short
 
-__all__ = ["OCCUPANCY_GRIDS", "ConfigError", "GridConfig", "OccupancyGrid"]
+__all__ = ["OCCUPANCY_GRIDS", "Axes", "ConfigError", "GridConfig", "OccupancyGrid"]
+
+Axes = Literal["lidar", "ego"]  # "ego": x forward, y left, z up, on the ground under the rear axle
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,12 @@ class GridConfig:
     scale_h: int = 1
     scale_z: int = 1
     pc_range: Tuple[float, ...] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # x0, y0, z0, x1, y1, z1
-    frame: str = "lidar"  # whose axes: "lidar", or "ego" (x forward, y left, z up, on the ground under the rear axle)
+    frame: Axes = "lidar"
 
     def __post_init__(self) -> None:
         check_section("model.grid", self)
         check_grid(self)
-        if self.frame not in ("lidar", "ego"):
-            raise ConfigError(f"model.grid.frame is {short(self.frame)}; expected 'lidar' or 'ego'")
+        check_words("model.grid", self)
 
     @property
     def plane_shapes(self) -> Tuple[Tuple[int, int], ...]:
@@ -66,7 +67,7 @@ class OccupancyGrid(NamedTuple):
 
     shape: Tuple[int, int, int]
     pc_range: Tuple[float, ...]
-    frame: str
+    frame: Axes
     classes: int  # free space among them
     empty: int  # the class of free space
 

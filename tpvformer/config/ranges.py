@@ -6,12 +6,11 @@ memory, or make kernels access memory outside their arrays.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
-import re
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union, get_args, get_origin
 
+from tpvformer.config.words import plain, types_of
 from tpvformer.errors import ConfigError
 from tpvformer.untrusted.names import has_unseen, short
 
@@ -85,34 +84,31 @@ RANGES: Dict[str, Range] = {
     "train.hang_minutes": Range(0, _MANY),
     "train.writers": Range(0, 0, (0, 8)),
 }
-_LIST = re.compile(r"Tuple\[(\w+), \.\.\.\]")
-_OPTIONAL = re.compile(r"Optional\[(\w+)\]")
-_WORDS = {"int": "a whole number", "float": "a finite number", "str": "a text", "bool": "true or false"}
+_EXPECTED = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def check_section(section: str, value: Any) -> None:
     """Raise ConfigError for the first field of a section whose value is of another type or outside of its range."""
-    for field in dataclasses.fields(value):
-        _check_field(f"{section}.{field.name}", getattr(value, field.name), str(field.type))
+    for name, kind in types_of(type(value)).items():
+        _check_field(f"{section}.{name}", getattr(value, name), kind)
 
 
-def _check_field(name: str, value: Any, kind: str) -> None:
-    optional, many = _OPTIONAL.fullmatch(kind), _LIST.fullmatch(kind)
-    bounds = RANGES.get(name)
-    if optional is not None:
+def _check_field(name: str, value: Any, kind: Any) -> None:
+    bounds, kind = RANGES.get(name), plain(kind)
+    if get_origin(kind) is Union:  # Optional[...]
         if value is not None:
-            _check_field(name, value, optional[1])
-    elif many is not None:
-        _check_list(name, value, many[1], bounds)
-    elif kind in _WORDS:
+            _check_field(name, value, get_args(kind)[0])
+    elif get_origin(kind) is tuple:
+        _check_list(name, value, plain(get_args(kind)[0]), bounds)
+    elif kind in _EXPECTED:
         _check_value(name, value, value, kind, bounds)
-    elif type(value).__name__ != kind:
-        raise ConfigError(f"{name} is {short(value)}; expected a {kind}")
+    elif type(value) is not kind:
+        raise ConfigError(f"{name} is {short(value)}; expected a {kind.__name__}")
 
 
-def _check_list(name: str, value: Any, kind: str, bounds: Optional[Range]) -> None:
+def _check_list(name: str, value: Any, kind: Any, bounds: Optional[Range]) -> None:
     least, most = (0, _LONGEST) if bounds is None else bounds.length
-    words = _WORDS[kind].split(" ", 1)[1] + "s"
+    words = _EXPECTED[kind].split(" ", 1)[1] + "s"
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{name} is {short(value)}; expected a list of {words}")
     for entry in value:
@@ -122,21 +118,21 @@ def _check_list(name: str, value: Any, kind: str, bounds: Optional[Range]) -> No
         raise ConfigError(f"{name} is {short(value)}; expected {count} {words}")
 
 
-def _check_value(name: str, value: Any, whole: Any, kind: str, bounds: Optional[Range]) -> None:
+def _check_value(name: str, value: Any, whole: Any, kind: Any, bounds: Optional[Range]) -> None:
     """``whole`` is what the message shows: a value, or the list that it stands in."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     fits = {
-        "int": number and isinstance(value, numbers.Integral),
-        "float": number and (isinstance(value, numbers.Integral) or math.isfinite(value)),
-        "str": isinstance(value, str),
-        "bool": isinstance(value, bool),
+        int: number and isinstance(value, numbers.Integral),
+        float: number and (isinstance(value, numbers.Integral) or math.isfinite(value)),
+        str: isinstance(value, str),
+        bool: isinstance(value, bool),
     }[kind]
     if not fits:
-        raise ConfigError(f"{name} is {short(whole)}; expected {_WORDS[kind]}")
-    if kind == "str":
+        raise ConfigError(f"{name} is {short(whole)}; expected {_EXPECTED[kind]}")
+    if kind is str:
         if len(value) > _LONGEST or has_unseen(value):
             raise ConfigError(f"{name} is {short(value)}; expected a text of one line that can be printed")
-    elif kind != "bool" and bounds is not None:
+    elif kind is not bool and bounds is not None:
         _check_number(name, value, whole, bounds)
 
 

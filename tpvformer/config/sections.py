@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple
+from typing import Literal, Optional, Tuple, get_args
 
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.ranges import check_model_size, check_section
+from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
 from tpvformer.labels import LABEL_MAPS
 from tpvformer.untrusted.names import short
 
-
-def _one_of(section: str, **fields: Tuple[str, Tuple[str, ...]]) -> None:
-    for name, (value, known) in fields.items():
-        if value not in known:
-            words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
-            raise ConfigError(f"{section}.{name} is {short(value)}; expected {words}")
+# the fields that are one of a few words; check_words checks them
+Norm = Literal["frozen", "batch"]
+Plane = Literal["hw", "zh", "wz"]
+ViewAttention = Literal["cross_view", "hw"]
+Layer = Literal["self_cross", "self"]
+Format = Literal["nuscenes", "semantickitti"]
+Mask = Literal["", "camera", "lidar"]
+LossInput = Literal["points", "voxel"]
+LovaszInput = Literal["points", "voxel", "none"]
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+Recompute = Literal["none", "cheap", "blocks"]
+OnFault = Literal["stop", "skip"]
+Writer = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,12 @@ class BackboneConfig:
     base_width: int = 64
     dcn_stages: Tuple[int, ...] = (3, 4)
     frozen_stages: int = 1  # 0: the stem learns; 1: stem and stage 1 are fixed
-    norm: str = "frozen"  # "frozen": running statistics, fixed affine (the reference); "batch": ordinary batch norm
+    norm: Norm = "frozen"  # "frozen": running statistics, fixed affine (the reference); "batch": ordinary batch norm
     bn3_init: float = 0.0  # scale of a fresh residual branch; a frozen norm with 0 can only be trained from weights
 
     def __post_init__(self) -> None:
         check_section("model.backbone", self)
-        _one_of("model.backbone", norm=(self.norm, ("frozen", "batch")))
+        check_words("model.backbone", self)
 
     @property
     def out_channels(self) -> Tuple[int, int, int]:
@@ -46,8 +54,8 @@ class ModelConfig:
 
     grid: GridConfig = field(default_factory=GridConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    planes: Tuple[str, ...] = ("hw", "zh", "wz")  # or ("hw",), a bird's-eye view to compare with: view_attn "hw"
-    view_attn: str = "cross_view"
+    planes: Tuple[Plane, ...] = ("hw", "zh", "wz")  # or ("hw",), a bird's-eye view to compare with: view_attn "hw"
+    view_attn: ViewAttention = "cross_view"
     num_classes: int = 17
     num_cams: int = 6
     num_levels: int = 4
@@ -57,7 +65,7 @@ class ModelConfig:
     image_heads: int = 4
     plane_heads: int = 4
     position_dims: Tuple[int, ...] = (24, 24, 16)  # cross_view: channels of h, w, z; hw: of row, column
-    layers: Tuple[str, ...] = ("self_cross",) * 3 + ("self",) * 2
+    layers: Tuple[Layer, ...] = ("self_cross",) * 3 + ("self",) * 2
     pillar_anchors: Tuple[int, ...] = (4, 32, 32)  # image anchors a query of hw, zh, wz has along its pillar
     image_points: Tuple[int, ...] = (4, 32, 32)  # sampling points a level of hw, zh, wz
     plane_points: int = 16  # sampling points a plane
@@ -75,12 +83,12 @@ class ModelConfig:
 
         check_section("model", self)
         need(
-            self.view_attn in ("cross_view", "hw"),
-            f"view_attn is {short(self.view_attn)}; expected 'cross_view' or 'hw'",
+            self.view_attn in get_args(ViewAttention),
+            f"view_attn is {short(self.view_attn)}; expected {either(get_args(ViewAttention))}",
         )
         need(
-            self.planes in (("hw", "zh", "wz"), ("hw",)),
-            f"planes is {short(self.planes)}; expected all of hw, zh, wz in this order, or hw alone",
+            self.planes in (get_args(Plane), get_args(Plane)[:1]),
+            f"planes is {short(self.planes)}; expected all of {', '.join(get_args(Plane))} in this order, or hw alone",
         )
         need(
             self.view_attn == "hw" or len(self.planes) == 3,
@@ -98,8 +106,8 @@ class ModelConfig:
             f"image_points {short(self.image_points)} must be multiples of pillar_anchors {short(self.pillar_anchors)}",
         )
         need(
-            all(kind in ("self_cross", "self") for kind in self.layers),
-            f"layers {short(self.layers)} may hold 'self_cross' and 'self' only",
+            all(kind in get_args(Layer) for kind in self.layers),
+            f"layers {short(self.layers)} may hold {' and '.join(map(repr, get_args(Layer)))} only",
         )
         need(
             self.view_attn == "hw" or self.plane_points % self.plane_anchors == 0,
@@ -116,7 +124,7 @@ class ModelConfig:
 class DataConfig:
     """Configure the data set and its preprocessing. Paths are relative to the working directory, or URLs."""
 
-    format: str = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    format: Format = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
     root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
     version: str = "v1.0-trainval"  # folder of nuScenes' tables
     train_infos: str = "data/nuscenes_infos_train.pkl"
@@ -132,36 +140,30 @@ class DataConfig:
     # dense voxel labels: "occ3d", "surroundocc", "semantickitti"; empty: the majority of a voxel's points
     occupancy: str = ""
     occupancy_root: str = "data/occ3d/gts"  # folder of their files
-    occupancy_mask: str = ""  # voxels that training looks at: "camera", "lidar" (occ3d has these masks), empty: all
+    occupancy_mask: Mask = ""  # voxels that training looks at: "camera", "lidar" (occ3d has these masks), empty: all
     image_scale: float = 1.0
     image_cache: str = ""  # folder for decoded images, 26 MB a sample of nuScenes; empty: decoded each time
     photometric: bool = True
     grid_mask: bool = True
     mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
-    on_bad_sample: str = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
+    on_bad_sample: OnFault = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
     workers: int = 1
 
     def __post_init__(self) -> None:
         check_section("data", self)
-        _one_of(
-            "data", on_bad_sample=(self.on_bad_sample, ("stop", "skip")), label_map=(self.label_map, (*LABEL_MAPS,))
-        )
+        check_words("data", self)
+        if self.label_map not in LABEL_MAPS:
+            raise ConfigError(f"data.label_map is {short(self.label_map)}; expected {either([*LABEL_MAPS])}")
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
                 f"data.occupancy is {short(self.occupancy)}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
             )
-        if self.format not in ("nuscenes", "semantickitti"):
-            raise ConfigError(f"data.format is {short(self.format)}; expected 'nuscenes' or 'semantickitti'")
         kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
         if any(kitti) and not all(kitti):
             raise ConfigError(
                 f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy "
                 f"{short(self.occupancy)}; expected semantickitti in all three or in none"
-            )
-        if self.occupancy_mask not in ("", "camera", "lidar"):
-            raise ConfigError(
-                f"data.occupancy_mask is {short(self.occupancy_mask)}; expected 'camera', 'lidar' or nothing"
             )
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
@@ -184,18 +186,18 @@ class LossConfig:
     """Configure the losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves
     Lovász-softmax out."""
 
-    lovasz_input: str = "points"
-    ce_input: str = "voxel"
+    lovasz_input: LovaszInput = "points"
+    ce_input: LossInput = "voxel"
     class_weights: Tuple[float, ...] = ()  # of cross-entropy on voxels, one a class; empty: all the same
     affinity: bool = False  # the two scene-class affinity losses on voxels; see engine/losses/affinity.py
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
 
     def __post_init__(self) -> None:
         check_section("loss", self)
-        for name, known in (("lovasz_input", ("points", "voxel", "none")), ("ce_input", ("points", "voxel"))):
-            if getattr(self, name) not in known:
-                expected = " or ".join(map(repr, known))
-                raise ConfigError(f"loss.{name} is {short(getattr(self, name))}; expected {expected}")
+        if self.lovasz_input not in get_args(LovaszInput):
+            words = " or ".join(map(repr, get_args(LovaszInput)))
+            raise ConfigError(f"loss.lovasz_input is {short(self.lovasz_input)}; expected {words}")
+        check_words("loss", self)
         if (self.class_weights or self.affinity) and self.ce_input != "voxel":
             raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
 
@@ -225,10 +227,10 @@ class TrainConfig:
     accumulate: int = 1  # batches a step
     # "bf16", "fp16": image network under autocast; geometry, attention and losses stay fp32. fp16 scales the loss.
     # "auto": bf16 where the device multiplies it faster than fp32, else fp32 (docs/train.md)
-    precision: str = "auto"
+    precision: PrecisionSetting = "auto"
     tf32: bool = True  # what stays fp32 may round its factors to TF32, on cards that have it (docs/train.md)
     # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
-    recompute: Optional[str] = None
+    recompute: Optional[Recompute] = None
     # torch.compile of the network in training, of its image part on a CPU; says why where that cannot be had.
     # null: true where launching kernels one by one costs more than running them (docs/verification.md)
     compile: Optional[bool] = None
@@ -239,16 +241,11 @@ class TrainConfig:
     save_every_minutes: float = 10.0
     keep_checkpoints: int = 3  # of the newest ones all are kept, of the older ones those of whole epochs
     # when something goes wrong (docs/resume.md)
-    on_nonfinite: str = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
+    on_nonfinite: OnFault = "stop"  # a loss or gradient that is not finite; or "skip": the step changes no weight
     max_skipped: int = 10  # steps, and bad samples, that a run may leave out
     hang_minutes: float = 30.0  # without a step, until the run writes all stacks and ends; 0: never
-    writers: Tuple[str, ...] = ()  # curves besides metrics.jsonl: "tensorboard", "wandb" (docs/report.md)
+    writers: Tuple[Writer, ...] = ()  # curves besides metrics.jsonl: "tensorboard", "wandb" (docs/report.md)
 
     def __post_init__(self) -> None:
         check_section("train", self)
-        _one_of("train", on_nonfinite=(self.on_nonfinite, ("stop", "skip")))
-        for writer in self.writers:
-            _one_of("train", writers=(writer, ("tensorboard", "wandb")))
-        _one_of("train", precision=(self.precision, ("auto", "fp32", "bf16", "fp16")))
-        if self.recompute not in (None, "none", "cheap", "blocks"):
-            raise ConfigError(f"train.recompute is {short(self.recompute)}; expected 'none', 'cheap', 'blocks' or null")
+        check_words("train", self)

@@ -64,7 +64,6 @@ class Sample:
     keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask keeps; None: no GridMask
     keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask keeps
     lidar2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of the network input
-    image_shape: Tuple[int, int]  # (h, w)
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8

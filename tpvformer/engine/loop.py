@@ -20,7 +20,7 @@ from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import mid_epoch_state, restore_mid_epoch_state
+from tpvformer.engine.checkpoint.resume import capture_mid_epoch_state, restore_mid_epoch_state
 from tpvformer.engine.checkpoint.rng import seed_all
 from tpvformer.engine.checkpoint.saver import Saver
 from tpvformer.engine.checkpoint.state import Progress
@@ -71,7 +71,7 @@ class TrainState:
     saver: Saver
     signals: StopSignals
     sets: Dict[str, str]  # identity of each data set, for checkpoints; see distributed/consistency.py
-    moment: Optional[Dict[str, Any]] = None  # mid-epoch state of the resumed checkpoint, until it is restored
+    mid_epoch_state: Optional[Dict[str, Any]] = None  # of the resumed checkpoint, until it is restored
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,7 +101,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
         for i in range(first, n):
             # learning rate of this step
             set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
-            stepper.clear()
+            stepper.zero_grad()
             step_loss = torch.zeros((), device=run.device)
             tokens: List[str] = []
             where = f"epoch {epoch} iteration {i}"
@@ -125,7 +125,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
                 run.losses.add(where, tokens, step_loss)
                 stepper.step()
             else:
-                stepper.leave_out()
+                stepper.skip()
                 run.progress.skipped_steps += 1
             keep_freed_memory(run.device.type)
             run.progress.global_iter += 1
@@ -169,9 +169,9 @@ def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
     run.losses.start_epoch()
     run.clock.start_epoch()
     batches = on_device(timed(iter(run.train_loader), run.clock), run.device)
-    if start and run.moment is not None:
-        restore_mid_epoch_state(run.moment, run.losses, run.world, run.device, [seed, epoch, start])
-    run.moment = None
+    if start and run.mid_epoch_state is not None:
+        restore_mid_epoch_state(run.mid_epoch_state, run.losses, run.world, run.device, [seed, epoch, start])
+    run.mid_epoch_state = None
     return start // run.global_batch, batches
 
 
@@ -189,7 +189,7 @@ def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[L
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
 
-def fit(run: TrainState) -> Optional[Evaluation]:
+def run_epochs(run: TrainState) -> Optional[Evaluation]:
     """Train from ``run.progress`` to the last epoch; save and evaluate after each; return the last evaluation."""
     config, progress, result = run.config, run.progress, None
     finished = progress.epoch >= config.train.epochs
@@ -228,21 +228,21 @@ def evaluate_epoch(run: TrainState) -> Evaluation:
         lambda: between_batches(run),
     )
     report(result, run.config, run.log)
-    leader, leading = result.leading
+    name, value = result.primary_metric
     pts, vox = miou(result.pts), miou(result.vox)
-    better = progress.improve(pts, vox, leading)
+    better = progress.improve(pts, vox, value)
     shown = []
     if result.pts is not None:
         shown = [("miou pts", pts, progress.best_val_miou_pts), ("miou vox", vox, progress.best_val_miou_vox)]
-    if leader != "miou_points":
-        shown.append((leader, leading, progress.best_val_leading))
+    if name != "miou_points":
+        shown.append((name, value, progress.best_val_leading))
     for title, score, best in shown:
-        now, record = ("n/a" if value is None else f"{value:.3f}" for value in (score, best))
+        now, record = ("n/a" if number is None else f"{number:.3f}" for number in (score, best))
         run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
     run.log.line(f"Current val loss is {result.loss:.3f}")
     values = result.as_dict(class_names(run.config.data.label_map))
     run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
-    missing = not (run.work_dir / store.BEST).exists() and leading == progress.best_val_leading
+    missing = not (run.work_dir / store.BEST).exists() and value == progress.best_val_leading
     save(run, best=better or missing)
     return result
 
@@ -277,7 +277,7 @@ def write(run: TrainState, name: str, required: bool, best: bool = False) -> str
     failure = ""
     run.watchdog.beat(f"saving {name}")
     # before the first step, the mid-epoch state is still that of the resumed checkpoint
-    now = run.moment or mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
+    now = run.mid_epoch_state or capture_mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
     now = {**now, "precision": run.precision.name}
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})

@@ -6,9 +6,10 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
@@ -19,8 +20,9 @@ from tpvformer.data.loader import make_loader
 from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import MOMENT, ResumePoint, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch
 from tpvformer.engine.checkpoint.saver import Saver
+from tpvformer.engine.checkpoint.schema import MID_EPOCH_KEYS
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.accelerator import (
@@ -32,6 +34,7 @@ from tpvformer.engine.device.accelerator import (
     pin_options,
 )
 from tpvformer.engine.device.compile import compile_network, wanted
+from tpvformer.engine.device.precision import Precision
 from tpvformer.engine.device.precompile import agree_on_threads, warm_up
 from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
 from tpvformer.engine.distributed import collectives as distributed
@@ -39,6 +42,7 @@ from tpvformer.engine.distributed import consistency as same
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.parent import end_with_parent
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
+from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
@@ -47,7 +51,7 @@ from tpvformer.engine.logging import summary, writers
 from tpvformer.engine.logging.environment import environment_info
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter, StepClock
-from tpvformer.engine.loop import TrainState, fit
+from tpvformer.engine.loop import TrainState, run_epochs
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.work_dir.folder import check_name, entered
 from tpvformer.errors import ConfigError
@@ -76,87 +80,28 @@ def train(
     began = time.perf_counter()
     writers.check(config.train.writers)
     check_name(work_dir)
-    world, place, remarks = enter(device, watched=config.train.hang_minutes > 0)
+    world, torch_device, remarks = enter(device, watched=config.train.hang_minutes > 0)
     if deterministic:
-        remarks = remarks + enable_determinism(place)
+        remarks = remarks + enable_determinism(torch_device)
     with entered(work_dir, world):
         same.check_settings(config, resume_from=resume_from, max_steps=max_steps, deterministic=deterministic)
-        return _train(config, work_dir, world, place, remarks, resume_from, max_steps, deterministic, command, began)
-
-
-def _train(
-    config: Config,
-    work_dir: Path,
-    world: World,
-    place: torch.device,
-    remarks: List[str],
-    resume_from: Optional[Path],
-    max_steps: Optional[int],
-    deterministic: bool,
-    command: str,
-    began: float,
-) -> Dict[str, Any]:
-    """Train after the work dir has been locked for this run."""
-    if world.is_main:
-        summary.remove_stale(work_dir)
-        store.remove_partial(work_dir)
-    log = RunLog(work_dir, world.is_main)
-    try:
-        for remark in remarks:
-            log.warn(remark)
-        if deterministic:
-            log.line(f"deterministic algorithms; all random numbers follow from train.seed, {config.train.seed}")
-        origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
-        if origin is not None:
-            config = keep_global_batch(origin, config, world, log)
-        else:
-            _check_start(config, max_steps)
-        with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
-            run = build(config, work_dir, world, place, log, max_steps)
-        start_from(run, origin)
-        if max_steps is None:
-            log.cut(run.progress.global_iter, run.progress.evaluated)
-        _record_start(run, command, began)
-        origin = None  # frees its tensors, which are as large as model and optimiser state
-        signals = run.signals if max_steps is None else contextlib.nullcontext()
-        words = explain_crash(config, run.precision.name, place, lambda: run.watchdog.doing)
-        with contextlib.closing(run.saver), signals, run.watchdog, words:
-            result = fit(run)
-        if run.clock.waiting_share is not None:
-            share = 100 * run.clock.waiting_share
-            log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
-        outcome = summary.summarise(
-            config, world, place, run.progress, run.clock, run.losses.last, result, log, time.perf_counter() - began
-        )
-        outcome.update(run.precision.facts())
-        if world.is_main:
-            summary.write(work_dir, outcome)
-    except Stopped as stopped:
-        log.line(str(stopped))
-        outcome = {}
-    finally:
-        log.close()
-    distributed.stop()
-    return outcome
-
-
-def _record_start(run: TrainState, command: str, began: float) -> None:
-    """Append this start to starts.jsonl: what the process runs, where, since when and from which step.
-
-    ``began`` is the value of ``time.perf_counter`` at the start. Attach the metric writers too, unless ``max_steps`` is
-    set.
-    """
-    log, step = run.log, run.progress.global_iter
-    if log.path is None:
-        return
-    if run.max_steps is None:
-        log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
-    start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
-    start.update(run.precision.facts())
-    past = time.perf_counter() - began
-    around = {**environment_info(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
-    with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**start, **around}) + "\n")
+        _remove_leftovers(work_dir, world)
+        with contextlib.closing(RunLog(work_dir, world.is_main)) as log:
+            _log_start(log, remarks, config, deterministic)
+            try:
+                config, origin = prepare(config, work_dir, world, log, resume_from, max_steps)
+                with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
+                    run = build(config, work_dir, world, torch_device, log, max_steps)
+                start_from(run, origin)
+                del origin  # its tensors are as large as model and optimiser state
+                _record_start(run, command, began)
+                evaluation = fit(run)
+                outcome = finish(run, evaluation, began)
+            except Stopped as stopped:
+                log.line(str(stopped))
+                outcome = {}
+        distributed.stop()
+        return outcome
 
 
 def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List[str]]:
@@ -166,13 +111,151 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
     """
     end_with_parent()
     world = distributed.read_world()
-    place, remarks = pick_device(device, world.local_rank, world.local_size)
-    if place.type == "cpu":
+    chosen, remarks = pick_device(device, world.local_rank, world.local_size)
+    if chosen.type == "cpu":
         agree_on_threads()
-    distributed.start(world, place, watched)
+    distributed.start(world, chosen, watched)
     if world.is_main:
         remarks = remarks + checkout.remarks(Path.cwd())
-    return world, place, remarks
+    return world, chosen, remarks
+
+
+def _remove_leftovers(work_dir: Path, world: World) -> None:
+    """Remove the summary and the incomplete checkpoints of an earlier run."""
+    if world.is_main:
+        summary.remove_stale(work_dir)
+        store.remove_partial(work_dir)
+
+
+def _log_start(log: RunLog, remarks: List[str], config: Config, deterministic: bool) -> None:
+    for remark in remarks:
+        log.warn(remark)
+    if deterministic:
+        log.line(f"deterministic algorithms; all random numbers follow from train.seed, {config.train.seed}")
+
+
+def prepare(
+    config: Config, work_dir: Path, world: World, log: RunLog, resume_from: Optional[Path], max_steps: Optional[int]
+) -> Tuple[Config, Optional[ResumePoint]]:
+    """Return the configuration to train and the checkpoint to resume from, None for a run that starts afresh.
+
+    A resumed run keeps the checkpoint's global batch. Raises ConfigError and CheckpointError.
+    """
+    origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
+    if origin is not None:
+        return keep_global_batch(origin, config, world, log), origin
+    _check_start(config, max_steps)
+    return config, None
+
+
+def _check_start(config: Config, max_steps: Optional[int]) -> None:
+    """Raise ConfigError if the configured weights do not exist, before the data and the model are built."""
+    weights = config.train.load_from
+    if weights is None or max_steps is not None or starting_weights(weights).exists():
+        return
+    raise ConfigError(
+        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
+        "from random weights with --set train.load_from=null"
+    )
+
+
+def build(
+    config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
+) -> TrainState:
+    """Build data sets, loaders, model, optimiser and meters for the start of a run."""
+    chosen = precision.choose_together(config.train.precision, device, world)
+    here = chosen.applied(config)  # the precision in use; config.yaml and checkpoints keep the setting
+    _log_setup(config, world, device, chosen, log)
+    if world.is_main:
+        (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    train_loader, val_loader, sets = build_loaders(config, world, device, log, evaluates=max_steps is None)
+    train_set = cast(FrameDataset, train_loader.dataset)
+    model = _build_compiled(here, train_set, world, device, log)
+    steps = len(train_loader) // config.train.accumulate * config.train.epochs
+    steps = steps if max_steps is None else min(steps, max_steps)
+    return TrainState(
+        config=config,
+        work_dir=work_dir,
+        world=world,
+        device=device,
+        log=log,
+        model=model,
+        sets=sets,
+        parallel=distributed.wrap_ddp(model, world, device),
+        precision=chosen,
+        stepper=Stepper(model, config.optim, device, chosen.name),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        max_steps=max_steps,
+        progress=Progress(),
+        clock=StepClock(min(20, steps // 5)),
+        losses=LossMeter(world),
+        guard=NonFiniteGuard(config, model, train_set, world, device, log),
+        bad_samples=BadSamples(config.train.max_skipped),
+        watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
+        saver=Saver(work_dir, config.train, log),
+        signals=StopSignals(),
+    )
+
+
+def _log_setup(config: Config, world: World, device: torch.device, chosen: Precision, log: RunLog) -> None:
+    """Log what runs where, in which precision, and whether other programs use the cores; set up the precision."""
+    threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
+    log.line(
+        f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed "
+        f"{config.train.seed}, {chosen.name}, batch {config.data.batch_size} x {config.train.accumulate} a process"
+    )
+    precision.begin(chosen, config, device, log)
+    load = load_of_others() if world.is_main and device.type == "cpu" else None
+    if load is not None:
+        log.warn(load)
+
+
+def build_loaders(
+    config: Config, world: World, device: torch.device, log: RunLog, evaluates: bool
+) -> Tuple[DataLoader, Optional[DataLoader], Dict[str, str]]:
+    """Return the training loader, the validation loader (None unless ``evaluates``) and the identity of each data set.
+
+    Raises ConfigError and DataError, in all processes if their data differ.
+    """
+    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
+    train_set = FrameDataset(config.data, grid, "train", seed)
+    check_cameras(train_set, config)
+    if train_set.camera_note:
+        log.line(train_set.camera_note)
+    sets = {same.TRAIN: same.identity(train_set)}
+    data = fit_workers(train_set, config.data, world.local_size, log.warn)
+    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
+    val_loader = None
+    if evaluates:
+        val_set = FrameDataset(config.data, grid, "val", seed)
+        check_cameras(val_set, config)
+        check_same_cameras(train_set, val_set)
+        if val_set.camera_note and val_set.infos != train_set.infos:
+            log.line(val_set.camera_note)
+        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
+        sets[same.VAL] = same.identity(val_set)
+    same.check_data(**sets)
+    if len(train_loader) < config.train.accumulate:
+        raise ConfigError(
+            f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
+        )
+    return train_loader, val_loader, sets
+
+
+def _build_compiled(
+    config: Config, train_set: FrameDataset, world: World, device: torch.device, log: RunLog
+) -> TPVFormer:
+    """Return the model with its kernels checked and compiled, and its network compiled if the configuration asks."""
+    model = build_model(config, device)
+    for remark in check_kernels(model, device):
+        log.warn(remark)
+    warm_up(config, train_set, world, device)
+    if wanted(config.train.compile, device):
+        compile_network(model, device, config.train.accumulate, log.warn)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
+    return model
 
 
 def build_model(config: Config, device: torch.device) -> TPVFormer:
@@ -202,80 +285,6 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
     model.recompute(train.recompute or ("cheap" if device.type == "cpu" and name == "fp32" else "none"))
 
 
-def build(
-    config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
-) -> TrainState:
-    """Build data sets, loaders, model, optimiser and meters for the start of a run."""
-    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
-    chosen = precision.choose_together(config.train.precision, device, world)
-    here = chosen.applied(config)  # the precision in use; config.yaml and checkpoints keep the setting
-    threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
-    log.line(
-        f"{config.name} on {world.size} x {device_name(device)}{threads}, torch {torch.__version__}, seed {seed}, "
-        f"{chosen.name}, batch {config.data.batch_size} x {config.train.accumulate} a process"
-    )
-    precision.begin(chosen, config, device, log)
-    load = load_of_others() if world.is_main and device.type == "cpu" else None
-    if load is not None:
-        log.warn(load)
-    if world.is_main:
-        (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    train_set = FrameDataset(config.data, grid, "train", seed)
-    check_cameras(train_set, config)
-    if train_set.camera_note:
-        log.line(train_set.camera_note)
-    sets = {same.TRAIN: same.identity(train_set)}
-    data = fit_workers(train_set, config.data, world.local_size, log.warn)
-    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
-    val_loader = None
-    if max_steps is None:
-        val_set = FrameDataset(config.data, grid, "val", seed)
-        check_cameras(val_set, config)
-        check_same_cameras(train_set, val_set)
-        if val_set.camera_note and val_set.infos != train_set.infos:
-            log.line(val_set.camera_note)
-        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
-        sets[same.VAL] = same.identity(val_set)
-    same.check_data(**sets)
-    if len(train_loader) < config.train.accumulate:
-        raise ConfigError(
-            f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
-        )
-    steps = len(train_loader) // config.train.accumulate * config.train.epochs
-    steps = steps if max_steps is None else min(steps, max_steps)
-    model = build_model(here, device)
-    for remark in check_kernels(model, device):
-        log.warn(remark)
-    warm_up(here, train_set, world, device)
-    if wanted(config.train.compile, device):
-        compile_network(model, device, config.train.accumulate, log.warn)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
-    return TrainState(
-        config=config,
-        work_dir=work_dir,
-        world=world,
-        device=device,
-        log=log,
-        model=model,
-        sets=sets,
-        parallel=distributed.wrap_ddp(model, world, device),
-        precision=chosen,
-        stepper=Stepper(model, config.optim, device, chosen.name),
-        train_loader=train_loader,
-        val_loader=val_loader,
-        max_steps=max_steps,
-        progress=Progress(),
-        clock=StepClock(min(20, steps // 5)),
-        losses=LossMeter(world),
-        guard=NonFiniteGuard(config, model, train_set, world, device, log),
-        bad_samples=BadSamples(config.train.max_skipped),
-        watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
-        saver=Saver(work_dir, config.train, log),
-        signals=StopSignals(),
-    )
-
-
 def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
     """Resume from a checkpoint, or load the configured weights, or keep the random ones."""
     config, log = run.config, run.log
@@ -283,7 +292,7 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
         path, content = origin
         same.check_resumed(content, path, run.sets, log)
         run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
-        run.moment = {name: content[name] for name in MOMENT if name in content}
+        run.mid_epoch_state = {name: content[name] for name in MID_EPOCH_KEYS if name in content}
         log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
         if changed:
             log.warn(f"this run's settings differ from the checkpoint's: {changed}")
@@ -306,17 +315,6 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
         log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
 
 
-def _check_start(config: Config, max_steps: Optional[int]) -> None:
-    """Raise ConfigError if the configured weights do not exist, before the data and the model are built."""
-    weights = config.train.load_from
-    if weights is None or max_steps is not None or starting_weights(weights).exists():
-        return
-    raise ConfigError(
-        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
-        "from random weights with --set train.load_from=null"
-    )
-
-
 def _warn_dead_backbone(run: TrainState) -> None:
     """Warn of a random backbone whose frozen norms have scale 0: its residual blocks cannot learn."""
     backbone = run.config.model.backbone
@@ -325,3 +323,50 @@ def _warn_dead_backbone(run: TrainState) -> None:
             "the backbone starts from random weights with frozen norms whose residual scale is 0, so its blocks cannot "
             "learn; set model.backbone.norm=batch and model.backbone.bn3_init=0.2, or train.load_from"
         )
+
+
+def _record_start(run: TrainState, command: str, began: float) -> None:
+    """Append this start to starts.jsonl: what the process runs, where, since when and from which step.
+
+    ``began`` is the value of ``time.perf_counter`` at the start. Unless ``max_steps`` is set, remove the records that
+    the run repeats, and attach the metric writers.
+    """
+    log, step = run.log, run.progress.global_iter
+    if log.path is None:
+        return
+    if run.max_steps is None:
+        log.cut(step, run.progress.evaluated)
+        log.attach(writers.Writers(run.config, run.work_dir, step, log.warn))
+    start = {"run": log.path.stem, "step": step, "max_steps": run.max_steps, "world_size": run.world.size}
+    start.update(run.precision.facts())
+    past = time.perf_counter() - began
+    around = {**environment_info(run.device, "tpvformer", past), "command": command, "tpvformer": __version__}
+    with (run.work_dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**start, **around}) + "\n")
+
+
+def fit(run: TrainState) -> Optional[Evaluation]:
+    """Train and evaluate under the watchdog and the signal handlers; return the last evaluation.
+
+    Raises Stopped after a signal to stop, and RunEnded for crashes with outside causes.
+    """
+    signals = run.signals if run.max_steps is None else contextlib.nullcontext()
+    explained = explain_crash(run.config, run.precision.name, run.device, lambda: run.watchdog.doing)
+    with contextlib.closing(run.saver), signals, run.watchdog, explained:
+        evaluation = run_epochs(run)
+    if run.clock.waiting_share is not None:
+        share = 100 * run.clock.waiting_share
+        run.log.line(f"{100 - share:.1f} % of the steps' time went by computing, {share:.1f} % waiting for data")
+    return evaluation
+
+
+def finish(run: TrainState, evaluation: Optional[Evaluation], began: float) -> Dict[str, Any]:
+    """Return the summary of the run and write it to the work dir. ``began``: see ``_record_start``."""
+    duration = time.perf_counter() - began
+    outcome = summary.summarise(
+        run.config, run.world, run.device, run.progress, run.clock, run.losses.last, evaluation, run.log, duration
+    )
+    outcome.update(run.precision.facts())
+    if run.world.is_main:
+        summary.write(run.work_dir, outcome)
+    return outcome

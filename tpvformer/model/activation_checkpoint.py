@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, get_args
 
 import torch
 from torch import Tensor
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
-MODES = ("none", "cheap", "blocks")  # see TPVFormer.recompute
+from tpvformer.config.sections import Recompute
+
+MODES = get_args(Recompute)  # see TPVFormer.recompute
 
 
 def checkpoint_all(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -80,13 +80,6 @@ def find_all() -> Dict[str, str]:
     return {name: _missing[name] for name in NAMES if find(name) is None}
 
 
-def forget() -> None:
-    """Clear the cached kernels and device tensors."""
-    find.cache_clear()
-    _levels.cache_clear()
-    _missing.clear()
-
-
 def _kernel(name: str, problem: Optional[str]) -> Optional[Callable[..., Tensor]]:
     """Return the kernel, or None if this case has a ``problem``. Raises OpsError if TPVFORMER_OPS forces the kernel."""
     kernel = None if problem is not None else find(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Mapping, Optional, Tuple, get_args
 
 from tpvformer.data.types import Frame, Sample  # and PyTorch, before OpenCV: see "static TLS" in docs/ascend.md
 
@@ -11,6 +11,8 @@ from tpvformer.data.types import Frame, Sample  # and PyTorch, before OpenCV: se
 import cv2
 import numpy as np
 
+from tpvformer.config.grids import Axes
+from tpvformer.config.words import either
 from tpvformer.data.transforms import frame_of_grid, transform_points
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
@@ -128,8 +130,8 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
     if not (pc_range[:3] < pc_range[3:]).all():
         raise DataError(f"{path}: pc_range is {pc_range.tolist()}; expected low x, y, z, then higher x, y, z")
     frame = arrays.text("frame", "lidar")
-    if frame not in ("lidar", "ego"):
-        raise DataError(f"{path}: frame is {frame[:40]!r}; expected 'lidar' or 'ego'")
+    if frame not in get_args(Axes):
+        raise DataError(f"{path}: frame is {frame[:40]!r}; expected {either(get_args(Axes))}")
     points = arrays.take("points", "numbers", (None, 3), np.empty((0, 3))).astype(np.float32)
     if len(points) > MAX_POINTS:
         raise DataError(f"{path}: holds {len(points)} points; expected {MAX_POINTS} at most")

@@ -25,8 +25,8 @@ from tpvformer.data.images.letterbox import canvas_size, fitted
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
-from tpvformer.data.nuscenes.reader import read_scan
 from tpvformer.data.rig.read import NUSCENES_LIDAR
+from tpvformer.data.scans.read import read_cloud
 from tpvformer.engine import train as run
 from tpvformer.engine.forward import predict
 from tpvformer.errors import ConfigError, DataError
@@ -245,16 +245,16 @@ def test_scans_of_other_layouts(tmp_path: Path) -> None:
     cloud.tofile(tmp_path / "a.bin")
     np.save(tmp_path / "a.npy", cloud.astype(np.float64))
     for path, columns in ((tmp_path / "a.bin", 6), (tmp_path / "a.npy", 5)):
-        np.testing.assert_array_equal(read_scan(path, "t", columns), cloud[:, :3])
+        np.testing.assert_array_equal(read_cloud(path, "t", columns).points, cloud[:, :3])
     with pytest.raises(DataError, match=r"expected a multiple of 28 \(float32 x, y, z and 4 more\)"):
-        read_scan(tmp_path / "a.bin", "t", 7)
+        read_cloud(tmp_path / "a.bin", "t", 7)
     for i, wrong in enumerate((np.zeros(3), np.zeros((0, 3)), np.array([["x"] * 3]), np.array([[{}] * 3]))):
         np.save(tmp_path / f"{i}.npy", wrong, allow_pickle=True)
         with pytest.raises(DataError, match="expected an array of numbers with a point a row"):
-            read_scan(tmp_path / f"{i}.npy", "t")
+            read_cloud(tmp_path / f"{i}.npy", "t")
     (tmp_path / "b.npy").write_bytes(b"")
     with pytest.raises(DataError, match="is no array file"):
-        read_scan(tmp_path / "b.npy", "t")
+        read_cloud(tmp_path / "b.npy", "t")
 
 
 def test_the_examples_of_the_documentation_work(tmp_path: Path) -> None:

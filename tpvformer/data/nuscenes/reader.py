@@ -10,7 +10,6 @@ import numpy as np
 
 from tpvformer.data.record import Record
 from tpvformer.data.scans.layout import USUAL as SCAN_COLUMNS
-from tpvformer.data.scans.read import read_cloud
 from tpvformer.errors import DataError
 from tpvformer.files import to_path
 from tpvformer.geometry import lidar_to_image
@@ -18,9 +17,7 @@ from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.names import short
 from tpvformer.untrusted.numpy_files import DAMAGED, damage
 
-__all__ = [
-    "SCAN_COLUMNS", "Record", "lidar_to_image", "read_labels", "read_scan", "resolve",
-]  # fmt: skip
+__all__ = ["SCAN_COLUMNS", "Record", "lidar_to_image", "read_labels", "resolve"]
 
 
 def resolve(stored: str, root: Union[str, Path], token: str) -> Path:
@@ -71,11 +68,6 @@ def _refuse_another_machine(stored: str, root: Union[str, Path], token: str) -> 
             f"sample {token}: its record names {short(stored)}, another storage than data.root ({root}), which is not "
             "asked unless you say so; set data.root to a URL there"
         )
-
-
-def read_scan(path: Path, token: str, columns: Optional[int] = None) -> np.ndarray:
-    """(P, 3) float32, metres, lidar frame: the points of ``read_cloud``, which says how a file is read."""
-    return read_cloud(path, token, columns).points
 
 
 def _panoptic(path: Path, token: str) -> np.ndarray:

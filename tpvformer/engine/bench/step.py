@@ -88,7 +88,7 @@ class StepBench:
             batch = next(self.batches)
             if marks and self.loads:
                 marks.end("decode")
-            self.stepper.clear()
+            self.stepper.zero_grad()
             batch = batch.to(self.device, non_blocking=True)
             prediction = predict(self.model, batch, self.config)
             loss = total_loss(prediction, batch, self.config.loss, self.config.data)

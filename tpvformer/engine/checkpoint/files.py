@@ -1,7 +1,7 @@
 """Write, read and prune the checkpoint files of a work dir.
 
 ``epoch_<n>.pth`` is written after every epoch, ``step_<n>.pth`` in between. ``latest.pth`` links to the newest of both.
-``best.pth`` is a copy of the one with the highest leading metric: point mIoU, or that of dense labels if they are
+``best.pth`` is a copy of the one with the highest primary metric: point mIoU, or that of dense labels if they are
 configured. The content is packed (compat/container.py). Every file is written completely or not at all, has a checksum
 (compat/checksum.py), and survives a power failure once ``write`` has returned.
 """

@@ -19,8 +19,6 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.errors import ConfigError
 
-MOMENT = ("world_size", "global_batch", "losses", "rng")  # keys of the state in the middle of an epoch
-
 
 class ResumePoint(NamedTuple):
     """Hold the checkpoint to resume from."""
@@ -93,7 +91,7 @@ def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: Ru
     return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=changed))
 
 
-def mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: torch.device) -> Dict[str, Any]:
+def capture_mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: torch.device) -> Dict[str, Any]:
     """Return what a checkpoint holds besides weights, optimiser and counters. All processes must call it."""
     losses.read()
     return {
@@ -107,7 +105,7 @@ def mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: 
 def restore_mid_epoch_state(
     content: Dict[str, Any], losses: LossMeter, world: World, device: torch.device, seeds: List[int]
 ) -> None:
-    """Restore a state of ``mid_epoch_state``.
+    """Restore a state of ``capture_mid_epoch_state``.
 
     On another number of processes than at that time, the random numbers start again from ``seeds``.
     """

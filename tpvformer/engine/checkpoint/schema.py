@@ -65,14 +65,14 @@ _CONTENT = fields(
     needed=("config", "epoch", "global_iter"),
 )
 TO_RESUME = ("state_dict", "optimizer")
-_MOMENT = ("world_size", "global_batch", "losses", "rng")
+MID_EPOCH_KEYS = ("world_size", "global_batch", "losses", "rng")  # of the state in the middle of an epoch
 
 
 def check_content(content: Any) -> None:
     """Raise SchemaError for the first value that no run writes."""
     _CONTENT(content, "")
-    missing = [name for name in _MOMENT if name not in content]
-    if missing and len(missing) < len(_MOMENT):
+    missing = [name for name in MID_EPOCH_KEYS if name not in content]
+    if missing and len(missing) < len(MID_EPOCH_KEYS):
         raise SchemaError(f"it has no {missing[0]!r}")
     for name, states in content.get("rng", {}).items():
         if name not in _RNG:

@@ -34,12 +34,12 @@ class Progress:
     bad_samples: int = 0  # replaced by other samples, because they could not be read
     best_val_miou_pts: Optional[float] = None
     best_val_miou_vox: Optional[float] = None
-    best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.leading
+    best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.primary_metric
 
-    def improve(self, pts: Optional[float], vox: Optional[float], leading: Optional[float]) -> bool:
-        """Record the scores of an evaluation; return whether the leading metric is the best so far."""
-        better = _exceeds(leading, self.best_val_leading)
-        self.best_val_leading = leading if better else self.best_val_leading
+    def improve(self, pts: Optional[float], vox: Optional[float], primary: Optional[float]) -> bool:
+        """Record the scores of an evaluation; return whether the primary metric is the best so far."""
+        better = _exceeds(primary, self.best_val_leading)
+        self.best_val_leading = primary if better else self.best_val_leading
         if _exceeds(pts, self.best_val_miou_pts):
             self.best_val_miou_pts = pts
         if _exceeds(vox, self.best_val_miou_vox):
@@ -53,11 +53,15 @@ def _exceeds(value: Optional[float], best: Optional[float]) -> bool:
 
 
 def capture(
-    model: nn.Module, stepper: Stepper, config: Config, progress: Progress, moment: Optional[Dict[str, Any]] = None
+    model: nn.Module,
+    stepper: Stepper,
+    config: Config,
+    progress: Progress,
+    mid_epoch_state: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Copy the content of a checkpoint to the CPU, so that training can continue while it is written.
 
-    The copy takes as much memory as weights and optimiser state. ``moment`` is the state of ``mid_epoch_state``.
+    The copy takes as much memory as weights and optimiser state. ``mid_epoch_state``: see ``capture_mid_epoch_state``.
     """
     content = {
         "format": FORMAT,
@@ -66,7 +70,7 @@ def capture(
         "scaler": None if stepper.scaler is None else stepper.scaler.state_dict(),
         "config": _plain(dataclasses.asdict(config)),
         **dataclasses.asdict(progress),
-        **(moment or {}),
+        **(mid_epoch_state or {}),
     }
     copied: Dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
     return copied
@@ -117,7 +121,7 @@ def resume(
     for group, own in zip(stepper.optimizer.param_groups, settings):
         group.update(own)  # the file gives the moments, the configuration the settings
     progress = Progress(**{f.name: content.get(f.name, f.default) for f in dataclasses.fields(Progress)})
-    if "best_val_leading" not in content:  # files of older versions, whose leading metric is point mIoU
+    if "best_val_leading" not in content:  # files of older versions, whose primary metric is point mIoU
         progress.best_val_leading = progress.best_val_miou_pts
     return progress, difference(stored, config)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WORST = 6  # samples of the highest loss that an evaluation lists
 # metrics that choose the best checkpoint, with their counts; the first available one is used
-_LEADERS = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
+_PRIMARY = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
 _UNIT = 2.0**32  # losses are summed as integers in units of 1 / _UNIT: exact in any order
 
 
@@ -41,7 +41,7 @@ class Evaluation:
     """Hold the scores of points (``pts``) and of the voxels they lie in (``vox``), and the mean loss over samples.
 
     ``pts`` and ``vox`` are None if the data set has no points. ``metrics`` holds all metrics under their full names
-    (metrics/named.py defines them). ``confusion`` holds the counts of the leading metric, [truth][predicted]; ``worst``
+    (metrics/named.py defines them). ``confusion`` holds the counts of the primary metric, [truth][predicted]; ``worst``
     the samples of the highest loss.
     """
 
@@ -59,9 +59,9 @@ class Evaluation:
         return f"Evaluation({', '.join(named)}; loss {self.loss:.3f} over {self.samples} samples)"
 
     @property
-    def leading(self) -> Tuple[str, Optional[float]]:
+    def primary_metric(self) -> Tuple[str, Optional[float]]:
         """Return name and value of the metric that chooses the best checkpoint; those of dense labels come first."""
-        name = leader(self.metrics)
+        name = primary_metric_name(self.metrics)
         return name, self.metrics[name].value if name in self.metrics else miou(self.pts)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
@@ -73,15 +73,15 @@ class Evaluation:
             "vox": None if self.vox is None else self.vox.as_dict(names),
             "scenes": self.scenes,
             "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
-            "leading": self.leading[0],
+            "leading": self.primary_metric[0],
             "confusion": {"classes": list(names), "counts": [list(row) for row in self.confusion]},
             "worst": [{"token": token, "loss": loss} for token, loss in self.worst],
         }
 
 
-def leader(metrics: Mapping[str, Metric]) -> str:
+def primary_metric_name(metrics: Mapping[str, Metric]) -> str:
     """Return the name of the metric that chooses the best checkpoint; those of dense labels come first."""
-    return next((name for name in _LEADERS if name in metrics), "miou_points")
+    return next((name for name in _PRIMARY if name in metrics), "miou_points")
 
 
 def miou(scores: Optional[Scores]) -> Optional[float]:
@@ -146,7 +146,7 @@ def evaluate(
     if data.has_points:
         pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
     metrics = tally.metrics()
-    confusion = tally.confusion(_LEADERS[leader(metrics)]).tolist()
+    confusion = tally.confusion(_PRIMARY[primary_metric_name(metrics)]).tolist()
     worst = worst_of(tokens, torch.cat(each).tolist() if each else [])
     return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst)
 

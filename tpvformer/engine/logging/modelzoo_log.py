@@ -88,7 +88,7 @@ def _speed(summary: Dict[str, Any]) -> str:
 
 
 def _has_points(summary: Dict[str, Any]) -> bool:
-    """Return whether the accuracy is point mIoU; without points it is the leading metric."""
+    """Return whether the accuracy is point mIoU; without points it is the primary metric."""
     return summary["evaluation"] is None or summary["evaluation"].get("pts", {}) is not None
 
 

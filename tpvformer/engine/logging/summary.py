@@ -67,7 +67,7 @@ def summarise(
         "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),
         "best_val_miou_pts": progress.best_val_miou_pts,
         "best_val_miou_vox": progress.best_val_miou_vox,
-        "leading_metric": None if evaluation is None else evaluation.leading[0],  # the one that chooses best.pth
+        "leading_metric": None if evaluation is None else evaluation.primary_metric[0],  # the one that chooses best.pth
         "best_val_leading": progress.best_val_leading,
         "peak_memory_mib": peak_memory_mib(device),
         "duration_s": duration,

@@ -133,7 +133,7 @@ class Writers:
 def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
     """Return the numbers of a record to draw as curves, by names such as "train/loss".
 
-    An evaluation gives the loss, each metric, and the IoU of each class under the leading metric. The result is empty
+    An evaluation gives the loss, each metric, and the IoU of each class under the primary metric. The result is empty
     for records without a step or without curves.
     """
     if kind not in ("train", "eval") or "step" not in values:

@@ -52,7 +52,7 @@ class Stepper:
         self._clip_norm = cfg.clip_norm
         self._packs = keeps_gradients(self.optimizer)
 
-    def clear(self) -> None:
+    def zero_grad(self) -> None:
         """Zero the gradients, before the first backward pass of a step."""
         self.optimizer.zero_grad(set_to_none=not self._packs)
 
@@ -82,9 +82,9 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
-    def leave_out(self) -> None:
+    def skip(self) -> None:
         """Skip the step, after ``clip``: the weights do not change."""
-        self.clear()
+        self.zero_grad()
         if self.scaler is not None:
             self.scaler.update()
 

@@ -63,7 +63,7 @@ def optimiser(device: torch.device) -> Tuple[bool, str]:
         layers = layers.to(place)
         stepper = Stepper(layers, OptimConfig(lr=1e-2), place)
         for _ in range(UPDATES):
-            stepper.clear()
+            stepper.zero_grad()
             slopes = [torch.randn(p.shape, generator=generator).to(place) for p in layers.parameters()]
             parts = [(p * s).sum() for p, s in zip(layers.parameters(), slopes)]
             stepper.backward(torch.stack(parts).sum())

@@ -2,7 +2,8 @@
 
 8 bytes with the header's length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the arrays.
 Text columns are two arrays, the UTF-8 bytes and the end of each text among them. Projections are stored as the network
-takes them, so that reading a split is looking at pages of the file; sweeps are only touched by who asks for them.
+takes them, so that reading a split is looking at pages of the file. Sweeps are left out, because nothing here reads
+them; older files hold them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ def write_tensors(infos: Infos, path: Path) -> None:
         "lidar2img": infos.lidar2img(),
         "intrinsics": infos.intrinsics,
         "timestamps": infos.timestamps,
-        "sweep_start": infos.sweep_start,
         **_text("tokens", infos.tokens),
         **_text("scenes", infos.scenes),
         **_shots("scans", infos.scans),
         **_shots("images", infos.images),
-        **_shots("sweeps", infos.sweeps),
     }
     meta = {"layout": LAYOUT, "version": infos.version, "cameras": json.dumps(infos.cameras)}
     header: Dict[str, Any] = {"__metadata__": meta}
@@ -142,45 +141,14 @@ class TensorFile:
         """(N, C, 4, 4) float64, as Infos.lidar2img."""
         return self.array("lidar2img", self.count, len(self.cameras), 4, 4)
 
-    def infos(self) -> Infos:
-        """Everything; arrays stay views of the file."""
-        cameras = len(self.cameras)
-        start = self.array("sweep_start", self.count + 1)
-        if start[0] != 0 or (np.diff(start) < 0).any():
-            raise self._damaged("its sweeps belong to no samples")
-        return Infos(
-            version=self.version,
-            cameras=self.cameras,
-            tokens=self.text("tokens", self.count),
-            scenes=self.text("scenes", self.count),
-            timestamps=self.array("timestamps", self.count),
-            scans=self._shots("scans", self.count),
-            images=self._shots("images", self.count * cameras),
-            intrinsics=self.array("intrinsics", self.count, cameras, 3, 3),
-            sweeps=self._shots("sweeps", int(start[-1])),
-            sweep_start=start,
-        )
-
-    def _shots(self, name: str, count: int) -> Shots:
-        return Shots(
-            tokens=self.text(f"{name}.tokens", count),
-            files=self.text(f"{name}.files", count),
-            timestamps=self.array(f"{name}.timestamps", count),
-            sensor2ego=self.array(f"{name}.sensor2ego", count, 7),
-            ego2global=self.array(f"{name}.ego2global", count, 7),
-            rotation=self.array(f"{name}.rotation", count, 3, 3),
-            translation=self.array(f"{name}.translation", count, 3),
-        )
-
 
 _TEXTS = (
     "tokens",
     "scenes",
-    *(f"{shots}.{column}" for shots in ("scans", "images", "sweeps") for column in ("tokens", "files")),
+    *(f"{shots}.{column}" for shots in ("scans", "images") for column in ("tokens", "files")),
 )
 _WHOLE_NUMBERS = {
     "timestamps",
-    "sweep_start",
-    *(f"{shots}.timestamps" for shots in ("scans", "images", "sweeps")),
+    *(f"{shots}.timestamps" for shots in ("scans", "images")),
     *(f"{name}.ends" for name in _TEXTS),
 }
