@@ -64,7 +64,7 @@ def test_validation_pipeline_is_the_references(case, scale, atol):
     assert list(images.shape[1:]) == FACTS[case]["shape"][1:]
     assert sample.image_shape == images.shape[3:]
     np.testing.assert_allclose(images[0][[0, 3]], ARRAYS[f"{case}/img"], atol=atol, rtol=0)
-    np.testing.assert_allclose(sample.lidar2img, ARRAYS[f"{case}/lidar2img"].astype(np.float32), rtol=1e-7)
+    np.testing.assert_allclose(sample.grid2img, ARRAYS[f"{case}/lidar2img"].astype(np.float32), rtol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.4567])

@@ -115,7 +115,7 @@ def check_geometry(
     images, lidar2img = frame.pictures(), frame.lidar2img
     if augment:
         sample = dataset.sample(index, augment=True)
-        images, lidar2img = network_view(sample, cfg), sample.lidar2img.numpy() @ frame_of_grid(frame, dataset.grid)
+        images, lidar2img = network_view(sample, cfg), sample.grid2img.numpy() @ frame_of_grid(frame, dataset.grid)
     if len(frame.points):
         classes = classes_of(cfg.label_map)
         picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes)

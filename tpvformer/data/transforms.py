@@ -1,7 +1,7 @@
-"""Convert a Frame to a Sample: draw augmentations, scale lidar2img, voxelize points.
+"""Convert a Frame to a Sample: draw augmentations, compute grid2img, voxelize points.
 
-The model works in the frame of its grid. If this is the ego frame, points are transformed to it and lidar2img is
-multiplied by the inverse of lidar2ego, so that it maps ego metres to pixels. Images are preprocessed later, on the
+The model works in the frame of its grid. If this is the ego frame, points are transformed to it. grid2img is lidar2img
+times the inverse of the transform to that frame, scaled to the network input. Images are preprocessed later, on the
 device (data/images/preprocess.py).
 """
 
@@ -43,7 +43,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
     if grid.frame != "lidar":
         points = transform_points(points, lidar2grid).astype(np.float32)
-    cells = voxelize(points, labels, grid.shape, grid.pc_range, cfg.fill_label, whole=cfg.cells_are_even)
+    cells = voxelize(points, labels, grid.shape, grid.pc_range, cfg.fill_label, divide_by_n=cfg.cells_are_even)
     voxel_labels = cells.labels
     if frame.dense is not None:
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
@@ -60,7 +60,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         photometric=photometric,
         keep_rows=keep_rows,
         keep_columns=keep_columns,
-        lidar2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
+        grid2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
         image_shape=shape,
         grid_index=torch.from_numpy(cells.grid_index),
         point_labels=torch.from_numpy(labels.astype(np.int64)),

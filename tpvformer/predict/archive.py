@@ -41,14 +41,14 @@ def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str,
     grid = config.model.grid
     arrays = {
         "token": np.array(frame.token),
-        "voxels": classes.voxels.astype(np.uint8),
+        "voxels": classes.voxel_labels.astype(np.uint8),
         "confidence": classes.confidence,
         "pc_range": np.array(grid.pc_range),
         "frame": np.array(grid.frame),
         "class_names": np.array(class_names(config.data.label_map)),
     }
     if len(frame.points):
-        arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
+        arrays.update(points=frame.points, point_labels=classes.point_labels.astype(np.uint8))
     return arrays
 
 

@@ -33,16 +33,16 @@ from tpvformer.viz.picture import frame_picture, write_png
 
 @dataclass(frozen=True)
 class FrameClasses:
-    """Hold the classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
+    """Hold the classes of one frame, NumPy: ``point_labels`` (P,), ``voxel_labels`` and ``true_voxels`` (X,Y,Z).
 
-    A lidar segmentation model does not learn free space. ``predict_frame`` sets ``voxels`` to 0 where there is no
+    A lidar segmentation model does not learn free space. ``predict_frame`` sets ``voxel_labels`` to 0 where there is no
     point. ``predict_scene`` gives every voxel its most probable class and the probability of that class.
     """
 
-    points: np.ndarray
-    voxels: np.ndarray
+    point_labels: np.ndarray
+    voxel_labels: np.ndarray
     true_voxels: np.ndarray
-    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was predicted
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxel_labels``; 0 where nothing was predicted
 
 
 def predict_frame(
@@ -67,7 +67,7 @@ def predict_frame(
 class EncodedFrame:
     """Hold the encoded planes of a frame, from which any position is decoded without running the network again.
 
-    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``decided``.
+    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``classify``.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class EncodedFrame:
 
     def classes(self, sample: Sample) -> FrameClasses:
         """Return the classes of the whole grid, and of the points of ``sample``."""
-        return self.decided(self.voxel_logits(), sample)
+        return self.classify(self.voxel_logits(), sample)
 
-    def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
+    def classify(self, logits: Tensor, sample: Sample) -> FrameClasses:
         """Return the classes from given ``voxel_logits``, and those of the points of ``sample``."""
         points = self.points_in(sample.voxel_coords)[sample.point2voxel.to(logits.device)]
         self._marks.end("model")
@@ -117,7 +117,8 @@ def predict_scene(
 ) -> FrameClasses:
     """Predict every voxel of the grid, with or without a point in it.
 
-    Neither labels nor lidar are needed: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    Neither labels nor lidar are needed: without a scan ``point_labels`` is empty and ``true_voxels`` holds
+    data.fill_label.
     """
     return EncodedFrame(model, sample, config, device, marks).classes(sample)
 
@@ -178,10 +179,10 @@ def _draw(
     known = classes_of(config.data.label_map)
     if dataset.has_points:
         labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
-        correct, what = (classes.points == frame.labels)[labelled], "points"
+        correct, what = (classes.point_labels == frame.labels)[labelled], "points"
     else:
         labelled = np.isin(classes.true_voxels, known.evaluated)
-        correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
+        correct, what = (classes.voxel_labels == classes.true_voxels)[labelled], "occupied voxels"
     right = float(correct.mean()) if labelled.any() else 0.0
     title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
     ahead = format_of(dataset.infos, config.data.format).lidar_forward
@@ -191,8 +192,8 @@ def _draw(
         frame.camera_names,
         frame.lidar2img,
         frame.points,
-        classes.points,
-        seen_from_above(classes.voxels, axes),
+        classes.point_labels,
+        seen_from_above(classes.voxel_labels, axes),
         seen_from_above(classes.true_voxels, axes),
         title,
         known,

@@ -87,9 +87,9 @@ class FramePredictions:
             arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))
         write_archive(path, arrays)
         marks.end("postprocess")
-        points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.points)} points"
+        points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.point_labels)} points"
         return (
-            f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {points}, "
+            f"{path}: {'x'.join(map(str, classes.voxel_labels.shape))} voxels, {points}, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
         )
 

@@ -106,8 +106,8 @@ def test_whole_pipeline_to_logits():
     model = TPVFormer(config.model).eval()
     voxels, images = sample.voxel_coords[None], network_images(collate([sample], 0), cfg)
     with torch.no_grad():
-        out = model(images, sample.lidar2img[None], voxels.float(), voxels=voxels)
-        blind = model(torch.zeros_like(images), sample.lidar2img[None], voxels.float(), voxels=voxels)
+        out = model(images, sample.grid2img[None], voxels.float(), voxels=voxels)
+        blind = model(torch.zeros_like(images), sample.grid2img[None], voxels.float(), voxels=voxels)
     assert out.voxel_logits.shape == out.point_logits.shape == (1, 17, len(sample.voxel_coords))
     assert torch.isfinite(out.point_logits).all()
     assert (out.point_logits - blind.point_logits).abs().max() > 1e-3
