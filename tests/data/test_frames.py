@@ -14,7 +14,6 @@ from engine_tools import MODEL
 from rig_tools import THREE, write_images, write_rig
 from tiny_nuscenes import write_tiny
 
-from tpvformer.commands.check_geometry import check_geometry, count_points
 from tpvformer.compat import load_config
 from tpvformer.config import Config, DataConfig
 from tpvformer.data import dataset as dataset_module
@@ -28,6 +27,7 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame
 from tpvformer.predict.archive import archive_arrays
 from tpvformer.predict.encoded_frame import FrameClasses
+from tpvformer.viz.check_geometry import check_geometry, count_points
 
 SOURCES = {
     "pickle infos": ("infos.pkl", "nuscenes"),

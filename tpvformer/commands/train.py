@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     typed = shlex.join(["tpvformer", *args.argv])
     outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
     if outcome and args.max_steps is None:
-        from tpvformer.commands.report import after_training
+        from tpvformer.viz.report.write import after_training
 
         after_training(work_dir, args.device)
     return 0

@@ -67,7 +67,8 @@ def test_check_geometry_counts_and_paints(tmp_path, capsys, expected):
     check_geometry.add_arguments(parser)
     out = tmp_path / "folder" / "geometry.png"
     command = ["--infos", str(INFOS), "--root", str(REAL / "sample"), "--out", str(out)]
-    assert check_geometry.run(parser.parse_args(command)) == 0
+    args = parser.parse_args(command)
+    assert args.run(args) == 0
     printed = capsys.readouterr().out
     for name, count in expected["points_in_image"].items():
         assert f"{name:<16} {count:>6} points" in printed
