@@ -3,6 +3,9 @@
 8 bytes with the header's length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the arrays.
 Text columns are two arrays, the UTF-8 bytes and the end of each text among them. Projections are stored as the network
 takes them, so that reading a split is looking at pages of the file; sweeps are only touched by who asks for them.
+
+``safetensors.numpy`` reads the same layout, but copies every tensor into memory. The parser below maps the file
+instead, so that a file with sweeps costs only the pages that are read.
 """
 
 from __future__ import annotations
