@@ -183,7 +183,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], differs: str) -> int:
-    from tpvformer.predict.encoded_frame import draw_frames
+    from tpvformer.predict.draw import draw_frames
 
     print(f"{differs}, {_PICTURE}", flush=True)
     split = "train" if args.vis_train else "val"

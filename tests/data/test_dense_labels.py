@@ -23,7 +23,7 @@ from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.data.voxels.voxelize import grid_index, voxelize
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import EMPTY
-from tpvformer.predict.encoded_frame import seen_from_above
+from tpvformer.predict.draw import seen_from_above
 from tpvformer.untrusted.pickle import load_pickle
 
 KINDS = ("occ3d", "surroundocc")

@@ -61,7 +61,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _picture(args: argparse.Namespace) -> int:
-    from tpvformer.predict.encoded_frame import draw_frame
+    from tpvformer.predict.draw import draw_frame
 
     print(draw_frame(*read_model(args), args.index, args.out, args.device))
     return 0

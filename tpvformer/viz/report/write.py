@@ -62,7 +62,7 @@ def draw_worst(work_dir: Path, device: str) -> List[str]:
     """
     from tpvformer.data.dataset import FrameDataset
     from tpvformer.engine.checkpoint.files import LATEST
-    from tpvformer.predict.encoded_frame import draw_frames
+    from tpvformer.predict.draw import draw_frames
     from tpvformer.viz.picture import jpeg_of
     from tpvformer.viz.report.read import read_run
 
