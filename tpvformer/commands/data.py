@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tpvformer.commands.parser import text
 from tpvformer.untrusted.names import shown
 
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     infos.add_argument(
         "--prefix",
+        type=text,
         metavar="PREFIX",
         help="put before the file names in the infos; TPVFormer's published loader opens these from its working "
         "directory (default: the root as given)",

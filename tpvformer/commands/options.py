@@ -69,13 +69,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def folder(text: str) -> Path:
-    """Parse a folder name; an empty one, as from an unset shell variable, is an error."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected the name of a folder, but it is empty")
-    return Path(text)
-
-
 def size(text: str) -> Tuple[int, int]:
     """Parse a width and a height."""
     width, x, height = text.partition("x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_device, add_weights, folder, read_model
+from tpvformer.commands.options import add_config, add_device, add_weights, read_model
 from tpvformer.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=int, metavar="N", help="number of a single frame, from 0 (default: all)")
     parser.add_argument("--truth", action="store_true", help="also store the set's labels, for tpvformer view")
     parser.add_argument(
-        "--out", type=folder, default=Path("out"), metavar="DIR", help="folder of <token>.npz (default: %(default)s)"
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of <token>.npz (default: %(default)s)"
     )
     parser.set_defaults(run=_predict)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpvformer.commands.options import add_device, folder
+from tpvformer.commands.options import add_device
 from tpvformer.viz.report.write import PAGE
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``results``."""
-    parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument(
         "--duration", type=float, metavar="SECONDS", help="duration of the run, if the caller has measured it"
     )
@@ -28,7 +28,7 @@ def _results(args: argparse.Namespace) -> int:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
     parser.description = _ABOUT
-    parser.add_argument("--work-dir", type=folder, metavar="DIR", required=True, help="folder of the run")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the work dir)")
     parser.add_argument(
         "--pictures", action="store_true", help="draw the worst frames again, with latest.pth and the data of the run"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tpvformer.commands.options import positive, size
+from tpvformer.commands.parser import text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--occupancy", action="store_true", help="also dense labels, as in Occ3D and SurroundOcc")
     parser.add_argument(
         "--prefix",
+        type=text,
         default="",
         metavar="PREFIX",
         help="put before the file names in the info files, for TPVFormer's published loader, which opens them from its "

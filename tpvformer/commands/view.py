@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tpvformer.commands.parser import text
 from tpvformer.errors import ConfigError
 
 FOLDER, PAGE = Path("out"), "view.html"  # the default folder of predict; the page
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one page with everything, to be opened in a browser (default: {PAGE} beside the first RESULT, if "
         "nothing else is asked for)",
     )
-    parser.add_argument("--title", default="TPVFormer", metavar="TEXT", help="title of the page (default: %(default)s)")
+    parser.add_argument(
+        "--title", type=text, default="TPVFormer", metavar="TEXT", help="title of the page (default: %(default)s)"
+    )
     parser.add_argument("--png", type=Path, metavar="DIR", help="<token>.png a frame: cameras, voxels from two places")
     parser.add_argument("--video", type=Path, metavar="FILE", help="the same pictures as one .gif, .mp4 or .avi")
     parser.add_argument(
