@@ -42,7 +42,8 @@ LAW = {
         ("torch", "safetensors", "yaml", "huggingface_hub"),
     ),
     "engine": (
-        ("engine", "untrusted", "compat", "data", "model", "ops", "config", "errors", "files", "labels", "runtime"),
+        ("engine", "untrusted", "compat", "data", "model", "ops", "config", "runtime")
+        + ("errors", "files", "geometry", "labels"),
         ("torch", "numpy", "rich"),
     ),
     "viz": (
@@ -50,7 +51,7 @@ LAW = {
         ("numpy", "cv2", "PIL", "matplotlib", "rerun"),
     ),
     # two files of viz that draw what other folders hand on: the frames of a data set, a run's worst frames
-    "viz/check_geometry.py": (("viz", "data", "config", "errors", "labels"), ("numpy",)),
+    "viz/check_geometry.py": (("viz", "data", "config", "errors", "geometry", "labels"), ("numpy",)),
     "viz/report/write.py": (
         ("viz", "predict", "engine", "compat", "data", "config", "errors", "files", "labels"),
         (),

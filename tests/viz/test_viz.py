@@ -11,10 +11,10 @@ from tiny_nuscenes import CAMERAS, write_tiny
 
 from tpvformer.commands import check_geometry
 from tpvformer.errors import ConfigError
+from tpvformer.geometry import inside, project
 from tpvformer.labels import COLORS
 from tpvformer.viz.paint import GAP, TILE_WIDTH, paint_points
 from tpvformer.viz.picture import frame_picture, title_of, write_png
-from tpvformer.viz.project import inside, project
 from tpvformer.viz.top_view import voxel_top_view
 
 CAMERA = np.array([[100.0, 320, 0, 0], [0, 180, -100, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # looks along y from the origin

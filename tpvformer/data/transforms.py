@@ -20,6 +20,7 @@ from tpvformer.data.images.preprocess import padded_shape, scaled_shape
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.errors import DataError
+from tpvformer.geometry import transform_points
 
 
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
@@ -93,8 +94,3 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
             "no lidar2ego), which model.grid.frame=ego needs; make the infos again with them, or add it"
         )
     return frame.lidar2ego
-
-
-def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Transform points (P, 3) by a rigid transform (4, 4), float64."""
-    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

@@ -11,9 +11,10 @@ from tpvformer.data.types import Frame, Sample  # and PyTorch, before OpenCV: se
 import cv2
 import numpy as np
 
-from tpvformer.data.transforms import frame_of_grid, transform_points
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
+from tpvformer.geometry import transform_points
 from tpvformer.labels import class_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction

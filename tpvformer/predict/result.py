@@ -12,10 +12,11 @@ import torch
 
 from tpvformer.config import Config
 from tpvformer.data.rig.from_arrays import checked_points
-from tpvformer.data.transforms import frame_of_grid, transform_points
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.engine.logging.phase_timer import PhaseTimer
+from tpvformer.geometry import lattice, transform_points
 from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
 from tpvformer.predict.archive import archive_arrays, frame_prediction, write_archive
@@ -78,8 +79,8 @@ class Result:
         grid = config.model.grid
         logits = scene.voxel_logits()
         self._classes = scene.classify(logits, sample)
-        r = grid.pc_range
-        axes = tuple(r[i] + (np.arange(n) + 0.5) * ((r[i + 3] - r[i]) / n) for i, n in enumerate(grid.shape))
+        low, pitch = lattice(grid.pc_range, grid.shape)
+        axes = tuple(low[i] + (np.arange(n) + 0.5) * pitch[i] for i, n in enumerate(grid.shape))
         self.voxels = Voxels(
             self._classes.voxel_labels.astype(np.uint8),
             logits.float().softmax(0).cpu().numpy(),

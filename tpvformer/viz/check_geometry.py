@@ -26,11 +26,11 @@ from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
 from tpvformer.errors import ConfigError
+from tpvformer.geometry import inside, lattice, project
 from tpvformer.labels import classes_of, raw_to_class
 from tpvformer.viz.ground import paint_ground
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
-from tpvformer.viz.project import inside, project
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.
     """Return centres (P, 3) float32 in metres and classes (P,) of the voxels (X, Y, Z) of an evaluated class."""
     grid = OCCUPANCY_GRIDS[cfg.occupancy]
     cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
-    low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
-    return (low + (cells + 0.5) * (high - low) / grid.shape).astype(np.float32), classes[tuple(cells.T)]
+    low, pitch = lattice(grid.pc_range, grid.shape)
+    return (low + (cells + 0.5) * pitch).astype(np.float32), classes[tuple(cells.T)]
 
 
 def write_picture(out: Union[str, Path], picture: np.ndarray) -> None:

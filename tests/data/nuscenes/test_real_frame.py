@@ -21,8 +21,8 @@ from tpvformer.data.formats import load_infos
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
 from tpvformer.errors import DataError
+from tpvformer.geometry import project
 from tpvformer.model import TPVFormer
-from tpvformer.viz.project import project
 
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 INFOS = REAL / "infos" / "nuscenes_infos_2samples.pkl"

@@ -30,8 +30,8 @@ from tpvformer.data.rig.read import NUSCENES_LIDAR
 from tpvformer.engine import train as run
 from tpvformer.engine.forward import predict
 from tpvformer.errors import ConfigError, DataError
+from tpvformer.geometry import project
 from tpvformer.predict.encoded_frame import predict_scene
-from tpvformer.viz.project import project
 
 pytestmark = pytest.mark.usefixtures("quick")
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))

@@ -16,6 +16,8 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tpvformer.geometry import lattice
+
 
 class Cells(NamedTuple):
     """Hold the result of ``voxelize`` for P points in M occupied cells of an (X, Y, Z) grid."""
@@ -62,9 +64,9 @@ def _lattice(
     voxels: Sequence[int], pc_range: Sequence[float], divide_by_n: bool
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the lower corner (metres), the last index and the pitch (metres) of each axis."""
-    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
     last = np.asarray(voxels, np.int64) - 1
-    return low, last, (high - low) / (last + 1 if divide_by_n else np.maximum(last, 1))
+    low, pitch = lattice(pc_range, last + 1 if divide_by_n else np.maximum(last, 1))
+    return low, last, pitch
 
 
 def grid_index(
