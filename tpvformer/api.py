@@ -196,8 +196,8 @@ class TPVFormer:
         To set the mode of a ``torch.nn.Module`` use ``model.network.train()``. Raises ConfigError, DataError,
         CheckpointError.
         """
-        from tpvformer.commands.report import after_training
         from tpvformer.engine.train import train
+        from tpvformer.viz.report.write import after_training
 
         if config is None or isinstance(config, bool):
             raise ConfigError(

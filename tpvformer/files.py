@@ -41,6 +41,11 @@ def atomic_file(path: Path) -> Generator[BinaryIO, None, None]:
         ) from err
 
 
+def folder_prefix(text: str) -> str:
+    """Return a folder as a prefix of file names, with its final slash."""
+    return text if not text or text.endswith(("/", "\\")) else f"{text}/"
+
+
 @contextmanager
 def gc_paused() -> Generator[None, None, None]:
     """No search for cycles meanwhile: tables and records are trees, and looking through them again and again as they

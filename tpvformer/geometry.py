@@ -1,4 +1,4 @@
-"""Compute rotations, poses and projections of many sensors on a moving vehicle at once.
+"""Compute rotations, poses and projections of many sensors on a moving vehicle at once, and the cells of a grid.
 
 Quaternions are [w, x, y, z]; a pose is stored as seven numbers, translation (metres) before quaternion. ``a2b`` takes
 points of frame a to frame b: p_b = R p_a + t.
@@ -6,10 +6,11 @@ points of frame a to frame b: p_b = R p_a + t.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 
+NEAREST = 1.0  # metres: what is nearer to a camera than this is not drawn or counted
 LARGEST = 1e50  # no projection has such numbers, and products of a few are still finite; false for NaN as well
 
 
@@ -105,3 +106,32 @@ def is_degenerate(lidar2img: np.ndarray) -> np.ndarray:
     # the volume between the rows' directions: 1 for a long lens, about 0.6 for nuScenes' cameras, 0 for a singular one
     volume = np.abs(np.linalg.det(safe)) / np.maximum(lengths.prod(-1), 1e-300)
     return ~finite | (volume < 1e-6)
+
+
+def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Transform points (P, 3) by a rigid transform (4, 4), float64."""
+    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def project(points: np.ndarray, lidar2img: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Project points (P, 3) metres, lidar frame, by lidar2img (4, 4).
+
+    Returns pixels (P, 2) float64 as (u, v), and depth (P,) in metres.
+    """
+    homogeneous = np.concatenate([np.asarray(points, np.float64), np.ones((len(points), 1))], axis=1)
+    a, b, depth = (homogeneous @ np.asarray(lidar2img, np.float64).T)[:, :3].T
+    safe = np.where(depth == 0, np.finfo(np.float64).tiny, depth)
+    with np.errstate(over="ignore"):  # points in the camera's own plane have no pixel; `inside` leaves them out
+        return np.stack([a / safe, b / safe], axis=1), depth
+
+
+def inside(pixels: np.ndarray, depth: np.ndarray, height: float, width: float, nearest: float = NEAREST) -> np.ndarray:
+    """(P,) bool: further than ``nearest`` metres in front of the camera, and 0 <= u < width, 0 <= v < height."""
+    u, v = pixels.T
+    return (depth > nearest) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+
+
+def lattice(pc_range: Sequence[float], cells: Union[Sequence[int], np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the lower corner (3,) and the pitch (3,), metres, of a grid that divides ``pc_range`` into ``cells``."""
+    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
+    return low, (high - low) / np.asarray(cells)

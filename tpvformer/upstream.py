@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable, Dict, Generator, List, Optional, Tuple
 
 from tpvformer import cli
+from tpvformer.commands.parser import FilledParser, text
 from tpvformer.config import Config
 from tpvformer.engine.device.names import ACCEPTED
 from tpvformer.errors import ConfigError
@@ -88,7 +89,7 @@ def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
     about = f"The reference's {name} on the package tpvformer."
     if ours:
         about += f" Other flags are those of 'tpvformer {ours}'."
-    parser = argparse.ArgumentParser(prog=name, description=about)
+    parser = FilledParser(prog=name, description=about)
     parser.add_argument(
         "--py-config", "--py_config", default="config/tpv_lidarseg.py", help="configuration (default: %(default)s)"
     )
@@ -96,11 +97,15 @@ def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
     if ours:
         parser.add_argument("--processes", type=int, help="processes to start (default: one a visible card, else one)")
     if name == "train.py":
-        parser.add_argument("--work-dir", "--work_dir", help="where the run is written (default: out/<configuration>)")
-        parser.add_argument("--resume-from", default="", help="checkpoint (default: latest.pth of the work dir)")
-        parser.add_argument("--max-epochs", help="instead of the configuration's")
+        parser.add_argument(
+            "--work-dir", "--work_dir", type=text, help="where the run is written (default: out/<configuration>)"
+        )
+        parser.add_argument(
+            "--resume-from", type=text, default="", help="checkpoint (default: latest.pth of the work dir)"
+        )
+        parser.add_argument("--max-epochs", type=text, help="instead of the configuration's")
         return parser.parse_known_args(argv)
-    parser.add_argument("--work-dir", "--work_dir", help="accepted; nothing is written there")
+    parser.add_argument("--work-dir", "--work_dir", type=text, help="accepted; nothing is written there")
     parser.add_argument("--ckpt-path", required=True, help="weights: the reference's or ours")
     if ours:
         return parser.parse_known_args(argv)
@@ -183,7 +188,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _draw(args: argparse.Namespace, config: Config, frames: Dict[Path, int], differs: str) -> int:
-    from tpvformer.predict.encoded_frame import draw_frames
+    from tpvformer.predict.draw import draw_frames
 
     print(f"{differs}, {_PICTURE}", flush=True)
     split = "train" if args.vis_train else "val"

@@ -194,10 +194,10 @@ def test_frame_classes_agree_with_each_other(place: Path) -> None:
     dataset = FrameDataset(config.data, config.model.grid, "val", 0)
     classes = predict.predict_frame(tiny_model(), dataset, 1, config, torch.device("cpu"))
     sample = dataset[1]
-    assert classes.points.shape == (POINTS[1],)
-    assert classes.voxels.shape == classes.true_voxels.shape == config.model.grid.shape
+    assert classes.point_labels.shape == (POINTS[1],)
+    assert classes.voxel_labels.shape == classes.true_voxels.shape == config.model.grid.shape
     free = np.ones(config.model.grid.shape, bool)
     free[tuple(sample.voxel_coords.numpy().T)] = False
-    assert not classes.voxels[free].any()
-    rows = {int(r): c for r, c in zip(sample.point2voxel, classes.points)}
-    assert all(classes.points[i] == rows[int(r)] for i, r in enumerate(sample.point2voxel))
+    assert not classes.voxel_labels[free].any()
+    rows = {int(r): c for r, c in zip(sample.point2voxel, classes.point_labels)}
+    assert all(classes.point_labels[i] == rows[int(r)] for i, r in enumerate(sample.point2voxel))

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from tpvformer import TPVFormer
 from tpvformer.cli import _parser, main
-from tpvformer.commands import demo
 from tpvformer.compat import CheckpointError, load_config
 from tpvformer.compat.pretrained import find_weights
+from tpvformer.predict import demo
 from tpvformer.predict.read_results import read_result
 from tpvformer.runtime.compiling import can_keep
 

@@ -13,8 +13,8 @@ from engine_tools import environment
 
 from tpvformer import ops
 from tpvformer.cli import _parser, main
-from tpvformer.commands import doctor
 from tpvformer.commands.tour import TOUR
+from tpvformer.engine.selfcheck import doctor
 from tpvformer.runtime import processor
 
 

@@ -13,6 +13,7 @@ from engine_tools import CPU, POINTS, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import _parser, main
+from tpvformer.commands.parser import text
 from tpvformer.engine.checkpoint.state import Progress, capture
 from tpvformer.engine.optim import Stepper
 
@@ -75,6 +76,30 @@ def test_the_same_word_means_the_same() -> None:
 )
 def test_former_and_underscored_names_are_taken(words: List[str], name: str, value: Any) -> None:
     assert getattr(_parser(words).parse_args(words), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, action) for name, action in SHOWN if action.nargs != 0 and action.type is not text],
+    ids=lambda value: value if isinstance(value, str) else value.dest,
+)
+def test_an_empty_value_is_one_sentence(
+    name: str, option: argparse.Action, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """As from an unset shell variable. To pathlib an empty path is the current folder: nothing may be written there."""
+    monkeypatch.chdir(tmp_path)
+    words = [option.option_strings[0], ""] if option.option_strings else ["", ""]
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), *words])
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (2, "") and said.err.count("\n") == 1
+    assert "but it is empty (" in said.err or "'' is not known; expected" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_texts_that_may_be_empty() -> None:
+    may = sorted(f"{name} {action.option_strings[0]}" for name, action in SHOWN if action.type is text)
+    assert may == ["data infos --prefix", "synth --prefix", "view --title"]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.data.voxels.voxelize import grid_index, voxelize
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import EMPTY
-from tpvformer.predict.encoded_frame import seen_from_above
+from tpvformer.predict.draw import seen_from_above
 from tpvformer.untrusted.pickle import load_pickle
 
 KINDS = ("occ3d", "surroundocc")
@@ -87,7 +87,7 @@ def test_both_kinds_show_one_world(street: Path) -> None:
     cells = np.argwhere(ego.dense.classes == 15)
     places = np.linalg.inv(ego.lidar2ego) @ np.c_[low + (cells + 0.5) * pitch, np.ones(len(cells))].T
     area = OCCUPANCY_GRIDS["surroundocc"]
-    other = grid_index(places[:3].T, area.shape, area.pc_range, whole=True)
+    other = grid_index(places[:3].T, area.shape, area.pc_range, divide_by_n=True)
     found = lidar.dense.classes[tuple(other.T)]
     assert (found != EMPTY).mean() > 0.95
     assert (found == 15).mean() > 0.9
@@ -105,7 +105,7 @@ def test_the_ego_grid_sees_the_same_pixels(street: Path) -> None:
     def pixels(matrices: np.ndarray, places: np.ndarray) -> np.ndarray:
         return np.einsum("nij,pj->npi", matrices, np.c_[places, np.ones(len(places))])
 
-    assert np.allclose(pixels(frame.lidar2img, points), pixels(sample.lidar2img.numpy(), there), atol=2e-2, rtol=1e-4)
+    assert np.allclose(pixels(frame.lidar2img, points), pixels(sample.grid2img.numpy(), there), atol=2e-2, rtol=1e-4)
     assert sample.ray_origins is not None
     assert sample.ray_origins[1].tolist() == pytest.approx([0.943713, 0, 1.84023], abs=1e-5)
     assert (sample.ray_origins.diff(dim=0)[:, 0] > 2).all(), "the drive goes forward, along the ego's x"
@@ -146,9 +146,9 @@ def test_whole_cells_in_both_implementations(monkeypatch) -> None:
     points = np.random.RandomState(0).uniform(-60, 60, (500, 3)).astype(np.float32)
     labels = np.random.RandomState(1).randint(0, 17, 500).astype(np.uint8)
     area = OCCUPANCY_GRIDS["surroundocc"]
-    kernel = voxelize(points, labels, area.shape, area.pc_range, 17, whole=True)
+    kernel = voxelize(points, labels, area.shape, area.pc_range, 17, divide_by_n=True)
     monkeypatch.setattr(module, "_kernel", lambda: None)
-    plain = voxelize(points, labels, area.shape, area.pc_range, 17, whole=True)
+    plain = voxelize(points, labels, area.shape, area.pc_range, 17, divide_by_n=True)
     assert all(np.array_equal(a, b) for a, b in zip(kernel, plain))
     assert grid_index(np.array([[0.1, -0.1, 2.99]]), area.shape, area.pc_range, True).tolist() == [[100, 99, 15]]
     assert grid_index(np.array([[50.0, -50, 3]]), area.shape, area.pc_range, True).tolist() == [[199, 0, 15]]

@@ -14,7 +14,6 @@ from engine_tools import MODEL
 from rig_tools import THREE, write_images, write_rig
 from tiny_nuscenes import write_tiny
 
-from tpvformer.commands.check_geometry import check_geometry, count_points
 from tpvformer.compat import load_config
 from tpvformer.config import Config, DataConfig
 from tpvformer.data import dataset as dataset_module
@@ -28,6 +27,7 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame
 from tpvformer.predict.archive import archive_arrays
 from tpvformer.predict.encoded_frame import FrameClasses
+from tpvformer.viz.check_geometry import check_geometry, count_points
 
 SOURCES = {
     "pickle infos": ("infos.pkl", "nuscenes"),
@@ -132,10 +132,10 @@ def test_images_in_memory_are_read_as_those_of_files(tmp_path: Path) -> None:
     for given in (paths, {name: paths[name] for name in reversed(list(paths))}):
         found = read_frame(given_record(given, file))
         assert found.token == "given" and torch.equal(found.images, expected.images)
-        assert np.array_equal(found.lidar2img, expected.lidar2img) and found.inner == expected.inner
+        assert np.array_equal(found.lidar2img, expected.lidar2img) and found.valid_sizes == expected.valid_sizes
         assert found.camera_slots == expected.camera_slots and not len(found.points)
     cloud = np.arange(12, dtype=np.float32).reshape(4, 3)
     same = {one["name"]: np.ascontiguousarray(arrays[one["name"]]) for one in THREE[:1]}
     front = read_frame(given_record(same, {"front": expected.lidar2img[0]}, cloud))
-    assert np.array_equal(front.points, cloud) and not front.labels.any() and front.inner == []
+    assert np.array_equal(front.points, cloud) and not front.labels.any() and front.valid_sizes == []
     assert np.array_equal(front.images[0].numpy(), expected.pictures()[0])

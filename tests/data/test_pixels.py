@@ -63,7 +63,7 @@ def test_validation_pipeline_is_the_references(case, scale, atol):
     images = network_images(collate([sample], 0), cfg)
     assert list(images.shape[1:]) == FACTS[case]["shape"][1:]
     np.testing.assert_allclose(images[0][[0, 3]], ARRAYS[f"{case}/img"], atol=atol, rtol=0)
-    np.testing.assert_allclose(sample.lidar2img, ARRAYS[f"{case}/lidar2img"].astype(np.float32), rtol=1e-7)
+    np.testing.assert_allclose(sample.grid2img, ARRAYS[f"{case}/lidar2img"].astype(np.float32), rtol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.4567])

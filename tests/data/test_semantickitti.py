@@ -264,7 +264,7 @@ def test_half_of_the_training_images_are_mirrored(folder: Path) -> None:
     )
     straight, kinds = plain[0], set()
     point = torch.tensor([20.0, 3.0, 0.0, 1.0])
-    u, v, depth, _ = (straight.lidar2img[0] @ point).tolist()
+    u, v, depth, _ = (straight.grid2img[0] @ point).tolist()
     for epoch in range(8):
         data.set_epoch(epoch)
         sample = data[0]
@@ -272,7 +272,7 @@ def test_half_of_the_training_images_are_mirrored(folder: Path) -> None:
         kinds.add(same)
         assert same or torch.equal(sample.images, straight.images.flip(2))
         across = u if same else 0.5 * 1220 * depth - u
-        assert torch.allclose(sample.lidar2img[0] @ point, torch.tensor([across, v, depth, 1.0]), rtol=1e-5)
+        assert torch.allclose(sample.grid2img[0] @ point, torch.tensor([across, v, depth, 1.0]), rtol=1e-5)
         assert torch.equal(sample.voxel_labels, straight.voxel_labels)
     assert kinds == {True, False}
 

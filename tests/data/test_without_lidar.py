@@ -86,16 +86,16 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
     sample = data[0]
     scene, frame = predict_scene(model, sample, config, CPU), predict_frame(model, data, 0, config, CPU)
     x, y, z = sample.voxel_coords.T.numpy()
-    assert scene.voxels.shape == config.model.grid.shape
-    assert (scene.voxels[x, y, z] == frame.voxels[x, y, z]).all()
-    assert (scene.points == frame.points).all()
+    assert scene.voxel_labels.shape == config.model.grid.shape
+    assert (scene.voxel_labels[x, y, z] == frame.voxel_labels[x, y, z]).all()
+    assert (scene.point_labels == frame.point_labels).all()
     nothing = predict_scene(model, data[1], config, CPU)
-    assert nothing.points.shape == (0,)
-    assert nothing.voxels.shape == config.model.grid.shape
+    assert nothing.point_labels.shape == (0,)
+    assert nothing.voxel_labels.shape == config.model.grid.shape
     with torch.no_grad():
         images = collate([data[1]], 0)
         logits = predict(model.eval(), images, config, dense=True).voxel_logits
-    assert (nothing.voxels == logits.argmax(1)[0].numpy()).all()
+    assert (nothing.voxel_labels == logits.argmax(1)[0].numpy()).all()
     assert model.training is False
     free = dataclasses.replace(
         config,
@@ -103,7 +103,7 @@ def test_the_whole_grid_is_predicted(config: Config) -> None:
         data=dataclasses.replace(config.data, label_map="nuscenes-noIgnore", fill_label=17),
     )
     nothing = predict_scene(TPVFormer(free.model), data[1], free, CPU)
-    assert nothing.voxels.shape == config.model.grid.shape and nothing.voxels.max() <= 17
+    assert nothing.voxel_labels.shape == config.model.grid.shape and nothing.voxel_labels.max() <= 17
 
 
 def test_a_set_where_some_samples_have_no_scan_trains(config: Config, tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ import pytest
 from engine_tools import POINTS, tiny_config
 from tiny_nuscenes import write_tiny
 
-from tpvformer.commands.data import every
-from tpvformer.commands.synth import _quarters
 from tpvformer.engine import train as run
 from tpvformer.engine.logging import progress as ending
 from tpvformer.engine.logging.log import progress
-from tpvformer.engine.logging.progress import Ending, remaining
+from tpvformer.engine.logging.progress import Ending, print_every, print_quarters, remaining
 
 NOON = time.mktime((2026, 11, 30, 12, 0, 0, 0, 0, -1))
 
@@ -105,11 +103,11 @@ def test_a_measurement_of_speed_ends_with_its_steps(tmp_path: Path, monkeypatch:
 
 
 def test_synth_and_data_say_it(clock: Clock, capsys: Any) -> None:
-    say = _quarters()
+    say = print_quarters("frames")
     clock.now += 60
     say(10, 40)
     assert capsys.readouterr().err == "10 of 40 frames, 3 min left, ends 12:04\n"
-    tell = every(5)
+    tell = print_every(5)
     tell("sample_data", 1, 800_000_000)
     clock.now += 60
     tell("sample_data", 200_000_000, 800_000_000)

@@ -264,7 +264,7 @@ def test_a_rank_that_skips_samples_is_noticed(data: DataConfig) -> None:
 def test_exchanged_cameras(data: DataConfig) -> None:
     config = tiny_config(data)
     batch = next(iter(val_loader(config)))
-    assert torch.equal(permute_cameras(batch).lidar2img[:, 1], batch.lidar2img[:, 0])
+    assert torch.equal(permute_cameras(batch).grid2img[:, 1], batch.grid2img[:, 0])
     assert evaluation(config, val_loader(config), permute_cameras).loss != evaluation(config, val_loader(config)).loss
 
 

@@ -107,7 +107,7 @@ def test_even_cells_are_the_same_everywhere() -> None:
     config = dataclasses.replace(odd.config, data=dataclasses.replace(odd.config.data, even_cells=True))
     made = TPVFormer(config, device="cpu")
     made.network.load_state_dict(odd.network.state_dict())
-    cells = grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range, whole=True)
+    cells = grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range, divide_by_n=True)
     assert (cells != grid_index(points, MODEL.grid.shape, MODEL.grid.pc_range)).any()
     places = Rig(made.network, config)._places(torch.from_numpy(points))
     assert np.array_equal(places.numpy(), cells + np.float32(0.5))

@@ -19,11 +19,11 @@ from engine_tools import POINTS, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
-from tpvformer.commands import report as report_command
 from tpvformer.engine import train as run_module
 from tpvformer.engine.evaluation import evaluate
 from tpvformer.engine.logging.environment import environment_info
 from tpvformer.labels import NUSCENES
+from tpvformer.viz.report import write as report_command
 from tpvformer.viz.report.charts import Series, line_chart, number
 from tpvformer.viz.report.page import page
 from tpvformer.viz.report.read import RunFiles, Step, read_run

@@ -11,10 +11,10 @@ from tiny_nuscenes import CAMERAS, write_tiny
 
 from tpvformer.commands import check_geometry
 from tpvformer.errors import ConfigError
+from tpvformer.geometry import inside, project
 from tpvformer.labels import COLORS
 from tpvformer.viz.paint import GAP, TILE_WIDTH, paint_points
 from tpvformer.viz.picture import frame_picture, title_of, write_png
-from tpvformer.viz.project import inside, project
 from tpvformer.viz.top_view import voxel_top_view
 
 CAMERA = np.array([[100.0, 320, 0, 0], [0, 180, -100, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # looks along y from the origin
@@ -85,10 +85,11 @@ def test_a_picture_keeps_its_title_beside_its_pixels(tmp_path):
         assert title_of((tmp_path / "x.png").read_bytes()) == title
 
 
-def arguments(*words: str) -> argparse.Namespace:
+def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
     check_geometry.add_arguments(parser)
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    return args.run(args)
 
 
 @pytest.mark.parametrize("augment", [[], ["--augment"]])
@@ -96,7 +97,7 @@ def test_command_on_a_labelled_set(tmp_path, capsys, augment):
     cfg = write_tiny(tmp_path)
     out = tmp_path / "x.png"
     words = ["--infos", cfg.val_infos, "--root", cfg.root, "--version", cfg.version, "--out", str(out), "--index", "1"]
-    assert check_geometry.run(arguments(*words, *augment)) == 0
+    assert run(*words, *augment) == 0
     assert "sample sample1: 70 points, 6 cameras" in capsys.readouterr().out
     assert cv2.imread(str(out)) is not None
 
@@ -105,7 +106,7 @@ def test_command_mistakes(tmp_path):
     cfg = write_tiny(tmp_path)
     words = ["--infos", cfg.val_infos, "--root", cfg.root]
     with pytest.raises(ConfigError, match="index is 3; the infos hold 3 samples, so expected 0 to 2"):
-        check_geometry.run(arguments(*words, "--index", "3"))
+        run(*words, "--index", "3")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
-        check_geometry.run(arguments(*words, "--out", str(tmp_path / "file" / "x.png")))
+        run(*words, "--out", str(tmp_path / "file" / "x.png"))

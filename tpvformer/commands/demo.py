@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Tuple
 
 from tpvformer.commands.options import add_device
-from tpvformer.config import Config
-from tpvformer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tpvformer.viz.frame_prediction import FramePrediction
-
-SEED = 8001  # seed of the city that is shown
-TRAINING_SEED = 1  # seed of the city of the package's weights, as in `make demo`
-SIZE = (224, 128)  # width and height of the images in pixels, as in training
-SCENES = 2  # the smallest data set; only the first scene is shown
-STREET, PREDICTION, PAGE, PICTURE = "street", "prediction", "page.html", "picture.png"  # the output files
+from tpvformer.predict.demo import PAGE, PICTURE, SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,102 +29,9 @@ _DEMO = (
 
 
 def _demo(args: argparse.Namespace) -> int:
+    from tpvformer.predict.demo import run_demo
+
     out = Path("out", f"demo-{args.seed}") if args.out is None else args.out
-    rig = _street(out, args.seed)
-    where = f"one frame of a drawn city, seed {args.seed}; the model learned in another"
-    print(f"street   {rig.parent}: {where}", flush=True)
-    config, result = _predicted(rig, out / PREDICTION, args.device)
-    score = _score(result, config)
-    _write_page(out / PAGE, result, f"TPVFormer: a drawn street, seed {args.seed}")
-    print(f"page     {out / PAGE}: open it in any browser; turn it, switch classes, compare with the truth")
-    _write_picture(out / PICTURE, result, config, f"a drawn street, seed {args.seed}; this one frame: {score}")
-    print(f"picture  {out / PICTURE}: predicted classes of lidar points on six cameras; below, voxels from above")
-    print(f"score    this one frame: {score}")
-    print(_NEXT.format(rig=shlex.quote(str(rig)), out=shlex.quote(str(out / "again"))))
+    for line in run_demo(out, args.seed, args.device):
+        print(line, flush=True)
     return 0
-
-
-_NEXT = """\
-next     predict from its rig.json; then put the calibration and images of your own cameras into a copy of that file:
-           tpvformer predict --ckpt-path demo --rig {rig} --out {out}
-         train this model yourself, in a checkout of the repository:
-           make demo
-The model was trained on drawn streets only; it does not work on photographs."""
-
-
-def _street(out: Path, seed: int) -> Path:
-    """Return the rig file of the street; write its data set if it does not exist.
-
-    Raises ConfigError if another file has one of the output names. Only files of an earlier demo are replaced.
-    """
-    from tpvformer.data.street.write import PARAMETERS, RIG, write_dataset
-
-    if seed == TRAINING_SEED:
-        raise ConfigError(f"--seed {seed} is the city that the model was trained in; choose another, such as {SEED}")
-    street = out / STREET
-    if not (street / PARAMETERS).is_file():
-        for name in (STREET, PREDICTION, PAGE, PICTURE):
-            if (out / name).exists():
-                raise ConfigError(f"{out / name} exists and is not from a demo; choose another --out, or move it away")
-    write_dataset(street, SCENES, SIZE, seed, frames_per_scene=1, workers=1)
-    return street / RIG
-
-
-def _predicted(rig: Path, folder: Path, device: str) -> Tuple[Config, FramePrediction]:
-    """Return the model's configuration and its prediction with the truth; write the archive to ``folder``."""
-    from tpvformer.compat.pretrained import EMBEDDED_FILE, config_of
-    from tpvformer.predict.frames import FramePredictions
-    from tpvformer.predict.read_results import read_results
-
-    config = config_of(EMBEDDED_FILE)
-    list(FramePredictions(config, EMBEDDED_FILE, folder, str(rig), device=device, truth=True))
-    return config, read_results([folder])[0]
-
-
-def _score(result: FramePrediction, config: Config) -> str:
-    """Return the share of correct points, and the mean IoU of the classes present, as text."""
-    import torch
-
-    from tpvformer.engine.metrics.iou import confusion_matrix, scores
-    from tpvformer.labels import classes_of
-
-    known, truth = classes_of(config.data.label_map), result.true_point_labels
-    assert truth is not None, "the street has labels"
-    target = torch.from_numpy(truth.astype("int64"))
-    predicted = torch.from_numpy(result.point_labels.astype("int64"))
-    counts = confusion_matrix(predicted, target, len(known.names), config.data.ignore_label)
-    iou = scores(counts, known.evaluated)
-    right, there = 100 * int(counts.diagonal().sum()) / int(counts.sum()), sum(map(bool, iou.seen))
-    return f"{right:.1f} % of {int(counts.sum())} points right, {iou.miou:.1f} % mIoU over the {there} classes in it"
-
-
-def _write_page(path: Path, result: FramePrediction, title: str) -> None:
-    from tpvformer.files import atomic_file
-    from tpvformer.viz.viewer import write_page
-
-    with atomic_file(path) as file:
-        write_page(file, [result], title)
-
-
-def _write_picture(path: Path, result: FramePrediction, config: Config, title: str) -> None:
-    import cv2
-    import numpy as np
-
-    from tpvformer.files import atomic_file
-    from tpvformer.labels import classes_of
-    from tpvformer.viz.picture import frame_picture
-
-    assert result.scanned is not None and result.true_voxels is not None, "the street has points and labels"
-    picture = frame_picture(
-        [camera.picture() for camera in result.cameras],
-        [camera.name for camera in result.cameras],
-        np.stack([camera.lidar2img for camera in result.cameras]),
-        result.points,
-        result.point_labels,
-        np.where(result.scanned, result.voxels, 0),
-        result.true_voxels,
-        title,
-        classes_of(config.data.label_map),
-    )
-    with atomic_file(path) as file:
-        file.write(cv2.imencode(".png", picture)[1].tobytes())

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from tpvformer.commands.options import add_config, add_weights, positive, read_model, size
-from tpvformer.errors import ConfigError
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -61,35 +60,18 @@ _CONVERT = (
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tpvformer.compat import load_weights
-    from tpvformer.export import WRITERS
-    from tpvformer.model import TPVFormer
+    from tpvformer.export.checkpoint import export_checkpoint
 
-    config, weights = read_model(args)
-    model = TPVFormer(config.model)
-    report = load_weights(model, weights)
-    print(report)
-    if report.kind == "backbone" and args.out is None:
-        raise ConfigError(f"--ckpt-path {args.ckpt_path} holds an image backbone alone; expected a whole TPVFormer")
     files = {"onnx": args.onnx, "pt2": args.pt2, "aoti": args.aoti, "weights": args.out}
     ((form, file),) = ((form, file) for form, file in files.items() if file is not None)  # the parser takes one
-    print(WRITERS[form](model, config, file, args.cameras, args.size))
+    for line in export_checkpoint(*read_model(args), form, file, args.cameras, args.size):
+        print(line)
     return 0
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from tpvformer.api import TPVFormer
-    from tpvformer.compat import save_reference
+    from tpvformer.export.checkpoint import convert_checkpoint
 
-    to_file = args.out.suffix in (".pth", ".pt", ".safetensors")
-    if to_file and args.half:
-        raise ConfigError(f"--half is for a folder, but OUT is the file {args.out}; leave --half out or name a folder")
-    found = {"config": args.py_config, "device": "cpu", "allow_nonfinite": args.allow_nonfinite}
-    model = TPVFormer.from_pretrained(args.source, **found)
-    print(model.report)
-    if to_file:
-        save_reference(model.network, args.out)
-    else:
-        model.save_pretrained(args.out, args.half)
-    print(f"written to {args.out}")
+    for line in convert_checkpoint(args.source, args.out, args.py_config, args.half, args.allow_nonfinite):
+        print(line)
     return 0

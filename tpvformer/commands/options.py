@@ -8,7 +8,6 @@ from typing import Tuple
 
 from tpvformer.config import Config, override
 from tpvformer.engine.device.names import ACCEPTED
-from tpvformer.errors import ConfigError
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
@@ -63,37 +62,11 @@ def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:
     return override(config_of(weights), args.assignments), weights
 
 
-def folder_prefix(text: str) -> str:
-    """Return a folder as a prefix of file names, with its final slash."""
-    return text if not text or text.endswith(("/", "\\")) else f"{text}/"
-
-
-def version_below(root: Path, otherwise: str = "") -> str:
-    """Return the name of the only table folder below ``root``. Raises ConfigError, with ``otherwise`` at its end."""
-    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
-    if len(versions) == 1:
-        return versions[0]
-    if versions:
-        found = f"holds the table folders {', '.join(versions)}; choose one with --version"
-    elif not root.is_dir():
-        found = "is no folder; name the one that holds samples/ and a table folder such as v1.0-mini with --root"
-    else:
-        found = "holds no table folder such as v1.0-mini with sample_data.json in it; unpack nuScenes' metadata there"
-    raise ConfigError(f"--root {root} {found}{otherwise}")
-
-
 def positive(text: str) -> int:
     """Parse an integer above 0."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
-
-
-def folder(text: str) -> Path:
-    """Parse a folder name; an empty one, as from an unset shell variable, is an error."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected the name of a folder, but it is empty")
-    return Path(text)
 
 
 def size(text: str) -> Tuple[int, int]:

@@ -22,7 +22,28 @@ _COMMANDS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
+_KINDS = {"DIR": "the name of a folder", "FILE": "the name of a file", "PATH": "the name of a file or folder"}
+
+
+def text(value: str) -> str:
+    """Return the value of an argument that may be empty; every other argument's may not."""
+    return value
+
+
+class FilledParser(argparse.ArgumentParser):
+    """Refuse an empty value, as from an unset shell variable, of every argument but those of the type ``text``.
+
+    An empty path is the current folder to ``pathlib``, so the command would write there.
+    """
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if arg_string == "" and action.type is not text and action.choices is None:
+            kind = _KINDS.get(str(action.metavar), "a value")
+            raise argparse.ArgumentError(action, f"expected {kind}, but it is empty")
+        return super()._get_value(action, arg_string)
+
+
+class Parser(FilledParser):
     """Parse options with underscores or hyphens, as the reference's users and this package's launchers write both.
 
     An error is one line on stderr, with a suggestion, and exit status 2.

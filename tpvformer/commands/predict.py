@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import sys
-import tempfile
 from pathlib import Path
-from typing import Generator, Optional
 
-from tpvformer.commands.options import add_config, add_device, add_weights, folder, read_model, version_below
-from tpvformer.config import Config
+from tpvformer.commands.options import add_config, add_device, add_weights, read_model
 from tpvformer.errors import ConfigError
 
 
@@ -30,7 +24,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=int, metavar="N", help="number of a single frame, from 0 (default: all)")
     parser.add_argument("--truth", action="store_true", help="also store the set's labels, for tpvformer view")
     parser.add_argument(
-        "--out", type=folder, default=Path("out"), metavar="DIR", help="folder of <token>.npz (default: %(default)s)"
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder of <token>.npz (default: %(default)s)"
     )
     parser.set_defaults(run=_predict)
 
@@ -50,8 +44,9 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from tpvformer.engine.logging.log import progress
-    from tpvformer.predict.frames import FramePredictions, time_split
+    from tpvformer.data.nuscenes.infos.write import set_below
+    from tpvformer.engine.logging.progress import print_every
+    from tpvformer.predict.frames import FramePredictions, print_frames
 
     if args.rig is not None and args.split is not None:
         raise ConfigError("--split is given, but --rig holds one set; leave one of the two out")
@@ -59,54 +54,14 @@ def _predict(args: argparse.Namespace) -> int:
         raise ConfigError("--version names a table folder of --root; give --root as well")
     config, weights = read_model(args)
     split = args.split or "val"
-    with _set_below(args.root, args.version, split, config) as config:
+    with set_below(args.root, args.version, split, config, print_every(5)) as config:
         frames = FramePredictions(config, weights, args.out, args.rig, split, args.index, args.device, args.truth)
-        for note in frames.notes:
-            print(note, flush=True)
-        if frames.warning:
-            print(f"warning: {frames.warning}", file=sys.stderr)
-        with progress("predict", len(frames)) as bar:
-            for line in frames:
-                bar.make_room()
-                print(line, flush=True)
-                bar.advance()
-    print(time_split(frames.seconds))
+        print_frames(frames)
     return 0
 
 
-@contextlib.contextmanager
-def _set_below(
-    root: Optional[Path], version: Optional[str], split: str, config: Config
-) -> Generator[Config, None, None]:
-    """Yield the configuration with the set of a nuScenes download, or unchanged without ``root``.
-
-    The tables are read when the context is entered. Raises ConfigError and DataError.
-    """
-    if root is None:
-        yield config
-        return
-    from tpvformer.commands.data import every
-    from tpvformer.data.nuscenes.infos.build import build
-    from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
-    from tpvformer.data.nuscenes.splits import default_splits, further
-
-    version = version or version_below(root)
-    splits = default_splits(root / version)
-    named = [name for name in splits if name.endswith(split)] or (splits if len(splits) == 1 else [])
-    if not named:
-        raise ConfigError(
-            f"{root / version} has no split that is called {split}; give another --split or --version; "
-            f"{further(root / version)}"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        infos = Path(folder, "infos.safetensors")
-        write_tensors(build(root, version, named[:1], f"{root.as_posix()}/", 0, every(5))[named[0]], infos)
-        places = {"root": str(root), "version": version, f"{split}_infos": str(infos)}
-        yield dataclasses.replace(config, data=dataclasses.replace(config.data, **places))
-
-
 def _picture(args: argparse.Namespace) -> int:
-    from tpvformer.predict.encoded_frame import draw_frame
+    from tpvformer.predict.draw import draw_frame
 
     print(draw_frame(*read_model(args), args.index, args.out, args.device))
     return 0

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
-from typing import Callable
 
-from tpvformer.commands.options import folder_prefix, positive, size
-from tpvformer.errors import ConfigError
+from tpvformer.commands.options import positive, size
+from tpvformer.commands.parser import text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--occupancy", action="store_true", help="also dense labels, as in Occ3D and SurroundOcc")
     parser.add_argument(
         "--prefix",
+        type=text,
         default="",
         metavar="PREFIX",
         help="put before the file names in the info files, for TPVFormer's published loader, which opens them from its "
@@ -39,46 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    try:
-        from tpvformer.data.street.write import write_dataset, write_sequences
-    except (ImportError, RuntimeError) as err:  # Numba raises RuntimeError if it finds no cache folder
-        raise ConfigError(
-            f"synth draws with Numba and OpenCV, and one of them cannot be used here ({err}); tpvformer doctor says "
-            "what is missing. The folder may also be made on another machine and copied"
-        ) from err
+    from tpvformer.data.street.synthesize import synthesize
+    from tpvformer.engine.logging.progress import print_quarters
 
-    began = time.perf_counter()
-    scenes, seed, frames, prefix = args.scenes, args.seed, args.frames, folder_prefix(args.prefix)
-    if args.kitti:
-        if args.size is not None or args.occupancy or prefix:
-            raise ConfigError(
-                "--kitti: SemanticKITTI has images of its own size, always voxels and no info files; leave --size, "
-                "--occupancy and --prefix out"
-            )
-        fresh = write_sequences(args.out, scenes, seed, frames, args.workers, _quarters())
-        what = f"{scenes} sequences of {frames} frames with voxels, seed {seed}"
-    else:
-        width, height = shape = args.size or (1600, 900)
-        fresh = write_dataset(args.out, scenes, shape, seed, frames, args.workers, _quarters(), args.occupancy, prefix)
-        what = f"{scenes} scenes of {frames} frames, images {width}x{height}, seed {seed}"
-    if fresh:
-        print(f"{args.out}: {what}, written in {time.perf_counter() - began:.1f} s")
-    else:
-        print(f"{args.out}: already holds {what}")
+    layout = (args.size, args.workers, args.occupancy, args.prefix, args.kitti)
+    print(synthesize(args.out, args.scenes, args.seed, args.frames, *layout, print_quarters("frames")))
     return 0
-
-
-def _quarters() -> Callable[[int, int], None]:
-    """Return a callback that prints each finished quarter of the frames, and the estimated end."""
-    from tpvformer.engine.logging.progress import remaining
-
-    said, began = 0, time.perf_counter()
-
-    def say(done: int, total: int) -> None:
-        nonlocal said
-        if done < total and done * 4 // total > said:
-            said = done * 4 // total
-            left = remaining((time.perf_counter() - began) * (total - done) / done)
-            print(f"{done} of {total} frames, {left}", file=sys.stderr)
-
-    return say

@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_device, folder, positive, read_config
+from tpvformer.commands.options import add_config, add_device, positive, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _TRAIN
     add_config(parser)
     add_device(parser)
-    parser.add_argument("--work-dir", type=folder, metavar="DIR", help="folder of the run (default: output/<name>)")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="folder of the run (default: output/<name>)")
     parser.add_argument(
         "--resume-from", type=Path, metavar="FILE", help="checkpoint to continue (default: latest.pth of the work dir)"
     )
@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     typed = shlex.join(["tpvformer", *args.argv])
     outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
     if outcome and args.max_steps is None:
-        from tpvformer.commands.report import after_training
+        from tpvformer.viz.report.write import after_training
 
         after_training(work_dir, args.device)
     return 0

@@ -41,9 +41,9 @@ def read_frame(
     """
     cloud, labels, no_scan = _points(record, root, label_file, to_class, require_scan)
     images = _images(record, root, pictures)
-    lidar2img, inner = record.lidar2img, []
+    lidar2img, valid_sizes = record.lidar2img, []
     if len(set(record.sizes)) > 1:
-        to_canvas, inner = placements(record.sizes)
+        to_canvas, valid_sizes = placements(record.sizes)
         lidar2img = to_canvas @ lidar2img
     return Frame(
         record.token,
@@ -54,7 +54,7 @@ def read_frame(
         labels,
         record.lidar2ego,
         camera_slots=record.slots,
-        inner=inner,
+        valid_sizes=valid_sizes,
         lost_points=cloud.lost,
         no_scan=no_scan,
     )

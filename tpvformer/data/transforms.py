@@ -1,7 +1,7 @@
-"""Convert a Frame to a Sample: draw augmentations, scale lidar2img, voxelize points.
+"""Convert a Frame to a Sample: draw augmentations, compute grid2img, voxelize points.
 
-The model works in the frame of its grid. If this is the ego frame, points are transformed to it and lidar2img is
-multiplied by the inverse of lidar2ego, so that it maps ego metres to pixels. Images are preprocessed later, on the
+The model works in the frame of its grid. If this is the ego frame, points are transformed to it. grid2img is lidar2img
+times the inverse of the transform to that frame, scaled to the network input. Images are preprocessed later, on the
 device (data/images/preprocess.py).
 """
 
@@ -20,6 +20,7 @@ from tpvformer.data.images.preprocess import padded_shape, scaled_shape
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.errors import DataError
+from tpvformer.geometry import transform_points
 
 
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
@@ -43,7 +44,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
     if grid.frame != "lidar":
         points = transform_points(points, lidar2grid).astype(np.float32)
-    cells = voxelize(points, labels, grid.shape, grid.pc_range, cfg.fill_label, whole=cfg.cells_are_even)
+    cells = voxelize(points, labels, grid.shape, grid.pc_range, cfg.fill_label, divide_by_n=cfg.cells_are_even)
     voxel_labels = cells.labels
     if frame.dense is not None:
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
@@ -60,7 +61,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         photometric=photometric,
         keep_rows=keep_rows,
         keep_columns=keep_columns,
-        lidar2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
+        grid2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
         grid_index=torch.from_numpy(cells.grid_index),
         point_labels=torch.from_numpy(labels.astype(np.int64)),
         voxel_labels=torch.from_numpy(voxel_labels),
@@ -92,8 +93,3 @@ def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
             "no lidar2ego), which model.grid.frame=ego needs; make the infos again with them, or add it"
         )
     return frame.lidar2ego
-
-
-def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Transform points (P, 3) by a rigid transform (4, 4), float64."""
-    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

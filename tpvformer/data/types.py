@@ -44,14 +44,14 @@ class Frame:
     dense: Optional[DenseLabels] = None
     ray_origins: Optional[np.ndarray] = None  # (O, 3) float64, metres, lidar frame: origins of RayIoU's rays
     camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
-    inner: Sequence[Tuple[int, int]] = ()  # (h, w) of each image without padding; empty: no image is padded
+    valid_sizes: Sequence[Tuple[int, int]] = ()  # (h, w) of each image without padding; empty: no image is padded
     lost_points: int = 0  # number of scan points left out because their coordinates are not finite (no return)
     no_scan: str = ""  # why a sample of an info file has no points; empty if it has points, and for rigs
 
     def pictures(self) -> List[np.ndarray]:
         """Return the images without padding: N arrays (h, w, 3)."""
         images = list(self.images.numpy())
-        return [image[:h, :w] for image, (h, w) in zip(images, self.inner)] if self.inner else images
+        return [image[:h, :w] for image, (h, w) in zip(images, self.valid_sizes)] if self.valid_sizes else images
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Sample:
     photometric: Optional[Tensor]  # (N, 8) float32, augment.draw_photometric; None: no photometric distortion
     keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask keeps; None: no GridMask
     keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask keeps
-    lidar2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of the network input
+    grid2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of the network input
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8
@@ -84,7 +84,7 @@ class Batch:
     photometric: Optional[Tensor]  # (B, N, 8) float32
     keep_rows: Optional[Tensor]  # (B, h) bool
     keep_columns: Optional[Tensor]  # (B, w) bool
-    lidar2img: Tensor  # (B, N, 4, 4) float32
+    grid2img: Tensor  # (B, N, 4, 4) float32, as Sample.grid2img
     grid_index: Tensor  # (B, P, 3) int64, padded with 0
     point_labels: Tensor  # (B, P) int64, padded with the ignore label
     point_lengths: Tensor  # (B,) int64

@@ -35,7 +35,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     images = (getattr(bare, "pixel_network", None) or network_images)(batch, config.data)
     prediction: Prediction = model(
         images,
-        batch.lidar2img,
+        batch.grid2img,
         points=None if unread else places,
         lengths=batch.voxel_lengths,
         voxels=None if dense else batch.voxel_coords,
@@ -56,4 +56,4 @@ def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[]
     """
     images = network_images(batch, config.data)
     prepared()
-    return model.planes(images, batch.lidar2img, batch.camera_slots)
+    return model.planes(images, batch.grid2img, batch.camera_slots)

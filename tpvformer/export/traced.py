@@ -56,13 +56,13 @@ class Rig(nn.Module):
 
     def _places(self, points: Tensor) -> Tensor:
         """Return the positions where points are decoded, in voxels, as data/voxels/ and engine/forward.py do."""
-        grid, whole = self.config.model.grid, self.config.data.cells_are_even
+        grid, even = self.config.model.grid, self.config.data.cells_are_even
         low, high = (torch.tensor(edge, dtype=torch.float64) for edge in (grid.pc_range[:3], grid.pc_range[3:]))
         last = torch.tensor(grid.shape, dtype=torch.float64) - 1
-        pitch = (high - low) / (last + 1 if whole else last.clamp(min=1))
+        pitch = (high - low) / (last + 1 if even else last.clamp(min=1))
         inside = torch.minimum(torch.maximum(points.double(), low), high)
         cells = torch.minimum(torch.floor((inside - low) / pitch), last)
-        return cells.float() + (0.5 if whole else 0.0)
+        return cells.float() + (0.5 if even else 0.0)
 
 
 def trace(network: TPVFormer, config: Config, cameras: int, size: Size) -> Any:

@@ -13,9 +13,10 @@ import numpy as np
 
 from tpvformer.config.grids import Axes
 from tpvformer.config.words import either
-from tpvformer.data.transforms import frame_of_grid, transform_points
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
+from tpvformer.geometry import transform_points
 from tpvformer.labels import class_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
@@ -43,14 +44,14 @@ def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str,
     grid = config.model.grid
     arrays = {
         "token": np.array(frame.token),
-        "voxels": classes.voxels.astype(np.uint8),
+        "voxels": classes.voxel_labels.astype(np.uint8),
         "confidence": classes.confidence,
         "pc_range": np.array(grid.pc_range),
         "frame": np.array(grid.frame),
         "class_names": np.array(class_names(config.data.label_map)),
     }
     if len(frame.points):
-        arrays.update(points=frame.points, point_labels=classes.points.astype(np.uint8))
+        arrays.update(points=frame.points, point_labels=classes.point_labels.astype(np.uint8))
     return arrays
 
 

@@ -1,48 +1,36 @@
-"""Predict the classes of a data set's frames from a checkpoint, and draw them."""
+"""Encode a frame once, and decode the classes of its voxels and points."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generator, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Generator, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tpvformer.compat import load_weights
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.formats import format_of
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
-from tpvformer.engine.device.accelerator import pick_device
-from tpvformer.engine.device.precision import choose, prepare
-from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.logging.phase_timer import PhaseTimer
-from tpvformer.engine.train import build_model
-from tpvformer.errors import ConfigError
-from tpvformer.labels import IGNORED, classes_of
 from tpvformer.model import TPVFormer
-from tpvformer.viz.picture import frame_picture, write_png
 
 
 @dataclass(frozen=True)
 class FrameClasses:
-    """Hold the classes of one frame, NumPy: ``points`` (P,), ``voxels`` and ``true_voxels`` (X,Y,Z).
+    """Hold the classes of one frame, NumPy: ``point_labels`` (P,), ``voxel_labels`` and ``true_voxels`` (X,Y,Z).
 
-    A lidar segmentation model does not learn free space. ``predict_frame`` sets ``voxels`` to 0 where there is no
+    A lidar segmentation model does not learn free space. ``predict_frame`` sets ``voxel_labels`` to 0 where there is no
     point. ``predict_scene`` gives every voxel its most probable class and the probability of that class.
     """
 
-    points: np.ndarray
-    voxels: np.ndarray
+    point_labels: np.ndarray
+    voxel_labels: np.ndarray
     true_voxels: np.ndarray
-    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxels``; 0 where nothing was predicted
+    confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxel_labels``; 0 where nothing was predicted
 
 
 def predict_frame(
@@ -67,7 +55,7 @@ def predict_frame(
 class EncodedFrame:
     """Hold the encoded planes of a frame, from which any position is decoded without running the network again.
 
-    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``decided``.
+    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``classify``.
     """
 
     def __init__(
@@ -100,9 +88,9 @@ class EncodedFrame:
 
     def classes(self, sample: Sample) -> FrameClasses:
         """Return the classes of the whole grid, and of the points of ``sample``."""
-        return self.decided(self.voxel_logits(), sample)
+        return self.classify(self.voxel_logits(), sample)
 
-    def decided(self, logits: Tensor, sample: Sample) -> FrameClasses:
+    def classify(self, logits: Tensor, sample: Sample) -> FrameClasses:
         """Return the classes from given ``voxel_logits``, and those of the points of ``sample``."""
         points = self.points_in(sample.voxel_coords)[sample.point2voxel.to(logits.device)]
         self._marks.end("model")
@@ -117,7 +105,8 @@ def predict_scene(
 ) -> FrameClasses:
     """Predict every voxel of the grid, with or without a point in it.
 
-    Neither labels nor lidar are needed: without a scan ``points`` is empty and ``true_voxels`` holds data.fill_label.
+    Neither labels nor lidar are needed: without a scan ``point_labels`` is empty and ``true_voxels`` holds
+    data.fill_label.
     """
     return EncodedFrame(model, sample, config, device, marks).classes(sample)
 
@@ -132,85 +121,3 @@ def _asking(model: nn.Module) -> Generator[None, None, None]:
             yield
     finally:
         model.train(training)
-
-
-def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
-    """Write a PNG of validation frame ``index`` with the predictions of ``weights``; return a line about it.
-
-    Raises ConfigError, DataError and CheckpointError.
-    """
-    return next(draw_frames(config, weights, {out: index}, device))
-
-
-def draw_frames(
-    config: Config, weights: Path, frames: Mapping[Path, int], device: str = "auto", split: str = "val"
-) -> Iterator[str]:
-    """Write a PNG for each of ``frames`` (file: number of the frame in its split); yield a line about each.
-
-    ``split`` "train" draws training frames, without augmentation. Raises ConfigError, DataError and CheckpointError.
-    """
-    place, remarks = pick_device(device)
-    infos = config.data.train_infos if split == "train" else config.data.val_infos
-    data = dataclasses.replace(config.data, val_infos=infos)
-    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
-    check_cameras(dataset, config)
-    for index in frames.values():
-        if not 0 <= index < len(dataset):
-            raise ConfigError(f"index is {index}; {infos} holds frames 0 to {len(dataset) - 1}")
-    precision = choose(config.train.precision, place)
-    for line in (*remarks, precision.warning, dataset.camera_note):
-        if line:
-            logging.getLogger(__name__).warning(line)
-    prepare(config, place)
-    model = build_model(precision.applied(config), place)
-    load_weights(model, weights)
-    kind = "training" if split == "train" else "validation"
-    for out, index in frames.items():
-        yield _draw(model, dataset, index, out, f"{config.name}, {kind} frame {index}", config, place)
-
-
-def _draw(
-    model: nn.Module, dataset: FrameDataset, index: int, out: Path, name: str, config: Config, device: torch.device
-) -> str:
-    """Write one picture; return the line about it."""
-    classes = predict_frame(model, dataset, index, config, device)
-    frame = dataset.load_frame(index)
-    known = classes_of(config.data.label_map)
-    if dataset.has_points:
-        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
-        correct, what = (classes.points == frame.labels)[labelled], "points"
-    else:
-        labelled = np.isin(classes.true_voxels, known.evaluated)
-        correct, what = (classes.voxels == classes.true_voxels)[labelled], "occupied voxels"
-    right = float(correct.mean()) if labelled.any() else 0.0
-    title = f"{name}: {100 * right:.1f} % of {int(labelled.sum())} {what} right"
-    ahead = format_of(dataset.infos, config.data.format).lidar_forward
-    axes = "ego" if ahead == "x" else config.model.grid.frame  # both point forwards and left
-    picture = frame_picture(
-        frame.pictures(),
-        frame.camera_names,
-        frame.lidar2img,
-        frame.points,
-        classes.points,
-        seen_from_above(classes.voxels, axes),
-        seen_from_above(classes.true_voxels, axes),
-        title,
-        known,
-        vehicle_place(config.model.grid.pc_range, axes),
-    )
-    try:
-        write_png(out, picture, title)
-    except OSError as err:
-        raise ConfigError(f"out is {out}, which cannot be written ({err.strerror}); name another file") from err
-    return f"{out}: {title}"
-
-
-def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
-    """Turn voxels (X,Y,Z) so that x points right and y forwards, as in the lidar frame; the ego's x points forwards."""
-    return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
-
-
-def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:
-    """Return the position of the frame's origin in that view: fraction of width from left, of height from the top."""
-    x, y = (-pc_range[axis] / (pc_range[axis + 3] - pc_range[axis]) for axis in (0, 1))
-    return (x, 1 - y) if frame == "lidar" else (1 - y, 1 - x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
@@ -16,6 +17,7 @@ from tpvformer.data.types import Frame
 from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.engine.logging.log import progress
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
@@ -87,9 +89,9 @@ class FramePredictions:
             arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))
         write_archive(path, arrays)
         marks.end("postprocess")
-        points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.points)} points"
+        points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.point_labels)} points"
         return (
-            f"{path}: {'x'.join(map(str, classes.voxels.shape))} voxels, {points}, "
+            f"{path}: {'x'.join(map(str, classes.voxel_labels.shape))} voxels, {points}, "
             f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
         )
 
@@ -113,3 +115,17 @@ def time_split(seconds: Sequence[Mapping[str, float]]) -> str:
     if len(seconds) == 1:
         return f"1 frame, {first:.2f} s including one-time work: {split}"
     return f"{len(seconds)} frames, {mean:.2f} s a frame: {split}; first frame {first:.2f} s"
+
+
+def print_frames(frames: FramePredictions) -> None:
+    """Predict all frames; print the notes, a line a frame beside a progress bar, and the time of each part."""
+    for note in frames.notes:
+        print(note, flush=True)
+    if frames.warning:
+        print(f"warning: {frames.warning}", file=sys.stderr)
+    with progress("predict", len(frames)) as bar:
+        for line in frames:
+            bar.make_room()
+            print(line, flush=True)
+            bar.advance()
+    print(time_split(frames.seconds))

@@ -12,10 +12,11 @@ import torch
 
 from tpvformer.config import Config
 from tpvformer.data.rig.from_arrays import checked_points
-from tpvformer.data.transforms import frame_of_grid, transform_points
+from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.engine.logging.phase_timer import PhaseTimer
+from tpvformer.geometry import lattice, transform_points
 from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
 from tpvformer.predict.archive import archive_arrays, frame_prediction, write_archive
@@ -77,11 +78,11 @@ class Result:
         self.token = frame.token
         grid = config.model.grid
         logits = scene.voxel_logits()
-        self._classes = scene.decided(logits, sample)
-        r = grid.pc_range
-        axes = tuple(r[i] + (np.arange(n) + 0.5) * ((r[i + 3] - r[i]) / n) for i, n in enumerate(grid.shape))
+        self._classes = scene.classify(logits, sample)
+        low, pitch = lattice(grid.pc_range, grid.shape)
+        axes = tuple(low[i] + (np.arange(n) + 0.5) * pitch[i] for i, n in enumerate(grid.shape))
         self.voxels = Voxels(
-            self._classes.voxels.astype(np.uint8),
+            self._classes.voxel_labels.astype(np.uint8),
             logits.float().softmax(0).cpu().numpy(),
             (axes[0], axes[1], axes[2]),
             grid.pc_range,
@@ -89,7 +90,7 @@ class Result:
             class_names(config.data.label_map),
         )
         self.points = frame.points  # (P,3) float32, metres, lidar frame
-        self.point_labels = self._classes.points.astype(np.uint8)  # (P,)
+        self.point_labels = self._classes.point_labels.astype(np.uint8)  # (P,)
         marks.end("postprocess")
         self.seconds: Dict[str, float] = seconds_of(marks)
 
@@ -101,8 +102,8 @@ class Result:
         grid, places = self._config.model.grid, checked_points(points)
         if grid.frame != "lidar":
             places = transform_points(places, frame_of_grid(self._frame, grid)).astype(np.float32)
-        whole, none = self._config.data.cells_are_even, np.zeros(len(places), np.uint8)
-        cells = voxelize(places, none, grid.shape, grid.pc_range, 0, whole=whole)
+        even, none = self._config.data.cells_are_even, np.zeros(len(places), np.uint8)
+        cells = voxelize(places, none, grid.shape, grid.pc_range, 0, divide_by_n=even)
         classes = self._scene.points_in(torch.from_numpy(cells.occupied)).cpu().numpy()
         return classes[cells.point_row].astype(np.uint8)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.geometry import transform_points
 from tpvformer.labels import COLORS, LABEL_MAPS, Classes
 
 
@@ -53,7 +54,7 @@ class FramePrediction:
 
     def grid_points(self) -> np.ndarray:
         """(P, 3) float64, metres, in the frame of the grid."""
-        return self.points.astype(np.float64) @ self.lidar2grid[:3, :3].T + self.lidar2grid[:3, 3]
+        return transform_points(self.points, self.lidar2grid)
 
     def grid2img(self, camera: CameraView) -> np.ndarray:
         """(4, 4) from metres in the frame of the grid to the camera's pixels."""

@@ -8,8 +8,8 @@ from typing import List, Sequence, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.geometry import inside, project
 from tpvformer.viz.paint import INK, in_tiles
-from tpvformer.viz.project import inside, project
 
 STEP = 10.0  # metres between the lines
 _PIECE = 0.25  # metres: lines are drawn in pieces, each wholly in front of the camera

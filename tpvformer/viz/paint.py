@@ -7,8 +7,8 @@ from typing import Callable, List, Optional, Sequence
 import cv2
 import numpy as np
 
+from tpvformer.geometry import inside, project
 from tpvformer.labels import NUSCENES, Classes
-from tpvformer.viz.project import inside, project
 
 BACKGROUND = (31, 27, 24)
 INK = (235, 232, 228)

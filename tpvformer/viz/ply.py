@@ -6,6 +6,7 @@ from typing import Any, BinaryIO, Sequence
 
 import numpy as np
 
+from tpvformer.geometry import lattice
 from tpvformer.labels import Classes
 
 _VERTEX = np.dtype([("place", "<f4", 3), ("color", "u1", 3), ("label", "u1")])
@@ -25,8 +26,8 @@ def write_voxels(
 ) -> None:
     """A cube for each voxel (X, Y, Z) where ``drawn``, of eight vertices of its own; metres in the grid's frame."""
     cells = np.argwhere(drawn)
-    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
-    corners = low + (cells[:, None] + _CUBE) * ((high - low) / voxels.shape)
+    low, pitch = lattice(pc_range, voxels.shape)
+    corners = low + (cells[:, None] + _CUBE) * pitch
     quads = (8 * np.arange(len(cells))[:, None, None] + _QUADS).reshape(-1, 4)
     _write(file, corners.reshape(-1, 3), np.repeat(voxels[drawn], 8), classes, quads)
 

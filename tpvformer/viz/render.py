@@ -7,6 +7,7 @@ from typing import Sequence, Tuple
 import cv2
 import numpy as np
 
+from tpvformer.geometry import lattice
 from tpvformer.labels import Classes
 from tpvformer.viz.paint import palette_bgr
 
@@ -51,8 +52,7 @@ def render_voxels(
     classes: Classes,
 ) -> np.ndarray:
     """(height, width, 3) uint8 BGR of the voxels (X, Y, Z) where ``drawn``; ``to_pixels`` as ``look_at`` gives it."""
-    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
-    pitch = (high - low) / voxels.shape
+    low, pitch = lattice(pc_range, voxels.shape)
     padded = np.pad(drawn, 1)
     eye = -np.linalg.solve(to_pixels[:3, :3], to_pixels[:3, 3])
     corners, colors, distances = [], [], []

@@ -8,8 +8,8 @@ from typing import Sequence
 import numpy as np
 
 from tpvformer.files import replacing
+from tpvformer.geometry import inside, lattice, project
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
-from tpvformer.viz.project import inside, project
 
 
 def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
@@ -44,8 +44,7 @@ def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
 
 
 def _log(rr, stream, name: str, result: FramePrediction, voxels: np.ndarray, there: np.ndarray) -> None:
-    low, high = np.array(result.pc_range[:3]), np.array(result.pc_range[3:])
-    pitch = (high - low) / voxels.shape
+    low, pitch = lattice(result.pc_range, voxels.shape)
     centers = low + (np.argwhere(there) + 0.5) * pitch
     half = np.broadcast_to(pitch / 2, centers.shape)
     boxes = rr.Boxes3D(centers=centers, half_sizes=half, class_ids=voxels[there], fill_mode="solid", show_labels=False)

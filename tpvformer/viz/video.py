@@ -7,7 +7,7 @@ and above the vehicle, and from straight above; last the names of the classes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterable, List, Tuple
+from typing import List, Tuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
 from tpvformer.viz.render import look_at, render_voxels
 
+VIDEOS = (".gif", ".mp4", ".avi")  # what write_video can write
 TILE = (480, 270)
 GAP = 10
 _WIDTH = 6 * TILE[0] + 5 * GAP
@@ -91,15 +92,14 @@ def _from_above(result: FramePrediction, forward: str) -> np.ndarray:
     return look_at(eye, middle, _ABOVE, angle, ahead.tolist())
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: float = 2.0, width: int = 1464) -> None:
-    """A .gif, .mp4 or .avi of BGR pictures, ``width`` pixels wide, which appears when it is complete.
+def write_video(path: Path, frames: List[np.ndarray], fps: float) -> None:
+    """Write a .gif, .mp4 or .avi of BGR pictures as ``narrowed`` returns them; it appears when it is complete.
 
     Raises ValueError where it cannot be written, OSError where the folder cannot be made.
     """
-    small = [_narrowed(frame, width) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, path.suffix) as partial:
-        (_write_gif if path.suffix == ".gif" else _write_coded)(partial, small, fps)
+        (_write_gif if path.suffix == ".gif" else _write_coded)(partial, frames, fps)
 
 
 def _write_coded(path: Path, frames: List[np.ndarray], fps: float) -> None:
@@ -113,7 +113,8 @@ def _write_coded(path: Path, frames: List[np.ndarray], fps: float) -> None:
     writer.release()
 
 
-def _narrowed(frame: np.ndarray, width: int) -> np.ndarray:
+def narrowed(frame: np.ndarray, width: int = 1464) -> np.ndarray:
+    """Return a BGR picture (H, W, 3) as a video's frame, ``width`` pixels wide."""
     height = 2 * round(frame.shape[0] * width / frame.shape[1] / 2)  # MP4 takes even numbers
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 

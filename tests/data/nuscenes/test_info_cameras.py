@@ -61,7 +61,7 @@ def test_the_answer_is_the_same_to_the_last_bit(tmp_path: Path, order: str) -> N
         edit(config.data, lambda infos, names=names: infos.__setitem__(0, listed(infos[0], names)))
         answers.append(predict_scene(model, val_set(config.data)[0], config, CPU))
     assert np.array_equal(answers[0].confidence, answers[1].confidence)
-    assert np.array_equal(answers[0].voxels, answers[1].voxels)
+    assert np.array_equal(answers[0].voxel_labels, answers[1].voxel_labels)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -123,9 +123,9 @@ def test_data_set_is_the_same_from_either_file(root, tmp_path):
     theirs = FrameDataset(other, GridConfig(w=18, h=14, z=5), "val", seed=0)
     seen = 0
     for batch in make_loader(mine, cfg, 0, 1, train=False, seed=0):
-        for token, matrix, image in zip(batch.tokens, batch.lidar2img, batch.images):
+        for token, matrix, image in zip(batch.tokens, batch.grid2img, batch.images):
             expected = theirs[theirs.tokens.index(token)]
-            assert matrix.numpy() == pytest.approx(expected.lidar2img.numpy(), abs=1e-4)  # float32
+            assert matrix.numpy() == pytest.approx(expected.grid2img.numpy(), abs=1e-4)  # float32
             assert (image == expected.images).all()
             seen += 1
     assert seen == 6

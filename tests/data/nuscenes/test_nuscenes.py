@@ -240,7 +240,7 @@ def test_batch_pads_what_is_ragged(tmp_path):
     batch = next(iter(make_loader(data, cfg, 0, 1, train=False, seed=0)))
     assert batch.tokens == data.tokens
     assert batch.images.shape == (3, 6, 45, 77, 3)
-    assert batch.lidar2img.shape == (3, 6, 4, 4)
+    assert batch.grid2img.shape == (3, 6, 4, 4)
     assert batch.point_lengths.tolist() == [50, 70, 60]
     assert batch.images.dtype == batch.voxel_labels.dtype == torch.uint8
     for i in range(3):

@@ -21,8 +21,8 @@ from tpvformer.data.formats import load_infos
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.data.loader import collate
 from tpvformer.errors import DataError
+from tpvformer.geometry import project
 from tpvformer.model import TPVFormer
-from tpvformer.viz.project import project
 
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 INFOS = REAL / "infos" / "nuscenes_infos_2samples.pkl"
@@ -67,7 +67,8 @@ def test_check_geometry_counts_and_paints(tmp_path, capsys, expected):
     check_geometry.add_arguments(parser)
     out = tmp_path / "folder" / "geometry.png"
     command = ["--infos", str(INFOS), "--root", str(REAL / "sample"), "--out", str(out)]
-    assert check_geometry.run(parser.parse_args(command)) == 0
+    args = parser.parse_args(command)
+    assert args.run(args) == 0
     printed = capsys.readouterr().out
     for name, count in expected["points_in_image"].items():
         assert f"{name:<16} {count:>6} points" in printed
@@ -106,8 +107,8 @@ def test_whole_pipeline_to_logits():
     model = TPVFormer(config.model).eval()
     voxels, images = sample.voxel_coords[None], network_images(collate([sample], 0), cfg)
     with torch.no_grad():
-        out = model(images, sample.lidar2img[None], voxels.float(), voxels=voxels)
-        blind = model(torch.zeros_like(images), sample.lidar2img[None], voxels.float(), voxels=voxels)
+        out = model(images, sample.grid2img[None], voxels.float(), voxels=voxels)
+        blind = model(torch.zeros_like(images), sample.grid2img[None], voxels.float(), voxels=voxels)
     assert out.voxel_logits.shape == out.point_logits.shape == (1, 17, len(sample.voxel_coords))
     assert torch.isfinite(out.point_logits).all()
     assert (out.point_logits - blind.point_logits).abs().max() > 1e-3

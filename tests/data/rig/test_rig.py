@@ -30,8 +30,8 @@ from tpvformer.data.scans.read import read_cloud
 from tpvformer.engine import train as run
 from tpvformer.engine.forward import predict
 from tpvformer.errors import ConfigError, DataError
+from tpvformer.geometry import project
 from tpvformer.predict.encoded_frame import predict_scene
-from tpvformer.viz.project import project
 
 pytestmark = pytest.mark.usefixtures("quick")
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
@@ -79,9 +79,9 @@ def test_poses_on_the_vehicle_are_those_at_the_lidar(tmp_path: Path) -> None:
     path = write_rig(tmp_path / "b", moved, lidar2ego=lidar2ego)
     np.testing.assert_allclose(load_infos(path)[0].lidar2img, plain.lidar2img, atol=1e-9)
     sample = dataset(path, grid=dataclasses.replace(GRID, frame="ego"), labels=False)[0]
-    pixels, _ = project(np.array([[1.0, 9.0, 0.5]]), dataset(path, labels=False)[0].lidar2img[0].numpy())
+    pixels, _ = project(np.array([[1.0, 9.0, 0.5]]), dataset(path, labels=False)[0].grid2img[0].numpy())
     place = plain.lidar2ego @ [1.0, 9.0, 0.5, 1.0]
-    again, _ = project(place[None, :3], sample.lidar2img[0].numpy())
+    again, _ = project(place[None, :3], sample.grid2img[0].numpy())
     np.testing.assert_allclose(again, pixels, atol=1e-3)
 
 
@@ -200,7 +200,7 @@ def test_order_in_the_file_does_not_matter_and_slots_reach_the_model(tmp_path: P
     path = write_rig(tmp_path, rig)
     sample = dataset(path, labels=False)[0]
     other = dataset(write_rig_again(tmp_path, rig[::-1]), labels=False)[0]
-    assert torch.equal(sample.lidar2img, other.lidar2img) and torch.equal(sample.images, other.images)
+    assert torch.equal(sample.grid2img, other.grid2img) and torch.equal(sample.images, other.images)
     assert sample.camera_slots is not None and sample.camera_slots.tolist() == [0, 3]
     config, model = tiny_config(DataConfig(workers=0)), tiny_model().eval()
     batch = collate([sample], 0)
@@ -275,7 +275,7 @@ def test_the_examples_of_the_documentation_work(tmp_path: Path) -> None:
         data = dataset(path, labels="frames" in rig, image_scale=0.1)
         assert len(data[0].grid_index) == (7 if "frames" in rig else 0)
         config = tiny_config(DataConfig(image_scale=0.1))
-        assert predict_scene(tiny_model(), data[0], config, CPU).voxels.shape == (6, 5, 4)
+        assert predict_scene(tiny_model(), data[0], config, CPU).voxel_labels.shape == (6, 5, 4)
 
 
 @pytest.mark.skipif(not (REAL / "sample").is_dir(), reason="TPVFORMER_REAL_DATA does not name the folder nuscenes_real")
@@ -288,6 +288,6 @@ def test_a_real_frame_without_lidar_has_the_voxels_of_its_infos(tmp_path: Path) 
     ours = dataset(path, labels=False, image_scale=0.25)[0]
     model = tiny_model()
     scenes = [predict_scene(model, sample, config, CPU) for sample in (ours, theirs)]
-    assert len(scenes[0].points) == 0 and len(scenes[1].points) == 34688
-    np.testing.assert_array_equal(scenes[0].voxels, scenes[1].voxels)
+    assert len(scenes[0].point_labels) == 0 and len(scenes[1].point_labels) == 34688
+    np.testing.assert_array_equal(scenes[0].voxel_labels, scenes[1].voxel_labels)
     np.testing.assert_array_equal(scenes[0].confidence, scenes[1].confidence)

@@ -30,12 +30,12 @@ def fitted(size: Size, canvas: Size) -> Size:
 def placements(sizes: Sequence[Size]) -> Tuple[np.ndarray, List[Tuple[int, int]]]:
     """Return (N, 4, 4) float64, factors from the left for the projections, and the (h, w) that each image fills."""
     canvas = canvas_size(sizes)
-    to_canvas, inner = np.tile(np.eye(4), (len(sizes), 1, 1)), []
+    to_canvas, valid_sizes = np.tile(np.eye(4), (len(sizes), 1, 1)), []
     for matrix, size in zip(to_canvas, sizes):
         width, height = fitted(size, canvas)
         matrix[0, 0], matrix[1, 1] = width / size[0], height / size[1]
-        inner.append((height, width))
-    return to_canvas, inner
+        valid_sizes.append((height, width))
+    return to_canvas, valid_sizes
 
 
 def read_pictures(paths: Sequence[Path], token: str, sizes: Sequence[Size] = ()) -> Tensor:

@@ -35,12 +35,12 @@ def padded_shape(height: int, width: int) -> Tuple[int, int]:
 def network_images(batch: Batch, cfg: DataConfig) -> Tensor:
     """Return the network input: (B, N, 3, h, w) float32, channels last in memory, on the batch's device."""
     b, n, height, width, _ = batch.images.shape
-    inner = scaled_shape(height, width, cfg.image_scale)
+    valid = scaled_shape(height, width, cfg.image_scale)
     images = batch.images.flatten(0, 1)
     draws = None if batch.photometric is None else batch.photometric.flatten(0, 1)
-    out = images.new_zeros((b, n, *padded_shape(*inner), 3), dtype=torch.float32)
+    out = images.new_zeros((b, n, *padded_shape(*valid), 3), dtype=torch.float32)
     kind = pixels_opencv if images.device.type == "cpu" else pixels_tensor
-    kind.fill(out.flatten(0, 1)[:, : inner[0], : inner[1]], images, draws, MEAN_BGR)
+    kind.fill(out.flatten(0, 1)[:, : valid[0], : valid[1]], images, draws, MEAN_BGR)
     if batch.keep_rows is not None and batch.keep_columns is not None:
         kind.mask(out, batch.keep_rows, batch.keep_columns)
     return out.permute(0, 1, 4, 2, 3)

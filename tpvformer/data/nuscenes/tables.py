@@ -11,12 +11,26 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from tpvformer.errors import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.names import has_unseen, is_file_name, short
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
 Row = Dict[str, Any]
 Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
+
+
+def version_below(root: Path, otherwise: str = "") -> str:
+    """Return the name of the only table folder below ``root``. Raises ConfigError, with ``otherwise`` at its end."""
+    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    if len(versions) == 1:
+        return versions[0]
+    if versions:
+        found = f"holds the table folders {', '.join(versions)}; choose one with --version"
+    elif not root.is_dir():
+        found = "is no folder; name the one that holds samples/ and a table folder such as v1.0-mini with --root"
+    else:
+        found = "holds no table folder such as v1.0-mini with sample_data.json in it; unpack nuScenes' metadata there"
+    raise ConfigError(f"--root {root} {found}{otherwise}")
 
 
 def table_path(folder: Path, name: str) -> Path:

@@ -104,7 +104,9 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
         hit = np.zeros(grid.shape, bool)
         points = render_lidar(ride.street, poses[k], grain).points[:, :3]
         low, high = np.array(grid.pc_range[:3]), np.array(grid.pc_range[3:])
-        cells = grid_index(points[((points >= low) & (points < high)).all(1)], grid.shape, grid.pc_range, whole=True)
+        cells = grid_index(
+            points[((points >= low) & (points < high)).all(1)], grid.shape, grid.pc_range, divide_by_n=True
+        )
         hit[tuple(cells.T)] = True
         files = {"label": raw.astype("<u2").tobytes(), "invalid": _bits(~ever), "bin": _bits(hit)}
         files["occluded"] = _bits(ever & ~now)

@@ -41,6 +41,7 @@ from tpvformer.data.street.raycast import (
 )
 from tpvformer.data.street.rig import FIRINGS, Camera, beam_elevations
 from tpvformer.data.street.world import Street
+from tpvformer.geometry import lattice
 from tpvformer.labels import EMPTY, RAW_TO_CLASS
 from tpvformer.runtime.compiling import inner, kernel
 
@@ -181,7 +182,7 @@ def fill_voxels(
     street: Street, grid2scene: np.ndarray, voxels: Tuple[int, int, int], pc_range: Sequence[float]
 ) -> np.ndarray:
     """Classes (X,Y,Z) uint8 over ``pc_range`` (metres) of a frame that stands at ``grid2scene``; EMPTY if free."""
-    low, pitch = _lattice(voxels, pc_range)
+    low, pitch = lattice(pc_range, voxels)
     parts = np.full([PARTS * n for n in voxels], _NOTHING, np.uint8)
     to_grid = np.linalg.inv(grid2scene)
     scene = (street.prims, street.road.row(), street.rects, np.ascontiguousarray(grid2scene), to_grid)
@@ -226,12 +227,6 @@ def _observe(
     pc_range: Sequence[float],
 ) -> None:
     """Follow rays (R,3), unit vectors in the sensor's frame."""
-    low, pitch = _lattice(mask.shape, pc_range)
+    low, pitch = lattice(pc_range, mask.shape)
     scene = (street.prims, street.road.row(), street.rects, np.linalg.inv(grid2scene))
     _trace(mask, np.ascontiguousarray(sensor2scene), np.ascontiguousarray(directions), reach, *scene, low, pitch)
-
-
-def _lattice(voxels: Sequence[int], pc_range: Sequence[float]) -> Tuple[np.ndarray, np.ndarray]:
-    """The lower corner and the pitch, metres."""
-    low = np.array(pc_range[:3], np.float64)
-    return low, (np.array(pc_range[3:], np.float64) - low) / np.array(voxels)

@@ -16,6 +16,8 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tpvformer.geometry import lattice
+
 
 class Cells(NamedTuple):
     """Hold the result of ``voxelize`` for P points in M occupied cells of an (X, Y, Z) grid."""
@@ -42,34 +44,36 @@ def voxelize(
     voxels: Sequence[int],
     pc_range: Sequence[float],
     fill: int,
-    whole: bool = False,
+    divide_by_n: bool = False,
 ) -> Cells:
     """Compute cells and label votes of points (P, 3) metres, lidar frame, with labels (P,) uint8.
 
     voxels (X, Y, Z); pc_range (x0, y0, z0, x1, y1, z1) metres; ``fill`` is the label of a cell without points.
-    ``whole`` divides the range by n instead of n - 1, as the grids of published dense labels do.
+    ``divide_by_n`` divides the range by n instead of n - 1, as the grids of published dense labels do.
     """
     kernel = _kernel()
     if kernel is not None:
-        low, last, pitch = _lattice(voxels, pc_range, whole)
+        low, last, pitch = _lattice(voxels, pc_range, divide_by_n)
         return Cells(*kernel(points, labels, low, np.asarray(pc_range[3:], np.float64), pitch, last, fill))
-    index = grid_index(points, voxels, pc_range, whole)
+    index = grid_index(points, voxels, pc_range, divide_by_n)
     occupied, point_row = occupied_voxels(index, voxels)
     return Cells(index, occupied, point_row, vote(labels, point_row, occupied, voxels, fill))
 
 
 def _lattice(
-    voxels: Sequence[int], pc_range: Sequence[float], whole: bool
+    voxels: Sequence[int], pc_range: Sequence[float], divide_by_n: bool
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the lower corner (metres), the last index and the pitch (metres) of each axis."""
-    low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
     last = np.asarray(voxels, np.int64) - 1
-    return low, last, (high - low) / (last + 1 if whole else np.maximum(last, 1))
+    low, pitch = lattice(pc_range, last + 1 if divide_by_n else np.maximum(last, 1))
+    return low, last, pitch
 
 
-def grid_index(points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float], whole: bool = False) -> np.ndarray:
+def grid_index(
+    points: np.ndarray, voxels: Sequence[int], pc_range: Sequence[float], divide_by_n: bool = False
+) -> np.ndarray:
     """Return the cells of points (P, 3): (P, 3) int64 in [0, X-1] x [0, Y-1] x [0, Z-1], computed in float64."""
-    low, last, pitch = _lattice(voxels, pc_range, whole)
+    low, last, pitch = _lattice(voxels, pc_range, divide_by_n)
     inside = np.clip(np.asarray(points, np.float64), low, np.asarray(pc_range[3:], np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):  # as in the kernel: no number, cell 0
         return np.maximum(np.minimum(np.floor((inside - low) / pitch).astype(np.int64), last), 0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import List
+from pathlib import Path
+from typing import List, Tuple
 
+import numpy as np
 import torch
 
 from tpvformer import ops
 from tpvformer.config import Config
+from tpvformer.data.check.report import Report
+from tpvformer.data.check.rig import examine_rig, views
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.model.backbone import ModulatedDeformConv3x3
+from tpvformer.model.coverage import coverage
 
 
 def check_cameras(data: FrameDataset, config: Config) -> None:
@@ -63,3 +68,27 @@ def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
     if problems and forced is not None:
         raise ConfigError(f"TPVFORMER_OPS={forced} is set, but {problems[0]}; unset it, or change the model")
     return [f"{problem} by the device's kernel: plain PyTorch does it, more slowly" for problem in problems]
+
+
+def check_rig(path: Path, config: Config, whole: bool, root: Path) -> Tuple[List[str], Report]:
+    """Check a rig file or infos and all files they name; return lines on how the cameras see the grid, and the report.
+
+    The arguments are those of ``examine_rig``. Raises ConfigError if ``path`` does not exist.
+    """
+    grid = config.model.grid
+    report, records = examine_rig(path, whole, root)
+    if not records:
+        return [], report
+    record, origin = records[0], "lidar" if grid.frame == "lidar" else "ego"
+    lines = [f"{path}: {len(record.images)} cameras; the grid is {grid.pc_range} m in the {origin} frame"]
+    grid2img = record.lidar2img
+    if grid.frame != "lidar":
+        if record.lidar2ego is None:
+            report.fault("rig", f"{path}: has no lidar2ego, which model.grid.frame=ego needs; add it")
+            return lines, report
+        grid2img = grid2img @ np.linalg.inv(record.lidar2ego)
+    if record.sizes:
+        shares, any_camera = coverage(grid, torch.from_numpy(grid2img), record.sizes)
+        lines += [view.line(share) for view, share in zip(views(record), shares)]
+        lines.append(f"  all cameras together see {100 * any_camera:.1f} % of the grid")
+    return lines, report

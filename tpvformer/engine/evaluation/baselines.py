@@ -20,6 +20,7 @@ from tpvformer.engine.distributed.collectives import World, all_reduce_sum
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, permute_cameras
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics import Scores, percent, scores
+from tpvformer.geometry import inside, project
 from tpvformer.labels import EVALUATED, class_names
 
 FIT_FRAMES = 200  # training frames that the colour table is made from, spread over the whole set
@@ -88,14 +89,11 @@ def histogram(frames: Iterable[Frame], classes: int, ignore: int) -> np.ndarray:
 def colour_bins(frame: Frame) -> np.ndarray:
     """Return the colour bin (P,) of each point: that of its pixel in the first camera that sees it."""
     bins = np.full(len(frame.points), BINS - 1)
-    homogeneous = np.concatenate([frame.points.astype(np.float64), np.ones((len(frame.points), 1))], 1)
     for image, matrix in zip(frame.images.numpy(), frame.lidar2img):
-        a, b, depth = (homogeneous @ matrix.T)[:, :3].T
-        ahead = depth > 0.5  # metres
-        u = np.floor(np.divide(a, depth, out=np.full_like(a, -1), where=ahead))
-        v = np.floor(np.divide(b, depth, out=np.full_like(b, -1), where=ahead))
-        seen = (u >= 0) & (u < image.shape[1]) & (v >= 0) & (v < image.shape[0]) & (bins == BINS - 1)
-        shade = image[v[seen].astype(int), u[seen].astype(int)].astype(np.int64) * SHADES // 256
+        pixels, depth = project(frame.points, matrix)
+        seen = inside(pixels, depth, image.shape[0], image.shape[1], nearest=0.5) & (bins == BINS - 1)
+        u, v = pixels[seen].astype(int).T
+        shade = image[v, u].astype(np.int64) * SHADES // 256
         bins[seen] = (shade[:, 0] * SHADES + shade[:, 1]) * SHADES + shade[:, 2]
     return bins
 

@@ -164,7 +164,7 @@ def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, 
 
 def permute_cameras(batch: Batch) -> Batch:
     """Give every image the calibration of the previous camera."""
-    return dataclasses.replace(batch, lidar2img=batch.lidar2img.roll(1, dims=1))
+    return dataclasses.replace(batch, grid2img=batch.grid2img.roll(1, dims=1))
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:

@@ -56,7 +56,7 @@ def _first(model: nn.Module, batch: Batch, config: Config) -> str:
     samples = ", ".join(batch.tokens)
     if not _finite(network_images(batch, config.data)):
         return f"the images of sample {samples} are not finite after preprocessing"
-    if not _finite(batch.lidar2img):
+    if not _finite(batch.grid2img):
         return f"the calibration of sample {samples} is not finite"
     model.zero_grad(set_to_none=True)
     with _Watch(model) as watch:

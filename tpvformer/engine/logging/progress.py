@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional
 
 FIRST, LONGEST = 30.0, 600.0  # seconds until the first line, and longest time between later lines
 
@@ -54,3 +55,35 @@ def remaining(seconds: float, now: Optional[float] = None) -> str:
     here, there = time.localtime(now), time.localtime(now + seconds)
     day = "" if here[:3] == there[:3] else "%Y-%m-%d "
     return f"{length} left, ends {time.strftime(f'{day}%H:%M', there)}"
+
+
+def print_every(seconds: float) -> Callable[[str, int, int], None]:
+    """Return a callback that prints progress on stderr every ``seconds``, for example while a large table is read."""
+    said = time.perf_counter()
+    began: Dict[str, float] = {}
+
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        spent = now - began.setdefault(what, now)
+        if now - said >= seconds:
+            said = now
+            size = f"{total / 1e6:.0f} MB" if total >= 1e6 else str(total)  # bytes of a table, else items of a set
+            left = f", {remaining(spent * (total - done) / done)}" if done and spent else ""
+            print(f"{what}: {done * 100 // max(total, 1)} % of {size}{left}", file=sys.stderr)
+
+    return say
+
+
+def print_quarters(unit: str) -> Callable[[int, int], None]:
+    """Return a callback that prints on stderr each finished quarter of the ``unit``, and the estimated end."""
+    said, began = 0, time.perf_counter()
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if done < total and done * 4 // total > said:
+            said = done * 4 // total
+            left = remaining((time.perf_counter() - began) * (total - done) / done)
+            print(f"{done} of {total} {unit}, {left}", file=sys.stderr)
+
+    return say

@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from tpvformer.engine.metrics.occupancy import class_iou
 from tpvformer.labels import EVALUATED
 
 
@@ -57,9 +58,8 @@ def grouped_confusion(
 def scores(confusion: Tensor, classes: Sequence[int] = EVALUATED) -> Scores:
     """Return the IoU of each class, correct / (ground truth + predicted - correct), from a (K,K) int64 matrix."""
     matrix = confusion.cpu()
-    seen = [int(matrix[c].sum()) for c in classes]
-    union = [int(matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in classes]
-    iou = [100.0 * int(matrix[c, c]) / u if s else None for c, s, u in zip(classes, seen, union)]
+    seen = matrix.sum(1)[list(classes)].tolist()
+    iou = [None if math.isnan(value) else value for value in class_iou(matrix, classes).tolist()]
     present = [v for v in iou if v is not None]
     miou = math.fsum(present) / len(present) if present else None
     reference = math.fsum(100.0 if v is None else v for v in iou) / len(iou)
@@ -77,11 +77,16 @@ def table(metrics: Dict[str, Scores], names: Sequence[str]) -> List[str]:
     notes = [f"({seen} points)" for seen in first.seen]
     rows.append((f"miou over the {present} classes present", [m.miou for m in metrics.values()]))
     rows.append(("miou_reference (absent classes count 100 %)", [m.miou_reference for m in metrics.values()]))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{'Validation per class IoU':<{width}} : " + "".join(f"{title:>9}" for title in metrics)]
+    lines = [("Validation per class IoU", "".join(f"{title:>9}" for title in metrics))]
     for (name, values), note in zip(rows, notes + ["", ""]):
-        lines.append(f"{name:<{width}} : {''.join(f'{percent(v):>9}' for v in values)}   {note}".rstrip())
-    return lines
+        lines.append((name, "".join(f"{percent(v):>9}" for v in values) + f"   {note}"))
+    return labelled(lines)
+
+
+def labelled(rows: Sequence[Tuple[str, str]]) -> List[str]:
+    """Return a line for each (label, text), "label : text", with the labels padded to the longest."""
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}} : {text}".rstrip() for label, text in rows]
 
 
 def percent(value: Optional[float]) -> str:

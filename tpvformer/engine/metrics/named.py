@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from tpvformer.engine.metrics.bootstrap import interval
-from tpvformer.engine.metrics.iou import percent
+from tpvformer.engine.metrics.iou import labelled, percent
 from tpvformer.engine.metrics.occupancy import (
     class_iou,
     mean_of_present,
@@ -149,21 +149,18 @@ def named_table(metrics: Mapping[str, Metric], scenes: int) -> List[str]:
     """Return a text table: every metric with its interval and rings, then the class IoU of the dense grid's metrics."""
     if not metrics:
         return []
-    width = max(len("metric"), *map(len, metrics))
-    lines = [
-        f"{'metric':<{width}} : {'value':>8}  {'95 % over ' + str(scenes) + ' scenes':>20}"
-        + "".join(f"{ring:>10}" for ring in RING_NAMES)
-    ]
+    head = f"{'value':>8}  {'95 % over ' + str(scenes) + ' scenes':>20}" + "".join(f"{ring:>10}" for ring in RING_NAMES)
+    rows = [("metric", head)]
     for name, metric in metrics.items():
         bounds = "n/a" if metric.interval is None else f"{metric.interval[0]:.2f} to {metric.interval[1]:.2f}"
         rings = "".join(f"{percent(value):>10}" for value in metric.rings.values())
-        lines.append(f"{name:<{width}} : {percent(metric.value):>8}  {bounds:>20}{rings}")
+        rows.append((name, f"{percent(metric.value):>8}  {bounds:>20}{rings}"))
+    lines = labelled(rows)
     shown = {name: m for name, m in metrics.items() if name in ("ssc_miou", "occ3d_miou", "ray_iou")}
     if shown:
         classes = max((list(m.classes) for m in shown.values()), key=len)  # the others are a subset, in this order
-        width = max(map(len, classes))
-        lines.append(f"{'IoU of a class':<{width}} : " + "".join(f"{name:>12}" for name in shown))
+        rows = [("IoU of a class", "".join(f"{name:>12}" for name in shown))]
         for label in classes:
-            values = "".join(f"{percent(m.classes.get(label)):>12}" for m in shown.values())
-            lines.append(f"{label:<{width}} : {values}")
+            rows.append((label, "".join(f"{percent(m.classes.get(label)):>12}" for m in shown.values())))
+        lines += labelled(rows)
     return lines

@@ -4,6 +4,9 @@
 Text columns are two arrays, the UTF-8 bytes and the end of each text among them. Projections are stored as the network
 takes them, so that reading a split is looking at pages of the file. Sweeps are left out, because nothing here reads
 them; older files hold them.
+
+``safetensors.numpy`` reads the same layout, but copies every tensor into memory. The parser below maps the file
+instead, so that only the pages that are read cost memory.
 """
 
 from __future__ import annotations
