@@ -1,4 +1,4 @@
-"""Lidar points to pixels."""
+"""The projection of lidar points to pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ NEAREST = 1.0  # metres: what is nearer to a camera than this is not drawn or co
 
 
 def project(points: np.ndarray, lidar2img: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """points (P, 3) metres, lidar frame; lidar2img (4, 4). Returns pixels (P, 2) as (u, v) and depth (P,) in metres."""
+    """Project points (P, 3), metres in the lidar frame, by lidar2img (4, 4).
+
+    Returns pixels (P, 2) as (u, v) and depth (P,) in metres.
+    """
     homogeneous = np.concatenate([np.asarray(points, np.float64), np.ones((len(points), 1))], axis=1)
     a, b, depth = (homogeneous @ np.asarray(lidar2img, np.float64).T)[:, :3].T
     safe = np.where(depth == 0, np.finfo(np.float64).tiny, depth)
@@ -19,6 +22,6 @@ def project(points: np.ndarray, lidar2img: np.ndarray) -> Tuple[np.ndarray, np.n
 
 
 def inside(pixels: np.ndarray, depth: np.ndarray, height: float, width: float) -> np.ndarray:
-    """(P,) bool: further than 1 m in front of the camera, and 0 <= u < width, 0 <= v < height."""
+    """Return a mask (P,), bool: more than 1 m in front of the camera, 0 <= u < width and 0 <= v < height."""
     u, v = pixels.T
     return (depth > NEAREST) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
