@@ -6,7 +6,7 @@ time      24 epochs of 3516 steps
 number    not run by this project; no result of this configuration is published
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone
 
-The initial offsets assume 8 anchors where the attention has 16; the published code does so, and it is kept.
+The initial offsets are those for 8 anchors although the attention has 16, as in the published code.
 """
 
 from tpvformer.config import (

@@ -7,11 +7,11 @@ hardware  8 devices, one sample each
 time      24 epochs of 3516 steps
 number    not run by this project. Quoted for other configurations of TPVFormer, mIoU of 17 classes within the camera
           mask: 27.83 (arXiv:2304.14365), 39.3 for a TPVFormer lift trained within the camera mask (COTR,
-          arXiv:2312.01919). Training within the mask moves the number by ten: never compare across that line.
+          arXiv:2312.01919). Training within the mask changes the mIoU by about 10, so compare only equal settings.
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone and, as the width is 256, the FPN
 
 The model is tpv04_occupancy's, over the labels' range; the configurations behind the quoted numbers are not published.
-``data.occupancy_mask`` "camera" leaves unobserved voxels out of the loss; "" trains on all of them, as free.
+With ``data.occupancy_mask`` "camera" the loss leaves unobserved voxels out; with "" they count as free.
 """
 
 from tpvformer.config import (
