@@ -1,11 +1,11 @@
-"""What a processor can do and what training takes of it: limits, the encoder's kernels, one checkout against another.
+"""Measure a processor's limits, the encoder's kernels on it, and training steps of one checkout against another.
 
     python benchmarks/bench_cpu.py [--threads 1] [--out FILE]
     python benchmarks/bench_cpu.py --against REV-or-PATH [--steps 2] [--threads 1] [--out FILE]
 
 The first form prints the limits (matrix products at the model's sizes, a convolution, a copy) and the attention kernels
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
-the other checkout and by this one in turn, each in a process of its own, and prints the medians and their ratio. All
+the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. All
 times are CPU time of the process.
 """
 
@@ -31,7 +31,7 @@ PARSER.add_argument(
 PARSER.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
 PARSER.add_argument("--precision", default="fp32", help="train.precision of the compared steps (default: %(default)s)")
 PARSER.add_argument("--out", type=Path, help="also write JSON")
-PARSER.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # a child: configuration, size
+PARSER.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # for the child process: configuration, size
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {"dim64 384x224": ("config/tpv_lidarseg_dim64.py", "384x224"), "demo 288x160": ("config/demo.py", "288x160")}
 PRODUCTS = ((336, 2304, 256), (2016, 1024, 256), (1344, 64, 384), (40000, 64, 384), (46400, 64, 128))
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def machine() -> Dict[str, Any]:
-    """The processor, the instruction sets that PyTorch and Numba use, and who set limits to them."""
+    """Return the processor, the instruction sets that PyTorch and Numba use, and the variables that limit them."""
     import torch
 
     from tpvformer.ops.numba_options import vector_width
@@ -79,7 +79,7 @@ def machine() -> Dict[str, Any]:
 
 
 def cpu_ms(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Median of the CPU time of run() after a round that does not count."""
+    """Return the median CPU milliseconds of run(); the first call is not counted."""
     times: List[float] = []
     for repeat in range(repeats + 1):
         began = time.process_time()
@@ -90,7 +90,7 @@ def cpu_ms(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def limits() -> Dict[str, float]:
-    """GFLOP/s and GB/s, per second of CPU time."""
+    """Return GFLOP/s and GB/s, per second of CPU time."""
     import torch
 
     found: Dict[str, float] = {}
@@ -107,7 +107,7 @@ def limits() -> Dict[str, float]:
 
 
 def kernels() -> Dict[str, float]:
-    """CPU milliseconds of dim64's plane attention (46,400 queries, 4 heads, 3 levels, 16 points) and its projection."""
+    """Return CPU ms of dim64's plane attention (46,400 queries, 4 heads, 3 levels, 16 points) and of its projection."""
     import torch
 
     from tpvformer.compat import load_config
@@ -136,7 +136,7 @@ def kernels() -> Dict[str, float]:
 
 
 def serve(config_name: str, size: str, precision: str) -> int:
-    """A child: a step for each line that comes in, its parts' CPU milliseconds as a line out."""
+    """Run in a child process: take a step for each input line and print its parts' CPU milliseconds as a line."""
     import dataclasses
     import itertools
 
@@ -163,7 +163,7 @@ def serve(config_name: str, size: str, precision: str) -> int:
 
 
 def compare(args: argparse.Namespace) -> Dict[str, Any]:
-    """Steps of both checkouts in turn, each with its own configuration; the first, which compiles, does not count."""
+    """Time steps of both checkouts in turn, each with its own configuration; the first compiles and is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         other = Path(args.against)
         if not other.is_dir():

@@ -1,11 +1,11 @@
-"""Latency of a model and of its exports: ours with the device's kernels, ours with plain PyTorch, the program of
-torch.export, AOTInductor, onnxruntime.
+"""Measure the latency of a model (with the device's kernels and with plain PyTorch) and of its exports (torch.export,
+AOTInductor, onnxruntime).
 
 python benchmarks/bench_deploy.py --py-config demo --size 288x160 --cameras 6 --points 5000
 
-Weights are random. Variants are interleaved; a number is the median CPU time of the process over one forward pass,
-voxels and points, with --threads threads: other programs on the machine disturb it less than wall time. Needs
-``pip install "tpvformer[onnx]"``; the row of AOTInductor needs a C++ compiler, and is left out where there is none.
+Weights are random. Variants are interleaved. A number is the median CPU time of the process for one forward pass of
+voxels and points with --threads threads; other programs affect it less than wall time. Needs
+``pip install "tpvformer[onnx]"``; the row of AOTInductor needs a C++ compiler and is left out without one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def export(network: TPVFormer, config: Config, folder: Path, cameras: int, size: Tuple[int, int]) -> Dict[str, Any]:
-    """Write every form; per form the seconds it took, of this process and the compilers it starts, and its size."""
+    """Write every export; return the seconds (with the compilers' time) and the size of each."""
     done: Dict[str, Any] = {}
     for name, write in FORMS.items():
         began, used = time.perf_counter(), _with_children()
@@ -101,7 +101,7 @@ def _with_children() -> float:
 
 
 def measure(runs: Dict[str, Callable[[], Any]], repeats: int) -> Tuple[Dict[str, List[float]], ...]:
-    """Milliseconds of CPU and of wall time by variant, and what each answered; the first round does not count."""
+    """Return CPU and wall milliseconds by variant, and each variant's output; the first round is not counted."""
     cpu: Dict[str, List[float]] = {name: [] for name in runs}
     wall: Dict[str, List[float]] = {name: [] for name in runs}
     answers: Dict[str, Any] = {}
@@ -149,7 +149,7 @@ def variants(
 
 
 def ring(cameras: int, width: int, height: int) -> np.ndarray:
-    """lidar2img (N,4,4) of level cameras that look evenly around, 80 degrees wide."""
+    """Return lidar2img (N,4,4) of level cameras at equal angles, with a field of view of 80 degrees."""
     focal, made = 0.6 * width, []
     for i in range(cameras):
         c, s = np.cos(2 * np.pi * i / cameras), np.sin(2 * np.pi * i / cameras)

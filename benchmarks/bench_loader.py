@@ -1,12 +1,12 @@
-"""CPU time of one training sample from the disk to a batch, against that of decoding its six JPEGs alone; samples a
-second that reach the training process from one and from two workers.
+"""Measure the CPU time of one training sample from disk to batch, relative to decoding its six JPEGs alone, and the
+samples a second that the training process gets from one and from two workers.
 
     python benchmarks/bench_loader.py [--infos FILE --root FOLDER --version NAME] [--repeats 15] [--out FILE]
 
-Without a data set it writes one sample: six images 900x1600 of natural spectrum (quality 92) and a lidar turn. Variants
-take turns in one process on one thread; medians of the process's CPU time are printed. Workers are measured by the
-clock, in turns too, so other work on the machine shows in their numbers, less in their ratios. Then all comes again as
-one line of JSON. Checked beforehand: pixels and labels equal, bit by bit, those of the specified pipeline
+Without a data set it writes one sample: six images 900x1600 with a natural spectrum (quality 92) and a lidar turn.
+Variants are interleaved in one process on one thread; medians of CPU time are printed. Workers are measured by wall
+time, interleaved as well: other work on the machine changes their numbers, but less their ratios. All numbers are also
+printed as one line of JSON. Pixels and labels are first compared, bit by bit, with those of the specified pipeline
 (tests/support/specified.py).
 """
 
@@ -56,7 +56,7 @@ SPECIFIED = "specified pipeline, NumPy and OpenCV, float32"
 
 
 def natural_image(height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
-    """(height, width, 3) uint8 whose spectrum falls with the frequency, as that of photographs does."""
+    """Draw (height, width, 3) uint8 with a spectrum that falls with frequency, as that of photographs."""
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
     falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / width)
     noise = (np.fft.rfft2(rng.randn(height, width)) for _ in range(4))
@@ -66,7 +66,7 @@ def natural_image(height: int, width: int, rng: np.random.RandomState) -> np.nda
 
 
 def write_sample(root: Path) -> DataConfig:
-    """A data set of one sample of nuScenes' size."""
+    """Write a data set of one sample of nuScenes' size."""
     rng = np.random.RandomState(0)
     cfg = write_tiny(root, points=(POINTS,))
     for camera in CAMERAS:
@@ -91,7 +91,7 @@ def decode_cv2(files: List[bytes]) -> List[np.ndarray]:
 
 
 def shared(dataset: FrameDataset) -> Batch:
-    """What a loader's worker does: its pictures lie where the training process can read them."""
+    """Make a batch in shared memory, as a loader's worker does."""
     images.get_worker_info = lambda: True
     try:
         return collate([dataset[0]], 0)
@@ -100,10 +100,10 @@ def shared(dataset: FrameDataset) -> Batch:
 
 
 def interleaved(variants: Dict[str, Callable[[], object]], prepare: Callable[[int], None], repeats: int) -> Dict:
-    """Median milliseconds of CPU time of each variant.
+    """Return the median CPU milliseconds of each variant.
 
-    Each runs twice in its turn and the second counts: it finds the memory that the first gave back, as the next sample
-    of a training does, not what another variant left.
+    Each runs twice in its turn, and the second run counts: it reuses the memory that the first one freed, as the next
+    sample of a training does, not the memory of another variant.
     """
     times: Dict[str, List[float]] = {name: [] for name in variants}
     for repeat in range(repeats):
@@ -117,7 +117,7 @@ def interleaved(variants: Dict[str, Callable[[], object]], prepare: Callable[[in
 
 
 def worker_loader(dataset: FrameDataset, workers: int) -> DataLoader:
-    """Training's loader over the first sample, again and again."""
+    """Return the training loader over the first sample, repeated."""
     return DataLoader(
         Subset(dataset, [0] * SAMPLES),
         num_workers=workers,
@@ -128,7 +128,7 @@ def worker_loader(dataset: FrameDataset, workers: int) -> DataLoader:
 
 
 def rates(loaders: Dict[str, DataLoader], repeats: int) -> Dict[str, float]:
-    """Median samples a second of each, which take turns; the first epoch, which starts the workers, does not count."""
+    """Return the median samples a second of the interleaved loaders; the first epoch starts the workers, uncounted."""
     found: Dict[str, List[float]] = {name: [] for name in loaders}
     for repeat in range(repeats + 1):
         for name, loader in loaders.items():
@@ -141,7 +141,7 @@ def rates(loaders: Dict[str, DataLoader], repeats: int) -> Dict[str, float]:
 
 
 def measure(cfg: DataConfig, labelled: bool, repeats: int, cache: str) -> Dict:
-    """Check that both pipelines agree, then time them. The data set's first sample is read again and again."""
+    """Check that both pipelines agree, then time them. The data set's first sample is read repeatedly."""
     grid = GridConfig()
     dataset = FrameDataset(cfg, grid, "train", seed=0, require_labels=labelled)
     with_cache = FrameDataset(replace(cfg, image_cache=cache), grid, "train", seed=0, require_labels=labelled)

@@ -1,8 +1,8 @@
-"""The operations against plain PyTorch, interleaved in one run: time, and memory kept for the backward pass.
+"""Compare the operations with plain PyTorch, interleaved in one run: time, and memory kept for the backward pass.
 
     python benchmarks/bench_ops.py [--device cpu|cuda] [--quick] [--only NAME] [--images N] [--repeats N] [--out FILE]
 
-Times are medians of the process's CPU time on one thread, on a GPU of the time between device events with cold caches.
+Times are medians of the process's CPU time on one thread; on a GPU, of the time between device events with cold caches.
 Outputs and gradients are compared before anything is timed; a difference ends the run with status 1.
 """
 
@@ -29,12 +29,12 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def types_of(case: Case, device: torch.device) -> List[torch.dtype]:
-    """What a case is run in; on a CPU attention knows float32 only."""
+    """Return the types in which a case runs; on a CPU attention supports float32 only."""
     return [torch.float32] if device.type == "cpu" and "attention" in case.name else [torch.float32, torch.bfloat16]
 
 
 def measure(case: Case, device: torch.device, repeats: int) -> Dict[str, Any]:
-    """Every variant of a case: errors, times, bytes."""
+    """Measure every variant of a case: errors, times, bytes."""
     types = types_of(case, device)
     variants = {}
     for dtype in types:
@@ -57,7 +57,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> Dict[str, Any]:
 
 
 def rows(result: Dict[str, Any]) -> List[List[str]]:
-    """A case in the table: one row a variant, ratios to plain PyTorch in float32."""
+    """Return a case's rows of the table: one for each variant, with ratios to plain PyTorch in float32."""
     first = next(iter(result["ms"]))
     out = [[f"{result['name']}: {result['size']}", *("" for _ in range(7))]]
     for name, ms in result["ms"].items():

@@ -1,11 +1,11 @@
-"""Training steps on 1, 2, 4 and 8 processes of this machine: what the exchange of gradients costs.
+"""Measure training steps on 1, 2, 4 and 8 processes of this machine, with and without the all-reduce of gradients.
 
     python benchmarks/bench_ranks.py [--py-config FILE] [--size WxH] [--ranks 1 2 4 8] [--rounds 5] [--out FILE]
     python benchmarks/bench_ranks.py --bytes      parameters, optimiser memory and all-reduce bytes of config/*.py
 
-All processes are started once, one thread each, and the groups take turns: a round measures every number of processes
-with and without the exchange. Where processes outnumber cores, a step's time says how they share the cores; what the
-exchange costs is said by the same step without it, and by the processor time of a sample.
+All processes are started once, with one thread each. A round measures every number of processes, with and without the
+all-reduce. With more processes than cores, the time of a step depends on how they share the cores; the cost of the
+all-reduce is the difference to the same step without it, and shows in the CPU time of a sample.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Team:
             self.stepper = Stepper(self.model, config.optim, CPU, config.train.precision)
 
     def steps(self, count: int, exchanged: bool) -> Tuple[float, float]:
-        """Seconds of a step by the clock, and of processor time over all processes of the team."""
+        """Return the wall seconds of a step, and its CPU seconds over all processes of the team."""
         dist.barrier(self.group)
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(count):
@@ -76,7 +76,7 @@ class Team:
         return max(w for w, _ in spent) / count, sum(p for _, p in spent) / count
 
     def all_reduce(self, numbers: int) -> float:
-        """Seconds of an exchange alone, of as many numbers as the model has gradients."""
+        """Return the seconds of an all-reduce alone, of as many numbers as the model has gradients."""
         tensor = torch.zeros(numbers)
         dist.barrier(self.group)
         began = time.perf_counter()
@@ -89,7 +89,7 @@ def trainable(model: torch.nn.Module) -> int:
 
 
 def worker(args: argparse.Namespace) -> None:
-    """One of the processes; process 0 writes what was measured to ``args.out``."""
+    """Run one of the processes; process 0 writes the measurements to ``args.out``."""
     world = distributed.read_world()
     torch.set_num_threads(1)
     agree_on_threads()
@@ -121,7 +121,7 @@ def worker(args: argparse.Namespace) -> None:
 
 
 def row(team: Team, spent: Dict[Tuple[int, str], List[Tuple[float, float]]], exchanges: List[float]) -> Dict[str, Any]:
-    """Medians of one number of processes."""
+    """Return the medians for one number of processes."""
     n, samples = team.size, team.size * team.config.data.batch_size
 
     def median(kind: str, which: int) -> float:
@@ -140,7 +140,7 @@ def row(team: Team, spent: Dict[Tuple[int, str], List[Tuple[float, float]]], exc
 
 
 def table(result: Dict[str, Any]) -> str:
-    """The measurement as a table; efficiencies are relative to one process and to the cores there are."""
+    """Return the measurements as a table; efficiencies are relative to one process and to the available cores."""
     cores = result["cores"]
     first = result["ranks"][0]
     lines = [
@@ -159,7 +159,7 @@ def table(result: Dict[str, Any]) -> str:
 
 
 def bytes_table(names: Sequence[str]) -> str:
-    """For each configuration of config/: trainable parameters, AdamW's moments, what a process sends at each step."""
+    """Return a table of the configurations: trainable parameters, AdamW's state, bytes that a process sends a step."""
     lines = ["| | trained parameters | AdamW state, MB | sent a step, MB: 2 ranks | 8 | 64 | 512 |", "| --- " * 7 + "|"]
     for name in names:
         with torch.device("meta"):

@@ -1,11 +1,11 @@
-"""What saving costs: training steps with a checkpoint written beside them against steps without, block by block.
+"""Measure the cost of saving: training steps while a checkpoint is written against steps without, block by block.
 
     python benchmarks/bench_saving.py [--py-config config/demo.py] [--size 288x160] [--points 34720] [--steps 20]
                                       [--blocks 5] [--threads 1] [--device cpu] [--out FILE]
 
-Blocks of ``--steps`` steps take turns: one begins a save and waits at its end until the file is on the disk, the next
-saves nothing. Prints the median CPU time of a step of both kinds (on an accelerator: wall time), that of saves with
-nothing beside them, which other work on the machine disturbs less, and how long training stands still for one.
+Blocks of ``--steps`` steps alternate: one begins a save and waits at its end until the file is on the disk, the next
+saves nothing. Prints the median CPU time of a step of both kinds (on an accelerator: wall time), the time of a save
+alone, which other work on the machine affects less, and how long training waits for a save.
 """
 
 from __future__ import annotations

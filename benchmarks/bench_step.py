@@ -1,11 +1,11 @@
-"""Whole training steps of a configuration, several variants in turn, so that a busy machine disturbs all alike.
+"""Measure training steps of a configuration; variants are interleaved, so that other work affects all alike.
 
     python benchmarks/bench_step.py [--py-config config/demo.py] [--size 288x160] [--points 34720] [--steps 5]
                                     [--variants reference:fp32,default:fp32,default:bf16] [--threads 1] [--out FILE]
 
-A variant is OPS:PRECISION: OPS "default" or what TPVFORMER_OPS may be, PRECISION a train.precision. Prints medians of
-each part's CPU time (wall time on an accelerator), the peak memory of each variant, and how many times slower than the
-last one the others are. `tpvformer bench` shows one variant in more detail.
+A variant is OPS:PRECISION: OPS is "default" or a value of TPVFORMER_OPS, PRECISION one of train.precision. Prints
+medians of each part's CPU time (wall time on an accelerator), each variant's peak memory, and its time relative to the
+last variant's. `tpvformer bench` shows one variant in more detail.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The page of tpvformer view: its size, and the time from opening the file to the first picture in space being drawn,
-in headless Chromium, which draws by the processor where there is no graphics card.
+"""Measure the page of tpvformer view: its size, and the time from opening the file to the first 3-D picture, in
+headless Chromium, which draws on the processor where there is no graphics card.
 
     python benchmarks/bench_view.py [RESULT ...] [--repeats 5] [--out FILE]
 
-Without RESULTs it makes one frame of 200x200x16 voxels: a street with houses, cars and trees at random, six pictures of
-800x450, 34720 points; its prediction differs from its truth at random places. A browser is started for each repeat. The
-time is the page's own: from the start of navigation until a pixel could be read back from the drawn picture.
+Without RESULTs it makes one frame of 200x200x16 voxels: a random street with houses, cars and trees, six pictures of
+800x450, 34720 points; the prediction differs from the truth at random voxels. A browser is started for each repeat. The
+page measures the time itself: from the start of navigation until a pixel can be read back from the drawn picture.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tpvformer.viz.viewer import write_page  # noqa: E402
 
 
 def street(grid: Sequence[int] = (200, 200, 16), points: int = 34720) -> Arrays:
-    """A frame with free space as class 17."""
+    """Make a frame with free space as class 17."""
     rng, (x, y, z) = np.random.RandomState(0), tuple(grid)
     truth = np.full((x, y, z), 17, np.uint8)
     truth[:, :, 1] = 14

@@ -1,4 +1,4 @@
-"""Measure what a device can do at most: copies, matrix products, convolutions, atomic additions."""
+"""Measure the limits of a device: copies, matrix products, convolutions, atomic additions."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How long a newcomer waits: from an empty environment to the first picture, with a wheel alone.
+"""Measure the time from an empty environment to the first picture, with nothing but a wheel.
 
     python benchmarks/first_picture.py [--wheel FILE] [--torch torch==2.13.0] [--out FILE]
 
-Builds the wheel of this checkout first, unless one is given, which does not count. Then, in a folder that is deleted in
-the end, the commands of README.md, each a process of its own: an environment, PyTorch, the wheel, and `tpvformer demo`
-twice, before and after its kernels have compiled. Prints the wall time and the CPU time of each. What pip takes depends
-on the network and its cache, so its times stand apart.
+Unless a wheel is given, that of this checkout is built first, unmeasured. Then the commands of README.md run in a
+temporary folder, each in a separate process: an environment, PyTorch, the wheel, and `tpvformer demo` twice, before and
+after its kernels have compiled. Prints the wall time and the CPU time of each. pip's times depend on the network and
+its cache, so they are printed separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Dict, List, Tuple
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("tpvformer", "config", "mmcv_need", "mmdet_need", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 INSTALLATION = ("environment", "PyTorch", "this package")
-# vector instructions of a processor, as Linux calls them, and the variables that keep libraries from using some of them
+# a processor's vector instructions by Linux' names, and the variables that restrict libraries to some of them
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "NUMBA_CPU_FEATURES")
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -36,7 +36,7 @@ PARSER.add_argument("--out", type=Path, metavar="FILE", help="also write everyth
 
 
 def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
-    """(what, command) in the order of README.md; ``python3`` stands for this interpreter."""
+    """Return (description, command) in the order of README.md; ``python3`` is replaced by this interpreter."""
     return [
         ("environment", "python3 -m venv .venv"),
         ("PyTorch", f".venv/bin/pip install -qq {torch}"),
@@ -47,7 +47,7 @@ def commands(torch: str, wheel: str) -> List[Tuple[str, str]]:
 
 
 def processor() -> Dict[str, str]:
-    """Its name, its vector instructions, and what the environment forbids of them."""
+    """Return the processor's name, its vector instructions, and the environment's restrictions of them."""
     found = {"processor": platform.processor() or platform.machine(), "instructions": "not known on this system"}
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def _cpu() -> float:
-    """CPU seconds of all processes that were started here and have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -100,7 +100,7 @@ def _both(seconds: Dict[str, float]) -> str:
 
 
 def _wheel(folder: Path) -> Path:
-    """Built from a copy, so that nothing is left in the checkout."""
+    """Build the wheel from a copy, so that no files are left in the checkout."""
     source = folder / "source"
     source.mkdir(parents=True)
     for name in PACKAGED:

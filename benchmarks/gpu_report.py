@@ -1,8 +1,8 @@
-"""Verify and measure everything on a GPU in less than 8 minutes: are the kernels right, how fast is it all.
+"""Verify and measure everything on a GPU in less than 8 minutes: errors of the kernels, and times of all parts.
 
     python benchmarks/gpu_report.py                # on a machine with a GPU
     python benchmarks/gpu_report.py --quick        # the most valuable sections alone, in at most 150 s
-    python benchmarks/gpu_report.py --device cpu   # the same code at tiny sizes, to see that it runs
+    python benchmarks/gpu_report.py --device cpu   # the same code at tiny sizes, as a test of the script
 
 Needs torch, triton, numpy, numba and opencv; nothing has to be installed or downloaded. Every section runs in a process
 of its own, with a limit on its time: one that fails is reported and the others go on. When a section ends, its numbers
@@ -111,7 +111,7 @@ def run_section(name: str, limit: float, args: argparse.Namespace, base: Path) -
     lines, said = base.with_name(base.name + ".lines"), base.with_name(base.name + ".log")
     command = [sys.executable, str(HERE / "gpu_report.py"), "--section", name, "--device", args.device]
     command += ["--lines", str(lines)]
-    # asked for by name, kernels that cannot be had are an error; by default plain PyTorch would serve instead
+    # a backend that is chosen by name and not available is an error; by default plain PyTorch would replace it
     forced = {"TPVFORMER_OPS": "triton"} if args.device == "cuda" else {}
     with said.open("w") as messages:
         process = subprocess.Popen(
@@ -148,7 +148,7 @@ def child(args: argparse.Namespace) -> int:
 
 
 def end_with(parent: int) -> None:
-    """End this process where the one that started it is gone: a GPU must not stay taken."""
+    """End this process when its parent has ended, so that the GPU is freed."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

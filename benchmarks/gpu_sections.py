@@ -1,4 +1,4 @@
-"""The sections of gpu_report.py: each yields its results one by one, as JSON can hold them."""
+"""The sections of gpu_report.py: each yields its results one by one, as JSON values."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Section(NamedTuple):
 
 
 def ceilings(device: torch.device, tiny: bool) -> Lines:
-    """What the device can do at most."""
+    """Measure the device's limits."""
     import ceilings as measured
 
     yield from measured.ceilings(device, tiny)
 
 
 def verify(small: bool) -> Callable[[torch.device, bool], Lines]:
-    """Errors of the kernels against plain PyTorch in float64, at small sizes or at those of dim64."""
+    """Return a section: errors of the kernels against plain PyTorch in float64, at small or at dim64's sizes."""
 
     def lines(device: torch.device, tiny: bool) -> Lines:
         from bench_ops import SHORT, types_of
@@ -48,7 +48,7 @@ def verify(small: bool) -> Callable[[torch.device, bool], Lines]:
                 oracle = case.variant(case.baseline, torch.float64, rounded=dtype == torch.bfloat16)
                 try:
                     found = errors(oracle, case.variant(case.ours, dtype))
-                except Exception as err:  # of any library; the other operations are to be seen too
+                except Exception as err:  # of any library; the other operations still run
                     line["failed"][SHORT[dtype]], line["ok"] = reason(err), False
                     continue
                 line["error"][SHORT[dtype]] = found
@@ -59,7 +59,7 @@ def verify(small: bool) -> Callable[[torch.device, bool], Lines]:
 
 
 def operations(device: torch.device, tiny: bool) -> Lines:
-    """Operations against plain PyTorch: time, memory."""
+    """Compare operations with plain PyTorch: time, memory."""
     from bench_ops import measure
     from op_cases import Cases
 
@@ -72,7 +72,7 @@ def operations(device: torch.device, tiny: bool) -> Lines:
 
 
 def reason(err: Exception) -> str:
-    """An error in a line."""
+    """Format an error as one line."""
     return " ".join(f"{type(err).__name__}: {err}".split())[:300]
 
 
@@ -86,7 +86,7 @@ def settings(name: str, tiny: bool, **train: Any) -> Tuple[Any, Any, Any]:
 
 
 def step(name: str, profile: bool = False, **train: Any) -> Callable[[torch.device, bool], Lines]:
-    """Training steps of a configuration, by part and without marks, and a table of their kernels if ``profile``."""
+    """Return a section: training steps by part and without marks, with a table of their kernels if ``profile``."""
 
     def lines(device: torch.device, tiny: bool) -> Lines:
         from tpvformer.engine.bench.step import stages
@@ -103,7 +103,7 @@ def step(name: str, profile: bool = False, **train: Any) -> Callable[[torch.devi
 
 
 def inference(device: torch.device, tiny: bool) -> Lines:
-    """Latency of one frame, from the host's memory to logits on the device."""
+    """Measure the latency of one frame, from host memory to logits on the device."""
     from tpvformer.engine.bench.inputs import POINTS, SIZE, random_batch
     from tpvformer.engine.bench.step import StepBench, median
     from tpvformer.engine.device.accelerator import peak_memory_mib, pick_device, pins_memory, reset_peak_memory
@@ -122,7 +122,7 @@ def inference(device: torch.device, tiny: bool) -> Lines:
 
 
 def sanitizer(device: torch.device, tiny: bool) -> Lines:
-    """Memory errors of the kernels at small sizes, by NVIDIA's compute-sanitizer where it is installed."""
+    """Check the kernels' memory accesses at small sizes, by NVIDIA's compute-sanitizer where it is installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None or device.type != "cuda":
         yield {"name": "memcheck", "ok": True, "said": "not run: compute-sanitizer is not installed"}
@@ -138,7 +138,7 @@ def sanitizer(device: torch.device, tiny: bool) -> Lines:
     yield {"name": "memcheck", "ok": done.returncode == 0, "said": last[0][:300]}
 
 
-# the most valuable first: what is left out at the end for lack of time matters least
+# the most valuable first, because the last ones may be left out for lack of time
 SECTIONS: Dict[str, Section] = {
     "ceilings": Section(ceilings, 30),
     "verify small": Section(verify(small=True), 60),

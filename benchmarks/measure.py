@@ -1,4 +1,4 @@
-"""How operations are compared: interleaved times, bytes kept for the backward pass, errors against an oracle."""
+"""Compare operations: interleaved times, bytes kept for the backward pass, errors against an oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = ("forward", "backward", "both")
-KINKS = 1e-3  # share of a sampling position's gradients that an error leaves out
+KINKS = 1e-3  # share of a sampling position's gradients that is left out of an error, see ``errors``
 # relative errors allowed: of values, and of what sampling positions' gradients flow into (see ``errors``)
 TOLERANCE = {torch.float32: (1e-4, 5e-3), torch.bfloat16: (3e-2, 0.3)}
 COLD_BYTES = 512 * 2**20  # written before each timing on an accelerator, so that caches hold nothing of the inputs
@@ -30,15 +30,15 @@ class Variant:
 
 
 def gradient_like(out: Tensor, seed: int = 1) -> Tensor:
-    """The gradient that every variant is given: the same normal numbers for outputs of the same shape."""
+    """Draw the output gradient for a variant: the same normal numbers for all outputs of one shape."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(out.shape, generator=generator).to(out.device)
 
 
 def interleaved(variants: Dict[str, Variant], device: torch.device, repeats: int) -> Dict[str, Dict[str, float]]:
-    """Median milliseconds of each variant: CPU time of the process, on an accelerator the time between device events.
+    """Return the median milliseconds of each variant: CPU time; on an accelerator, time between device events.
 
-    One round that does not count comes first: it compiles.
+    The first round compiles and is not counted.
     """
     runs: Dict[str, List[Tuple[float, float]]] = {name: [] for name in variants}
     gradient: Optional[Tensor] = None
@@ -78,14 +78,14 @@ def _between(first: Any, second: Any) -> float:
 
 
 def saved_bytes(variant: Variant) -> int:
-    """Bytes of the distinct storages that the graph keeps for the backward pass once the forward pass is done.
+    """Return the bytes of the distinct storages that the graph keeps for the backward pass after the forward pass.
 
-    Left out: the leaves and the given tensors, which exist anyway.
+    The leaves and the given tensors are not counted, because they exist anyway.
     """
     kept: Dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # the reference keeps the address from being used again
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # a reference, so that the address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -97,7 +97,7 @@ def saved_bytes(variant: Variant) -> int:
 
 
 def peak_bytes(variant: Variant, device: torch.device) -> Optional[int]:
-    """Highest memory use of forward and backward above what the inputs take; None on a CPU."""
+    """Return the peak memory of forward and backward above that of the inputs, in bytes; None on a CPU."""
     if device.type == "cpu":
         return None
     torch.cuda.synchronize(device)
@@ -110,11 +110,11 @@ def peak_bytes(variant: Variant, device: torch.device) -> Optional[int]:
 
 
 def errors(oracle: Variant, variant: Variant) -> Dict[str, float]:
-    """Relative error ||a - b|| / ||b|| of the output and of each gradient against the oracle's; NaN stays NaN.
+    """Return the relative error ||a - b|| / ||b|| of the output and of each gradient to the oracle's; NaN stays NaN.
 
-    The gradient of a sampling position jumps where the position crosses a pixel. There computations of different
-    precision land on different sides, so of gradients named "offset..." the worst in a thousand are left out; where
-    they have been summed already, as in the gradient of a layer's parameters, that does not help.
+    The gradient of a sampling position is discontinuous where the position crosses a pixel. There, computations of
+    different precision are on different sides, so the worst thousandth of the gradients named "offset..." is left out.
+    This is not possible where they are already summed, as in the gradients of a layer's parameters.
     """
     expected, out = oracle.run(), variant.run()
     gradient = gradient_like(out).to(out.dtype)
@@ -125,7 +125,7 @@ def errors(oracle: Variant, variant: Variant) -> Dict[str, float]:
 
 
 def close(found: Dict[str, float], dtype: torch.dtype) -> bool:
-    """Whether all ``errors`` are within what arithmetic in this type explains."""
+    """Tell whether all ``errors`` are within the limits of arithmetic in this type."""
     of_values, of_positions = TOLERANCE[dtype]
     return all(
         e < (of_positions if name == "x" or name.startswith("offset") else of_values) for name, e in found.items()
@@ -133,7 +133,7 @@ def close(found: Dict[str, float], dtype: torch.dtype) -> bool:
 
 
 def relative(found: Tensor, wanted: Tensor, left_out: float = 0.0) -> float:
-    """||found - wanted|| / ||wanted|| in float64 without the largest differences, a share of ``left_out``."""
+    """Return ||found - wanted|| / ||wanted|| in float64, without the share ``left_out`` of largest differences."""
     wanted = wanted.detach().double()
     difference = (found.detach().double() - wanted).abs().flatten()
     if left_out:

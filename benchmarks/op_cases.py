@@ -30,9 +30,9 @@ Function = Callable[..., Tensor]
 
 @dataclasses.dataclass
 class Case:
-    """``ours`` and the plain ``baseline`` compute the same from ``leaves`` (float32) and ``given``, by keyword.
+    """An operation: ``ours`` and the plain ``baseline`` take ``leaves`` (float32) and ``given`` by keyword.
 
-    In bf16 the leaves named in ``half`` are stored so; a layer runs under autocast instead.
+    In bf16 the leaves named in ``half`` are stored as bf16; a layer runs under autocast instead.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
     autocast: bool = False
 
     def variant(self, function: Function, dtype: torch.dtype, rounded: bool = False) -> Variant:
-        """float64: everything; bf16: ``half``. ``rounded`` leaves have been through bf16, to compare with it."""
+        """Make a variant in a type: float64 for all tensors, bf16 for ``half``. ``rounded``: leaves rounded to bf16."""
         leaves = {}
         for name, tensor in self.leaves.items():
             kept = dtype if dtype == torch.float64 or name in self.half else torch.float32
@@ -65,7 +65,7 @@ class Case:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in nested tuples to float64 where that is asked for; geometry is never less than float32."""
+    """Convert floating-point tensors in nested tuples to float64 if ``dtype`` is float64; leave others unchanged."""
     if isinstance(value, Tensor):
         return value.double() if dtype == torch.float64 and value.is_floating_point() else value
     if isinstance(value, Projection):
@@ -81,12 +81,12 @@ def _tensors(value: Any) -> List[Tensor]:
 
 
 def small(cfg: ModelConfig) -> ModelConfig:
-    """The same model on a grid that takes no time."""
+    """Return the same model on a small grid, for quick runs."""
     return dataclasses.replace(cfg, grid=dataclasses.replace(cfg.grid, w=20, h=16, z=4))
 
 
 class Cases:
-    """Makes the cases. ``quick`` makes them small; ``images`` of the deformable convolutions."""
+    """Make the cases. ``quick``: small ones; ``images``: the batch of the deformable convolutions."""
 
     NAMES = ("plane attention", "cross-view attention", "image attention layer", "deform conv stage 3",
              "deform conv stage 4")  # fmt: skip
@@ -99,7 +99,7 @@ class Cases:
         self._generator = torch.Generator().manual_seed(0)
 
     def make(self, name: str) -> Case:
-        """One of NAMES; ValueError otherwise."""
+        """Make a case of NAMES. Raises ValueError for another name."""
         makers = (self._plane, self._cross_view, self._image_layer, self._stage3, self._stage4)
         if name not in self.NAMES:
             raise ValueError(f"{name!r} is no operation here; known: {', '.join(self.NAMES)}")
@@ -129,7 +129,7 @@ class Cases:
         leaves, anchors, shapes = self._planes()
         sizes = torch.tensor([[w, h] for h, w in shapes], device=self._device)
         centre = anchors.repeat_interleave(self._cfg.plane_points // anchors.shape[2], dim=2)
-        # the leaf is the location itself: named so that errors know it for a position
+        # the leaf is the location itself; the name "offset..." marks it as a sampling position for ``errors``
         locations = centre[:, None] + leaves.pop("offsets") / sizes[:, None]
         leaves = {"value": leaves["value"], "offset_as_location": locations, "weights": leaves["weights"]}
 
@@ -154,7 +154,7 @@ class Cases:
         for name, kind in (("ours", ImageCrossAttention), ("baseline", RebatchedImageAttention)):
             layers[name] = kind(cfg).to(device).eval()  # dropout would make them differ
         leaves = {name: p.detach() for name, p in layers["ours"].named_parameters()}
-        for name, tensor in leaves.items():  # fresh layers answer the same for every query
+        for name, tensor in leaves.items():  # the output of an untrained layer is the same for every query
             if name.endswith("weight") and name.startswith(("offsets", "logits")):
                 tensor.copy_(self._normal(*tensor.shape, scale=0.05 if name.startswith("offsets") else 0.1))
         shapes = [(height // 8, width // 8)]

@@ -1,8 +1,8 @@
-"""Image cross-attention the way BEVFormer describes it (arXiv:2203.17270, spatial cross-attention): the baseline.
+"""The baseline of image cross-attention: spatial cross-attention as BEVFormer describes it (arXiv:2203.17270).
 
-For every camera the queries it sees are gathered and padded to the busiest camera; offsets and weights are computed for
-these rows, sampling locations are materialised, every level is read with grid_sample, rows are added back to their
-queries and divided by the number of cameras.
+For every camera, the queries in its view are gathered and padded to the largest number of any camera. Offsets and
+weights are computed for these rows, sampling locations are stored, every level is read with grid_sample, and rows are
+added to their queries and divided by the number of cameras.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tpvformer.ops.reference import ms_deform_attn
 
 
 class RebatchedImageAttention(ImageCrossAttention):
-    """The same layer, with the same parameters, computed per camera. One sample at a time."""
+    """Image cross-attention with the same parameters, computed per camera, for a batch of one sample."""
 
     def forward(
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
     ) -> Tensor:
-        """x (1,Q,C), tokens (1,N,S,C) -> (1,Q,C)."""
+        """Attend: x (1,Q,C), tokens (1,N,S,C) -> (1,Q,C)."""
         cfg = self.cfg
         heads, levels = cfg.image_heads, cfg.num_levels
         value = self.value(tokens[0]).unflatten(-1, (heads, -1))  # (N,S,heads,D)

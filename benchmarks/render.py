@@ -11,7 +11,7 @@ PARTS = ("step without marks", "step", "transfer", "backbone", "neck", "encoder"
 
 
 def markdown(result: Dict[str, Any]) -> str:
-    """Head, one table a kind of section, and the sections that did not finish."""
+    """Format the head, a table for each kind of section, and the sections that did not finish."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     out = [
         f"# {result['device']}, {result['date']}",

@@ -1,4 +1,4 @@
-"""Add rows to random places in Triton, by the relaxed float32 atomics of the attention's backward kernel."""
+"""Add rows at random indices in Triton, by the relaxed float32 atomics of the attention's backward kernel."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Lidar segmentation from a bird's-eye view: tpv_lidarseg_dim64 with the plane hw alone, to compare it with.
+"""Lidar segmentation from a bird's-eye view: tpv_lidarseg_dim64 with the plane hw alone, as a baseline.
 
 Not from the paper: a baseline of ours. Channels, layers, grid, image network, losses and schedule are
-tpv_lidarseg_dim64's. The plane reads itself as in the occupancy family, at 2 x 16 points instead of 16 on each of three
-planes; heights differ by one learned vector each (docs/architecture.md, "The plane from above alone").
+tpv_lidarseg_dim64's. The plane attends to itself as in the occupancy family, at 2 x 16 points instead of 16 on each of
+three planes; each height has a learned embedding (docs/architecture.md, "The plane from above alone").
 
 command   bash test/train_8p.sh --py_config=config/bev_baseline.py
 hardware  8 devices, one sample each

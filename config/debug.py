@@ -1,6 +1,6 @@
-"""The whole pipeline in seconds on a CPU, at awkward sizes: W != H != Z, two samples with unequal numbers of
-points a batch, images to be padded, a class that training never meets (bus, with this seed). Its 16 training
-samples are one step of eight processes.
+"""The whole pipeline in seconds on a CPU, with special cases: W != H != Z, batches of two samples with different
+numbers of points, images that need padding, a class that does not occur in training (bus, with this seed). The 16
+training samples are one step of eight processes.
 
 command   tpvformer synth --out data/debug --scenes 4 --frames 8 --size 152x90 --seed 25
           bash test/train_1p.sh --py_config=config/debug.py
@@ -8,7 +8,7 @@ hardware  2 CPU cores, shared with other work
 time      5 s for the data, 20 s for two epochs of eight steps with their evaluations
 number    none; it shows that everything runs, not that it learns
 
-In fp32 wherever it runs: it is what devices, kernels, resumed runs and exported models are compared with.
+It uses fp32 on every device, because devices, kernels, resumed runs and exported models are compared with it.
 """
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig

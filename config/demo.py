@@ -9,11 +9,11 @@ number    64.3 % point mIoU on 111 unseen scenes in bf16 (62.9 to 65.4 over scen
           15.3 by colour alone; 63.7 in fp32. miou_small, of bicycle, pedestrian and cone: 35.5 and 31.2. One run each
           (benchmarks/results/2026-11-30_amd-epyc-zen4-2core_demo.json)
 
-Differs from the published models in size and in its image network: nothing pre-trained is loaded, so batch norm learns
-and nothing is frozen (with the reference's frozen norms every residual branch of a fresh network stays at zero).
-What makes a thousand steps enough, as measured (benchmarks/results/2026-11-29_amd-epyc-2core_demo_recipe.json): single
-cameras are taught too (loss.image), label cells are those of the planes and half as wide, points are decoded in the
-middle of their voxel, a high learning rate, small images, every frame seen once.
+It differs from the published models in size and in its image network: no pre-trained weights are loaded, so batch norm
+is trained and nothing is frozen (with the reference's frozen norms every residual branch of a new network stays at
+zero). A thousand steps are enough, as measured (benchmarks/results/2026-11-29_amd-epyc-2core_demo_recipe.json), because
+the image network has a loss of its own (loss.image), label cells are the planes' cells and half as wide, points are
+decoded at the centre of their voxel, the learning rate is high, images are small, and every frame is used once.
 """
 
 from tpvformer.config import (

@@ -1,4 +1,4 @@
-"""nuScenes-mini with tpv_lidarseg_dim64: lidar segmentation, to find every mistake before trainval.
+"""nuScenes-mini with tpv_lidarseg_dim64: lidar segmentation, to test a setup before training on trainval.
 
 command   tpvformer data infos --root data/nuscenes --version v1.0-mini --splits mini_train mini_val --out data
           tpvformer train --py-config config/mini.py

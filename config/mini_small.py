@@ -1,4 +1,4 @@
-"""nuScenes-mini with tpv_small: lidar segmentation on small images, the smallest of the set.
+"""nuScenes-mini with tpv_small: lidar segmentation on small images, the smallest of these configurations.
 
 command   tpvformer data infos --root data/nuscenes --version v1.0-mini --splits mini_train mini_val --out data
           tpvformer train --py-config config/mini_small.py

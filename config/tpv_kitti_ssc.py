@@ -11,11 +11,11 @@ weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone
 
 From tpv_lidarseg_dim64 it has the backbone's settings, the attention across planes, the layers and the optimiser.
 
-What differs from the reference's variant: the image network is ours, ResNet-101 with an FPN at strides 8 to 64; it has
-EfficientNet-B7 with a U-Net decoder at strides 1 to 8; images are BGR minus the mean; axes are
-w = x and h = y as in all models here, so none of its checkpoints can be read; P2 keeps its last column; the frustum
-loss is left out. Class weights are 1 / log(voxels of the class in the training sequences), as MonoScene
-(arXiv:2112.00726) has them; the counts were not made again.
+Differences from the reference's variant: the image network is ResNet-101 with an FPN at strides 8 to 64 instead of
+EfficientNet-B7 with a U-Net decoder at strides 1 to 8; images are BGR minus the mean; axes are w = x and h = y as in
+all models here, so none of its checkpoints can be read; P2 keeps its last column; the frustum loss is left out. Class
+weights are 1 / log(voxels of the class in the training sequences) with MonoScene's counts (arXiv:2112.00726), which
+were not recomputed.
 """
 
 import dataclasses

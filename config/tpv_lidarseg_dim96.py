@@ -6,9 +6,9 @@ time      24 epochs of 3516 steps
 number    not run by this project; no result of this configuration is published
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone
 
-Differs from tpv_lidarseg_dim64 in the width and what follows from it (channels, heads), the planes, the layers, three
-quarters of the anchors and one and a half times the sampling points on the images, and the initial offsets: they follow
-the other rule of directions and assume 8 anchors where the attention has 16, as the published code does.
+Differences from tpv_lidarseg_dim64: the width and what follows from it (channels, heads), the planes, the layers, three
+quarters of the anchors and one and a half times the sampling points on the images. The initial offsets are those for 8
+anchors although the attention has 16, as in the published code.
 """
 
 import dataclasses

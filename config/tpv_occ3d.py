@@ -7,12 +7,12 @@ hardware  8 devices, one sample each
 time      24 epochs of 3516 steps
 number    not run by this project. Quoted for other configurations of TPVFormer, mIoU of 17 classes within the camera
           mask: 27.83 (arXiv:2304.14365), 39.3 for a TPVFormer lift trained within the camera mask (COTR,
-          arXiv:2312.01919). Training within the mask moves the number by ten: never compare across that line.
+          arXiv:2312.01919). Training within the mask changes the mIoU by about 10, so compare only equal settings.
 weights   ckpts/r101_dcn_fcos3d_pretrain.pth initialises the image backbone and, as the width is 256, the FPN
 
-Differs from tpv04_occupancy in the grid, whose planes are read at the labels' resolution over the labels' range, and in
-the labels, of which none is ignored. The configurations behind the quoted numbers are not published.
-``data.occupancy_mask`` "camera" leaves unobserved voxels out of the loss; "" trains on all of them, as free.
+Differences from tpv04_occupancy: the grid, whose planes are read at the labels' resolution over the labels' range, and
+the labels, of which none is ignored. The configurations behind the quoted numbers are not published. With
+``data.occupancy_mask`` "camera" the loss leaves unobserved voxels out; with "" they count as free.
 """
 
 import dataclasses

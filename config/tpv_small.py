@@ -1,14 +1,15 @@
 """Lidar segmentation with ResNet-50 on images of 800x450, planes of 100x100x8, 128 channels: after TPVFormer-Small.
 
 Reconstructed from the paper's text (arXiv:2302.07817), which names backbone, image size, planes and channels; no file
-of the authors' is known. The rest is tpv_lidarseg's. Without deformable convolutions, as ResNet-50 comes from ImageNet.
+of the authors is known. All else is tpv_lidarseg's, but without deformable convolutions, because ResNet-50 comes from
+ImageNet.
 
 command   bash test/train_8p.sh --py_config=config/tpv_small.py
 hardware  not known
 time      not run
 number    not run
-weights   ckpts/resnet50_caffe.pth: a ResNet-50 whose strides sit in the first 1x1 convolutions, under a detector's
-          names (backbone. or img_backbone. in front); it initialises the image backbone
+weights   ckpts/resnet50_caffe.pth: a ResNet-50 with its strides in the first 1x1 convolutions and a detector's names
+          (with the prefix backbone. or img_backbone.); it initialises the image backbone
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Drop-in for mmcv 1.7.2's ``mmcv/parallel/distributed.py``: MMDistributedDataParallel for every PyTorch from 1.12 on.
 
-PyTorch 2.1 removed the replica attributes that the stock file asks for. Here each step goes through PyTorch's own
-``forward``, which prepares the reduction of gradients in whatever way that version does it; only the method that runs
-inside is chosen: the module's ``forward``, ``train_step`` or ``val_step``.
+PyTorch 2.1 removed the replica attributes that the stock file reads. Here each step goes through PyTorch's own
+``forward``, which prepares the reduction of gradients in every version; only the method that it calls is chosen here:
+the module's ``forward``, ``train_step`` or ``val_step``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ class MMDistributedDataParallel(DistributedDataParallel):
     Constructed like DistributedDataParallel. On the CPU (``device_ids`` None) DataContainers are unpacked too.
     """
 
-    _entry = "forward"  # the module's method that the running step calls
+    _entry = "forward"  # the module's method that the current step calls
 
     def to_kwargs(self, inputs: ScatterInputs, kwargs: ScatterInputs, device_id: int) -> Tuple[tuple, tuple]:
-        """``inputs`` and ``kwargs`` on one device, DataContainers opened; -1 is the CPU. Each is a tuple of one."""
+        """Move ``inputs`` and ``kwargs`` to one device (-1: CPU) and unpack DataContainers. Returns tuples of one."""
         return scatter_kwargs(inputs, kwargs, [device_id], dim=self.dim)
 
     def scatter(self, inputs: ScatterInputs, kwargs: ScatterInputs, device_ids: List[int]) -> Tuple[tuple, tuple]:
-        """``inputs`` and ``kwargs`` cut along ``dim`` for several devices."""
+        """Split ``inputs`` and ``kwargs`` along ``dim`` for several devices."""
         return scatter_kwargs(inputs, kwargs, device_ids, dim=self.dim)
 
     def train_step(self, *inputs: Any, **kwargs: Any) -> Any:
-        """``module.train_step`` as this process's part of a distributed step."""
+        """Run ``module.train_step`` as this process's part of a distributed step."""
         return self._step("train_step", inputs, kwargs)
 
     def val_step(self, *inputs: Any, **kwargs: Any) -> Any:
-        """``module.val_step`` as this process's part of a distributed step."""
+        """Run ``module.val_step`` as this process's part of a distributed step."""
         return self._step("val_step", inputs, kwargs)
 
     def _step(self, entry: str, inputs: Tuple[Any, ...], kwargs: dict) -> Any:
@@ -47,7 +47,7 @@ class MMDistributedDataParallel(DistributedDataParallel):
             self._entry = "forward"
 
     def _run_ddp_forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        """What PyTorch calls between its preparations and its bookkeeping."""
+        """Run the chosen method; PyTorch calls this inside its own ``forward``."""
         if self.device_ids:
             parts = self.to_kwargs(inputs, kwargs, self.device_ids[0])
         elif self.device_type == "cpu":

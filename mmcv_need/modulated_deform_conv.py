@@ -1,8 +1,8 @@
 """Drop-in for mmcv 1.7.2's ``mmcv/ops/modulated_deform_conv.py``: DCNv2 with the kernels of tpvformer.
 
-Where tpvformer is installed, its operation serves every device: a fused kernel on an NPU, Triton's on CUDA, Numba's on
-a CPU, plain PyTorch where those cannot. Where it is not, or where a stride, padding or dilation differs between height
-and width, mmcv's compiled operation does the work, on an NPU torch_npu's.
+Where tpvformer is installed, its operation is used on every device: a fused kernel on an NPU, Triton's on CUDA, Numba's
+on a CPU, and plain PyTorch where those are not available. Where tpvformer is not installed, or where a stride, padding
+or dilation differs between height and width, mmcv's compiled operation is used, on an NPU torch_npu's.
 
 Shapes: x (N,C,H,W); offset (N,2*G*k*k,ho,wo), (dy,dx) a tap; mask (N,G*k*k,ho,wo) in [0,1]; weight (O,C/groups,k,k).
 """
@@ -27,7 +27,7 @@ Size = Union[int, Tuple[int, int]]
 
 @functools.lru_cache(None)
 def _tpvformer_ops() -> Any:
-    """The module ``tpvformer.ops``; None where tpvformer is not installed."""
+    """Return the module ``tpvformer.ops``; None where tpvformer is not installed."""
     if importlib.util.find_spec("tpvformer") is None:
         return None
     from tpvformer import ops
@@ -37,12 +37,12 @@ def _tpvformer_ops() -> Any:
 
 @functools.lru_cache(None)
 def _compiled() -> Any:
-    """mmcv's extension; raises ModuleNotFoundError or AssertionError where mmcv was built without it."""
+    """Return mmcv's extension. Raises ModuleNotFoundError or AssertionError where mmcv was built without it."""
     return ext_loader.load_ext("_ext", ["modulated_deform_conv_forward", "modulated_deform_conv_backward"])
 
 
 def _served(stride: Size, padding: Size, dilation: Size) -> bool:
-    """Whether tpvformer's operation, which knows one number for both directions, can do it."""
+    """Tell whether tpvformer's operation, which has one number for height and width, supports these sizes."""
     square = all(len(set(_pair(size))) == 1 for size in (stride, padding, dilation))
     return square and _tpvformer_ops() is not None
 
@@ -50,7 +50,7 @@ def _served(stride: Size, padding: Size, dilation: Size) -> bool:
 def _ours(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Optional[Tensor], sizes: Sequence[Any]
 ) -> Tensor:
-    """tpvformer's operation; like mmcv's it computes in the type of ``offset``, which autocast may have chosen."""
+    """Call tpvformer's operation; like mmcv's it computes in the type of ``offset``, which autocast may have chosen."""
     stride, padding, dilation = (_pair(size)[0] for size in sizes[:3])
     x, mask, weight = (tensor.type_as(offset) for tensor in (x, mask, weight))
     bias = None if bias is None else bias.type_as(offset)
@@ -60,7 +60,7 @@ def _ours(
 
 
 class ModulatedDeformConv2dFunction(Function):
-    """The operation as one node of the graph: what ONNX exports, and how mmcv's compiled operation is differentiated.
+    """The operation as one autograd node, for ONNX export and for the backward pass of mmcv's compiled operation.
 
     ``apply(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)``.
     """
@@ -79,7 +79,7 @@ class ModulatedDeformConv2dFunction(Function):
         groups: int,
         deform_groups: int,
     ) -> Any:
-        """mmcv's own ONNX operator, for the runtimes that have it."""
+        """Export mmcv's own ONNX operator, for runtimes that have it."""
         given = [value for value in (input, offset, mask, weight, bias) if value is not None]
         sizes = {"stride_i": stride, "padding_i": padding, "dilation_i": dilation}
         return g.op("mmcv::MMCVModulatedDeformConv2d", *given, **sizes, groups_i=groups, deform_groups_i=deform_groups)
@@ -98,7 +98,7 @@ class ModulatedDeformConv2dFunction(Function):
         groups: int = 1,
         deform_groups: int = 1,
     ) -> Tensor:
-        """Returns (N,O,ho,wo) in the type of ``offset``; raises ValueError for an input without batch or too small."""
+        """Return (N,O,ho,wo) in the type of ``offset``. Raises ValueError for an input without batch or too small."""
         if input is not None and input.dim() != 4:
             raise ValueError(f"x has {input.dim()} dimensions; expected 4, (batch, channels, height, width)")
         ctx.stride, ctx.padding, ctx.dilation = _pair(stride), _pair(padding), _pair(dilation)
@@ -126,7 +126,7 @@ class ModulatedDeformConv2dFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
-        """Gradients of x, offset, mask, weight and bias, and None for the five numbers."""
+        """Return the gradients of x, offset, mask, weight and bias, and None for the five numbers."""
         if ctx.ours:
             return _recomputed(ctx, grad_output)
         if ctx.device == "npu":
@@ -158,7 +158,7 @@ class ModulatedDeformConv2dFunction(Function):
 
     @staticmethod
     def _calculate_sort_index(kernel_h: int, kernel_w: int, deformable_group: int) -> Tuple[Tensor, Tensor]:
-        """Channel orders int32: from (dy,dx) pairs to torch_npu's "all dx, then all dy", and back. On the NPU."""
+        """Return int32 channel orders on the NPU: from (dy,dx) pairs to torch_npu's "all dx, then all dy", and back."""
         taps = kernel_h * kernel_w * deformable_group
         pairs = torch.arange(2 * taps, dtype=torch.int32).view(taps, 2)
         to_planes = pairs.flip(1).t().reshape(-1)
@@ -192,12 +192,12 @@ class ModulatedDeformConv2dFunction(Function):
 
 
 def _typed(ctx: Any, grads: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
-    """Each gradient in the type of its tensor."""
+    """Convert each gradient to the type of its tensor."""
     return [grad if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.types)]
 
 
 def _named(ctx: Any, weight: Tensor) -> Dict[str, Any]:
-    """The numbers as mmcv's compiled operation names them."""
+    """Return the numbers by the names of mmcv's compiled operation."""
     named = {}
     values = ("kernel", weight.shape[2:]), ("stride", ctx.stride), ("pad", ctx.padding), ("dilation", ctx.dilation)
     for name, (height, width) in values:
@@ -206,7 +206,7 @@ def _named(ctx: Any, weight: Tensor) -> Dict[str, Any]:
 
 
 def _npu_named(ctx: Any, weight: Tensor) -> Dict[str, Any]:
-    """The numbers as torch_npu names them; padding counts top, bottom, left and right."""
+    """Return the numbers by torch_npu's names; padding is top, bottom, left and right."""
     return {
         "kernel_size": list(weight.shape[2:]),
         "stride": [1, 1, *ctx.stride],
@@ -219,7 +219,7 @@ def _npu_named(ctx: Any, weight: Tensor) -> Dict[str, Any]:
 
 
 def _recomputed(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
-    """Gradients by running tpvformer's operation again; only callers of ``Function.apply`` itself come here."""
+    """Return the gradients by running tpvformer's operation again, for direct callers of ``Function.apply``."""
     leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, ctx.needs_input_grad)]
     bias = leaves[4] if ctx.with_bias else None
     sizes = (ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.deform_groups)
@@ -243,7 +243,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """A convolution whose taps are moved by ``offset`` and scaled by ``mask``; returns (N,O,ho,wo) as ``offset``."""
+    """Convolve with taps moved by ``offset`` and scaled by ``mask``; returns (N,O,ho,wo) in the type of ``offset``."""
     if _served(stride, padding, dilation) and input.dim() == 4 and not torch.onnx.is_in_onnx_export():
         return _ours(input, offset, mask, weight, bias, (stride, padding, dilation, groups, deform_groups))
     return ModulatedDeformConv2dFunction.apply(
@@ -272,7 +272,7 @@ class ModulatedDeformConv2d(nn.Module):
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.groups, self.deform_groups = groups, deform_groups
-        self.transposed, self.output_padding = False, _single(0)  # ConvModule asks every convolution for them
+        self.transposed, self.output_padding = False, _single(0)  # ConvModule reads them of every convolution
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
@@ -281,7 +281,7 @@ class ModulatedDeformConv2d(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Uniform within 1/sqrt(inputs of an output); the bias 0."""
+        """Draw weights uniformly within +-1/sqrt(fan-in) and set the bias to 0."""
         bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -297,7 +297,7 @@ class ModulatedDeformConv2d(nn.Module):
 class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
     """DCNv2 that predicts its own offsets and mask with ``conv_offset``, an ordinary convolution of the same shape.
 
-    The first two thirds of its channels are offsets, the rest are mask logits. Files from before version 2 hold that
+    The first two thirds of its channels are offsets, the rest are mask logits. State dicts before version 2 store that
     convolution beside this layer, as ``<layer>_offset``.
     """
 
@@ -312,7 +312,7 @@ class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As the parent's; offsets start at 0 and the mask at 1/2."""
+        """Initialise as the parent class does; offsets start at 0 and the mask at 1/2."""
         super().init_weights()
         if hasattr(self, "conv_offset"):
             nn.init.zeros_(self.conv_offset.weight)
@@ -342,5 +342,5 @@ class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
 
 
 if IS_MLU_AVAILABLE:
-    # plain PyTorch serves that device too
+    # plain PyTorch works on that device too
     ModulatedDeformConv2dPack_MLU = ModulatedDeformConv2dPack

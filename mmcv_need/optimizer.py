@@ -1,9 +1,8 @@
 """Drop-in for mmcv 1.7.2's ``mmcv/runner/hooks/optimizer.py``: the four optimizer hooks, with fused clipping.
 
-An optimizer that has ``clip_grad_norm_fused_`` (torch_npu's NpuFusedAdamW) clips its own flat gradients; every other
-optimizer is clipped by PyTorch. The flat gradients of such an optimizer survive only its own ``zero_grad``, so the
-model's is not called beside it. Needs PyTorch 1.6, which brought gradient scaling; mmcv's own hooks for older versions
-are left out.
+An optimizer with ``clip_grad_norm_fused_`` (torch_npu's NpuFusedAdamW) clips its own flat gradients; for every other
+optimizer PyTorch clips. Only the optimizer's own ``zero_grad`` keeps the flat gradients, so the model's is not called
+then. Needs PyTorch 1.6, which introduced gradient scaling; mmcv's hooks for older versions are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _FUSED_OPTIONS = {"max_norm", "norm_type"}
 
 
 def _fuses(runner: Any) -> bool:
-    """Whether the runner's optimizer clips by itself. Some hide their methods from ``vars``, none from ``hasattr``."""
+    """Tell whether the runner's optimizer has its own clipping. ``hasattr`` finds it where ``vars`` may not."""
     return hasattr(getattr(runner, "optimizer", None), _FUSED)
 
 
@@ -48,9 +47,9 @@ class OptimizerHook(Hook):
         self.detect_anomalous_params = detect_anomalous_params
 
     def clip_grads(self, params: Iterable[Tensor], runner: Any = None) -> Optional[Tensor]:
-        """Clip in place; the total norm before, or None where there is no gradient.
+        """Clip in place and return the total norm before; None where there is no gradient.
 
-        With a ``runner`` whose optimizer has a fused clip, all gradients of that optimizer are clipped by it.
+        With a ``runner`` whose optimizer has a fused clip, the optimizer clips all of its gradients.
         """
         options = self.grad_clip or {}
         with_gradient = [p for p in params if p.requires_grad and p.grad is not None]
@@ -61,7 +60,7 @@ class OptimizerHook(Hook):
         return clip_grad.clip_grad_norm_(with_gradient, **options)
 
     def after_train_iter(self, runner: Any) -> None:
-        """Zero, backward, clip, step."""
+        """Zero the gradients, run the backward pass, clip, and take the step."""
         loss = runner.outputs["loss"]
         runner.optimizer.zero_grad()
         if self.detect_anomalous_params:
@@ -99,7 +98,7 @@ class OptimizerHook(Hook):
 
     @staticmethod
     def _zero_everything(runner: Any) -> None:
-        """Also gradients of parameters that no optimizer holds, except where that would break flat gradients."""
+        """Zero all gradients, also of parameters in no optimizer, except where that would break flat gradients."""
         if not _fuses(runner):
             runner.model.zero_grad()
         runner.optimizer.zero_grad()
@@ -107,7 +106,7 @@ class OptimizerHook(Hook):
 
 @HOOKS.register_module()
 class GradientCumulativeOptimizerHook(OptimizerHook):
-    """One step for the gradients of ``cumulative_iters`` iterations; what is left at the end makes a shorter one.
+    """One step for the gradients of ``cumulative_iters`` iterations; the last step has what remains.
 
     Losses are divided by the number of iterations that share a step. The other arguments are OptimizerHook's.
     """
@@ -123,11 +122,11 @@ class GradientCumulativeOptimizerHook(OptimizerHook):
         self.initialized = False
 
     def has_batch_norm(self, module: nn.Module) -> bool:
-        """Whether any part of ``module`` is a batch norm: it sees the small batches, not their sum."""
+        """Tell whether ``module`` contains a batch norm, which sees the small batches, not their sum."""
         return any(isinstance(part, _BatchNorm) for part in module.modules())
 
     def _init(self, runner: Any) -> None:
-        """Count the iterations once the runner knows how many there are."""
+        """Count the iterations once the runner's number of iterations is known."""
         several = self.cumulative_iters > 1
         if runner.iter % self.cumulative_iters:
             runner.logger.warning(
@@ -146,7 +145,7 @@ class GradientCumulativeOptimizerHook(OptimizerHook):
         self.initialized = True
 
     def _get_loss_factor(self, runner: Any) -> int:
-        """How many iterations share the coming step."""
+        """Return how many iterations share the next step."""
         return self.cumulative_iters if runner.iter < self.divisible_iters else self.remainder_iters
 
     def _shared_loss(self, runner: Any) -> Tensor:
@@ -198,14 +197,14 @@ class Fp16OptimizerHook(OptimizerHook):
             raise ValueError(f'loss_scale is {loss_scale!r}; expected a number, a dict, or "dynamic"')
 
     def before_run(self, runner: Any) -> None:
-        """Turn on mixed precision in the model and take up the scale of a resumed run."""
+        """Turn on mixed precision in the model and restore the scale of a resumed run."""
         wrap_fp16_model(runner.model)
         saved = (getattr(runner, "meta", None) or {}).get("fp16", {}).get("loss_scaler")
         if saved is not None:
             self.loss_scaler.load_state_dict(saved)
 
     def copy_grads_to_fp32(self, fp16_net: nn.Module, fp32_weights: Iterable[Tensor]) -> None:
-        """Gradients of ``fp16_net`` into those of its float32 copies."""
+        """Copy the gradients of ``fp16_net`` to its float32 copies."""
         for master, parameter in zip(fp32_weights, fp16_net.parameters()):
             if parameter.grad is None:
                 continue
@@ -214,7 +213,7 @@ class Fp16OptimizerHook(OptimizerHook):
             master.grad.copy_(parameter.grad)
 
     def copy_params_to_fp16(self, fp16_net: nn.Module, fp32_weights: Iterable[Tensor]) -> None:
-        """Values of the float32 copies into ``fp16_net``."""
+        """Copy the values of the float32 copies to ``fp16_net``."""
         with torch.no_grad():
             for parameter, master in zip(fp16_net.parameters(), fp32_weights):
                 parameter.copy_(master)

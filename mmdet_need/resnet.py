@@ -1,8 +1,8 @@
-"""Drop-in for mmdet 2.28.2's ``mmdet/models/backbones/resnet.py``: the same networks, two operations of them fused.
+"""Drop-in for mmdet 2.28.2's ``mmdet/models/backbones/resnet.py``: the same networks with two fused operations.
 
-A bottleneck's last addition and ReLU are one operation, and so is the stem's pooling, by ``tpvformer.ops`` wherever
-tpvformer is installed; that package picks the kernel by the tensor's device and by whether a gradient is wanted.
-Without tpvformer PyTorch does both. Parameter names and attributes are those of the stock file.
+Where tpvformer is installed, ``tpvformer.ops`` computes a bottleneck's last addition and ReLU as one operation, and the
+stem's pooling; it chooses the kernel by the tensor's device and by whether a gradient is needed. Without tpvformer,
+PyTorch computes both. Parameter names and attributes are those of the stock file.
 
 Legend: x (N,3,H,W) -> stage s of 1 to 4 at stride 2**(s+1), with 64 * 2**(s-1) * expansion channels.
 """
@@ -28,7 +28,7 @@ _POSITIONS = ("after_conv1", "after_conv2", "after_conv3")
 
 @functools.lru_cache(None)
 def _tpvformer_ops() -> Any:
-    """The module ``tpvformer.ops``; None where tpvformer is not installed."""
+    """Return the module ``tpvformer.ops``; None where tpvformer is not installed."""
     if importlib.util.find_spec("tpvformer") is None:
         return None
     from tpvformer import ops
@@ -37,7 +37,7 @@ def _tpvformer_ops() -> Any:
 
 
 def _add_relu(x: Tensor, shortcut: Tensor, relu: nn.Module) -> Tensor:
-    """relu(x + shortcut); ``x`` may be overwritten."""
+    """Return relu(x + shortcut); ``x`` may be overwritten."""
     ops = _tpvformer_ops()
     if ops is None or type(relu) is not nn.ReLU:
         return relu(x + shortcut)
@@ -45,7 +45,7 @@ def _add_relu(x: Tensor, shortcut: Tensor, relu: nn.Module) -> Tensor:
 
 
 class StemPool(nn.MaxPool2d):
-    """The 3x3 pooling at stride 2 behind the stem, by a fused kernel where that has what is asked."""
+    """The 3x3 pooling at stride 2 after the stem, by a fused kernel where that supports the input."""
 
     def __init__(self) -> None:
         super().__init__(kernel_size=3, stride=2, padding=1)
@@ -56,7 +56,7 @@ class StemPool(nn.MaxPool2d):
 
 
 class _Block(BaseModule):
-    """What both kinds of block share: their arguments, the names of norms, and memory saved by computing twice."""
+    """The base of both blocks: their arguments, the names of norms, and activation checkpointing (``with_cp``)."""
 
     def __init__(
         self,
@@ -90,10 +90,10 @@ class _Block(BaseModule):
         raise NotImplementedError
 
     def _add_plugins(self) -> None:
-        """Only a Bottleneck has any."""
+        """Do nothing: only a Bottleneck has plugins."""
 
     def _add(self, number: int, cfg: Optional[Cfg], channels: int, out: int, kernel: int, **options: Any) -> None:
-        """``conv<number>`` with its norm; the norm's name depends on its kind, ``norm<number>_name`` keeps it."""
+        """Add ``conv<number>`` with its norm, whose name depends on its type and is kept in ``norm<number>_name``."""
         name, norm = build_norm_layer(self.norm_cfg, out, postfix=number)
         self.add_module(f"conv{number}", build_conv_layer(cfg, channels, out, kernel, bias=False, **options))
         self.add_module(name, norm)
@@ -110,18 +110,18 @@ class _Block(BaseModule):
         return getattr(self, self.norm2_name)
 
     def _sides(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """(the block's branch, its shortcut) before they are added."""
+        """Return (the block's branch, its shortcut) before they are added."""
         raise NotImplementedError
 
     def _both(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """``_sides``; with ``with_cp`` its activations are computed again in the backward pass."""
+        """Return ``_sides``; with ``with_cp``, its activations are recomputed in the backward pass."""
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(self._sides, x, use_reentrant=False)
         return self._sides(x)
 
 
 class BasicBlock(_Block):
-    """Two 3x3 convolutions with a shortcut; ``planes`` channels out. DCN and plugins are refused."""
+    """Two 3x3 convolutions with a shortcut; ``planes`` output channels. DCN and plugins are refused."""
 
     expansion = 1
 
@@ -143,11 +143,11 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; ``planes * 4`` channels out.
+    """1x1, 3x3, 1x1 convolutions with a shortcut; ``planes * 4`` output channels.
 
-    ``style`` says where the stride sits: "pytorch" in the 3x3, "caffe" in the first 1x1. ``dcn`` makes the 3x3
-    deformable. Its ``fallback_on_stride`` spares the block that reads it first and is gone then: networks were
-    published with weights for that. ``plugins`` are dictionaries with ``cfg`` and a ``position``, after_conv1 to 3.
+    ``style`` places the stride: "pytorch" in the 3x3, "caffe" in the first 1x1. ``dcn`` makes the 3x3 deformable. Its
+    ``fallback_on_stride`` is removed by the first block that reads it, so only that block keeps an ordinary 3x3;
+    published weights need this. ``plugins`` are dictionaries with ``cfg`` and a ``position``, after_conv1 to 3.
     """
 
     expansion = 4
@@ -172,7 +172,7 @@ class Bottleneck(_Block):
             setattr(self, f"{position}_plugin_names", self.make_block_plugins(width, chosen))
 
     def make_block_plugins(self, in_channels: int, plugins: List[Cfg]) -> List[str]:
-        """Build and add ``plugins`` (their own dictionaries); returns the names of the new sub-modules."""
+        """Build and add ``plugins`` (their ``cfg`` dictionaries) and return the names of the new sub-modules."""
         assert isinstance(plugins, list), f"plugins is {plugins!r}; expected a list"
         names = []
         for plugin in plugins:
@@ -185,7 +185,7 @@ class Bottleneck(_Block):
         return names
 
     def forward_plugin(self, x: Tensor, plugin_names: Sequence[str]) -> Tensor:
-        """``x`` through the named sub-modules in turn."""
+        """Pass ``x`` through the named sub-modules in order."""
         for name in plugin_names:
             x = getattr(self, name)(x)
         return x
@@ -214,12 +214,12 @@ class Bottleneck(_Block):
 
 @BACKBONES.register_module()
 class ResNet(BaseModule):
-    """Images to the maps of the stages ``out_indices`` (0 is the first).
+    """Compute the feature maps of the stages ``out_indices`` (0 is the first) from images.
 
-    Depths of ``arch_settings``. ``frozen_stages`` -1 freezes nothing, 0 the stem, s also the first s stages. With
-    ``norm_eval`` every batch norm keeps its statistics in training. ``deep_stem`` (three 3x3 convolutions) and
-    ``avg_down`` (pooled shortcuts) make ResNetV1d. ``stage_with_dcn`` says where ``dcn`` applies; a plugin may say by
-    ``stages`` where it applies. ``pretrained`` is the old form of ``init_cfg``.
+    Depths are those of ``arch_settings``. ``frozen_stages`` -1 freezes nothing, 0 the stem, s also the first s stages.
+    With ``norm_eval`` every batch norm keeps its statistics in training. ``deep_stem`` (three 3x3 convolutions) and
+    ``avg_down`` (pooled shortcuts) make ResNetV1d. ``stage_with_dcn`` selects the stages of ``dcn``, a plugin's
+    ``stages`` those of the plugin. ``pretrained`` is the old form of ``init_cfg``.
     """
 
     arch_settings = {
@@ -302,7 +302,7 @@ class ResNet(BaseModule):
         self.feat_dim = self.block.expansion * base_channels * 2 ** (len(self.stage_blocks) - 1)
 
     def _choose_init(self, pretrained: Optional[str], init_cfg: Any) -> Optional[Cfg]:
-        """Set ``init_cfg`` where it was left open; returns what initialises a block: its last norm at 0, or nothing."""
+        """Set ``init_cfg`` where it is None and return the ``init_cfg`` of a block: its last norm at 0, or None."""
         assert not (init_cfg and pretrained), "init_cfg and pretrained say the same thing; expected one of them"
         if isinstance(pretrained, str):
             message = "pretrained is deprecated; use init_cfg=dict(type='Pretrained', ...)"
@@ -315,14 +315,14 @@ class ResNet(BaseModule):
             return None
         norms = {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]}
         self.init_cfg = [{"type": "Kaiming", "layer": "Conv2d"}, norms]
-        # blocks of subclasses start as their published training did, with this norm at 1
+        # in subclasses this norm starts at 1, as in their published training
         last = {BasicBlock: "norm2", Bottleneck: "norm3"}.get(self.block)
         if last is None or not self.zero_init_residual:
             return None
         return {"type": "Constant", "val": 0, "override": {"name": last}}
 
     def make_stage_plugins(self, plugins: List[Cfg], stage_idx: int) -> List[Cfg]:
-        """The plugins of one stage, without their ``stages``."""
+        """Return the plugins of one stage, without their ``stages``."""
         chosen = []
         for plugin in plugins:
             stages = plugin.get("stages")
@@ -332,7 +332,7 @@ class ResNet(BaseModule):
         return chosen
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """One stage; subclasses build theirs of other blocks."""
+        """Build one stage; subclasses build theirs of other blocks."""
         return ResLayer(**kwargs)
 
     @property
@@ -359,7 +359,7 @@ class ResNet(BaseModule):
         self.maxpool = StemPool()
 
     def _freeze_stages(self) -> None:
-        """Parameters of the frozen part without gradient, its norms (a deep stem, a stage: all of it) in eval mode."""
+        """Turn off gradients of the frozen part and put its norms (deep stem, stages: all of it) in eval mode."""
         if self.frozen_stages < 0:
             return
         parts = [self.stem] if self.deep_stem else [self.norm1, self.conv1]
@@ -382,7 +382,7 @@ class ResNet(BaseModule):
         return tuple(maps)
 
     def train(self, mode: bool = True) -> "ResNet":
-        """As every module's, but for what is frozen and for norms under ``norm_eval``."""
+        """Set the mode of all modules except the frozen ones and, under ``norm_eval``, batch norms."""
         super().train(mode)
         self._freeze_stages()
         for module in self.modules() if mode and self.norm_eval else ():

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the command line's own parsers; tests/project/test_docs.py holds the page against them.
+"""Write docs/commands.md from the command line's parsers; tests/project/test_docs.py compares the page with them.
 
 python tools/commands_page.py > docs/commands.md
 """
@@ -65,7 +65,7 @@ def _pages(parser: argparse.ArgumentParser, name: str, level: int) -> Iterator[s
 
 
 def page() -> str:
-    """The text of docs/commands.md."""
+    """Return the text of docs/commands.md."""
     return HEAD + "".join(_pages(_parser([], whole=True), "tpvformer", 1))
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes TPVFormer.patch, which makes the commands of a checkout of the reference run on this package.
+"""Write TPVFormer.patch, which makes the commands of a checkout of the reference run on this package.
 
-    python tools/make_patch.py            write it anew, from test/, requirements.txt and tools/patch_notice.md
-    python tools/make_patch.py --check    exit status 1 if it is not what would be written
+    python tools/make_patch.py            write it, from test/, requirements.txt and tools/patch_notice.md
+    python tools/make_patch.py --check    exit status 1 if the file is not up to date
 
-None of the reference's lines is in it. Lines are put above the first line of a script, which is blank there: a hunk
-with that line as its only context applies whatever follows, and is refused a second time. requirements.txt is renamed
-without showing its content; the rename must stand before the new file of the old name, or ``git apply -R`` fails.
+The patch contains no line of the reference. It inserts lines above the first line of a script, which is blank there: a
+hunk with only that line as context applies whatever follows, and is refused a second time. requirements.txt is renamed
+without showing its content; the rename must come before the new file of the old name, or ``git apply -R`` fails.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ REQUIREMENTS_HEAD = """\
 
 
 def make_patch() -> str:
-    """The whole patch."""
+    """Return the whole patch."""
     parts = [HEADER, *(_inserted(script, HOOK) for script in SCRIPTS)]
     parts.append(_renamed("requirements.txt", "requirements.reference.txt"))
     parts.append(_added("requirements.txt", REQUIREMENTS_HEAD + _read("requirements.txt")))
@@ -67,7 +67,7 @@ def _read(name: str) -> str:
 
 
 def _inserted(path: str, text: str) -> str:
-    """``text`` above the blank first line of a file."""
+    """Return the hunk that inserts ``text`` above the blank first line of a file."""
     lines = text.splitlines()
     body = "".join(f"+{line}\n" for line in lines)
     return f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -1,1 +1,{len(lines) + 1} @@\n{body} \n"
@@ -78,7 +78,7 @@ def _renamed(old: str, new: str) -> str:
 
 
 def _added(path: str, text: str) -> str:
-    """A new file; what starts with ``#!`` may be executed, whatever mode it has where this runs."""
+    """Return the hunk of a new file; one that starts with ``#!`` is executable, whatever its mode in this checkout."""
     lines = text.splitlines()
     mode = "100755" if text.startswith("#!") else "100644"
     body = "".join(f"+{line}\n" for line in lines)
@@ -89,7 +89,7 @@ def _added(path: str, text: str) -> str:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Write the patch, or compare it; returns the exit status."""
+    """Write the patch, or compare it, and return the exit status."""
     parser = argparse.ArgumentParser(description="Write TPVFormer.patch.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if the file is stale")
     args = parser.parse_args(argv)

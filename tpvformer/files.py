@@ -1,4 +1,4 @@
-"""Write files atomically; on a disk or where fsspec reaches (``s3://``, ``memory://``)."""
+"""Write files atomically, and make paths of local files and of remote storage (``s3://``, ``memory://``)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tpvformer.errors import ConfigError
 def replacing(path: Path, suffix: str = "") -> Generator[Path, None, None]:
     """Yield a name beside ``path`` to write to; it ends with ``suffix``, for writers that choose a format by it.
 
-    The file takes the place of ``path`` when the block ends; where the block fails, it is removed and ``path`` stays as
-    it was. Raises what writing raises.
+    When the block ends, the file replaces ``path``. Where the block fails, the file is removed and ``path`` unchanged.
+    Raises OSError where the file cannot replace ``path``, and every error of the block.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial{suffix}")
     try:
@@ -30,7 +30,7 @@ def replacing(path: Path, suffix: str = "") -> Generator[Path, None, None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[BinaryIO, None, None]:
-    """Yield a file, which appears under ``path`` when all of it is written; folders are made. Raises ConfigError."""
+    """Yield a file that replaces ``path`` when all of it is written; folders are made. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial, partial.open("wb") as file:
@@ -48,8 +48,7 @@ def folder_prefix(text: str) -> str:
 
 @contextmanager
 def gc_paused() -> Generator[None, None, None]:
-    """No search for cycles meanwhile: tables and records are trees, and looking through them again and again as they
-    grow takes a third of the time."""
+    """Pause Python's garbage collector. Tables and records have no cycles, and collection takes a third of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -60,10 +59,10 @@ def gc_paused() -> Generator[None, None, None]:
 
 
 def to_path(first: Union[str, Path], *rest: str) -> Path:
-    """The path of a file or folder; parts are joined as by ``Path``.
+    """Return the path of a file or folder; parts are joined as by ``Path``.
 
-    A text with ``://`` becomes a ``UPath``, which answers to the same calls. Raises ConfigError where the packages for
-    its kind of storage are not installed.
+    A text with ``://`` becomes a ``UPath``, which has the same methods. Raises ConfigError where the packages for its
+    kind of storage are not installed.
     """
     text = str(first)
     if "://" not in text:

@@ -10,12 +10,12 @@ from typing import Sequence, Tuple, Union
 
 import numpy as np
 
-NEAREST = 1.0  # metres: what is nearer to a camera than this is not drawn or counted
-LARGEST = 1e50  # no projection has such numbers, and products of a few are still finite; false for NaN as well
+NEAREST = 1.0  # metres: points nearer to a camera are neither drawn nor counted
+LARGEST = 1e50  # larger than any projection's numbers, and products of a few are finite; comparisons with NaN are false
 
 
 def rotations(quaternions: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) rotation matrices of (..., 4) quaternions, which are normalised first."""
+    """Return the rotation matrices (..., 3, 3) of quaternions (..., 4), which are normalised first."""
     with np.errstate(all="ignore"):  # a zero quaternion is no rotation: is_degenerate() detects the result
         w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True), -1, 0)
     rows = [
@@ -27,10 +27,10 @@ def rotations(quaternions: np.ndarray) -> np.ndarray:
 
 
 def quaternions(rotation: np.ndarray) -> np.ndarray:
-    """(4,) quaternion of a (3, 3) rotation matrix. Raises ValueError where it is none."""
+    """Return the quaternion (4,) of a rotation matrix (3, 3). Raises ValueError where it is no rotation."""
     if not np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 or np.linalg.det(rotation) < 0:
         raise ValueError("a 3x3 matrix that is no rotation where a rotation belongs")
-    # the eigenvector of the largest eigenvalue, which no angle makes inexact (Bar-Itzhack 2000)
+    # the eigenvector of the largest eigenvalue, which is accurate at every angle (Bar-Itzhack 2000)
     (a, b, c), (d, e, f), (g, h, i) = rotation
     matrix = np.array(
         [
@@ -53,11 +53,11 @@ def matrices(poses: np.ndarray) -> np.ndarray:
 def relative(
     sensor2ego: np.ndarray, ego2global: np.ndarray, lidar2ego: np.ndarray, lidar_ego2global: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """sensor2lidar as rotation (K, 3, 3) and translation (K, 3); all arguments are (K, 7) poses.
+    """Return sensor2lidar as rotation (K, 3, 3) and translation (K, 3); all arguments are (K, 7) poses.
 
-    ``ego2global`` is the vehicle at the sensor's time, ``lidar_ego2global`` the vehicle at the lidar's: what it moved
-    in between is part of the result. The two places are subtracted before anything is turned, so that map coordinates
-    of kilometres cost no digits.
+    ``ego2global`` is the vehicle's pose at the sensor's time, ``lidar_ego2global`` that at the lidar's: the motion in
+    between is part of the result. The two positions are subtracted before any rotation, because map coordinates of
+    kilometres would cost precision.
     """
     sensor, ego = rotations(sensor2ego[:, 3:]), rotations(ego2global[:, 3:])
     lidar, lidar_ego = rotations(lidar2ego[:, 3:]), rotations(lidar_ego2global[:, 3:])
@@ -72,7 +72,7 @@ def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) float64 from lidar metres to (u * depth, v * depth, depth, 1) in pixels.
+    """Return (..., 4, 4) float64 from lidar metres to (u * depth, v * depth, depth, 1) in pixels.
 
     rotation (..., 3, 3) and translation (..., 3) take camera to lidar coordinates (p_lidar = R p_cam + t); they contain
     the vehicle's motion between the two sensors' times. intrinsic (..., 3, 3) or (..., 4, 4) pixels.
@@ -87,7 +87,7 @@ def lidar_to_image(rotation: np.ndarray, translation: np.ndarray, intrinsic: np.
 
 
 def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
-    """(..., 4, 4) float64: the intrinsics (..., 3, 3), padded with ones on the diagonal; (..., 4, 4) as they are."""
+    """Return intrinsics (..., 3, 3) padded to (..., 4, 4) float64, with 1 on the diagonal; (..., 4, 4) as they are."""
     intrinsic = np.asarray(intrinsic, np.float64)
     if intrinsic.shape[-1] == 4:
         return intrinsic
@@ -98,7 +98,7 @@ def pixels_of(intrinsic: np.ndarray) -> np.ndarray:
 
 
 def is_degenerate(lidar2img: np.ndarray) -> np.ndarray:
-    """(...) bool: which of the (..., 4, 4) projections are not finite, or flatten space: no inverse exists."""
+    """Return (...) bool: which projections (..., 4, 4) are not finite or have no inverse."""
     linear = lidar2img[..., :3, :3]
     finite = np.asarray((np.abs(lidar2img) < LARGEST).all((-1, -2)))
     safe = np.where(finite[..., None, None], linear, 0)

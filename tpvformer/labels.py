@@ -1,5 +1,4 @@
-"""Names, numbers and colours of the classes, and the tables from raw labels to them: the 32 of nuScenes-lidarseg, and
-those of SemanticKITTI.
+"""Names, numbers and colours of the classes, and the tables from raw labels (nuScenes-lidarseg, SemanticKITTI) to them.
 
 nuScenes: class 0 ("noise") is the ignore label of both tasks; 1 to 16 are evaluated; 17 ("empty") exists only under the
 label map "nuscenes-noIgnore", where free space is a class of its own. Under "occ3d" class 0 is called "others" and some
@@ -35,10 +34,10 @@ CLASS_NAMES: Tuple[str, ...] = (
 IGNORED = 0
 EMPTY = 17
 EVALUATED: Tuple[int, ...] = tuple(range(1, 17))
-SMALL: Tuple[int, ...] = (2, 7, 8)  # bicycle, pedestrian, traffic cone: thin, and the hardest to find
+SMALL: Tuple[int, ...] = (2, 7, 8)  # bicycle, pedestrian, traffic cone: thin, and the hardest to predict
 
-# (raw name, class): the position is the byte in a lidarseg file. The order is alphabetical, which is what the published
-# label files hold; the numbering printed in the devkit's instructions differs between 25 and 30.
+# (raw name, class): the index is the byte in a lidarseg file. The order is alphabetical, as in the published label
+# files; the numbering printed in the devkit's instructions differs between 25 and 30.
 _RAW = (
     ("noise", 0),
     ("animal", 0),
@@ -123,7 +122,7 @@ _KITTI: Tuple[Tuple[str, Tuple[int, int, int], Tuple[int, ...]], ...] = (
     ("pole", (255, 240, 150), (80,)),
     ("traffic-sign", (255, 0, 0), (81,)),
 )
-KITTI_UNKNOWN = 255  # occupied, by nothing that has a class: outlier, other-structure, other-object
+KITTI_UNKNOWN = 255  # occupied, but without a class: outlier, other-structure, other-object
 KITTI_RAW: Dict[int, int] = {raw: number for number, (_, _, raws) in enumerate(_KITTI) for raw in raws}
 KITTI_RAW.update({1: KITTI_UNKNOWN, 52: KITTI_UNKNOWN, 99: KITTI_UNKNOWN})
 
@@ -133,8 +132,8 @@ class Classes(NamedTuple):
 
     names: Tuple[str, ...]  # by number
     evaluated: Tuple[int, ...]
-    empty: int  # free space; beyond ``names`` where no label says so
-    colors: Tuple[Tuple[int, int, int], ...]  # RGB by number, of ``empty`` too
+    empty: int  # the number of free space; not an index of ``names`` where the map has no such class
+    colors: Tuple[Tuple[int, int, int], ...]  # RGB by number, with a colour for ``empty``
 
 
 NUSCENES = Classes(CLASS_NAMES, EVALUATED, EMPTY, COLORS)
@@ -148,18 +147,18 @@ LABEL_MAPS: Dict[str, Classes] = {
 
 
 def classes_of(label_map: str) -> Classes:
-    """What there is to know of a map's classes. Raises ValueError for an unknown map."""
+    """Return the classes of a label map. Raises ValueError for an unknown map."""
     if label_map not in LABEL_MAPS:
         raise ValueError(f"data.label_map is {label_map!r}; expected one of {', '.join(LABEL_MAPS)}")
     return LABEL_MAPS[label_map]
 
 
 def class_names(label_map: str) -> Tuple[str, ...]:
-    """Names by class number: 17 for "nuscenes", 18 (the last is free space) for its other two maps, 20 for
+    """Return the names by class number: 17 for "nuscenes", 18 (the last is free space) for its other two maps, 20 for
     "semantickitti" (the first is free space)."""
     return classes_of(label_map).names
 
 
 def raw_to_class(label_map: str) -> Tuple[int, ...]:
-    """Class by raw lidarseg label: 33 entries for "nuscenes-noIgnore" and "occ3d" (raw 32 is empty space), else 32."""
+    """Return the class of each raw lidarseg label: 33 for "nuscenes-noIgnore" and "occ3d" (raw 32 is free), else 32."""
     return RAW_TO_CLASS if len(class_names(label_map)) == len(CLASS_NAMES) + 1 else RAW_TO_CLASS[:32]

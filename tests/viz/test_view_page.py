@@ -250,7 +250,7 @@ def test_frames_without_cameras_lidar_or_labels(browser: Browser, folder: Path) 
         if name.startswith(("image", "camera", "point", "true", "scan", "lidar")):
             del bare[name]
     browser.open(write(folder / "bare.html", bare))
-    assert "surest" in browser.run("document.querySelector('#caption').textContent")
+    assert "highest confidence" in browser.run("document.querySelector('#caption').textContent")
     assert browser.run("document.querySelector('#frames').hidden")
     assert share(shot(browser), COLORS[15]) > 0.001
     disabled = "[...document.querySelectorAll('#modes button')].filter((b) => b.disabled).map((b) => b.value)"

@@ -1,9 +1,9 @@
-"""A PyTorch archive is read here, from its bytes: what it declares is compared with what is there, and nothing runs.
+"""Reading PyTorch archives from their bytes: declared sizes are compared with the file's, and no code of the file runs.
 
-``torch.load`` believes what an archive says: it unpacks a megabyte of compressed zeros to gigabytes, and where a tensor
-reaches beyond its storage it enlarges the storage with memory that nobody filled. With ``weights_only`` it refuses a
-trainer's options beside the weights; which ones depends on its version. Here the archive's pickle is read with
-stand-ins (``inert.py``), every tensor is compared with the bytes of its storage, and made of those.
+``torch.load`` trusts what an archive declares. It unpacks a megabyte of compressed zeros to gigabytes; where a tensor
+reaches beyond its storage, it enlarges the storage with uninitialised memory. With ``weights_only`` it refuses some
+options that trainers store beside the weights; which ones depends on its version. Here the archive's pickle is read
+with placeholder classes (``inert.py``), and each tensor is built from its storage after a check against its size.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _BROKEN = (
 
 
 def read_torch(file: Path) -> Any:
-    """The content of a PyTorch archive, tensors on the CPU; objects of classes are ``Inert``.
+    """Read the content of a PyTorch archive, with tensors on the CPU; objects of classes become ``Inert``.
 
-    Raises CheckpointError for what is no archive; for one that is larger inside than outside, nests or repeats itself
-    without end, or has tensors that are not plain ones within their storages; and for one that would run something.
+    Raises CheckpointError where the file is no archive, declares more bytes than it has, nests or repeats itself
+    without end, has tensors that are not plain or reach beyond their storages, or would run code if it were unpickled.
     """
     try:
         with file.open("rb") as opened:
@@ -110,7 +110,7 @@ def _read_zip(file: Path) -> Any:
 
 
 def _entries(archive: zipfile.ZipFile, file: Path) -> Dict[str, zipfile.ZipInfo]:
-    """The parts by name, none of which is packed, there twice, or larger than the file."""
+    """Return the parts by name. Raises Refused where one is compressed or repeated, or all are larger than the file."""
     entries: Dict[str, zipfile.ZipInfo] = {}
     total = 0
     for entry in archive.infolist():
@@ -125,7 +125,7 @@ def _entries(archive: zipfile.ZipFile, file: Path) -> Dict[str, zipfile.ZipInfo]
 
 
 def _stored(opened: io.BufferedReader, entry: zipfile.ZipInfo) -> Tensor:
-    """The bytes of a part, (n,) uint8. Its name and the fields behind it lie before them."""
+    """Read the bytes of a part, (n,) uint8. In the file they follow its header, name and extra field."""
     opened.seek(entry.header_offset)
     signature, lengths = struct.unpack("<4s22x4s", opened.read(30))
     if signature != b"PK\x03\x04":
@@ -135,7 +135,7 @@ def _stored(opened: io.BufferedReader, entry: zipfile.ZipInfo) -> Tensor:
 
 
 def _filled(opened: io.BufferedReader, raw: Tensor) -> Tensor:
-    """``raw`` with the next bytes of the file."""
+    """Fill ``raw`` in place with the next bytes of the file and return it."""
     view, at = memoryview(raw.numpy()).cast("B"), 0
     while at < len(view):
         count = opened.readinto(view[at:])
@@ -146,7 +146,7 @@ def _filled(opened: io.BufferedReader, raw: Tensor) -> Tensor:
 
 
 def _read_legacy(file: Path) -> Any:
-    """The format before PyTorch 1.6: three small pickles, the content, the keys of the storages, and their bytes."""
+    """Read the format before PyTorch 1.6: three small pickles, the content, the storages' keys, the storages' bytes."""
     size = file.stat().st_size
     declared: Dict[str, Tuple[int, Tensor]] = {}  # elements, bytes
     total = 0

@@ -1,4 +1,4 @@
-"""The values of a PyTorch archive's pickle: plain ones, tensors made of checked bytes, and stand-ins for all else."""
+"""The values of a PyTorch archive's pickle: plain values, tensors of checked bytes, placeholders for all others."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _NOT_DENSE = (
 
 
 class Refused(Exception):
-    """What is wrong with an archive, as a part of a sentence."""
+    """An archive is refused; the message is the reason, as a clause of a sentence."""
 
 
 class _Fixed:
-    """What a pickle may refer to and may not change."""
+    """An object that a pickle may refer to but not change."""
 
     def __setstate__(self, _: Any) -> None:
         raise Refused("it changes a type, a function or a tensor of PyTorch")
 
 
 class Type(_Fixed):
-    """A class of storages or a dtype: its name and bytes an element."""
+    """A storage class or a dtype: its name and the bytes of an element."""
 
     def __init__(self, name: str) -> None:
         self.name, self.size = name, _DTYPES[name]
@@ -67,34 +67,34 @@ class _Call(_Fixed):
 
 
 class _Made(_Fixed):
-    """Holds a finished tensor, out of the pickle's reach, until all of the pickle is read."""
+    """A finished tensor, which the rest of the pickle cannot change; ``finished`` unwraps it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def _alone(keys: Any) -> Any:
-    """The same keys of a set, of which few have the same hash. Raises ScanError."""
+    """Return the keys of a set. Raises ScanError where too many have the same hash."""
     check_hashes(keys)
     return keys
 
 
 def _pairs(entries: Any) -> Any:
-    """The same entries of a dict, as pairs or in a dict."""
+    """Return the entries of a dict, given as pairs or as a dict. Raises ScanError where too many keys have one hash."""
     if not isinstance(entries, dict):
         check_hashes(key for key, _ in entries)
     return entries
 
 
 class _Ordered(collections.OrderedDict):
-    """PyTorch's state dicts are such; what they carry as attributes is forgotten."""
+    """An OrderedDict, as PyTorch's state dicts are; attributes that are stored with it are dropped."""
 
     def __setstate__(self, _: Any) -> None:
         pass
 
 
 class Storage(NamedTuple):
-    """Elements ``first`` to ``first + length`` of the bytes that ``raw()`` has, of one type."""
+    """Elements ``first`` to ``first + length``, all of one type, of the bytes that ``raw()`` returns."""
 
     raw: Callable[[], Tensor]
     type: Type
@@ -103,7 +103,7 @@ class Storage(NamedTuple):
 
 
 class Reader(pickle.Unpickler):
-    """Builds the archive's content out of plain values, tensors and stand-ins, and checks each tensor as it comes."""
+    """Unpickle the archive's content to plain values, tensors and placeholders, and check each tensor."""
 
     def __init__(self, data: Any, storage: Callable[[Any], Any]) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8", errors="replace")
@@ -164,13 +164,16 @@ def _tensor_3(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Made:
-    """Raises Refused where the tensor has places outside of its storage, or more elements than that."""
+    """Build a tensor on its storage.
+
+    Raises Refused where it reaches beyond its storage, has more elements than that, or is a lazy conjugate or negative.
+    """
     if not isinstance(storage, Storage):
         raise Refused("it has a tensor without a storage")
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or len(size) > 64 or not all(type(n) is int and n >= 0 for n in numbers):
         raise Refused(f"it has a tensor of shape {str(tuple(size))[:60]} and strides {str(tuple(stride))[:60]}")
-    if any(more[2:]):  # marks of a conjugate or a negative
+    if any(more[2:]):  # flags of a lazy conjugate or negative
         raise Refused("it has a tensor that is to be changed when it is read")
     elements, last = 1, offset
     for n, step in zip(size, stride):
@@ -187,13 +190,13 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _M
             return _Made(made.new_empty(tuple(size)))
         place = storage.first + offset
         return _Made(made.set_(storage.raw().untyped_storage(), place, tuple(size), tuple(stride)))
-    except RuntimeError:  # a side of an empty one beyond what PyTorch counts
+    except RuntimeError:  # an empty tensor with a side that is too large for PyTorch
         raise Refused(f"it has a tensor of shape {str(tuple(size))[:60]}") from None
 
 
 def finished(content: Any) -> Any:
-    """The content with its tensors, dtypes and ordered dictionaries in place of what held them."""
-    seen: Dict[int, Tuple[Any, Any]] = {}  # by identity; the first of each pair keeps that from being given again
+    """Return the content with tensors, dtypes and OrderedDicts for ``_Made``, ``Type`` and ``_Ordered``."""
+    seen: Dict[int, Tuple[Any, Any]] = {}  # by id; the first of a pair keeps its object alive, so that ids are unique
 
     def finish(value: Any) -> Any:
         if isinstance(value, _Made):
@@ -219,7 +222,7 @@ def finished(content: Any) -> Any:
 
 
 def not_a_dictionary(content: Any) -> Optional[str]:
-    """What a content is that has no entries, in words; None for a dictionary."""
+    """Describe a content that is no dictionary, for a message; None for a dictionary."""
     if isinstance(content, Inert) and not content:
         return (
             f"holds a whole object of {content.origin}, of which nothing is run; expected a dictionary of tensors, "

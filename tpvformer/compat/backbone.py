@@ -1,11 +1,11 @@
-"""The image backbone out of a detector's, a classifier's or a bare ResNet's weights, and its style.
+"""The image backbone from the weights of a detector, a classifier or a bare ResNet, and its style.
 
-A ResNet in PyTorch's style has the names and shapes of one in caffe's, but expects other images (RGB with the standard
-deviations of ImageNet, where caffe's expects BGR with deviation 1) and strides in its 3x3 convolutions (caffe's: in the
-first 1x1). Caffe's converters store the first norm with mean 0 and variance 1, because its statistics are in its weight
-and bias (mmdetection's tools/model_converters/detectron2pytorch.py; detectron2's FrozenBatchNorm2d); who trains with
-batch norm, as torchvision does, leaves statistics there. OpenMMLab's checkpoints also carry the text of their
-configuration, which names the style.
+ResNets in PyTorch's and in caffe's style have the same names and shapes. PyTorch's expects RGB images with ImageNet's
+standard deviations and has its strides in the 3x3 convolutions; caffe's expects BGR images with deviation 1 and has its
+strides in the first 1x1 convolutions. Caffe's converters store the first norm with mean 0 and variance 1, because its
+statistics are folded into weight and bias (mmdetection's tools/model_converters/detectron2pytorch.py; detectron2's
+FrozenBatchNorm2d). Training with batch norm, as torchvision does, leaves other statistics. OpenMMLab's checkpoints also
+contain the text of their configuration, which names the style.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
 _WITHIN = ("backbone.img_backbone.", "backbone.body.", "backbone.0.body.")
 _NECK_PREFIXES = ("img_neck.", "neck.")
 _STYLE = re.compile(r"""\bstyle['"]?\s*[=:]\s*['"](pytorch|caffe)['"]""")
-_FOLDED = 1e-3  # how near to mean 0 and variance 1 a norm is whose statistics are in its weights (1 - 1e-5 in some)
+_FOLDED = 1e-3  # tolerance on mean 0 and variance 1 of a folded norm (some files store a variance of 1 - 1e-5)
 FITS = "the reference's r101_dcn_fcos3d_pretrain.pth or OpenMMLab's resnet50_msra-5891d200.pth"
 
 
 class Backbone(NamedTuple):
-    """Our names to tensors, and what became of the file's entries; see Report."""
+    """The backbone's tensors by our names, and the lists of entries that ``Report`` has."""
 
     values: Dict[str, Tensor]
     mapped: List[str]
@@ -43,10 +43,10 @@ class Backbone(NamedTuple):
 def backbone_of(
     tensors: Mapping[str, Tensor], ours: Mapping[str, str], shapes: Mapping[str, Tensor], notes: Any, source: str
 ) -> Backbone:
-    """The image backbone of a detector or a bare ResNet, and a neck where every tensor of ours has one of its shape.
+    """Return the image backbone of a detector or a bare ResNet, and its neck where all of our neck's shapes match.
 
-    ``ours``: the reference's names to ours. ``shapes``: our state dict. ``notes``: what lies beside the weights. Raises
-    CheckpointError for entries of a backbone that this one does not have, and where there is no backbone.
+    ``ours``: the reference's names to ours. ``shapes``: our state dict. ``notes``: all that the file has.
+    Raises CheckpointError where the file's backbone has entries that this one lacks, and where there is no backbone.
     """
     bare = is_resnet(tensors) and not any(name.startswith(_BACKBONE_PREFIXES) for name in tensors)
     within = next((prefix for prefix in _WITHIN if any(name.startswith(prefix) for name in tensors)), None)
@@ -79,7 +79,7 @@ def backbone_of(
 
 def _renamed(name: str, bare: bool, within: Optional[str]) -> str:
     """``backbone.``/``neck.`` (a detector's own names) -> ``img_backbone.``/``img_neck.`` (inside a camera model)."""
-    if within is not None and name.startswith("backbone."):  # what else lies in there is no image backbone
+    if within is not None and name.startswith("backbone."):  # other entries of the container are no image backbone
         return _BACKBONE_PREFIXES[0] + name[len(within) :] if name.startswith(within) else name
     if bare and re.match(r"(conv1|bn1|layer\d)\.", name):
         return _BACKBONE_PREFIXES[0] + name
@@ -91,7 +91,7 @@ def _renamed(name: str, bare: bool, within: Optional[str]) -> str:
 
 
 def _style_warning(backbone: Mapping[str, Tensor], notes: Any) -> Optional[str]:
-    """A sentence where the weights look as if they were in PyTorch's style."""
+    """Return a warning where the weights appear to be in PyTorch's style; None otherwise."""
     style = _noted_style(notes)
     mean, variance = (backbone.get(f"img_backbone.bn1.running_{kind}") for kind in ("mean", "var"))
     if style == "caffe" or (style is None and (mean is None or variance is None or _is_folded(mean, variance))):
@@ -118,7 +118,7 @@ def _is_folded(mean: Tensor, variance: Tensor) -> bool:
 
 
 def _noted_style(notes: Any) -> Optional[str]:
-    """ "pytorch" or "caffe" where the configuration that OpenMMLab stores beside its weights says one of them."""
+    """Return "pytorch" or "caffe" from the configuration that OpenMMLab stores beside its weights; None without it."""
     meta = notes.get("meta") if isinstance(notes, dict) else None
     texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, dict) else []
     found = {style for text in texts if isinstance(text, str) for style in _STYLE.findall(text)}

@@ -1,4 +1,6 @@
-"""A checkout of the reference as the place of work: has its owner changed the model code, which is not what runs?"""
+"""Warnings about a checkout of the reference in which the model code was changed.
+
+A run started in such a checkout uses this package's model, so such changes have no effect."""
 
 from __future__ import annotations
 
@@ -15,19 +17,19 @@ PUBLIC = "wzzheng/tpvformer"  # in the address of a remote
 FOLDERS = ("tpvformer04", "tpvformer10")
 _WHERE = ", ".join(f"{name}/" for name in FOLDERS)
 _SECONDS = 20.0
-_FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set where git itself started us, in a hook
+_FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set where git started this process, in a hook
 
 
 class _CannotTell(Exception):
-    """Git gave no answer; the text says why."""
+    """Git gave no answer; the message is the reason."""
 
 
 def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
-    """At most one line for the log: model code in ``folder`` that differs from ``commit``, or that nobody can tell.
+    """Return at most one line for the log: model code in ``folder`` differs from ``commit``, or this cannot be told.
 
-    What is compared are the files' content hashes with those of a commit that the clone has: ``commit``, another one
-    of the same code, or the public branch that was cloned; no history is looked at. Empty for a folder that is no
-    checkout of the reference, and for one whose model code is as published.
+    The files' content is compared with that of a commit in the clone: ``commit``, another commit with the same code, or
+    the public branch that was cloned. No history is needed. Empty for a folder that is no checkout of the reference,
+    and for one whose model code is as published.
     """
     asked = COMMIT if commit is None else commit
     if not any((folder / name).is_dir() for name in FOLDERS):
@@ -53,7 +55,10 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
 
 
 def _base(folder: Path, commit: str) -> str:
-    """A commit whose files this clone has: the one asked for, else one of the same code, else the public branch's."""
+    """Return a commit that this clone has: ``commit``, else one with the same code, else the public branch.
+
+    Where it has none of them, ``commit`` is returned; git then reports that it is missing.
+    """
     for name in (commit, *SAME_CODE):
         if _holds(folder, name):
             return name
@@ -64,7 +69,7 @@ def _base(folder: Path, commit: str) -> str:
             for branch in ("HEAD", "main", "master"):
                 if _holds(folder, f"refs/remotes/{remote}/{branch}"):
                     return f"{remote}/{branch}"
-    return commit  # git says that it has no such commit
+    return commit
 
 
 def _holds(folder: Path, name: str) -> bool:
@@ -73,7 +78,7 @@ def _holds(folder: Path, name: str) -> bool:
 
 def _changed(folder: Path, commit: str) -> List[str]:
     """Files changed, added or removed since the commit, untracked ones too, relative to ``folder``, sorted."""
-    # in this order, because outside a repository git diff compares folders instead of saying that there is none
+    # in this order, because outside a repository git diff compares folders instead of failing
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
     diff = ("diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,14 +90,14 @@ def _changed(folder: Path, commit: str) -> List[str]:
 
 
 def _git(folder: Path, *command: str, more: Optional[Dict[str, str]] = None) -> List[str]:
-    """The names that a git command lists for FOLDERS. It writes nothing, not even its index."""
+    """Return the names that a git command lists for FOLDERS. Git writes nothing, not even its index."""
     done = _run(folder, *command, "--", *FOLDERS, more=more)
     _check(done, (0,))
     return [name.decode("utf-8", "replace") for name in done.stdout.split(b"\0") if name]
 
 
 def _ask(folder: Path, *command: str, ok: Tuple[int, ...]) -> List[str]:
-    """The lines that a git command prints; ``ok`` are the exit codes of an answer."""
+    """Return the lines that a git command prints. Raises _CannotTell for an exit code that is not in ``ok``."""
     done = _run(folder, *command)
     _check(done, ok)
     return done.stdout.decode("utf-8", "replace").splitlines()

@@ -1,5 +1,4 @@
-"""Weights in from our own files, the reference's, mmdetection3d's port of it and the FCOS3D backbone's; weights out
-under the reference's names.
+"""Loading weights of our own files, the reference's, mmdetection3d's port of it and detectors'; saving the reference's.
 
 Every entry of a file is mapped, or ignored for a stated reason, or an error. Nothing is matched by guessing.
 """
@@ -26,12 +25,12 @@ from tpvformer.compat.wrappers import find_tensors, some
 from tpvformer.config import ModelConfig
 from tpvformer.errors import CheckpointError
 
-FORMAT = "tpvformer"  # what our training checkpoints carry under "format"
-_GEOMETRY_TOLERANCE = 1e-4  # of the normalised image or volume; real differences are whole cells
+FORMAT = "tpvformer"  # the value of "format" in our training checkpoints
+_GEOMETRY_TOLERANCE = 1e-4  # in normalised image or grid coordinates; real differences are whole cells
 
 
 class Model(Protocol):
-    """What this module needs of a TPVFormer."""
+    """The attributes of a TPVFormer that this module uses."""
 
     config: ModelConfig
     encoder: Any  # offers reference_buffers() -> Dict[str, Tensor]
@@ -43,7 +42,7 @@ class Model(Protocol):
 
 @dataclass
 class Report:
-    """What became of every entry of a file. Names are the file's without what wrappers put there; ``missing`` and
+    """How every entry of a file was treated. Names are the file's without wrappers' prefixes; those of ``missing`` and
     ``zeroed`` are ours."""
 
     source: str
@@ -56,7 +55,7 @@ class Report:
     warnings: List[str] = field(default_factory=list)
 
     def lines(self) -> List[str]:
-        """What was done, without the warnings."""
+        """Return the report's lines, without the warnings."""
         lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
         for what, names in (
             ("ignored, no weights of this model", self.ignored),
@@ -73,18 +72,18 @@ class Report:
 
 
 def load_weights(model: Model, path: PathLike) -> Report:
-    """Fill ``model`` in place from any accepted file and say what was done.
+    """Load the weights of a file into ``model``, in place, and report how each entry was treated.
 
-    Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; a detector's, a
-    classifier's or a bare ResNet's with this backbone; each flat or under a key such as ``state_dict``, with or without
-    what wrappers put before names. Raises CheckpointError naming entries that are unknown, missing, of another shape or
-    not finite; the model is then unchanged.
+    Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; the weights of a
+    detector, a classifier or a bare ResNet with this backbone. Each may be flat or under a key such as ``state_dict``,
+    with or without wrappers' prefixes (``module.``). Raises CheckpointError with the entries that are unknown, missing,
+    of another shape or not finite; the model is then unchanged.
     """
     return load_content(model, read_archive(path), str(path))
 
 
 def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False) -> Report:
-    """The same for what ``read_archive`` has read; ``source`` is its name in messages.
+    """Load weights as ``load_weights`` does, from what ``read_archive`` returned; ``source`` is its name in messages.
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
@@ -115,7 +114,7 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
 
 
 def export_reference(model: Model) -> Dict[str, Tensor]:
-    """The model's weights under the reference's names and in its order, stored geometry included; CPU copies.
+    """Return CPU copies of the weights under the reference's names, in its order, with the geometry that it stores.
 
     Raises CheckpointError for a model with the plane hw alone, which the reference does not have.
     """
@@ -137,10 +136,10 @@ def save_reference(model: Model, path: PathLike) -> None:
 
 
 def nonfinite(values: Dict[str, Tensor]) -> List[str]:
-    """The names of floating tensors that hold NaN or an infinite number."""
+    """Return the names of floating-point tensors that hold NaN or an infinite number."""
 
     def strange(tensor: Tensor) -> bool:
-        wide = tensor if tensor.element_size() > 1 else tensor.float()  # the small ones have no such question
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite is not implemented for 8-bit floats
         return not bool(torch.isfinite(wide).all())
 
     return [name for name, tensor in values.items() if tensor.is_floating_point() and strange(tensor)]
@@ -175,7 +174,7 @@ def _from_detector(
 
 
 def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
-    """Sentences about stored geometry that is not what this model computes; the model's is used in any case."""
+    """Return a warning for each stored geometry that differs from the model's own, which is used in any case."""
     computed = model.encoder.reference_buffers()
     warnings = []
     for name, theirs in stored.items():
@@ -186,7 +185,7 @@ def compare_geometry(stored: Dict[str, Tensor], model: Model) -> List[str]:
             warnings.append(f"{name} is {tuple(theirs.shape)} in the file, {tuple(mine.shape)} by this configuration")
             continue
         mine = mine.detach().cpu().float()
-        coarse = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0  # of halves, which round
+        coarse = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0  # rounding of half precision
         gaps = (theirs.float() - mine).abs()
         if not bool((gaps <= _GEOMETRY_TOLERANCE + coarse * mine.abs()).all()):
             gap = float(gaps.max())
@@ -200,7 +199,7 @@ def _refuse_unknown(source: str, names: Sequence[str], mend: str = "was it made 
 
 
 def _refuse_missing(source: str, report: Report) -> None:
-    """Batch counters may be absent (old files); of a detector only the backbone is expected."""
+    """Raise CheckpointError for missing tensors. Batch counters may be absent; a detector needs only the backbone."""
     lacking = [name for name in report.missing if not name.endswith(".num_batches_tracked")]
     if report.kind == "backbone":
         lacking = [name for name in lacking if name.startswith("backbone.")]
@@ -223,7 +222,7 @@ def _refuse_shapes(source: str, values: Dict[str, Tensor], state: Dict[str, Tens
 
 
 def _refuse_whole_numbers(source: str, values: Dict[str, Tensor], state: Dict[str, Tensor]) -> None:
-    """Of quantised weights the scale lies elsewhere; taken as they are they would be other numbers."""
+    """Raise CheckpointError for integer weights: quantised weights mean nothing without their scales."""
     wrong = [n for n, value in values.items() if state[n].is_floating_point() and not value.is_floating_point()]
     if wrong:
         raise CheckpointError(

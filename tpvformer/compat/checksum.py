@@ -1,8 +1,8 @@
-"""A seal on PyTorch archives: what is read is what was written, to the last bit.
+"""A SHA-256 checksum at the end of PyTorch archives, the "seal", which detects damage.
 
-PyTorch stores check sums in its archives and does not compare them when it reads: a flipped bit in a tensor is loaded
-without a word (2.1 and 2.13 alike). The seal is the archive's comment, which readers of zip files skip. The last 64
-characters of a sealed file are the SHA-256 of all before them: ``head -c -64 FILE | sha256sum`` says the same.
+PyTorch stores checksums in its archives but does not compare them when it reads (2.1 and 2.13 alike): a tensor with a
+flipped bit is loaded without a warning. The seal is the zip archive's comment, which readers of zip files skip. The
+last 64 characters of a sealed file are the SHA-256 of all before them, as ``head -c -64 FILE | sha256sum`` prints it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PIECE = 2**22
 
 
 def write_sealed(content: Any, path: Path, step: int) -> None:
-    """``torch.save`` with a seal that also says how many steps were trained; forced to the disk. Raises OSError."""
+    """Save like ``torch.save``, with a seal that contains the number of trained steps, and sync. Raises OSError."""
     with path.open("wb", buffering=0) as raw:
         stream = _Hashing(raw)
         torch.save(content, cast(IO[bytes], stream))
@@ -40,7 +40,7 @@ def write_sealed(content: Any, path: Path, step: int) -> None:
 
 
 def sealed_step(path: Path) -> Optional[int]:
-    """The number of steps that a file's seal names, unchecked; None for a file without a seal."""
+    """Return the number of steps in a file's seal, without checking the file; None for a file without a seal."""
     try:
         with path.open("rb") as file:
             seal = _SEAL.fullmatch(_tail(file, _LENGTH))
@@ -50,9 +50,9 @@ def sealed_step(path: Path) -> Optional[int]:
 
 
 def check_seal(path: Path) -> None:
-    """Raise CheckpointError if a sealed file is not what was written, or if a zip file's end is not where it ends.
+    """Raise CheckpointError where a sealed file does not match its SHA-256, or where a zip file's end is missing.
 
-    Files without a seal (of others, or of older versions) pass: nobody can tell.
+    Files without a seal (of other programs or older versions) pass, because there is nothing to compare them with.
     """
     with path.open("rb") as file:
         seal = _SEAL.fullmatch(_tail(file, _LENGTH))
@@ -81,8 +81,11 @@ def _tail(file: Any, length: int) -> bytes:
 
 
 class _Hashing:
-    """What ``torch.save`` writes to. An error is kept until ``seal``: raised here, it would cross PyTorch's C++ code,
-    which then loses its kind (a full disk is no longer told from anything else) or ends the process."""
+    """A file object for ``torch.save`` that computes the SHA-256 of what is written.
+
+    An error in ``write`` is kept and raised by ``seal``. Raised in ``write``, it would pass through PyTorch's C++ code,
+    which replaces it by another type of error (a full disk is no longer recognised) or ends the process.
+    """
 
     def __init__(self, raw: Any) -> None:
         self._raw, self._digest = raw, hashlib.sha256()
@@ -90,7 +93,7 @@ class _Hashing:
         self._held = b""  # the last two bytes so far: at the end of the archive, the length of its comment
 
     def write(self, data: Any) -> int:
-        """All of ``data``, or nothing any more after an error."""
+        """Write all of ``data`` and return its length; after an error, write nothing more."""
         size, view = len(data), memoryview(self._held + bytes(data) if len(data) < 2 else data).cast("B")
         if size >= 2:
             self._put(self._held)
@@ -99,10 +102,10 @@ class _Hashing:
         return size
 
     def flush(self) -> None:
-        """Nothing is kept back but ``_held``."""
+        """Do nothing: only ``_held`` is buffered here."""
 
     def seal(self, step: int) -> None:
-        """End the file. Raises the first OSError that writing met."""
+        """Write the seal. Raises the first OSError of any write."""
         self._put(struct.pack("<H", _LENGTH) + f"tpvformer step={step:012d} sha256=".encode())
         self._put(self._digest.hexdigest().encode())
         if self._error is not None:

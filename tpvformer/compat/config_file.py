@@ -1,4 +1,4 @@
-"""Configuration files: ours (binds ``config``) and the reference's (binds ``model = dict(...)``, has ``_base_``).
+"""Configuration files: ours (which bind ``config``) and the reference's (which bind ``model = dict(...)``).
 
 Both are Python and are executed: run only files you trust. The reference's are read without importing its framework.
 """
@@ -22,16 +22,16 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def shipped() -> Dict[str, Path]:
-    """The project's own configurations by name: config/ of a checkout, which an installation has inside the package."""
+    """Return the shipped configuration files by name: config/ of a checkout or, once installed, inside the package."""
     inside = _PACKAGE / "configs"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "config"
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
-    """The configuration a file defines; raises ConfigError with file and line, or the key that is not understood.
+    """Return the configuration of a file. Raises ConfigError with the file and line, or with the unknown key.
 
-    Where there is no such file, ``demo``, ``demo.py`` and ``config/demo.py`` name the one that is shipped.
+    Where there is no such file, ``demo``, ``demo.py`` and ``config/demo.py`` name the shipped one.
     """
     file = Path(path)
     if not file.is_file() and file.parent in (Path(), Path("config")):
@@ -52,7 +52,10 @@ def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
 
 
 def _execute(file: Path) -> Dict[str, Any]:
-    """The public names a file binds. Errors inside it become one sentence with the line they come from."""
+    """Run a file and return the public names that it binds.
+
+    Raises ConfigError for an error inside it: one sentence, with the line that it comes from.
+    """
     if not file.is_file():
         near = difflib.get_close_matches(file.stem, shipped(), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -72,7 +75,7 @@ def _execute(file: Path) -> Dict[str, Any]:
 
 
 def _merged(file: Path, names: Dict[str, Any], seen: Tuple[Path, ...]) -> Dict[str, Any]:
-    """The file's values over those of its ``_base_`` files (paths relative to the file)."""
+    """Merge the file's values over those of its ``_base_`` files (paths relative to the file)."""
     bases = names.get("_base_", [])
     own = {name: value for name, value in names.items() if name != "_base_" and _is_value(value)}
     _refuse_stray(file, own)
@@ -90,7 +93,7 @@ def _merged(file: Path, names: Dict[str, Any], seen: Tuple[Path, ...]) -> Dict[s
 
 
 def _over(base: Dict[str, Any], child: Dict[str, Any], where: str) -> Dict[str, Any]:
-    """Dictionaries merge key by key, unless the child says ``_delete_=True``; everything else is replaced."""
+    """Merge dictionaries key by key, unless the child has ``_delete_=True``; replace every other value."""
     out = dict(base)
     for key, value in child.items():
         if not isinstance(value, dict):
@@ -110,9 +113,9 @@ def _is_value(value: Any) -> bool:
 
 
 def _refuse_stray(file: Path, own: Dict[str, Any]) -> None:
-    """Refuse names that mean nothing and that the file itself does not use: most likely a misspelt key.
+    """Raise ConfigError for a name that is no key and that the file does not use itself: most likely a misspelt key.
 
-    Variables that start with an underscore are the writer's own.
+    Names that start with an underscore are left alone.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

@@ -1,8 +1,8 @@
-"""What a run's checkpoint is packed in, so that no other program takes it for weights under its own names.
+"""The container of a run's checkpoint, which prevents other programs from loading it as a state dict.
 
-Programs that load without being strict, such as the reference's eval.py, take any dictionary with texts as keys for a
-state dict, find none of their names in it, and go on with random weights. The keys here are numbers, which no such
-program can read as names: it ends at once.
+Programs that load with ``strict=False``, such as the reference's eval.py, accept any dictionary with strings as keys,
+find none of their names in it, and continue with random weights. The keys of this container are integers, for which
+such a program fails at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _NOTE, _CONTENT = 0, 1
 
 
 def packed(content: Dict[str, Any]) -> Dict[int, Any]:
-    """A checkpoint as it is written."""
+    """Return a checkpoint in its container, as it is written to a file."""
     return {_NOTE: NOTE, _CONTENT: content}
 
 
 def unpacked(content: Dict[Any, Any]) -> Dict[Any, Any]:
-    """What ``packed`` was given; any other dictionary, such as a checkpoint of an older version, as it is."""
+    """Return the checkpoint inside a container; any other dictionary, as of an older version, unchanged."""
     inner = content.get(_CONTENT)
     return inner if set(content) == {_NOTE, _CONTENT} and isinstance(inner, dict) else content

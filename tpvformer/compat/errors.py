@@ -1,4 +1,4 @@
-"""The place of CheckpointError until it moved to ``tpvformer.errors``; kept for those who import it from here."""
+"""The former module of CheckpointError, which is now in ``tpvformer.errors``; kept for imports from here."""
 
 from __future__ import annotations
 

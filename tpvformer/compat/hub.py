@@ -1,4 +1,4 @@
-"""Hugging Face's hub, by ``huggingface_hub`` where that is installed; local paths need neither."""
+"""Downloads from and uploads to Hugging Face's hub. They need ``huggingface_hub``; local paths do not."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _FILES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".json", ".py"
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text that names no file may be a hub's ``owner/name``."""
+    """Tell whether a text that names no file may be ``owner/name`` of a repository on the hub."""
     return _ID.fullmatch(text) is not None and not text.endswith(_FILES)
 
 
 def download(hub_id: str, revision: Optional[str], names: Sequence[str]) -> Path:
-    """The folder of a repository's files with these names. Raises CheckpointError."""
+    """Download a repository's files of these names and return their folder. Raises CheckpointError."""
     hub = _library(f"{hub_id}: is no path here; as a hub's repository it")
     try:
         return Path(hub.snapshot_download(repo_id=hub_id, revision=revision, allow_patterns=list(names)))
-    except Exception as err:  # the library raises many kinds of its own, for an absent repository, name or network
+    except Exception as err:  # the library raises many types of error: no such repository, no such file, no network
         raise CheckpointError(f"{hub_id}: is no path here, and the hub did not give it ({_line(err)})") from err
 
 
 def upload(folder: Path, hub_id: str, private: bool) -> str:
-    """Make the repository where it is not there, upload a folder's files, and return its address.
+    """Create the repository if it does not exist, upload a folder's files, and return its address.
 
     Raises CheckpointError.
     """

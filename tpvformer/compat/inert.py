@@ -1,9 +1,9 @@
-"""What stands for the objects that programs keep beside weights: their names, and nothing that runs.
+"""Placeholders for the objects that a checkpoint has beside its weights: they keep a name and run nothing.
 
-A trainer's checkpoint may hold its options, its schedules and its curves as objects of any class. Nothing here needs
-them, so an object becomes a stand-in that keeps entries of a dictionary and forgets all else; neither its class nor its
-module is looked for. A call is another matter: it is skipped where it makes one of the known plain things (a path, a
-date, a NumPy scalar), and refused with its name otherwise, though it would not be run either.
+A trainer's checkpoint may contain options, schedules and curves as objects of any class. They are not needed here. Each
+becomes a placeholder (``Inert``) that keeps dictionary entries and drops everything else; its class and module are not
+imported. A call in the pickle is skipped where it makes a known plain value (a path, a date, a NumPy scalar). Any other
+call is refused with its name, although it would not be run either.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Dict, Iterator, Tuple
 
 from tpvformer.untrusted.names import shown
 
-MOST_NAMES = 1000  # classes and functions that one file may name; trainers' files have some twenty
+MOST_NAMES = 1000  # the most classes and functions that one file may name; trainers' files name about twenty
 
 
 class WouldRun(Exception):
-    """A pickle calls what is not known to make plain data; the message is the name of that."""
+    """A pickle calls a function that is not known to make plain data; the message is its name."""
 
 
 def _named(module: str, names: str) -> Iterator[str]:
@@ -41,7 +41,8 @@ _PLAIN_CALLS = frozenset((
 
 
 class _Kind(type):
-    """A class or function that a file names: calling it is refused, or makes a stand-in."""
+    """The type of placeholder classes, one for each class or function that a file names. A call makes a placeholder
+    where the name is known to make plain data, and raises WouldRun otherwise."""
 
     origin: str
 
@@ -55,7 +56,7 @@ class _Kind(type):
 
 
 class Inert(dict, metaclass=_Kind):
-    """An object of a file, of the class ``origin``; the entries that it has as a dictionary are kept."""
+    """A placeholder for an object of the class ``origin``; its dictionary entries are kept."""
 
     origin = "an object"
 
@@ -66,7 +67,7 @@ class Inert(dict, metaclass=_Kind):
         pass
 
     def append(self, _: Any) -> None:
-        """Of a list, a deque or a set: forgotten."""
+        """Drop an item of a list, a deque or a set."""
 
     extend = add = append
 
@@ -84,19 +85,19 @@ class Inert(dict, metaclass=_Kind):
 
 
 def new(kind: Any) -> Inert:
-    """An object of a stand-in, whose class is not called."""
+    """Make an object of a placeholder class without calling the class."""
     made: Inert = Inert.__new__(kind)
     return made
 
 
 class StandIns:
-    """Those of one file: the same name is the same class."""
+    """The placeholder classes of one file, one for each name."""
 
     def __init__(self) -> None:
         self._made: Dict[str, _Kind] = {}
 
     def named(self, name: str) -> _Kind:
-        """The stand-in of a class or function by its whole name. Raises WouldRun where a file names too many."""
+        """Return the placeholder of a class or function by its full name. Raises WouldRun above MOST_NAMES names."""
         if name not in self._made:
             if len(self._made) >= MOST_NAMES:
                 raise WouldRun(f"more than {MOST_NAMES} functions")
@@ -104,18 +105,18 @@ class StandIns:
         return self._made[name]
 
     def attribute(self, holder: Any, name: Any) -> _Kind:
-        """Of a method that is stored with its object, or of a class within a class."""
+        """Return the placeholder of an attribute, such as a bound method or a nested class."""
         return self.named(f"{getattr(holder, 'origin', type(holder).__name__)}.{name}"[:400])
 
     @staticmethod
     def instance(kind: Any, *_: Any) -> Inert:
-        """What ``copyreg`` rebuilds: an object of a class, which is not called."""
+        """Make a placeholder for an object that ``copyreg`` would rebuild. Raises TypeError where ``kind`` is none."""
         if not isinstance(kind, _Kind):
             raise TypeError("expected a class")
         return new(kind)
 
 
 def whole_name(module: str, name: str) -> Tuple[str, str]:
-    """Module and name as this Python has them."""
+    """Return module and name in this version of Python for those of Python 2 or of another version."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return {"pathlib._local": "pathlib", "_operator": "operator"}.get(module, module), name

@@ -1,7 +1,7 @@
-"""The configuration of weights that come without one: what their shapes say, the rest as published.
+"""The configuration of weights that come without one, inferred from their shapes and a published configuration.
 
-Shapes do not say where the grid lies, how its planes are enlarged, and how the image attention's channels are shared
-out among heads; those are the published configuration's that agrees with the shapes, or that is nearest.
+Shapes do not tell the range of the grid, the scale factors of its planes, and the number of image attention's heads.
+Those come from the published configuration that agrees with the shapes, or else from the first one that can be resized.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ _PLANES = ("hw", "zh", "wz")
 
 
 def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
-    """The published configuration that weights under the reference's names, or its port's, belong to; or the nearest,
-    resized.
+    """Return the published configuration that agrees with weights under the reference's or its port's names.
 
-    Raises CheckpointError where they are no such weights, or where their classes have no published names.
+    Where none agrees, the first one of the same view attention that can be resized is, with a warning. Raises
+    CheckpointError where they are no such weights, and where that configuration has another number of classes, so that
+    the classes' names are unknown.
     """
     shapes = _Shapes(tensors, source)
     family = "cross_view" if shapes.has("tpv_head.positional_encoding.h_embed.weight") else "hw"
     bases = [base for base in map(load_config, PUBLISHED) if base.model.view_attn == family]
     fitting: List[Tuple[Config, ModelConfig]] = []
-    misfit: Optional[Exception] = None  # of the last that did not fit
+    misfit: Optional[Exception] = None  # the error of the last configuration that did not fit
     for base in bases:
         try:
             model = _resized(base.model, shapes)
@@ -61,7 +62,7 @@ def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
 
 
 def _resized(base: ModelConfig, shapes: _Shapes) -> ModelConfig:
-    """``base`` with everything that shapes tell."""
+    """Return ``base`` with every field that the shapes determine."""
     head, first = "tpv_head.", "tpv_head.encoder.layers.0.attentions."
     levels, dim = shapes.of(f"{head}level_embeds")
     position = f"{head}positional_encoding."

@@ -1,7 +1,8 @@
-"""The two-way table between our state-dict names and the reference's, and what else its tensors are called.
+"""The two-way table between our state-dict names and the reference's, and other names of the same tensors.
 
-The reference registers head, backbone, neck and aggregator in this order; so do we, hence both lists agree entry
-by entry. Its head also stores geometry that follows from the configuration (``derived_names``); our model computes it.
+The reference registers head, backbone, neck and aggregator in this order, and so does this model: both lists agree
+entry by entry. The reference's head also stores geometry that follows from the configuration (``derived_names``); this
+model computes it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _OUTPUT, _OFFSETS, _LOGITS, _VALUE = (
 _GEOMETRY = r"ref_3d_(hw|zh|wz)|ref_2d_(hw|zh|wz)|cross_view_ref_points"
 _DERIVED = re.compile(rf"tpv_head\.(tpv_mask_hw|encoder\.({_GEOMETRY}))$")
 
-# mmdetection3d's port (projects/TPVFormer) has the reference's head and the encoder within it as one ``encoder``.
+# mmdetection3d's port (projects/TPVFormer) has the reference's head and its encoder as one module, ``encoder``.
 _PORT_MARKS = ("decode_head.", "encoder.")
 _PORT = (
     (re.compile(rf"encoder\.(?=layers\.|({_GEOMETRY})$)"), "tpv_head.encoder."),
@@ -39,16 +40,16 @@ _PORT = (
 
 
 def key_table(model: ModelConfig) -> Dict[str, str]:
-    """Our name -> the reference's name of every stored tensor, in state-dict order; a bijection.
+    """Map our name of every stored tensor to the reference's, in state-dict order; a bijection.
 
-    The reference has three planes always; a model with hw alone has a table of heights that no name here fits.
+    The reference always has three planes. It has no name for the embedding of heights of a model with hw alone.
     """
     pairs = list(_head(model)) + list(_backbone(model.backbone)) + list(_neck(model)) + list(_aggregator())
     return dict(pairs)
 
 
 def derived_names(model: ModelConfig) -> List[str]:
-    """The reference's names of the geometry it stores for this model, in its order."""
+    """Return the reference's names of the geometry that it stores for this model, in its order."""
     names = [f"tpv_head.encoder.ref_3d_{p}" for p in _PLANES]
     if model.view_attn == "cross_view":
         return names + ["tpv_head.encoder.cross_view_ref_points"]
@@ -56,22 +57,22 @@ def derived_names(model: ModelConfig) -> List[str]:
 
 
 def is_derived(reference_name: str) -> bool:
-    """Whether some version of the reference stores computed geometry under this name."""
+    """Tell whether some version of the reference stores computed geometry under this name."""
     return _DERIVED.match(reference_name) is not None
 
 
 def is_port(names: Iterable[str]) -> bool:
-    """Whether these are the names of mmdetection3d's TPVFormer; a segmentor has a ``decode_head.``, but no encoder."""
+    """Tell whether these are names of mmdetection3d's TPVFormer: with a ``decode_head.`` and an ``encoder.``."""
     names = list(names)
     return all(any(name.startswith(mark) for name in names) for mark in _PORT_MARKS)
 
 
 def reference_names(names: Iterable[str]) -> Dict[str, str]:
-    """Each of a file's names -> the reference's name of the same tensor.
+    """Map each of a file's names to the reference's name of the same tensor.
 
-    Understood: the reference's own; mmdetection3d's port, whose four prefixes stand before the same names (checked
-    with the 922 names of its model); a deformable convolution whose offset branch lies beside it, as in the first
-    versions of mmdetection.
+    Accepted: the reference's names; those of mmdetection3d's port, which differ in four prefixes (checked with the 922
+    names of its model); those of the first versions of mmdetection, where a deformable convolution's offset branch is a
+    sibling of the convolution.
     """
     names = list(names)
     port = is_port(names)
@@ -79,7 +80,7 @@ def reference_names(names: Iterable[str]) -> Dict[str, str]:
 
 
 def modern_name(name: str) -> str:
-    """The first deformable convolutions kept their offset branch beside the convolution, not inside it."""
+    """Rename the offset branch of mmdetection's first deformable convolutions from a sibling to a child."""
     return name.replace(".conv2_offset.", ".conv2.conv_offset.")
 
 
@@ -91,7 +92,7 @@ def _unported(name: str) -> str:
 
 
 def reference_order(model: ModelConfig) -> List[str]:
-    """Every name of the reference's state dict, stored geometry included, in its order."""
+    """Return every name of the reference's state dict in its order, with the stored geometry."""
     order: List[str] = []
     waiting = derived_names(model)
     mask = [name for name in waiting if name.endswith("tpv_mask_hw")]

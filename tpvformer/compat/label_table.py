@@ -1,4 +1,4 @@
-"""The reference's YAML table from raw labels to classes: ours is built in, so another one must not go unnoticed."""
+"""A check of the reference's YAML table from raw labels to classes. The table is built in here; another is an error."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _RAW = range(32)  # the bytes of nuScenes-lidarseg
 
 
 def check_label_table(path: str, label_map: str) -> None:
-    """Raise ConfigError if there is a file at ``path`` that maps raw labels otherwise than ``label_map`` does here.
+    """Raise ConfigError where the file at ``path`` maps raw labels differently than ``label_map`` does here.
 
-    A file that is not there, or holds no table of all raw labels, says nothing.
+    A missing file, and one without a table of all raw labels, are accepted.
     """
     file = Path(path)
     if not file.is_file():
         return
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:  # TextError; what is no UTF-8
+    except (OSError, ValueError) as err:  # ValueError: TextError, or not UTF-8
         raise ConfigError(f"{path}: not YAML ({' '.join(str(err).split())}); expected the table of raw labels") from err
     wanted = raw_to_class(label_map)
     for table in _tables(content):
@@ -35,6 +35,6 @@ def check_label_table(path: str, label_map: str) -> None:
 
 
 def _tables(content: Any) -> List[Dict[int, int]]:
-    """The whole-number mappings of all raw labels in a YAML document's top level."""
+    """Return the mappings at a YAML document's top level that map all raw labels to integers."""
     parts = content.values() if isinstance(content, dict) else ()
     return [part for part in parts if isinstance(part, dict) and all(isinstance(part.get(raw), int) for raw in _RAW)]

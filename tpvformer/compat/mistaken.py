@@ -1,4 +1,4 @@
-"""What a file is that holds no weights: a page in place of a download, a pointer, something packed."""
+"""Recognising files that are not weights: a web page instead of a download, a Git LFS pointer, a compressed file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _READ = 1000  # bytes
 
 
 def mistaken_for_weights(file: Path) -> Optional[str]:
-    """What a file is by its first bytes, and what to do; None where it may hold weights. Raises OSError."""
+    """Describe a file that is not weights, by its first bytes, with the remedy; None where it may be weights.
+
+    Raises OSError where it cannot be read.
+    """
     with file.open("rb") as opened:
         start = opened.read(_READ)
     if not start:
@@ -32,7 +35,7 @@ def mistaken_for_weights(file: Path) -> Optional[str]:
             return f"is {name}"
     if start[257:262] == b"ustar":
         return "is a tar archive; unpack it first"
-    text = start[:-3] if len(start) == _READ else start  # which may cut a character
+    text = start[:-3] if len(start) == _READ else start  # the last bytes may be a part of a UTF-8 character
     try:
         words = text.decode("utf-8-sig").lstrip().lower()
     except UnicodeDecodeError:
@@ -52,14 +55,14 @@ def _is_answer(words: str) -> bool:
 
 
 def is_safetensors(file: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and the header's brace. Raises OSError."""
+    """Tell whether a file begins like safetensors: the length of the header, then its brace. Raises OSError."""
     with file.open("rb") as opened:
         start = opened.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < file.stat().st_size
 
 
 def packed_in(names: List[str]) -> Optional[str]:
-    """What a zip file without PyTorch's parts is; None where nothing is known of it."""
+    """Describe a zip file that is no PyTorch archive, by the names of its parts; None where they are not recognised."""
     if names and all(name.endswith(".npy") for name in names):
         return "holds NumPy arrays (.npz); expected tensors of PyTorch"
     weights = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".bin", ".safetensors"))]
@@ -67,7 +70,7 @@ def packed_in(names: List[str]) -> Optional[str]:
 
 
 def entries_of(content: Any) -> str:
-    """The keys of a dictionary without weights, in words."""
+    """Describe a dictionary without weights by its keys."""
     if not content:
         return "it is empty"
     keys = [str(key)[:40] for key in content][:6]

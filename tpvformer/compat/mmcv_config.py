@@ -1,7 +1,7 @@
-"""The reference's configuration (nested dictionaries of registered types) -> our Config.
+"""Conversion of the reference's configuration (nested dictionaries of registered types) to our Config.
 
-Each dictionary is read key by key. A key nobody asked for is refused by name, and so is a value that our model has no
-counterpart for; a number that is written in several places must be the same in all of them.
+Each dictionary is read key by key. A key that is not read is refused by name, and so is a value that our model does not
+support. A number that the reference writes in several places must be the same in all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tpvformer.compat.mmcv_node import Facts, Node
 from tpvformer.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from tpvformer.errors import ConfigError
 
-# Top-level names of the reference. The last two rows are its files' own variables, which a dumped file still holds.
+# Top-level names of the reference. The last two rows are helper variables of its files, which a dumped file still has.
 KNOWN = (
     *("model", "dataset_params", "train_data_loader", "val_data_loader", "unique_label", "optimizer", "grad_max_norm"),
     *("print_freq", "max_epochs", "load_from", "occupancy", "lovasz_input", "ce_input", "scale_rate", "nbr_class"),
@@ -28,10 +28,10 @@ _OPTIMIZERS = ("AdamW", "NpuFusedAdamW")  # the second is the same rule in one k
 
 
 def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
-    """The Config that says what ``tree``, a merged configuration of the reference, says.
+    """Convert ``tree``, a merged configuration of the reference, to a Config.
 
-    ``name`` becomes the Config's, ``file`` stands in messages. Raises ConfigError with the dotted name of the key
-    that is unknown, missing, contradictory or without a counterpart.
+    ``name`` becomes the Config's name; messages name ``file``. Raises ConfigError with the dotted name of a key that is
+    unknown, missing, contradictory or not supported.
     """
     top = Node(tree, "", Facts(file))
     node = top.child("model")
@@ -62,7 +62,7 @@ def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
 
 
 def _check_grid_size(top: Node, model: ModelConfig) -> None:
-    """Listed as (h, w, z) by the reference, as (w, h, z) by its square-agnostic variants; derived here."""
+    """Check the size of the grid, which is derived here. The reference writes (h, w, z), variants of it (w, h, z)."""
     w, h, z = model.grid.shape
     top.expect("grid_size", (h, w, z), (w, h, z))
 
@@ -133,5 +133,5 @@ def _backbone_multiplier(node: Node) -> float:
 
 
 def _relative(path: str) -> str:
-    """Paths as we write them: without a leading ``./`` or a trailing slash."""
+    """Normalise a path: no leading ``./``, no trailing slash."""
     return str(PurePosixPath(path))

@@ -1,4 +1,4 @@
-"""The reference's ``model`` dictionary -> our ModelConfig. Numbers it omits have the reference's defaults."""
+"""Conversion of the reference's ``model`` dictionary to our ModelConfig, with the reference's defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DROPOUT = 0.1
 
 
 def read_model(model: Node) -> ModelConfig:
-    """Read ``model`` except its ``use_grid_mask``, which is a matter of the data here."""
+    """Convert ``model`` except its ``use_grid_mask``, which belongs to the data section here."""
     facts = model.facts
     model.expect("type", "TPVFormer")
     backbone = _backbone(model.child("img_backbone"))
@@ -120,7 +120,7 @@ def _position(node: Node) -> ViewAttention:
         node.note(num_feats="position_dims", h="h", w="w", z="z")
     else:
         node.note(row_num_embed="h", col_num_embed="w")
-        width = node.number("num_feats")  # of a row and of a column alike
+        width = node.number("num_feats")  # channels of a row's embedding and of a column's
         node.facts.put("position_dims", (width, width), node.at("num_feats"))
     node.done()
     return view_attn

@@ -1,4 +1,4 @@
-"""One dictionary of a foreign configuration, read so that nothing in it goes unnoticed."""
+"""Reading a dictionary of the reference's configuration so that every key is either used or refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ABSENT: Any = object()
 
 
 class Facts:
-    """Numbers that the reference writes in many places and we store once: every place must say the same."""
+    """Numbers that the reference writes in several places and this package once: all places must agree."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -23,14 +23,14 @@ class Facts:
             raise ConfigError(f"{self.file}: {place} is {value!r} but {first} is {known!r}; expected the same value")
 
     def whole(self, fact: str) -> int:
-        """A single whole number."""
+        """Return a fact that is one integer. Raises ConfigError."""
         value, place = self._values[fact]
         if not isinstance(value, int):
             raise ConfigError(f"{self.file}: {place} is {value!r}; expected a whole number")
         return value
 
     def list(self, fact: str, length: int) -> Tuple[Any, ...]:
-        """That many numbers."""
+        """Return a fact that is a list of ``length`` numbers. Raises ConfigError."""
         value, place = self._values[fact]
         if not isinstance(value, tuple) or len(value) != length:
             raise ConfigError(f"{self.file}: {place} is {value!r}; expected a list of {length} numbers")
@@ -38,7 +38,7 @@ class Facts:
 
 
 class Node:
-    """A dictionary with its dotted path for messages; ``done`` refuses the keys that were not asked for."""
+    """A dictionary with its dotted path for messages; ``done`` refuses the keys that were not read."""
 
     def __init__(self, values: Any, path: str, facts: Facts) -> None:
         if not isinstance(values, Mapping):
@@ -47,7 +47,7 @@ class Node:
         self._asked: Set[str] = set()
 
     def take(self, key: str, default: Any = _ABSENT) -> Any:
-        """The value of ``key``, lists as tuples. Without a default the key must be there."""
+        """Return the value of ``key``, lists as tuples. Raises ConfigError where it is missing and has no default."""
         self._asked.add(key)
         value = self._values.get(key, default)
         if value is _ABSENT:
@@ -55,7 +55,7 @@ class Node:
         return tuple(value) if isinstance(value, list) else value
 
     def number(self, key: str, default: Any = _ABSENT) -> Any:
-        """As ``take``, for a number or a list of numbers."""
+        """Return a number or a list of numbers, as ``take`` does. Raises ConfigError."""
         value = self.take(key, default)
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, bool) or not isinstance(item, (int, float)):
@@ -69,14 +69,17 @@ class Node:
         return value
 
     def expect(self, key: str, *allowed: Any) -> Any:
-        """The value of ``key``, which must be one that our model has; the first one where the key is absent."""
+        """Return the value of ``key``, one of ``allowed``; the first of them where the key is absent.
+
+        Raises ConfigError for another value.
+        """
         value = self.take(key, allowed[0])
         if value not in allowed:
             self.refuse(key, value, " or ".join(repr(choice) for choice in allowed))
         return value
 
     def note(self, default: Any = _ABSENT, **facts: str) -> None:
-        """Record ``key="fact"`` pairs. An absent key counts as the default, or says nothing where there is none."""
+        """Record the value of each ``key`` as a fact. An absent key has the default, or is skipped without one."""
         for key, fact in facts.items():
             if key in self._values or default is not _ABSENT:
                 self.facts.put(fact, self.number(key, default), self.at(key))
@@ -85,7 +88,7 @@ class Node:
         return Node(self.take(key), self.at(key), self.facts)
 
     def children(self, key: str) -> List["Node"]:
-        """The dictionaries of a list, or the one dictionary that stands for it."""
+        """Return the dictionaries of a list; one dictionary counts as a list of one."""
         value = self.take(key)
         items: Sequence[Any] = value if isinstance(value, tuple) else (value,)
         return [Node(item, f"{self.at(key)}[{index}]", self.facts) for index, item in enumerate(items)]
@@ -94,7 +97,7 @@ class Node:
         raise ConfigError(f"{self.facts.file}: {self.at(key)} is {value!r}; expected {expected}")
 
     def done(self) -> None:
-        """Every key was understood, or this raises with the first one that was not."""
+        """Raise ConfigError with the first key that was not read."""
         unknown = [str(key) for key in self._values if key not in self._asked]
         if unknown:
             near = difflib.get_close_matches(unknown[0], self._asked, 1)

@@ -1,4 +1,4 @@
-"""The model card that lies beside saved weights: what the model is and how to use it; no claim about how good it is."""
+"""The model card beside saved weights: what the model is and how to use it, without scores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Trained on, scores and licence of the weights: to be filled in by whoever publis
 
 
 def model_card(config: Config, numbers: int) -> str:
-    """Markdown for a model of this configuration with so many stored numbers."""
+    """Return the model card in Markdown; ``numbers``: how many numbers the weights have."""
     model = config.model
     return _TEXT.format(
         name=config.name,

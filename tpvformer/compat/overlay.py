@@ -1,9 +1,9 @@
-"""Four files of an mmcv 1.x and an mmdet 2.x, exchanged for ours and given back byte by byte.
+"""Replacing four files of an installed mmcv 1.x and mmdet 2.x by ours, and restoring the original bytes.
 
-``mmcv_need`` and ``mmdet_need`` stand beside this package, in a checkout and in an installation alike. Beside each
-file that is exchanged two others appear: ``<name>.before-tpvformer``, its original bytes, and
-``<name>.by-tpvformer``, the SHA-256 of what was put there; by the latter an older version of ours is told from a
-stranger's changes. Nothing of mmcv or mmdet is imported or executed.
+Our files are in ``mmcv_need`` and ``mmdet_need``, beside this package in a checkout and in an installation. Beside each
+replaced file two files are written: ``<name>.before-tpvformer``, the original bytes, and ``<name>.by-tpvformer``, the
+SHA-256 of the file that replaced it. The latter tells an older version of our file from somebody's changes. Nothing of
+mmcv or mmdet is imported or executed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STOCK, OURS, OLDER, CHANGED, MISSING = "stock", "ours", "ours of another version
 
 
 class OverlayError(ConfigError):
-    """Files that are not exchanged; the message names them, what was found and what was expected. Nothing was done."""
+    """Files that cannot be replaced; the message names them, what was found and what was expected. Nothing was done."""
 
 
 class DropIn(NamedTuple):
-    """One of our files, where it belongs, and the SHA-256 of the published file (with Unix line ends)."""
+    """One of our files, the file it replaces, and the SHA-256 of the published file (with Unix line ends)."""
 
     package: str
     source: str  # under SOURCES
@@ -67,7 +67,7 @@ DROP_INS = (
 
 @dataclass
 class Place:
-    """A drop-in and the file it stands for in one installation, as they are on the disk now."""
+    """A drop-in and the file that it replaces in one installation, as they are on the disk now."""
 
     drop_in: DropIn
     path: Path
@@ -83,12 +83,12 @@ class Place:
 
     @property
     def before(self) -> Path:
-        """Where the original bytes are kept."""
+        """The path of the original bytes."""
         return self.path.with_name(self.path.name + ".before-tpvformer")
 
     @property
     def record(self) -> Path:
-        """Where the SHA-256 of what was put there is kept."""
+        """The path of the SHA-256 of the file that replaced the original."""
         return self.path.with_name(self.path.name + ".by-tpvformer")
 
     def _state(self) -> str:
@@ -105,7 +105,7 @@ class Place:
 
 
 def find(mmcv: Optional[Path], mmdet: Optional[Path]) -> List[Place]:
-    """The files of the packages that were named; of both that are installed where none was.
+    """Find the files of the packages at these paths; of the installed packages where both are None.
 
     A path is the package's folder or one that contains it. Raises OverlayError where it is not that package or has
     another version.
@@ -124,14 +124,14 @@ def find(mmcv: Optional[Path], mmdet: Optional[Path]) -> List[Place]:
 
 
 def table(places: Iterable[Place]) -> str:
-    """One line a file: its state and where it is."""
+    """Return one line for each file: its state and its path."""
     rows = [(place.drop_in.source, place.state, str(place.path)) for place in places]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{source:<{widths[0]}}  {state:<{widths[1]}}  {path}" for source, state, path in rows)
 
 
 def apply(places: List[Place]) -> int:
-    """Put our files in place, all or none; returns how many were written. Again is harmless.
+    """Replace the files by ours, all or none, and return how many were written. A second call changes nothing.
 
     Raises OverlayError where a file is missing, or is neither the published one nor ours.
     """
@@ -140,7 +140,7 @@ def apply(places: List[Place]) -> int:
             raise OverlayError(_refusal(place, "nothing was exchanged"))
     changes: List[Tuple[Path, Optional[bytes]]] = []
     for place in places:
-        # The original first, the record last: whenever this is cut short, the next apply or revert finds its way.
+        # The original first, the record last: after an interruption at any point, apply and revert still work.
         if place.state == STOCK:
             changes.append((place.before, place.current))
         changes.append((place.path, place.ours))
@@ -151,9 +151,9 @@ def apply(places: List[Place]) -> int:
 
 
 def revert(places: List[Place]) -> int:
-    """Put the original bytes back, all or none; returns how many were written.
+    """Restore the original bytes, all or none, and return how many files were written.
 
-    Raises OverlayError where a file was changed since, or where ours has no original beside it.
+    Raises OverlayError where a file was changed since, and where our file has no original beside it.
     """
     changes: List[Tuple[Path, Optional[bytes]]] = []
     restored = 0
@@ -162,7 +162,7 @@ def revert(places: List[Place]) -> int:
             if place.state == OURS:
                 wanted = f"{place.drop_in.package} {VERSIONS[place.drop_in.package]}"
                 raise OverlayError(f"{place.path} is ours, without {place.before.name} beside it; reinstall {wanted}")
-            continue  # never exchanged
+            continue  # never replaced
         if place.state in (MISSING, CHANGED):
             raise OverlayError(_refusal(place, "nothing was given back"))
         if place.state != STOCK:
@@ -183,7 +183,7 @@ def _refusal(place: Place, outcome: str) -> str:
 
 
 def _installed(name: str) -> Optional[Path]:
-    """The folder of an installed package, which is not imported for that."""
+    """Return the folder of an installed package without importing it; None where it is not installed."""
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
@@ -198,7 +198,7 @@ def _package_folder(name: str, path: Path) -> Path:
 
 
 def _version(file: Path) -> str:
-    """The text that ``__version__`` is bound to."""
+    """Return the value of ``__version__`` in a Python file, without running it."""
     try:
         body = ast.parse(file.read_text(encoding="utf-8"), str(file)).body
     except (SyntaxError, UnicodeDecodeError) as err:
@@ -220,13 +220,13 @@ def _sha(content: bytes) -> str:
 
 
 def _commit(changes: List[Tuple[Path, Optional[bytes]]]) -> None:
-    """Write (or with None remove) files in this order; after a failure all have the content they had before."""
+    """Write files in this order (None removes one). After a failure all of them have their previous content."""
     done: List[Tuple[Path, Optional[bytes]]] = []
     try:
         for path, content in changes:
             done.append((path, _read(path)))
             _put(path, content)
-    except BaseException as err:  # an interrupt too must not leave half of the files exchanged
+    except BaseException as err:  # an interrupt, too, must not leave half of the files replaced
         for path, old in reversed(done):
             _put(path, old)
         if isinstance(err, OSError):
@@ -235,7 +235,7 @@ def _commit(changes: List[Tuple[Path, Optional[bytes]]]) -> None:
 
 
 def _put(path: Path, content: Optional[bytes]) -> None:
-    """One file, whole or not at all; it keeps its permissions."""
+    """Write one file atomically, with the permissions of the file that it replaces."""
     if content is None:
         path.unlink(missing_ok=True)
         return

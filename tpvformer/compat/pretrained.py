@@ -1,8 +1,7 @@
-"""Weights together with their configuration: those inside the package, our folders, the work dir of a run, a single
-file, a hub's repository.
+"""Weights together with their configuration: the package's own, a saved folder, a work dir, a file, a hub's repository.
 
-A folder holds ``config.json``, ``model.safetensors`` and ``README.md``, the model card: text and tensors, nothing that
-could run. The safetensors file carries the text of ``config.json`` as well, so that it may go anywhere alone.
+A saved folder has ``config.json``, ``model.safetensors`` and ``README.md``, the model card: text and tensors, no code.
+The safetensors file contains the text of ``config.json`` as well, so that it can be used alone.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "
 
 
 class Pretrained(NamedTuple):
-    """What was found: ``content`` is for ``load_content``, ``source`` its name in messages."""
+    """Weights and their configuration: ``content`` is for ``load_content``, ``source`` is its name in messages."""
 
     config: Config
     content: Dict[str, Any]
@@ -50,12 +49,12 @@ class Pretrained(NamedTuple):
 
 
 def open_pretrained(source: PathLike, config: Optional[Config] = None, revision: Optional[str] = None) -> Pretrained:
-    """Configuration and weights of a path, of the package's own ("demo") or of a hub's ``owner/name``; ``config`` is
-    taken instead of the stored one.
+    """Open weights with their configuration: a path, "demo" (inside the package) or ``owner/name`` on the hub.
 
-    A path is a folder of ``save_pretrained`` or its safetensors file alone, the work dir of a run (its best.pth, else
-    latest.pth), a run's checkpoint, or weights of the reference or of mmdetection3d's port, whose configuration is
-    told by their shapes where ``config`` is not given. Raises CheckpointError.
+    ``config`` replaces the stored configuration. A path is a folder of ``save_pretrained`` or its safetensors file
+    alone, the work dir of a run (its best.pth, else latest.pth), a run's checkpoint, or weights of the reference or of
+    mmdetection3d's port; the configuration of the last two is inferred from their shapes where ``config`` is not given.
+    Raises CheckpointError.
     """
     path = find_weights(source, revision)
     content = read_archive(path)
@@ -65,11 +64,11 @@ def open_pretrained(source: PathLike, config: Optional[Config] = None, revision:
 
 
 def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
-    """The file that holds the weights of what ``open_pretrained`` takes; of any other path, itself.
+    """Return the weights file of a source that ``open_pretrained`` accepts; any other path is returned as it is.
 
-    The text "demo" names the weights inside the package; ``./demo`` and ``Path("demo")`` are paths. Raises
-    CheckpointError for a folder without weights, for a repository that cannot be had, and for the text "demo" where
-    weights of that name lie in the working directory: either could be meant.
+    The string "demo" names the weights inside the package; ``./demo`` and ``Path("demo")`` are paths. Raises
+    CheckpointError for a folder without weights, for a repository that cannot be downloaded, and for "demo" where the
+    working directory has weights of that name, because either could be meant.
     """
     path = Path(source)
     if isinstance(source, str) and "://" in source:
@@ -86,7 +85,7 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
 
 
 def _refuse_a_name(source: str) -> None:
-    """Raises CheckpointError for a word that may have been meant as the name of weights, and is none."""
+    """Raise CheckpointError for a name of a configuration, or another single word, that names no weights."""
     name = source[: -len(".py")] if source.endswith(".py") else source
     if name in shipped():
         raise CheckpointError(
@@ -101,9 +100,9 @@ def _refuse_a_name(source: str) -> None:
 
 
 def starting_weights(load_from: str) -> Path:
-    """The file that ``train.load_from`` names: itself, that of a saved model's folder or a work dir, or the package's.
+    """Return the weights file that ``train.load_from`` names: a file, a saved folder, a work dir or "demo".
 
-    It need not be there. Raises CheckpointError for a folder without weights.
+    A file need not exist. Raises CheckpointError for a folder without weights.
     """
     path = Path(load_from)
     if load_from == EMBEDDED and not path.exists():
@@ -112,15 +111,15 @@ def starting_weights(load_from: str) -> Path:
 
 
 def config_of(path: Path) -> Config:
-    """The configuration that a file of weights carries, or that its shapes tell. Raises CheckpointError."""
+    """Return the configuration stored with a weights file or inferred from its shapes. Raises CheckpointError."""
     return _stored(path, {}) or open_pretrained(path).config
 
 
 def save_folder(model: Model, config: Config, folder: Path, half: bool = False) -> None:
-    """Write the three files, each whole or not at all. Paths of this machine's data are left out of config.json.
+    """Write config.json, model.safetensors and README.md, each atomically. config.json has no paths of this machine.
 
-    ``half`` stores the parameters as float16, in half the bytes; what is read back is float32. Raises CheckpointError
-    where the folder cannot be written, and where a number is too large for float16.
+    ``half`` stores the parameters as float16; they are read back as float32. Raises CheckpointError where the folder
+    cannot be written, and where a number is too large for float16.
     """
     config = _without_places(config)
     tree = {"format": FORMAT, "version": __version__, "config": dataclasses.asdict(config)}
@@ -138,7 +137,8 @@ def save_folder(model: Model, config: Config, folder: Path, half: bool = False) 
 
 
 def _halved(model: Model) -> Dict[str, Tensor]:
-    """The parameters as float16. Batch norm's statistics are none: a variance may leave its range, 6e-8 to 65504."""
+    """Return the state dict with parameters as float16. Batch norm's statistics stay float32, because a variance may be
+    outside of float16's range, 6e-8 to 65504."""
     halved = {name: parameter.detach().cpu().half() for name, parameter in model.named_parameters()}
     for name, tensor in halved.items():
         if not torch.isfinite(tensor).all():
@@ -147,7 +147,7 @@ def _halved(model: Model) -> Dict[str, Tensor]:
 
 
 def _inside(same: Path) -> Path:
-    """The file inside the package, unless ``same``, its name as a path, holds weights too."""
+    """Return the weights inside the package. Raises CheckpointError where the path ``same`` has weights, too."""
     if same.is_file() or (same.is_dir() and _found_in(same)):
         raise CheckpointError(
             f"{EMBEDDED}: is the name of the weights inside this package, and there are weights called so here; write "
@@ -169,7 +169,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def _newest_in(folder: Path) -> Optional[Path]:
-    """The checkpoint with the highest number in its name, such as epoch_24.pth, among the files of a folder."""
+    """Return the checkpoint of a folder with the highest number in its name, such as epoch_24.pth; None without one."""
 
     def place(file: Path) -> Tuple[int, str]:
         numbers = re.findall(r"\d+", file.stem)
@@ -185,7 +185,7 @@ def _found_in(folder: Path) -> Optional[Path]:
 
 
 def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
-    """The configuration that lies beside or inside a file."""
+    """Return the configuration beside or inside a weights file; None without one. Raises CheckpointError."""
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return _read_config(path.parent / CONFIG)
     if path.suffix == ".safetensors":
@@ -193,7 +193,7 @@ def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
         if CONFIG in notes:
             return _parsed(notes[CONFIG], f"{path}: its {CONFIG}")
     if content.get("format") != RUN_FORMAT or not isinstance(content.get("config"), dict):
-        return None  # another program's configuration says nothing here
+        return None  # the configuration of another program
     config = _built(content["config"], str(path))
     run = path.parent / RUN_CONFIG
     if not run.is_file():
@@ -202,15 +202,15 @@ def _stored(path: Path, content: Dict[str, Any]) -> Optional[Config]:
 
 
 def read_run_config(file: Path) -> Config:
-    """The configuration that a run wrote into its work dir; of its places those to read from on this machine.
+    """Read the configuration in a run's work dir. Of its paths and addresses only local paths to read from are kept.
 
-    Where a run may write, and what lies on other machines, only the user says. Raises ConfigError.
+    Output paths and remote addresses must come from the user, not from a file. Raises ConfigError.
     """
     try:
         tree = parse_yaml(file.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"{file} cannot be read ({err.strerror}); a run writes it when it starts") from err
-    except ValueError as err:  # TextError; what is no UTF-8
+    except ValueError as err:  # TextError, or not UTF-8
         raise ConfigError(f"{file} is not YAML ({err}); a run writes it when it starts") from err
     try:
         config = from_dict(tree)
@@ -228,7 +228,7 @@ def read_run_config(file: Path) -> Config:
 
 
 def _read_places(config: Config) -> Dict[str, str]:
-    """The local places of a configuration that are read from."""
+    """Return the local paths of a configuration that data are read from, by field."""
     places = {name: getattr(config.data, name) for name in _PLACES if name != "image_cache"}
     return {name: value for name, value in places.items() if "://" not in value}
 
@@ -251,7 +251,7 @@ def _parsed(text: str, source: str) -> Config:
 
 
 def _built(tree: Dict[str, Any], source: str) -> Config:
-    """What weights say about their model; the places that they name are dropped: only the user chooses those."""
+    """Return the configuration of a tree stored with weights, without its paths, which only the user may choose."""
     try:
         return _without_places(from_dict(tree))
     except (ConfigError, TypeError) as err:

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything: PyTorch archives (new and pre-1.6 format) and safetensors."""
+"""Reading tensor files without running their code: PyTorch archives (new and pre-1.6 format) and safetensors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 def read_archive(path: PathLike) -> Dict[str, Any]:
-    """The dictionary a weights file holds, tensors on the CPU.
+    """Read the dictionary in a weights file, with tensors on the CPU.
 
-    A safetensors file (by its ending) is flat: name -> tensor. Objects beside the tensors are ``Inert``. Raises
-    CheckpointError where the file is missing, is no dictionary, does not match its seal, or would run something when it
-    is opened; nothing of it is run in any case.
+    A safetensors file (by its ending) is flat: name -> tensor. Objects beside the tensors become ``Inert``. Raises
+    CheckpointError where the file is missing, is no dictionary, does not match its seal, or would run code if it were
+    unpickled. No code of the file runs in any case.
     """
     file = Path(path)
     if not file.is_file():
@@ -39,7 +39,7 @@ def read_archive(path: PathLike) -> Dict[str, Any]:
 
 
 def read_notes(path: PathLike) -> Dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors. Raises CheckpointError where it cannot be read."""
+    """Return the metadata of a safetensors file. Raises CheckpointError where it cannot be read."""
     from safetensors import safe_open
 
     try:
@@ -50,10 +50,7 @@ def read_notes(path: PathLike) -> Dict[str, str]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional[Mapping[str, str]] = None) -> None:
-    """Write a flat state dict; ``.safetensors`` by its ending, which may carry ``notes``, else a PyTorch archive.
-
-    Never leaves half a file.
-    """
+    """Write a flat state dict atomically: ``.safetensors``, with ``notes`` as metadata, or else a PyTorch archive."""
     file = Path(path)
     if not file.parent.is_dir():
         raise CheckpointError(f"{file}: the folder {file.parent} does not exist; create it first")
@@ -63,7 +60,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional
 
             ordered = {name: tensor.contiguous() for name, tensor in tensors.items()}
             partial.touch()
-            usual = partial.stat().st_mode  # which the library would narrow to the owner alone
+            usual = partial.stat().st_mode  # the library would restrict it to the owner
             save_file(ordered, str(partial), None if notes is None else dict(notes))
             partial.chmod(usual)
         else:
@@ -71,7 +68,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: PathLike, notes: Optional
 
 
 def _refuse_mistaken(file: Path) -> None:
-    """Raises CheckpointError for what is no file of weights, and for one whose ending says another kind."""
+    """Raise CheckpointError for a file that is not weights, and for one with the ending of another format."""
     try:
         other = mistaken_for_weights(file)
         tensors = is_safetensors(file)
@@ -93,7 +90,7 @@ def _read_sealed(file: Path) -> Any:
 
 
 def _read_safetensors(file: Path) -> Dict[str, Tensor]:
-    from safetensors.torch import load_file  # here, because a machine that only measures may lack it
+    from safetensors.torch import load_file  # here, because it may be missing where only benchmarks run
 
     try:
         return load_file(str(file))
@@ -102,7 +99,7 @@ def _read_safetensors(file: Path) -> Dict[str, Tensor]:
 
 
 def _no_safetensors(path: PathLike, err: Exception) -> CheckpointError:
-    """For any error, because the library raises a type of its own that it does not promise to keep."""
+    """Return the error for an unreadable file, from any exception: the library's own type is not a stable API."""
     return CheckpointError(f"{path}: not a readable safetensors file ({_first_line(err)})")
 
 

@@ -1,8 +1,8 @@
-"""Where the named tensors are in what somebody's trainer saved, and what it put before their names.
+"""Finding the weights in a checkpoint of any trainer and removing wrappers' prefixes from their names.
 
-A trainer keeps its weights under a key among other things, and its wrappers (DDP, ``torch.compile``, FSDP, a
-LightningModule, an average of weights) put a part before each name. Both are taken away by what they are called; a name
-of a model's own part is left as it is.
+A trainer stores its weights under a key, beside other values. Wrappers (DDP, ``torch.compile``, FSDP, a
+LightningModule, an average of weights) put a prefix before each name. Known keys and prefixes are removed; the names of
+a model's own modules stay as they are.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from tpvformer.compat.mistaken import entries_of
 from tpvformer.errors import CheckpointError
 from tpvformer.untrusted.names import shown
 
-# keys of a checkpoint that hold its weights; of several the first counts
+# keys of a checkpoint under which its weights may be; the first that exists is used
 _CONTAINERS = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params_ema",
     "params", "state_dict_ema", "ema_state_dict", "model_ema", "checkpoint",
 )  # fmt: skip
-# parts of names that wrappers put in, at the front or where a part of the model was wrapped
+# prefixes of wrappers, at the front of a name or inside it where a submodule was wrapped
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
-_DEEPEST = 3  # containers within containers, parts before a name
+_DEEPEST = 3  # the most nested containers, and the most prefixes of a name
 _OF_A_MODEL = frozenset((
     "tpv_head", "tpv_aggregator", "aggregator", "img_backbone", "backbone", "img_neck", "decode_head",
 ))  # fmt: skip
-_USUAL = ("model", "network", "net")  # of a trainer that keeps two networks, the one that is meant
+_USUAL = ("model", "network", "net")  # the network to take where a trainer stores several
 
 
 class Found(NamedTuple):
-    """``tensors`` by their names without what wrappers put there; ``beside``: names that belong to no model."""
+    """``tensors`` by their names without wrappers' prefixes; ``beside``: names that are not part of the model."""
 
     tensors: Dict[str, Tensor]
     beside: List[str]
 
 
 def find_tensors(content: Mapping[str, Any], source: str) -> Found:
-    """The weights of an archive: under a key such as ``state_dict`` or flat, without ``module.`` and the like.
+    """Return the weights of an archive, flat or under a key such as ``state_dict``, without ``module.`` and the like.
 
-    Raises CheckpointError where there are none, where some are none, and where it is not clear which are meant.
+    Raises CheckpointError where there are none, where an entry is no tensor, and where several models could be meant.
     """
     entries = _entries(content, source)
     strange = [str(key) for key, value in entries.items() if not (isinstance(value, Tensor) or _is_flat(key))]
@@ -61,29 +61,29 @@ def find_tensors(content: Mapping[str, Any], source: str) -> Found:
 
 
 def named_tensors(content: Mapping[str, Any], source: str) -> Dict[str, Tensor]:
-    """The tensors of ``find_tensors`` alone."""
+    """Return only the tensors of ``find_tensors``."""
     return find_tensors(content, source).tensors
 
 
 def is_resnet(names: Collection[str]) -> bool:
-    """Whether names are those of a ResNet alone, as torchvision, timm and OpenMMLab's model zoo store it."""
+    """Tell whether the names are those of a bare ResNet, as torchvision, timm and OpenMMLab's model zoo store it."""
     firsts = {name.split(".")[0] for name in names}
     return {"conv1", "bn1", "layer1"} <= firsts
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
-    """The first few names, and how many follow."""
+    """Return the first ``count`` names, and how many more there are, for a message."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(shown(name)[:120] for name in names[:count]) + more
 
 
 def _is_flat(key: Any) -> bool:
-    """Whether a key can be none of a tensor: those of a model have a dot, those of counters and options have none."""
+    """Tell whether a key cannot be the name of a model's tensor, which has a dot; counters and options have none."""
     return isinstance(key, str) and "." not in key
 
 
 def _entries(content: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The dictionary that holds the tensors."""
+    """Return the dictionary with the tensors. Raises CheckpointError."""
     for _ in range(_DEEPEST):
         if any(isinstance(value, Tensor) and not _is_flat(key) for key, value in content.items()):
             return content
@@ -118,7 +118,7 @@ def _without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Dict[str, T
 
 
 def _of_one_model(names: Mapping[str, Tensor], beside: List[str], source: str) -> Found:
-    """Take away what lies before a model's own names; what does not lie there is no part of it."""
+    """Remove prefixes until the names are a model's own; names without the prefix are added to ``beside``."""
     for _ in range(_DEEPEST):
         if _is_model(names):
             break

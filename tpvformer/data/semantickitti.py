@@ -39,7 +39,7 @@ _CLASS_OF[list(KITTI_RAW)] = list(KITTI_RAW.values())
 def load_sequences(root: Union[str, Path], sequences: str) -> List[Record]:
     """Return the frames of ``sequences`` ("00 01 02") that have voxels, in order; a record's scene is its sequence.
 
-    Raises DataError for a sequence that is missing, has no voxels, an unusable calibration, or lacks an image.
+    Raises DataError for a sequence that is missing, has no voxels, lacks an image or has an unusable calibration.
     """
     records: List[Record] = []
     for sequence in sequences.split():

@@ -26,8 +26,8 @@ from tpvformer.geometry import transform_points
 def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
     """Return the tensors of one frame. Points are never augmented.
 
-    ``rng`` draws the training augmentations that ``cfg`` asks for: mirroring, then in the reference's order camera by
-    camera the distortion and one GridMask for all; None (validation) leaves the images alone.
+    ``rng`` draws the training augmentations that ``cfg`` asks for: mirroring first, then, in the reference's order, a
+    photometric distortion for each camera and one GridMask for all. None (validation) draws none.
     """
     cameras, height, width, _ = frame.images.shape
     images, lidar2img = frame.images, frame.lidar2img

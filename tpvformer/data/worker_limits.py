@@ -22,7 +22,7 @@ from tpvformer.errors import DataError
 SHARED = Path("/dev/shm")
 _LARGE = 2**28  # bytes; no sample is larger
 _FILES, _FILES_A_BATCH, _FILES_A_WORKER = 128, 32, 16  # open at once
-_SOCKET_NAME = 108 - 34  # longest path of the temporary folder in bytes, because paths of sockets have a limit
+_SOCKET_NAME = 108 - 34  # longest path of the temporary folder in bytes; a Unix socket's path has 108 at most
 
 
 def fit_workers(data: FrameDataset, cfg: DataConfig, processes: int, warn: Callable[[str], None]) -> DataConfig:
@@ -49,7 +49,7 @@ def _folder(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, s
 
 
 def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
-    """Raise the limit of open files as far as the system allows."""
+    """Raise the limit of open files as far as allowed; return the workers that it permits, and the reason."""
     try:
         import resource
     except ImportError:

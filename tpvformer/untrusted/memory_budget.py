@@ -1,8 +1,7 @@
 """Limit the memory that reading an untrusted file may take.
 
-A few bytes can ask for gigabytes: a place in a pickle's table of memories, the length of a text, the shape of an array
-in a compressed archive. Found by fuzzing: a damaged info pickle of 20 kB took 23 GB, until the kernel ended the
-process.
+A few bytes can request gigabytes: an index in a pickle's memo, the length of a string, the shape of an array in a
+compressed archive. Found by fuzzing: a damaged info pickle of 20 kB took 23 GB, until the kernel killed the process.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ from typing import Generator
 
 @contextmanager
 def memory_budget(size: int) -> Generator[None, None, None]:
-    """Let the process take at most 32 times ``size`` bytes and 1 GiB more than it has; MemoryError comes beyond that.
+    """Limit the process' address space to 32 times ``size`` bytes plus 1 GiB above what it has taken.
 
-    The limit works on Linux only. The limit counts for all threads, so keep the time short.
+    Beyond the limit, allocations raise MemoryError. It works on Linux only, and holds for all threads while the block
+    runs.
     """
     if not sys.platform.startswith("linux"):
         yield
         return
     try:
         import resource
-    except ImportError:  # a Python that was built without it
+    except ImportError:  # a Python without this module
         yield
         return
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

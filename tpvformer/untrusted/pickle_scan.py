@@ -222,7 +222,7 @@ def _walk(data, argument, action, texts, apart, deepest, most, compared):  # typ
         elif does in (_PUT, _MEMOIZE):
             if does == _MEMOIZE:
                 number = memorised
-            if number > at:  # picklers count memo entries up: at most one a byte
+            if number > at:  # picklers number entries from 0, and each takes a byte: no index exceeds the position
                 return _MEMO, begin, 0
             if used <= floor:
                 return _STACK, begin, 0

@@ -1,4 +1,4 @@
-"""What was predicted for one frame, as the viewer, the videos and the PLY files take it."""
+"""The prediction of one frame, in the form that the viewer, the videos and the PLY files are written from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpvformer.labels import COLORS, LABEL_MAPS, Classes
 
 
 class CameraView(NamedTuple):
-    """One camera's picture and where it looks from."""
+    """One camera's picture, a JPEG file, and the projection into it."""
 
     name: str
     jpeg: bytes
@@ -22,7 +22,7 @@ class CameraView(NamedTuple):
     stored_width: int  # pixels of the JPEG
 
     def picture(self) -> np.ndarray:
-        """(H, W, 3) uint8 BGR, ``stored_width`` wide."""
+        """Decode the JPEG file: (H, W, 3) uint8 BGR, ``stored_width`` pixels wide."""
         picture = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None, "checked when the result was read"
         return picture
@@ -30,9 +30,9 @@ class CameraView(NamedTuple):
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """P points in the lidar frame, (X, Y, Z) voxels in that of the grid, where ``lidar2grid`` leads.
+    """P points in the lidar frame and (X, Y, Z) voxels in the grid's frame; ``lidar2grid`` maps lidar to grid.
 
-    Voxel i of an axis of n spans low + i (high - low) / n and the next.
+    On an axis of n voxels from low to high, voxel i begins at low + i (high - low) / n and is (high - low) / n long.
     """
 
     token: str
@@ -50,29 +50,33 @@ class FramePrediction:
     scanned: Optional[np.ndarray] = None  # (X, Y, Z) bool: voxels that hold points
     true_voxels: Optional[np.ndarray] = None  # (X, Y, Z) uint8
     true_point_labels: Optional[np.ndarray] = None  # (P,) uint8
-    labels_of: str = ""  # the data set whose labels ``voxels`` are; empty where a model predicted them
+    labels_of: str = ""  # the data set, where ``voxels`` are its labels; empty where a model predicted them
 
     def grid_points(self) -> np.ndarray:
-        """(P, 3) float64, metres, in the frame of the grid."""
+        """Return the points in the grid's frame: (P, 3) float64, metres."""
         return transform_points(self.points, self.lidar2grid)
 
     def grid2img(self, camera: CameraView) -> np.ndarray:
-        """(4, 4) from metres in the frame of the grid to the camera's pixels."""
+        """Return the (4, 4) projection of metres in the grid's frame to the camera's pixels times depth."""
         return camera.lidar2img @ np.linalg.inv(self.lidar2grid)
 
 
 class Shown(NamedTuple):
-    """The classes of a result: what is drawn of them, and what stands for free space."""
+    """The classes of a prediction: which of them are drawn, and which one means free space."""
 
     classes: Classes
     drawn: Tuple[int, ...]
-    free: int  # -1 where the model was not taught free space
+    free: int  # the class of free space; -1 where there is none
     forward: str  # the axis of the grid that points ahead: "x" or "y"
-    ground: float  # metres: z of the ground in the frame of the grid, as the data sets mount their lidar
+    ground: float  # metres: z of the ground in the grid's frame; it follows from the height of the data set's lidar
 
 
 def shown(class_names: Sequence[str], frame: str) -> Shown:
-    """Of the label map that has these names; others share the colours of nuScenes, and all but "free" are drawn."""
+    """Return how to draw classes of these names on a grid in ``frame`` ("lidar" or "ego").
+
+    Names of a label map are drawn as that map says. Other names get nuScenes' colours in turn, and all of them are
+    drawn but "free" (or "empty").
+    """
     names = tuple(class_names)
     for label_map, classes in LABEL_MAPS.items():
         if classes.names == names:
@@ -89,8 +93,11 @@ def shown(class_names: Sequence[str], frame: str) -> Shown:
 
 
 def believed(result: FramePrediction, kinds: Shown) -> np.ndarray:
-    """(X, Y, Z) bool: where the prediction says that something is. A model that was not taught free space has a class
-    for every voxel; of those, the voxels that hold points count, or without lidar the tenth that it is surest of."""
+    """Return a mask (X, Y, Z), bool, of the voxels that are predicted as occupied by a drawn class.
+
+    A model without a class for free space predicts a class for every voxel. Then only the voxels that hold lidar points
+    count, or, without lidar, the tenth of all voxels with the highest confidence.
+    """
     there = np.isin(result.voxels, kinds.drawn)
     if kinds.free >= 0:
         return there

@@ -1,5 +1,7 @@
-"""The ground drawn on camera images, to judge a calibration by eye where there is no lidar: a right one lies on the
-road, and its horizon where the road ends."""
+"""Lines on the ground and the horizon, drawn on camera images to judge a calibration by eye where there is no lidar.
+
+With a right calibration the lines lie on the road and the drawn horizon is at the horizon of the image.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _HORIZON = (80, 200, 255)
 _FORWARD, _RIGHT, _OTHER = (90, 220, 120), (90, 120, 255), (235, 200, 120)  # BGR
 _FAR = 1e6  # metres
 _SUBPIXEL = 4  # bits of fraction in coordinates
-_LETTERS = 12  # pixels that a number needs
+_LETTERS = 12  # pixels: the least height between two printed distances
 
 
 def paint_ground(
@@ -26,18 +28,18 @@ def paint_ground(
     reach: Sequence[float],
     camera_names: Sequence[str] = (),
 ) -> np.ndarray:
-    """One picture of all cameras, with lines on the ground every 10 m and the horizon.
+    """Draw lines on the ground every 10 m, and the horizon, on all cameras, and return them as one picture.
 
-    images: N of (h, w, 3) uint8 BGR; ground2img (N, 4, 4) from metres right, forward and up of a place on the ground;
-    reach: left, behind, right and front end of the lines, in metres from there. The line straight ahead of the place is
-    green, that to its right red.
+    images: N of (h, w, 3) uint8 BGR; ground2img: (N, 4, 4), from metres right of, in front of and above an origin on
+    the ground; reach: the left, back, right and front end of the lines, in metres from that origin. The line straight
+    ahead of the origin is green, the one to its right red. Returns (H, W, 3) uint8 BGR.
     """
     lines = _lines(reach)
     return in_tiles(images, camera_names, lambda image, i, scale: _draw(image, ground2img[i], lines, scale))
 
 
 def _lines(reach: Sequence[float]) -> List[Tuple[np.ndarray, Tuple[int, int, int], int]]:
-    """Points along each line (P, 3), its colour and its width."""
+    """Return each line's points (P, 3) in metres, its colour (BGR) and its width in pixels."""
     left, behind, right, front = reach
     made: List[Tuple[np.ndarray, Tuple[int, int, int], int]] = []
     for axis, (low, high), (start, stop) in (
@@ -63,7 +65,7 @@ def _draw(
     lines: List[Tuple[np.ndarray, Tuple[int, int, int], int]],
     scale: float,
 ) -> None:
-    """Draws in place on an image that is ``scale`` times as large as the projection's."""
+    """Draw the lines in place on an image that is ``scale`` times the size that ``ground2img`` projects to."""
     height, width = image.shape[0] / scale, image.shape[1] / scale
     for points, color, thickness in lines:
         pixels, depth = project(points, ground2img)

@@ -10,12 +10,12 @@ import numpy as np
 from tpvformer.labels import Classes
 from tpvformer.viz.paint import BACKGROUND, FONT, INK, palette_bgr
 
-_ABSENT = 0.4  # how bright a class is that the frame does not have
+_ABSENT = 0.4  # brightness of the entry of a class that does not occur in the frame
 _COLUMN, _ROW, _EDGE = 320, 46, 12  # pixels of the strip
 
 
 def legend_panel(panel: np.ndarray, present: Collection[int], classes: Classes) -> None:
-    """Writes the evaluated classes one below the other into a BGR picture; those not ``present`` are dimmed."""
+    """Draw the evaluated classes one below the other, in place, on a BGR picture; those not ``present`` are dimmed."""
     step = (panel.shape[0] - 90) // len(classes.evaluated)
     cv2.putText(panel, "classes", (28, 40), FONT, 0.75, INK, 1, cv2.LINE_AA)
     for row, number in enumerate(classes.evaluated):
@@ -23,7 +23,7 @@ def legend_panel(panel: np.ndarray, present: Collection[int], classes: Classes) 
 
 
 def legend_strip(width: int, drawn: Sequence[int], present: Collection[int], classes: Classes) -> np.ndarray:
-    """(H, width, 3) uint8 BGR: the classes ``drawn`` in rows; those not ``present`` are dimmed."""
+    """Return a legend (H, width, 3), uint8 BGR, of the classes ``drawn``, in rows; those not ``present`` are dimmed."""
     columns = max(1, width // _COLUMN)
     rows = -(-len(drawn) // columns)
     strip = np.empty((rows * _ROW + 2 * _EDGE, width, 3), np.uint8)
@@ -44,7 +44,7 @@ def _entry(
     classes: Classes,
     text_size: float,
 ) -> None:
-    """A swatch of ``size`` (width, height) at ``corner`` (x, y) and the name to the right of it."""
+    """Draw a swatch of ``size`` (width, height) at ``corner`` (x, y), in place, with the class's name to its right."""
     weight, (x, y), (width, height) = 1.0 if there else _ABSENT, corner, size
     swatch = tuple(int(v) for v in palette_bgr(classes)[number] * weight + np.array(BACKGROUND) * (1 - weight))
     ink = tuple(int(v * weight + b * (1 - weight)) for v, b in zip(INK, BACKGROUND))

@@ -13,7 +13,7 @@ from tpvformer.labels import NUSCENES, Classes
 BACKGROUND = (31, 27, 24)
 INK = (235, 232, 228)
 FONT = cv2.FONT_HERSHEY_DUPLEX
-TILE_WIDTH = 640  # of one camera of a full row; fewer share its width
+TILE_WIDTH = 640  # pixels of one camera in a full row; where there are fewer cameras, each is wider
 COLUMNS = 3  # cameras in a row
 GAP = 4
 _PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -23,17 +23,17 @@ _TURBO = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], c
 
 
 def palette_bgr(classes: Classes) -> np.ndarray:
-    """(K, 3) uint8 BGR by class."""
+    """Return the colour of each class: (K, 3) uint8 BGR."""
     return np.array(classes.colors, np.uint8)[:, ::-1]
 
 
 def class_colors(labels: np.ndarray, classes: Classes = NUSCENES) -> np.ndarray:
-    """(P,) classes to (P, 3) uint8 BGR."""
+    """Return the colours (P, 3), uint8 BGR, of labels (P,)."""
     return palette_bgr(classes)[np.asarray(labels, np.int64)]
 
 
 def distance_colors(points: np.ndarray) -> np.ndarray:
-    """(P, 3) metres, lidar frame, to (P, 3) uint8 BGR: red is near, blue is 60 m or more away."""
+    """Colour points (P, 3), metres in the lidar frame, by distance: (P, 3) uint8 BGR, red near, blue from 60 m on."""
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _FAR, 0, 1)
     return _TURBO[(near * 255).astype(np.uint8)]
 
@@ -46,11 +46,11 @@ def paint_points(
     camera_names: Sequence[str] = (),
     classes: Classes = NUSCENES,
 ) -> np.ndarray:
-    """One picture of all cameras, up to three in a row, with the points on them.
+    """Paint the points on all cameras and return them as one picture, up to three cameras in a row.
 
     images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, lidar frame; labels (P,) classes, or None
-    to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are placed as one looks around: front row above
-    back row.
+    to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are arranged as around the vehicle: the front
+    three above the back three. Returns (H', W', 3) uint8 BGR.
     """
     colors = distance_colors(points) if labels is None else class_colors(labels, classes)
     return in_tiles(
@@ -63,9 +63,9 @@ def paint_points(
 def in_tiles(
     images: Sequence[np.ndarray], camera_names: Sequence[str], draw: Callable[[np.ndarray, int, float], None]
 ) -> np.ndarray:
-    """All images in one picture, with their names, after ``draw(tile, number, scale)`` on each.
+    """Return all images in one picture, with their names, after a call of ``draw(tile, number, scale)`` on each.
 
-    Up to three stand in a row; where there are fewer, they are wider.
+    Up to three are in a row; where there are fewer, they are wider. ``scale``: width of the tile by that of its image.
     """
     tile_width = TILE_WIDTH * COLUMNS // min(len(images), COLUMNS)
     tiles = []
@@ -82,7 +82,7 @@ def in_tiles(
 
 
 def looking_around(names: Sequence[str]) -> List[int]:
-    """The order in which cameras are placed: nuScenes' front row, its back row, then any others as they come."""
+    """Return the order of the cameras in a picture: nuScenes' front three, its back three, then others as given."""
     return sorted(range(len(names)), key=lambda i: _PLACES.index(names[i]) if names[i] in _PLACES else len(_PLACES))
 
 
@@ -94,7 +94,7 @@ def paint_tile(
     lidar2img: np.ndarray,
     scale: float,
 ) -> None:
-    """Draws points in place on the tile of an image of that shape."""
+    """Draw points in place on a tile, which is ``scale`` times as large as its image of ``shape`` (height, width)."""
     pixels, depth = project(points, lidar2img)
     seen = np.flatnonzero(inside(pixels, depth, shape[0], shape[1]))
     seen = seen[np.argsort(-depth[seen])]  # near points cover far ones
@@ -105,7 +105,7 @@ def paint_tile(
 
 
 def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
-    """Writes ``text`` into the upper left corner, in place, on a darkened strip that keeps it readable."""
+    """Write ``text`` into the upper left corner, in place, on a darkened strip."""
     (width, height), _ = cv2.getTextSize(text, FONT, size, 1)
     strip = image[: height + 14, : width + 18]
     strip[:] = (strip * 0.35).astype(np.uint8)
@@ -113,7 +113,7 @@ def caption(image: np.ndarray, text: str, size: float = 0.55) -> None:
 
 
 def mosaic(tiles: List[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles of one width in rows of ``columns``, each as high as its highest, with a gap between them."""
+    """Join tiles of equal width into rows of ``columns`` with gaps; a row is as high as its highest tile."""
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights, width = [max(tile.shape[0] for tile in row) for row in rows], tiles[0].shape[1]
     canvas = np.empty((sum(heights) + GAP * (len(rows) - 1), len(rows[0]) * (width + GAP) - GAP, 3), np.uint8)

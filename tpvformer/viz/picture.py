@@ -1,4 +1,4 @@
-"""One picture of one frame: what was predicted on the images and in space, beside the truth."""
+"""One picture of one frame: the predicted points on the images, and the predicted voxels beside the true ones."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def frame_picture(
     classes: Classes = NUSCENES,
     vehicle: Tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
-    """The cameras with the predicted points painted on, then predicted voxels, true voxels and the class legend.
+    """Draw the cameras with the predicted points on them; below, predicted voxels, true voxels and the legend.
 
     images: N of (H, W, 3) uint8 BGR; lidar2img (N, 4, 4); points (P, 3) metres, lidar frame; predicted (P,) classes;
-    predicted_voxels and true_voxels (X, Y, Z) classes; what is not evaluated is not drawn. Where a model predicts a
-    class for every voxel (lidar segmentation does not learn free space) the caller sets those without points to 0.
+    predicted_voxels and true_voxels (X, Y, Z) classes; classes that are not evaluated are not drawn. A model of lidar
+    segmentation predicts a class for every voxel, free space too; the caller then sets voxels without points to 0.
     ``vehicle`` as in ``voxel_top_view``.
     Returns (H', W', 3) uint8 BGR.
     """
@@ -61,15 +61,17 @@ def frame_picture(
 
 
 def write_png(path: Union[str, Path], image: np.ndarray, title: str = "") -> None:
-    """Stores a BGR picture, making the folder where needed; ``title`` is kept beside the pixels, as ``title_of`` finds
-    it. Raises OSError where the place cannot be written to."""
+    """Write a BGR picture as PNG, with ``title`` as metadata that ``title_of`` reads. A missing folder is made.
+
+    Raises OSError where the file cannot be written.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(titled(cv2.imencode(".png", image)[1].tobytes(), title))
 
 
 def titled(png: bytes, title: str) -> bytes:
-    """A PNG file with its title, in PNG's own field for it; as it is where there is none."""
+    """Return a PNG file with a title as PNG metadata; the same bytes where the title is empty."""
     if not title:
         return png
     content = b"tEXtTitle\0" + title.encode("latin-1", "replace")
@@ -78,14 +80,14 @@ def titled(png: bytes, title: str) -> bytes:
 
 
 def title_of(png: bytes) -> str:
-    """The title of a PNG file that ``titled`` made; empty where it has none."""
+    """Return the title of a PNG file that ``titled`` made; "" where it has none."""
     length, kind = struct.unpack(">I4s", png[_HEAD : _HEAD + 8])
     content = png[_HEAD + 8 : _HEAD + 8 + length]
     return content[6:].decode("latin-1") if kind == b"tEXt" and content.startswith(b"Title\0") else ""
 
 
 def jpeg_of(path: Union[str, Path], width: int) -> bytes:
-    """A stored picture as a JPEG file ``width`` pixels wide. Raises OSError where it cannot be read."""
+    """Read a picture and return it as a JPEG file, ``width`` pixels wide. Raises OSError where it cannot be read."""
     image = cv2.imread(str(path))
     if image is None:
         raise OSError(f"{path} is no picture")

@@ -17,14 +17,14 @@ _QUADS = np.array([[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4
 
 
 def write_points(file: BinaryIO, points: np.ndarray, labels: np.ndarray, classes: Classes) -> None:
-    """points (P, 3) metres, labels (P,) classes; a vertex each, with its colour and its class as ``label``."""
+    """Write points (P, 3), metres, with labels (P,): one vertex each, with its colour and its class as ``label``."""
     _write(file, points, labels, classes, np.empty((0, 4), np.int64))
 
 
 def write_voxels(
     file: BinaryIO, voxels: np.ndarray, drawn: np.ndarray, pc_range: Sequence[float], classes: Classes
 ) -> None:
-    """A cube for each voxel (X, Y, Z) where ``drawn``, of eight vertices of its own; metres in the grid's frame."""
+    """Write a cube of eight vertices for each voxel of (X, Y, Z) where ``drawn``; metres in the grid's frame."""
     cells = np.argwhere(drawn)
     low, pitch = lattice(pc_range, voxels.shape)
     corners = low + (cells[:, None] + _CUBE) * pitch

@@ -1,4 +1,4 @@
-"""Voxels drawn as boxes in perspective, far before near, with OpenCV alone: no display and no graphics card."""
+"""Voxels drawn as boxes in perspective, the far ones first, with OpenCV alone: no display and no graphics card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpvformer.viz.paint import palette_bgr
 
 SKY = (36, 31, 28)  # BGR
 _NEAR = 0.5  # metres: faces nearer than this are left out
-# Per side the steps along x, y, z of its normal and of two edges, and how light it is.
+# For each side of a voxel: its normal and two of its edges as steps along x, y, z, and its brightness.
 _SIDES = (
     ((1, 0, 0), (0, 1, 0), (0, 0, 1), 0.80),
     ((-1, 0, 0), (0, 1, 0), (0, 0, 1), 0.72),
@@ -27,9 +27,10 @@ _SIDES = (
 def look_at(
     eye: np.ndarray, target: np.ndarray, size: Tuple[int, int], angle: float, up: Sequence[float] = (0, 0, 1)
 ) -> np.ndarray:
-    """(4, 4) from metres to (u * depth, v * depth, depth, 1) for a picture of ``size`` (width, height) pixels.
+    """Return the projection of a virtual camera at ``eye`` that looks at ``target``, both (3,) in metres.
 
-    ``angle``: degrees that the picture's height spans.
+    size: (width, height) of its picture in pixels; angle: vertical field of view in degrees; up: the direction that is
+    up in the picture. Returns (4, 4) from metres to (u * depth, v * depth, depth, 1).
     """
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, np.asarray(up, np.float64))
@@ -51,7 +52,10 @@ def render_voxels(
     size: Tuple[int, int],
     classes: Classes,
 ) -> np.ndarray:
-    """(height, width, 3) uint8 BGR of the voxels (X, Y, Z) where ``drawn``; ``to_pixels`` as ``look_at`` gives it."""
+    """Draw the voxels of (X, Y, Z) where ``drawn``; ``to_pixels`` is a (4, 4) projection as ``look_at`` returns it.
+
+    Returns (height, width, 3) uint8 BGR.
+    """
     low, pitch = lattice(pc_range, voxels.shape)
     padded = np.pad(drawn, 1)
     eye = -np.linalg.solve(to_pixels[:3, :3], to_pixels[:3, 3])

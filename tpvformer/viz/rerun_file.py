@@ -13,7 +13,7 @@ from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed
 
 
 def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
-    """Frames on the timeline "frame": predicted and true voxels, points, and cameras with points on them.
+    """Write the frames on the timeline "frame": predicted and true voxels, points, cameras with points on them.
 
     Raises ValueError where rerun is not installed or too old.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from tpvformer.labels import NUSCENES, Classes
 from tpvformer.viz.paint import INK, class_colors
 
-FLOOR = (66, 60, 56)  # lighter than the frame around it: sidewalk is nearly black, manmade nearly white
+FLOOR = (66, 60, 56)  # grey, because sidewalk is nearly black and manmade nearly white; lighter than the page around it
 
 
 def voxel_top_view(
@@ -19,11 +19,11 @@ def voxel_top_view(
     classes: Classes = NUSCENES,
     vehicle: Tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
-    """(X, Y, Z) labels to a (size, size, 3) BGR picture: forward (y) is up, right (x) right; the vehicle stands at
-    ``vehicle``, (right, down) in parts of the picture.
+    """Draw labels (X, Y, Z) seen from above as a (size, size, 3) uint8 BGR picture: +y is up, +x is to the right.
 
-    Of each column the highest voxel of an evaluated class is shown, brighter the higher it lies; what is ignored or
-    empty is not drawn.
+    An arrow marks the vehicle at ``vehicle``: (from the left, from the top) as fractions of the picture. Each column
+    shows its highest voxel of an evaluated class, the brighter the higher it lies. Ignored and free voxels are not
+    drawn.
     """
     drawn = np.isin(voxel_labels, classes.evaluated)
     levels = drawn.shape[2]

@@ -1,7 +1,7 @@
 """A frame in the layout of the reference's videos, and videos of such frames.
 
-Two rows, each of three cameras and of the same three views into the predicted voxels; below them the street from behind
-and above the vehicle, and from straight above; last the names of the classes.
+The upper two rows have three cameras each and, beside them, the predicted voxels seen from the same three cameras.
+Below are the voxels seen from behind the vehicle and from straight above, and last the legend.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
 
 
 def video_frame(result: FramePrediction) -> np.ndarray:
-    """(H, 2930, 3) uint8 BGR; a row for each three cameras: six and 16 classes are 1756 high."""
+    """Draw a frame: (H, 2930, 3) uint8 BGR. Three cameras take a row; H is 1756 for six cameras and 16 classes."""
     kinds = shown(result.class_names, result.frame)
     there = believed(result, kinds)
     cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
@@ -93,7 +93,7 @@ def _from_above(result: FramePrediction, forward: str) -> np.ndarray:
 
 
 def write_video(path: Path, frames: List[np.ndarray], fps: float) -> None:
-    """Write a .gif, .mp4 or .avi of BGR pictures as ``narrowed`` returns them; it appears when it is complete.
+    """Write BGR pictures as ``narrowed`` returns them to a .gif, .mp4 or .avi. The file gets its name when complete.
 
     Raises ValueError where it cannot be written, OSError where the folder cannot be made.
     """
@@ -115,12 +115,15 @@ def _write_coded(path: Path, frames: List[np.ndarray], fps: float) -> None:
 
 def narrowed(frame: np.ndarray, width: int = 1464) -> np.ndarray:
     """Return a BGR picture (H, W, 3) as a video's frame, ``width`` pixels wide."""
-    height = 2 * round(frame.shape[0] * width / frame.shape[1] / 2)  # MP4 takes even numbers
+    height = 2 * round(frame.shape[0] * width / frame.shape[1] / 2)  # MP4 needs even sizes
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _write_gif(path: Path, frames: List[np.ndarray], fps: float) -> None:
-    """By Pillow where it is installed, else by OpenCV, which has GIF since 4.12."""
+    """Write a GIF with Pillow where it is installed, else with OpenCV, which writes GIF since 4.12.
+
+    Raises ValueError where neither can.
+    """
     pause = round(1000 / fps)
     try:
         from PIL import Image  # ty: ignore[import-not-found]  # optional

@@ -1,7 +1,7 @@
-"""One HTML page that shows results in space and on the cameras. It needs no network and no other file.
+"""One HTML page that shows predictions in space and on the cameras. It needs no network and no other file.
 
-The page is page/viewer.html with its style, its scripts and the frames put into it. Text from results arrives as JSON
-and is only ever set as text; a content security policy lets nothing run but the page's own script, and nothing load.
+The page is page/viewer.html with the style, the scripts and the frames filled in. A prediction's text is stored as JSON
+and shown with ``textContent``, never as HTML. A content security policy allows the page's own script and no requests.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tpvformer.viz.frame_prediction import CameraView, FramePrediction, Shown, s
 from tpvformer.viz.paint import looking_around
 
 SCRIPTS = ("mesh.js", "scene.js", "cameras.js", "viewer.js")
-_STEPS = 32767  # int16 for the points' coordinates
+_STEPS = 32767  # the largest int16, in which the points' coordinates are stored
 
 
 def write_page(file: BinaryIO, results: Sequence[FramePrediction], title: str) -> None:
-    """The page of frames of one scene or several, in the order of its slider. All have the classes of the first."""
+    """Write the page of these frames, in the order of its slider. All must have the classes of the first one."""
     kinds = shown(results[0].class_names, results[0].frame)
     style, script = _part("viewer.css"), "".join(_part(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
@@ -39,7 +39,7 @@ def write_page(file: BinaryIO, results: Sequence[FramePrediction], title: str) -
     before, after = _part("viewer.html").split("@DATA@")
     file.write(_filled(before, values).encode())
     about = _about(results, kinds, title)
-    # "<" would end the element, whatever stands in a string
+    # "</script>" in a string would end the element
     text = json.dumps(about, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     file.write(f'<script type="application/json" id="about">{text}</script>\n'.encode())
     for i, result in enumerate(results):
@@ -54,7 +54,7 @@ def _part(name: str) -> str:
 
 
 def _filled(text: str, values: Dict[str, str]) -> str:
-    return re.sub("|".join(values), lambda found: values[found[0]], text)  # once: what is put in is not looked at
+    return re.sub("|".join(values), lambda found: values[found[0]], text)  # one pass: inserted text is not searched
 
 
 def _hash(text: str) -> str:
@@ -97,24 +97,24 @@ def _about(results: Sequence[FramePrediction], kinds: Shown, title: str) -> Dict
 
 
 def _cameras(result: FramePrediction) -> List[CameraView]:
-    """As one looks around."""
+    """Return the cameras in the order of ``looking_around``."""
     return [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
 
 
 def _step(points: np.ndarray) -> float:
-    """Metres of a step of the stored coordinates: 1 cm, or more where points lie beyond 327 m."""
+    """Return the resolution of the stored coordinates in metres: 1 cm, or more where a point is beyond 327 m."""
     return max(0.01, float(np.abs(points).max(initial=0)) / _STEPS)
 
 
 def _blocks(result: FramePrediction, kinds: Shown) -> Iterator[Tuple[str, bytes]]:
-    """Name and bytes of each array of a frame, compressed, and of each picture."""
+    """Yield the name and bytes of each array of a frame, compressed by zlib, and of each picture, a JPEG file."""
 
     def packed(array: np.ndarray) -> bytes:
         return zlib.compress(np.ascontiguousarray(array).tobytes(), 6)
 
     yield "voxels", packed(result.voxels)
     if result.confidence is not None:
-        # 64 levels; nothing asks for the confidence of free space
+        # 64 levels compress better; the confidence of free space is not shown
         levels = np.rint(np.clip(result.confidence.astype(np.float32), 0, 1) * 63) * (255 / 63)
         yield "confidence", packed(np.where(result.voxels == kinds.free, 0, np.ceil(levels)).astype(np.uint8))
     if result.scanned is not None:

@@ -1,14 +1,14 @@
-"""For mmsegmentation 0.30 on mmcv 1.x: our model and operations under the names that configurations use.
+"""Registration with mmsegmentation 0.30 on mmcv 1.x: our model and operations under the names of configurations.
 
-``custom_imports = dict(imports=["tpvformer.compat.openmmlab"], allow_failed_imports=False)`` in a configuration
-registers, and an import does it once:
+An import registers the classes below once; in a configuration,
+``custom_imports = dict(imports=["tpvformer.compat.openmmlab"], allow_failed_imports=False)`` does it:
 
     TPVFormer in mmseg's SEGMENTORS                        segmentor.py; reads the reference's ``model`` dictionary
     DCNv2 in mmcv's CONV_LAYERS                            layers.py, in place of mmcv's, if that is registered
     MultiScaleDeformableAttention in mmcv's ATTENTION      layers.py, likewise
 
-Parameter names are those of the classes replaced. mmseg has imported ``mmcv.ops`` by the time we register, so nothing
-comes over ours later. This is the one place of the package that imports mmcv and mmseg; nothing else imports it.
+Parameter names are those of the replaced classes. mmseg has already imported ``mmcv.ops`` at that time, so no later
+import replaces ours. Only this subpackage imports mmcv and mmseg, and no other module imports it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ModulatedDeformConv2dPack", "MultiScaleDeformableAttention", "TPVFor
 
 
 def register() -> None:
-    """Enter the three classes, over others of the same name; again is harmless."""
+    """Register the three classes in place of others of the same names. A second call changes nothing."""
     for registry, name, cls in (
         (SEGMENTORS, "TPVFormer", TPVFormerSegmentor),
         (CONV_LAYERS, "DCNv2", ModulatedDeformConv2dPack),

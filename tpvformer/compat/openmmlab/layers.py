@@ -14,7 +14,7 @@ Size = Union[int, Tuple[int, int]]
 
 
 def _number(name: str, size: Size) -> int:
-    """One number for height and width."""
+    """Return one number for height and width. Raises ConfigError where they differ."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(set(pair)) != 1:
         raise ValueError(f"DCNv2: {name} is {size}; expected the same in height and width")
@@ -22,9 +22,9 @@ def _number(name: str, size: Size) -> int:
 
 
 class ModulatedDeformConv2dPack(nn.Module):
-    """DCNv2 that predicts offsets (first two thirds of ``conv_offset``'s channels, (dy,dx) a tap) and mask logits."""
+    """DCNv2 with its ``conv_offset``, of whose channels two thirds are offsets, (dy,dx) a tap, the rest mask logits."""
 
-    _version = 2  # before it, ``conv_offset`` was stored beside the layer, as ``<layer>_offset``
+    _version = 2  # in version 1, ``conv_offset`` was stored beside the layer, as ``<layer>_offset``
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class ModulatedDeformConv2dPack(nn.Module):
         self._sizes = (_number("stride", stride), _number("padding", padding), _number("dilation", dilation))
         self.stride, self.padding, self.dilation = ((size, size) for size in self._sizes)
         self.groups, self.deform_groups = groups, deform_groups
-        self.transposed, self.output_padding = False, (0,)  # mmcv's ConvModule asks for them
+        self.transposed, self.output_padding = False, (0,)  # mmcv's ConvModule reads them
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
@@ -52,7 +52,7 @@ class ModulatedDeformConv2dPack(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Uniform within 1/sqrt(inputs of an output), biases 0; offsets start at 0 and the mask at 1/2."""
+        """Draw weights uniformly within +-1/sqrt(fan-in), set biases to 0; offsets start at 0, the mask at 1/2."""
         bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
         nn.init.uniform_(self.weight, -bound, bound)
         for tensor in (self.bias, self.conv_offset.weight, self.conv_offset.bias):
@@ -79,9 +79,9 @@ class ModulatedDeformConv2dPack(nn.Module):
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query reads ``num_heads * num_levels * num_points`` places of several maps (Deformable DETR).
+    """Multi-scale deformable attention: a query samples ``num_heads * num_levels * num_points`` places of the maps.
 
-    ``im2col_step``, ``norm_cfg`` and ``init_cfg`` are accepted and have no meaning here.
+    It is Deformable DETR's. ``im2col_step``, ``norm_cfg`` and ``init_cfg`` are accepted and ignored.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Every head looks in a direction of its own, point p at p + 1 steps on a square; all weigh the same."""
+        """Set equal weights and offsets in another direction for each head, point p at p + 1 steps on a square."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         ahead = torch.stack((angles.cos(), angles.sin()), -1)
         ahead = ahead / ahead.abs().max(-1, keepdim=True)[0]
@@ -138,12 +138,12 @@ class MultiScaleDeformableAttention(nn.Module):
         level_start_index: Optional[Tensor] = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Attended queries plus ``identity`` (default: ``query``), in the order of axes of ``query``.
+        """Return the attended queries plus ``identity`` (default: ``query``), with the axes of ``query``.
 
         query (Q,B,C), or (B,Q,C) with ``batch_first``; value (S,B,C) or (B,S,C), default query; reference_points
-        (B,Q,L,2) as (x,y) in [0,1], or (B,Q,L,4) with a box's size, in halves of which offsets then count;
-        spatial_shapes (L,2) rows (h,w), which this waits for; key_padding_mask (B,S), True is padding. ``key`` and
-        ``level_start_index`` are not needed, ``kwargs`` are ignored as mmcv does.
+        (B,Q,L,2) as (x,y) in [0,1], or (B,Q,L,4) with a box's (w,h); offsets are then in units of half a box;
+        spatial_shapes (L,2) rows (h,w), which are copied to the CPU; key_padding_mask (B,S), True is padding. ``key``,
+        ``level_start_index`` and ``kwargs`` are ignored.
         """
         if reference_points is None or spatial_shapes is None:
             raise ValueError("MultiScaleDeformableAttention needs reference_points and spatial_shapes")
@@ -167,7 +167,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
     @staticmethod
     def _locations(reference: Tensor, offsets: Tensor, shapes: Tuple[Tuple[int, int], ...]) -> Tensor:
-        """(B,Q,heads,L,P,2) in [0,1]."""
+        """Return the sampling locations (B,Q,heads,L,P,2) in [0,1]."""
         around = reference[:, :, None, :, None]  # (B,Q,1,L,1,2 or 4)
         if reference.shape[-1] == 2:
             sizes: List[Tuple[int, int]] = [(w, h) for h, w in shapes]

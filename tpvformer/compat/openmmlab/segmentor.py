@@ -1,7 +1,7 @@
-"""Our TPVFormer as mmsegmentation builds, feeds, trains and stores a model.
+"""TPVFormer with the interface of an mmsegmentation model.
 
-Parts carry the reference's names (tpv_head, img_backbone, img_neck, tpv_aggregator), which is what ``paramwise_cfg``
-matches; the state dict has all of the reference's names in its order, its stored geometry included.
+Its modules have the reference's names (tpv_head, img_backbone, img_neck, tpv_aggregator), which ``paramwise_cfg``
+matches. The state dict has all of the reference's names in its order, with the stored geometry.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LOSS_KEYS = ("lovasz_input", "ce_input", "ignore_label")
 class TPVFormerSegmentor(nn.Module):
     """Registered as ``TPVFormer``; the arguments are those of the reference's ``model`` dictionary.
 
-    ``train_cfg`` (optional) says what ``train_step`` minimises: ``lovasz_input`` and ``ce_input``, "points" or "voxel",
-    and ``ignore_label``, as in the reference's configuration files. Raises ConfigError for a key or value without a
-    counterpart. ``use_grid_mask`` is not carried out: draw that augmentation in the pipeline.
+    ``train_cfg`` (optional) defines the loss of ``train_step``: ``lovasz_input`` and ``ce_input``, "points" or "voxel",
+    and ``ignore_label``, as in the reference's configuration files. Raises ConfigError for a key or value that is not
+    supported. ``use_grid_mask`` has no effect: apply that augmentation in the pipeline.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TPVFormerSegmentor(nn.Module):
         if use_grid_mask:
             warnings.warn("TPVFormer: use_grid_mask has no effect here; mask images in the pipeline", stacklevel=2)
         net = TPVFormer(config)
-        self._net = (net,)  # in a tuple: its parts are registered once, below
+        self._net = (net,)  # in a tuple, so that it is not registered: its modules are, below
         for ours, theirs in _PARTS.items():
             self.add_module(theirs, getattr(net, ours))
         self.config, self.test_cfg = config, test_cfg
@@ -63,7 +63,7 @@ class TPVFormerSegmentor(nn.Module):
         return self._net[0]
 
     def init_weights(self) -> None:
-        """Nothing is left to do: the constructor draws the reference's distributions."""
+        """Do nothing: the constructor has already drawn from the reference's distributions."""
 
     def forward(
         self,
@@ -72,11 +72,11 @@ class TPVFormerSegmentor(nn.Module):
         points: Optional[Tensor] = None,
         **kwargs: Any,
     ) -> Union[Tensor, Tuple[Tensor, Tensor]]:
-        """Logits of voxels (B,K,X,Y,Z), and of points (B,K,n,1,1) where points are given.
+        """Return logits of voxels (B,K,X,Y,Z), and of points (B,K,n,1,1) where points are given.
 
         img (B,N,3,H,W), BGR minus the mean colour; img_metas: a dictionary for each sample, with ``lidar2img``, N
-        matrices 4x4 from lidar metres to pixels of ``img``; points (B,n,3), places in voxels. ``return_loss`` and
-        other arguments of mmseg's runners are ignored: losses are ``train_step``'s.
+        matrices 4x4 from lidar metres to pixels of ``img``; points (B,n,3), in voxels. ``return_loss`` and other
+        arguments of mmseg's runners are ignored: ``train_step`` returns the losses.
         """
         prediction = self.net(img, _calibration(img, img_metas), points)
         if prediction.point_logits is None:
@@ -84,10 +84,10 @@ class TPVFormerSegmentor(nn.Module):
         return prediction.voxel_logits, prediction.point_logits[..., None, None]
 
     def losses(self, data: Mapping[str, Any]) -> Dict[str, Tensor]:
-        """``loss_lovasz`` and ``loss_ce``, means over the samples.
+        """Return ``loss_lovasz`` and ``loss_ce``, means over the samples.
 
-        data: forward's arguments, ``point_labels`` (B,n) where a loss reads points, ``voxel_labels`` (B,X,Y,Z) where
-        one reads voxels. Raises ConfigError without a ``train_cfg``.
+        data: forward's arguments, ``point_labels`` (B,n) where a loss is on points, ``voxel_labels`` (B,X,Y,Z) where
+        one is on voxels. Raises ConfigError without a ``train_cfg``.
         """
         from tpvformer.engine.losses import cross_entropy, lovasz_labels
 
@@ -108,18 +108,18 @@ class TPVFormerSegmentor(nn.Module):
         }
 
     def train_step(self, data_batch: Mapping[str, Any], optimizer: Any = None, **kwargs: Any) -> Dict[str, Any]:
-        """What mmcv's runners call: ``loss`` to be minimised, ``log_vars`` as floats, ``num_samples``."""
+        """Return ``loss``, ``log_vars`` as floats and ``num_samples``, as mmcv's runners expect it."""
         parts = self.losses(data_batch)
         loss = torch.stack(list(parts.values())).sum()
         logged = {name: float(value.detach()) for name, value in {**parts, "loss": loss}.items()}
         return {"loss": loss, "log_vars": logged, "num_samples": len(data_batch["img_metas"])}
 
     def val_step(self, data_batch: Mapping[str, Any], optimizer: Any = None, **kwargs: Any) -> Dict[str, Any]:
-        """As ``train_step``."""
+        """Return what ``train_step`` returns."""
         return self.train_step(data_batch, optimizer)
 
     def _load(self, state_dict: Dict[str, Any], prefix: str, *_: Any) -> None:
-        """Names of the state dict -> names here; stored geometry is compared with this model's, not loaded."""
+        """Rename a state dict's entries to the names here, for loading. Stored geometry is compared, not loaded."""
         geometry = {}
         for key in [name for name in state_dict if name.startswith(prefix)]:
             stored = modern_name(key[len(prefix) :])
@@ -132,12 +132,12 @@ class TPVFormerSegmentor(nn.Module):
 
 
 def _store(module: TPVFormerSegmentor, state: Dict[str, Any], prefix: str, _: Any) -> None:
-    """Names here -> names of the state dict, in the reference's order, with its geometry."""
+    """Rename the entries of a state dict to the reference's names, in its order, and add its geometry."""
     values = {theirs: state.pop(prefix + mine) for mine, theirs in module._stored.items()}
     geometry = module.net.encoder.reference_buffers()
     values.update({name: geometry[name.rsplit(".", 1)[-1]] for name in derived_names(module.config)})
     for name in [name for name in state if name.startswith(prefix)]:
-        del state[name]  # mmcv also stores buffers that are computed
+        del state[name]  # mmcv also stores non-persistent buffers
     for name in reference_order(module.config):
         state[prefix + name] = values[name]
 
@@ -159,7 +159,7 @@ def _read_losses(train_cfg: Optional[Mapping[str, Any]]) -> Optional[Tuple[LossC
 
 
 def _calibration(img: Tensor, img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
-    """lidar2img (B,N,4,4) of all samples."""
+    """Return lidar2img (B,N,4,4) of all samples."""
     if len(img_metas) != img.shape[0]:
         raise ValueError(f"{len(img_metas)} img_metas for {img.shape[0]} samples; expected one each")
     size = tuple(img.shape[-2:])

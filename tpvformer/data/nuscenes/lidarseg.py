@@ -1,9 +1,8 @@
 """Find the lidar record and the label file of each key frame in nuScenes' tables.
 
-``lidarseg.json`` names a file for each lidar record, and so does ``panoptic.json``, which is read where the former is
-absent; ``sample_data.json`` says which record is the key frame of which
-sample. The latter holds 2.6 million records (about 1 GB) in the full set, so it is read piece by piece and only the
-records wanted are parsed.
+``lidarseg.json`` names a label file for each lidar record, and so does ``panoptic.json``, which is read where the
+former is absent. ``sample_data.json`` maps records to samples. In the full set it has 2.6 million records (about 1 GB),
+so it is read in pieces, and only the records that are needed are parsed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class LabelFiles:
     """Find label file names of one data set, relative to its root."""
 
     def __init__(self, root: Union[str, Path], version: str) -> None:
-        """Reads the two tables under ``root/version``; raises DataError where one is missing or damaged."""
+        """Read the two tables under ``root/version``. Raises DataError where one is missing or damaged."""
         self._folder = to_path(root, version)
         self._table = label_table(root, version) or self._folder / LABEL_TABLES[0]
         tables = [self._table, self._folder / "sample_data.json"]
@@ -65,7 +64,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
     }
     by_sample: Dict[str, str] = {}
     by_scan: Dict[str, str] = {}
-    # A lidar file has its channel in its path; the other eleven channels need no labels.
+    # The path of a lidar file contains its channel; the other eleven channels have no labels.
     for record in _records(sample_data[0], b"LIDAR_TOP", "token", "sample_token", "is_key_frame", "filename"):
         name = files.get(record["token"])
         if name is not None and record["is_key_frame"]:
@@ -75,7 +74,7 @@ def _read(lidarseg: tuple, sample_data: tuple) -> tuple:
 
 
 def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
-    """The token of the lidar record of each key frame, by sample; raises DataError where there is no such table."""
+    """Return the token of each key frame's lidar record by sample token. Raises DataError where a table is missing."""
     path = to_path(root, version, "sample_data.json")
     if not path.is_file():
         raise DataError(
@@ -87,7 +86,7 @@ def scan_tokens(root: Union[str, Path], version: str) -> Dict[str, str]:
 
 
 def _records(path: str, containing: bytes, *fields: str) -> Iterator[dict]:
-    """The records of a table whose text holds ``containing``, one at a time; records of these tables are flat."""
+    """Yield the records of a table whose text contains ``containing``; records of these tables are flat."""
     text, chunk = b"", b" "
     with to_path(path).open("rb") as file:
         while chunk:

@@ -5,7 +5,7 @@ occ3d (arXiv:2304.14365): ``<scene name>/<sample token>/labels.npz`` with ``sema
 the lidar never observed are stored as free; the masks distinguish them.
 
 surroundocc (arXiv:2303.09551): ``samples/<lidar file>.npy``, rows (x, y, z, class) of the occupied voxels of a
-(200,200,16) grid; lidar frame. Class 0 is noise, which its code ignores; what is not listed is empty, 17 here.
+(200,200,16) grid; lidar frame. Class 0 is noise, which its code ignores; voxels that are not listed are free, 17 here.
 
 semantickitti: see semantickitti.py.
 """
@@ -28,7 +28,7 @@ from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.numpy_files import DAMAGED, damage
 
 HAS_MASKS = ("occ3d",)
-_PARTS = ("semantics", "mask_lidar", "mask_camera")  # of a file of occ3d
+_PARTS = ("semantics", "mask_lidar", "mask_camera")  # arrays of an occ3d file
 HAS_RAYS = ("occ3d", "surroundocc")  # RayIoU is a metric of nuScenes occupancy
 
 
@@ -36,7 +36,7 @@ class OccupancyLabels:
     """Find and read the dense labels of one data set."""
 
     def __init__(self, cfg: DataConfig) -> None:
-        """Raises DataError where ``cfg.occupancy_root`` is no folder."""
+        """Find the label files. Raises DataError where ``cfg.occupancy_root`` is no folder."""
         self._kind, self._root = cfg.occupancy, to_path(cfg.occupancy_root)
         if not self._root.is_dir():
             raise DataError(
@@ -88,7 +88,7 @@ def read_labels(kind: str, path: Path, token: str) -> DenseLabels:
 
 @lru_cache(maxsize=2)  # training and validation sets of one run share their labels
 def _occ3d_files(root: str) -> Dict[str, Path]:
-    """Label files by sample token, the name of the folder that each lies in."""
+    """Return the label files by sample token, which is the name of a file's folder."""
     return {
         path.parent.name: path for pattern in ("*/labels.npz", "*/*/labels.npz") for path in to_path(root).glob(pattern)
     }

@@ -10,14 +10,14 @@ import numpy as np
 from tpvformer.data.record import Record
 
 MOST = 8
-REACH = 39.0  # metres along the ego's x and y; those of SparseOcc's evaluation, a voxel or two inside its grid
+REACH = 39.0  # metres along the ego's x and y, as in SparseOcc's evaluation: a voxel or two inside its grid
 
 
 def ray_origins(record: Record, scene: Sequence[Record]) -> np.ndarray:
     """Return (O, 3) float64, metres, in the lidar frame of ``record``: the lidar at the key frames of its scene.
 
-    Those within ``REACH``, at most ``MOST`` of them, evenly spread over the drive. Without poses in the
-    records, only the current position.
+    Positions beyond ``REACH`` are left out; of the others at most ``MOST`` are kept, evenly spread over the drive.
+    Where the records have no poses, only the current position is returned.
     """
     own = _lidar2global(record)
     if own is None or record.lidar2ego is None:

@@ -49,17 +49,17 @@ def find_file(stored: str, root: Union[str, Path], token: str) -> Optional[Path]
 
 
 def _endings(stored: str) -> List[Tuple[str, ...]]:
-    """Where a file may lie below the root: from samples/ or sweeps/ on, then all endings that do not lead upwards."""
+    """Return the paths to try below the root: from samples/ or sweeps/ on, then all endings that stay below it."""
     parts = Path(stored).parts
     starts = [i for i, part in enumerate(parts) if part in ("samples", "sweeps")]
     upwards = [i + 1 for i, part in enumerate(parts) if part == ".."]
-    drive = bool(parts) and (Path(stored).is_absolute() or parts[0].endswith(":"))  # of Windows, or a URL's scheme
+    drive = bool(parts) and (Path(stored).is_absolute() or parts[0].endswith(":"))  # a drive letter or a URL's scheme
     first = max([int(drive), *upwards])
     return [parts[i:] for i in (*starts[-1:], *range(first, len(parts)))]
 
 
 def _refuse_another_machine(stored: str, root: Union[str, Path], token: str) -> None:
-    """Raises DataError for a URL that does not begin with the storage of data.root, which the user has typed."""
+    """Raise DataError for a URL on another storage than that of data.root, which the user has chosen."""
     if "://" not in stored:
         return
     scheme, _, rest = str(root).partition("://")
@@ -71,8 +71,10 @@ def _refuse_another_machine(stored: str, root: Union[str, Path], token: str) -> 
 
 
 def _panoptic(path: Path, token: str) -> np.ndarray:
-    """(P,) raw classes of nuScenes-panoptic, whose labels are 1000 times the class of nuScenes-lidarseg and the number
-    of the object. Raises DataError."""
+    """Return the raw classes (P,) of a nuScenes-panoptic file. Raises DataError.
+
+    Its labels are 1000 times the raw class of nuScenes-lidarseg plus the number of the object.
+    """
     try:
         with memory_budget(path.stat().st_size), np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             labels = np.asarray(stored["data"])
@@ -88,7 +90,7 @@ def _panoptic(path: Path, token: str) -> np.ndarray:
 
 
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
-    """(P,) uint8 raw classes, one for each of the ``points`` of ``scan``; raises DataError where they do not fit."""
+    """Return the raw classes (P,), uint8, of the ``points`` of ``scan``. Raises DataError where they do not match."""
     if not path.is_file():
         raise DataError(
             f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"

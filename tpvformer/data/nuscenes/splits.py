@@ -1,8 +1,8 @@
 """List the scenes of each split.
 
-The official lists are hand-picked, so they are kept here: scene numbers of the five nuScenes splits, as
-nuscenes-devkit 1.2.0 returns them from create_splits_scenes(). A data set may bring its own in <version>/splits.json,
-{split: [scene names]}, which then come first.
+The official lists follow no rule, so they are stored here: scene numbers of the five nuScenes splits, as
+nuscenes-devkit 1.2.0 returns them from create_splits_scenes(). A data set may define its own splits in
+<version>/splits.json, {split: [scene names]}; those take precedence.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def own_splits(folder: Path) -> Dict[str, List[str]]:
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
     ):
         raise DataError(f"{path}: expected {{split: [scene names]}}, as nuscenes-devkit 1.2 reads it")
-    for split in found:  # it becomes part of file names
+    for split in found:  # the name becomes part of file names
         if not split.replace("_", "").replace("-", "").replace(".", "").isalnum() or ".." in split:
             raise DataError(f"{path}: the split's name {short(split)} is not made of letters, digits, '_', '-' and '.'")
     return found
 
 
 def further(folder: Path) -> str:
-    """How splits of one's own are given."""
+    """Return the end of a message: how to define further splits."""
     return f'{folder}/splits.json may list others: {{"val": [names of scenes]}}'
 
 

@@ -1,7 +1,7 @@
 """Read nuScenes' tables: small ones at once, the two large ones a few thousand rows at a time.
 
-sample_data.json and ego_pose.json hold 2.6 million rows each in the full set; all of them as Python objects would take
-several GiB. Their rows hold no objects and their texts no braces, so they may be cut behind any closing brace.
+sample_data.json and ego_pose.json have 2.6 million rows each in the full set; as Python objects they would take several
+GiB. Their rows contain no nested objects and their strings no braces, so the text can be cut after any closing brace.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.names import has_unseen, is_file_name, short
 
-CHUNK = 8 * 1024 * 1024  # bytes read at a time; their rows take some ten times as much as Python objects
+CHUNK = 8 * 1024 * 1024  # bytes read at a time; as Python objects their rows take about ten times as much
 Row = Dict[str, Any]
 Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
 
@@ -107,13 +107,13 @@ def _chunks(path: Path) -> Iterator[Tuple[bytes, int]]:
 
 
 def _whole_rows(text: bytes) -> Tuple[bytes, bytes]:
-    """Up to the last closing brace, and the rest."""
+    """Split a text after its last closing brace."""
     stop = text.rfind(b"}") + 1
     return text[:stop], text[stop:]
 
 
 def _loads(text: bytes) -> Any:
-    """The JSON value; a ValueError also for halves of characters, which JSON can escape but no file can hold."""
+    """Parse JSON. Raises ValueError also for lone surrogates, which JSON can escape but UTF-8 cannot encode."""
     value = json.loads(text)
     if b"\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()
@@ -134,7 +134,7 @@ def _parse(path: Path, text: bytes, first: bool) -> List[Row]:
 
 
 def _check_names(path: Path, name: str, rows: List[Row]) -> None:
-    """Tokens, channels and file names reach terminals, archives and the names of files. Raises DataError."""
+    """Raise DataError for tokens, channels and file names that cannot be printed or used in file names."""
     for text in map(itemgetter(name), rows):
         if len(text) > 4096 or has_unseen(text):
             raise DataError(f"{path}: a row's {name} is {short(text)}; expected a name that can be printed")
@@ -157,7 +157,7 @@ def _shown(value: Any, most: int) -> str:
 
 
 def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
-    """Raises DataError for the first row that lacks a field or has a value of another type than the schema gives it."""
+    """Raise DataError for the first row that lacks a field or has a value of another type than in the schema."""
     for name in fields:
         expected = _TYPES.get(name, (str,))
         try:

@@ -75,13 +75,13 @@ def _check_distortion(node: Optional[Node]) -> None:
 
 
 def _any_number(value: Any) -> bool:
-    """Return whether a value contains a non-zero number or other content."""
+    """Return whether a value contains anything but zeros, nulls and names of distortion models."""
     left = [value]
-    while left:  # not by recursion, because lists may be nested deeper than Python calls
+    while left:  # no recursion, because the nesting may be deeper than Python's limit
         found = left.pop()
         if isinstance(found, list):
             left.extend(found)
-        elif isinstance(found, dict):  # a model's name says nothing beside coefficients that are all 0
+        elif isinstance(found, dict):  # the model's name does not matter where all coefficients are 0
             left.extend(v for v in found.values() if v not in _MODELS)
         elif found is not None and (isinstance(found, bool) or found != 0):
             return True

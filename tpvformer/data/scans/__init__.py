@@ -1,1 +1,1 @@
-"""Lidar scans of several file kinds as points: raw float32, NumPy, PCD and PLY."""
+"""Read the points of lidar scans: raw float32, NumPy, PCD and PLY files."""

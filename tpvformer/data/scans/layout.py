@@ -1,8 +1,8 @@
-"""How many numbers a point of a raw scan has: as declared, else five, if that is what they look like.
+"""Check how many numbers a point of a raw scan has (its width): the declared number, or else five.
 
-A raw file does not say its width. Read by a wrong one, its numbers still look like coordinates, but each column is
-then a mixture of all true columns, so that all columns have one distribution. Read by the right one they differ:
-heights vary less than distances, intensities have a range of their own, a ring is a whole number from 0 on.
+A raw file does not contain its width. Read with a wrong width, its numbers still look like coordinates, but each column
+is a mixture of all true columns, so that all columns have the same distribution. With the right width they differ:
+heights vary less than distances, intensities have another range, and a ring is a whole number from 0 on.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import List, Optional, Tuple
 import numpy as np
 
 USUAL = 5  # x, y, z (metres, lidar frame), intensity, ring
-WIDTHS = (4, 5, 3, 6, 7, 8, 9, 10)  # that others write, the most frequent first
+WIDTHS = (4, 5, 3, 6, 7, 8, 9, 10)  # in use, the most frequent first
 MOST_RINGS = 4096
 MOST_METRES = 1e6  # no scan reaches that far; numbers of another type read as float32 do
-_FAR = 0.01  # share of such coordinates that is no accident
-_ROWS, _FEWEST = 1000, 30  # that are looked at, at most and at least
-_BETTER = 1.25  # so much more must columns differ by another width that it is taken for the right one
-_DISTANCE = 0.12  # between distributions (0 to 1) that says that columns differ
-_NOISE = 2.5  # this over the root of the rows is what chance makes of equal columns, at most
+_FAR = 0.01  # a larger share of such coordinates is a problem
+_ROWS, _FEWEST = 1000, 30  # rows that are compared, at most and at least
+_BETTER = 1.25  # another width is taken for the right one where its columns differ this many times as much
+_DISTANCE = 0.12  # columns whose distributions are farther apart than this (0 to 1) count as different
+_NOISE = 2.5  # the largest distance between equal columns by chance is this over the square root of the rows
 
 
 def layout_problem(numbers: np.ndarray, columns: Optional[int]) -> str:
-    """Why float32 ``numbers`` (N,) are not points of ``columns`` numbers (None: five); empty where nothing says so.
+    """Return why float32 ``numbers`` (N,) are not points of ``columns`` numbers (None: five); "" where they may be.
 
-    N is a multiple of the width.
+    N must be a multiple of the width.
     """
     width = USUAL if columns is None else columns
     rows = numbers.reshape(-1, width)
@@ -60,31 +60,31 @@ def layout_problem(numbers: np.ndarray, columns: Optional[int]) -> str:
 
 
 def likely_widths(numbers: np.ndarray, but: int) -> List[int]:
-    """Other widths by which the columns of ``numbers`` (N,) differ, as those of points do."""
+    """Return the widths other than ``but`` with which the columns of ``numbers`` (N,) differ, as those of points do."""
     found = [w for w in WIDTHS if w != but and w % but and numbers.size % w == 0 and differ(numbers, w)]
     return [w for w in found if not any(w > part and w % part == 0 and _repeats(numbers, part, w) for part in found)]
 
 
 def listed(widths: List[int]) -> str:
-    """Such as "3 or 6"."""
+    """Format widths for a message, such as "3 or 6"."""
     return " or ".join(map(str, widths[:3]))
 
 
 def differ(numbers: np.ndarray, width: int) -> bool:
-    """Whether the columns have different distributions; False as well where there are too few rows to tell."""
+    """Tell whether the columns have different distributions; False where there are too few rows to tell."""
     below, noise = _shares(numbers, width)
     return bool(np.abs(below - below.mean(0)).max() > max(_DISTANCE, noise))
 
 
 def _spread(numbers: np.ndarray, width: int) -> float:
-    """How much the columns differ, 0 to 1."""
+    """Return how much the columns' distributions differ, 0 to 1."""
     below, _ = _shares(numbers, width)
     return float(np.abs(below - below.mean(0)).mean())
 
 
 def _repeats(numbers: np.ndarray, part: int, width: int) -> bool:
-    """Whether several points of ``part`` numbers stand in a row of ``width``: the columns differ, but not from those
-    that many places on."""
+    """Tell whether a row of ``width`` holds several points of ``part`` numbers: columns that are ``part`` apart have
+    equal distributions."""
     below, noise = _shares(numbers, width)
     parts = below.reshape(width // part, part, -1)
     alike = np.abs(parts - parts.mean(0)).max() < min(_DISTANCE, noise)
@@ -92,10 +92,10 @@ def _repeats(numbers: np.ndarray, part: int, width: int) -> bool:
 
 
 def _shares(numbers: np.ndarray, width: int) -> Tuple[np.ndarray, float]:
-    """(width, 9): the shares of each column below nine marks that all numbers have in common, and by how much these
-    differ by chance; more than 1 where there are too few rows to tell."""
+    """Return the cumulative distribution of each column, (width, 9), at nine quantiles of all numbers together, and the
+    largest difference by chance, which is above 1 where there are too few rows to tell."""
     rows = numbers.reshape(-1, width)
-    if len(rows) > _ROWS:  # not every n-th, because a true width may go into n rows
+    if len(rows) > _ROWS:  # not every n-th row, because n rows may be a multiple of the true width
         rows = rows[np.random.RandomState(0).randint(0, len(rows), _ROWS)]
     rows = rows[np.isfinite(rows).all(1)].astype(np.float64)
     if len(rows) < _FEWEST:

@@ -1,7 +1,7 @@
-"""PCD, the point cloud format of PCL and ROS, versions 0.6 and 0.7: ascii, binary, and binary_compressed.
+"""Read PCD, the point cloud format of PCL and ROS, versions 0.6 and 0.7: ascii, binary, and binary_compressed.
 
-A header of text lines names the fields of a point, their types and sizes; DATA ends it. Compressed data is one LZF
-block in which a field's values of all points stand together.
+A header of text lines names the fields of a point, their types and sizes; the line DATA ends it. Compressed data is one
+LZF block, ordered by fields: all values of the first field, then all of the second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Header(NamedTuple):
 
 
 def read_pcd(data: bytes) -> np.ndarray:
-    """(P, 3) float64 of the fields x, y, z. Raises ValueError that says what is wrong."""
+    """Return the fields x, y, z as (P, 3) float64. Raises ValueError with the problem."""
     header = _header(data)
     body, width = data[header.length :], sum(field.size * field.count for field in header.fields)
     if header.kind == "ascii":
@@ -60,13 +60,13 @@ def read_pcd(data: bytes) -> np.ndarray:
         else:
             step, start = field.size, at * header.points
         dtype = np.dtype(_TYPES[field.type, field.size])
-        with np.errstate(invalid="ignore"):  # NaN of a kind that signals
+        with np.errstate(invalid="ignore"):  # a signalling NaN
             columns.append(np.ndarray((header.points,), dtype, body, start, (step,)).astype(np.float64))
     return np.stack(columns, axis=1)
 
 
 def _place(fields: List[_Field], name: str, counted: bool = False) -> int:
-    """How many bytes of a point, or with ``counted`` how many values, stand before a field."""
+    """Return the offset of a field in a point, in bytes or, with ``counted``, in values."""
     at = 0
     for field in fields:
         if field.name == name:
@@ -120,7 +120,7 @@ def _count(found: Dict[str, List[str]]) -> int:
 
 
 def _uncompressed(body: bytes, size: int) -> bytes:
-    """What an LZF block of two lengths and its data holds."""
+    """Decompress an LZF block: its compressed length, its uncompressed length, its data. Raises ValueError."""
     packed, whole = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
     if whole != size:
         raise ValueError(f"its compressed data says to be of {whole} bytes where its header needs {size}")
@@ -136,8 +136,11 @@ def _uncompressed(body: bytes, size: int) -> bytes:
 
 
 def _lzf(data: bytes, size: int) -> bytes:
-    """LZF: a byte below 32 says how many literal bytes follow, less one; another one begins a copy of what was written,
-    its length in the upper three bits (7: more in the next byte), the distance in the other five and the next byte."""
+    """Decompress LZF data.
+
+    A control byte below 32 is followed by that many literal bytes plus one. Any other begins a copy of earlier output:
+    its upper three bits are the length (7: the next byte is added), the other five and the next byte the distance.
+    """
     out = bytearray()
     at = 0
     while at < len(data) and len(out) <= size:
@@ -161,6 +164,6 @@ def _lzf(data: bytes, size: int) -> bytes:
 
 def _repeated(out: bytearray, start: int, length: int) -> bytes:
     piece = bytes(out[start : start + length])
-    if len(piece) < length:  # the copy reaches into itself
+    if len(piece) < length:  # the copy overlaps its own output
         piece = (piece * (length // len(piece) + 1))[:length]
     return piece

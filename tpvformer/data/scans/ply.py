@@ -1,4 +1,4 @@
-"""PLY, a point cloud or mesh of which the vertices are points: ascii, binary_little_endian and binary_big_endian."""
+"""Read the vertices of PLY files as points: ascii, binary_little_endian and binary_big_endian."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Header(NamedTuple):
 
 
 def read_ply(data: bytes) -> np.ndarray:
-    """(P, 3) float64 of the properties x, y, z of the vertices. Raises ValueError that says what is wrong."""
+    """Return the properties x, y, z of the vertices as (P, 3) float64. Raises ValueError with the problem."""
     header = _header(data)
     body, names = data[header.length :], [name for name, _ in header.properties]
     if header.kind == "ascii":

@@ -1,4 +1,4 @@
-"""One scan from the disk. Its first bytes say which kind of file it is, then its suffix."""
+"""Read a scan from the disk. Its first bytes, then its suffix, determine the format."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from tpvformer.untrusted.numpy_files import DAMAGED, damage
 KINDS = ".bin (float32), .npy, .pcd or .ply"
 DECLARE = "say how many with lidar_columns in a rig file, or with lidar_points.num_pts_feats in an info file"
 _MOST_COLUMNS = 64
-_FARTHEST = 300.0  # metres from the lidar within which half of a scan's points lie, whatever the lidar
-_NEAREST, _ENOUGH = 1.0, 100  # metres beyond which one of so many points lies
-_AXES, _FEATURES = 8, 9  # rows and columns of an array that lies on its side: few of the first, more of the second
+_FARTHEST = 300.0  # metres: half of a scan's points are nearer, whatever the lidar
+_NEAREST, _ENOUGH = 1.0, 100  # metres: of this many points, at least one is farther
+_AXES, _FEATURES = 8, 9  # a transposed array has at most so many rows and at least so many columns
 
 
 class Cloud(NamedTuple):
-    """The points of a scan, without those whose coordinates are not finite, which drivers write where no light came
-    back."""
+    """The points of a scan, without those whose coordinates are not finite, which drivers write for missing returns."""
 
     points: np.ndarray  # (P, 3) float32, metres, lidar frame
     kept: Optional[np.ndarray]  # (R,) bool: which of the file's points these are; None: all of them
 
     @property
     def lost(self) -> int:
-        """Points of the file that are left out."""
+        """The number of the file's points that are left out."""
         return 0 if self.kept is None else int((~self.kept).sum())
 
 
 def read_cloud(path: Path, token: str, columns: Optional[int] = None) -> Cloud:
-    """The scan of sample ``token``: ``columns`` float32 a point, x, y, z first (None: five, if they look like x, y, z,
-    intensity, ring), or the first three columns of a .npy array, or the fields x, y, z of a PCD or PLY file.
+    """Read the scan of sample ``token``.
 
-    Raises DataError for a file that is cut short, of another kind, or whose numbers do not look like points.
+    A raw file has ``columns`` float32 a point, x, y, z first (None: five, checked to look like x, y, z, intensity,
+    ring). Of a .npy array the first three columns are read, of a PCD or PLY file the fields x, y, z. Raises DataError
+    for a file that is cut short or of another kind, and for numbers that do not look like points.
     """
     data = path.read_bytes()
     kind = _kind(data, path, token)
@@ -78,7 +78,7 @@ def _kind(data: bytes, path: Path, token: str) -> str:
 
 
 def _raw(data: bytes, path: Path, token: str, columns: Optional[int]) -> np.ndarray:
-    """(R, columns) float32."""
+    """Return the rows of a raw file, (R, columns) float32. Raises DataError."""
     width = USUAL if columns is None else columns
     if not data or len(data) % (4 * width):
         raise DataError(f"sample {token}: {path} has {len(data)} bytes; {_cut_or_other(data, columns)}")
@@ -115,13 +115,13 @@ def _array(data: bytes, path: Path, token: str) -> np.ndarray:
 
 
 def on_its_side(array: np.ndarray) -> bool:
-    """Whether an array (rows, columns) holds a point a column: a few rows and many columns, as nuscenes-devkit's."""
+    """Tell whether an array has a point a column, with few rows and many columns, as nuscenes-devkit's has."""
     rows, columns = array.shape
     return columns > _MOST_COLUMNS or (3 <= rows <= _AXES and columns > _FEATURES)
 
 
 def _check_distances(points: np.ndarray, path: Path, token: str) -> None:
-    """Raises DataError for points that cannot be metres from a lidar: most of them far away, or all in its middle."""
+    """Raise DataError for points that are not in metres from a lidar: half of them too far away, or none far enough."""
     distances = np.abs(points).max(1)
     middle = float(np.median(distances))
     if middle > _FARTHEST:

@@ -1,4 +1,4 @@
-"""Columns of numbers in text, as the ascii kinds of PCD and PLY have them."""
+"""Read columns of numbers from the text of ascii PCD and PLY files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 
 
 def columns_of(lines: Sequence[bytes], places: Sequence[int], width: int) -> np.ndarray:
-    """(P, len(places)) float64 of lines of ``width`` numbers each. Raises ValueError that names the line."""
+    """Return the columns ``places`` of lines with ``width`` numbers each: (P, len(places)) float64.
+
+    Raises ValueError with the number of the point.
+    """
     rows: List[List[float]] = []
     for number, line in enumerate(lines, start=1):
         parts = line.split()

@@ -1,1 +1,1 @@
-"""A procedural street: its layout, its objects, and one ray caster that six cameras and a lidar share."""
+"""A procedural street: layout, objects, and one ray caster for six cameras and a lidar."""

@@ -1,7 +1,7 @@
-"""How an object is put together from primitives, and the colours it is given.
+"""Building an object of the street from primitives, and drawing its colours.
 
-An object's own frame: x forward, y left, z up from the ground it stands on; metres. Colours are RGB in [0, 1].
-Hues are drawn at random for every object: shape, size and pattern have to tell what it is.
+An object's own frame: x forward, y left, z up from the ground below it; metres. Colours are RGB in [0, 1].
+Hues are drawn at random for every object, so that only shape, size and pattern tell its class.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Builder:
         accent: Color = WHITE,
         taper: float = 0.0,
     ) -> None:
-        """One primitive: ``at`` is the middle of its underside, ``half`` its half sizes along x, y, z."""
+        """Add a primitive: ``at`` is the centre of its underside, ``half`` its half sizes along x, y, z."""
         x, y, z = at
         seed = float(self.rng.integers(1, 30000))
         row = [x, y, z + half[2], *half, 1.0, 0.0, shape, taper, self.label, texture, seed, -1]
@@ -54,7 +54,7 @@ class Builder:
         self.add(rc.BOX, texture, at, half, color, accent)
 
     def wheels(self, radius: float, xs: Sequence[float], y: float) -> None:
-        """Pairs of wheels at ``xs``, on both sides."""
+        """Add a pair of wheels, left and right, at each of ``xs``."""
         for x in xs:
             for side in (y, -y):
                 self.add(
@@ -62,7 +62,7 @@ class Builder:
                 )
 
     def reach(self) -> Point:
-        """Half length, half width and height of the whole object, metres."""
+        """Return half length, half width and height of the whole object, metres."""
         rows = self.rows
         return (
             max(abs(r[rc.X]) + r[rc.HX] for r in rows),
@@ -71,7 +71,7 @@ class Builder:
         )
 
     def place(self, x: float, y: float, z: float, yaw: float) -> np.ndarray:
-        """(n, PRIM_COLUMNS) rows in the scene frame."""
+        """Return the primitives as rows (n, PRIM_COLUMNS) in the scene frame, at this place and heading."""
         rows = np.array(self.rows)
         co, si = math.cos(yaw), math.sin(yaw)
         px, py = rows[:, rc.X].copy(), rows[:, rc.Y].copy()
@@ -82,14 +82,14 @@ class Builder:
 
 
 def hue(rng: Rng) -> np.ndarray:
-    """Any paint: grey, dark, pale or vivid."""
+    """Draw any colour: grey, dark, pale or vivid."""
     if rng.random() < 0.35:
         return np.clip(rng.uniform(0.08, 0.85) + rng.uniform(-0.04, 0.04, 3), 0.03, 0.9)
     return rng.uniform(0.06, 0.85, 3)
 
 
 def usual(rng: Rng, tones: Sequence[Sequence[float]], share: float) -> np.ndarray:
-    """With probability ``share`` a shade of one of the tones that such things often have, else any paint."""
+    """Draw a shade of one of ``tones`` with probability ``share``, else any colour."""
     if rng.random() > share:
         return hue(rng)
     tone = np.array(tones[int(rng.integers(len(tones)))])
@@ -97,13 +97,13 @@ def usual(rng: Rng, tones: Sequence[Sequence[float]], share: float) -> np.ndarra
 
 
 def contrast(rng: Rng, color: np.ndarray) -> np.ndarray:
-    """A second colour clearly brighter or darker than the first."""
+    """Draw a second colour that is clearly brighter or darker than the first."""
     if color.mean() > 0.5 or rng.random() < 0.15:
         return rng.uniform(0.03, 0.16, 3)
     return rng.uniform(0.75, 0.92) + rng.uniform(-0.05, 0.05, 3)
 
 
-# what is annotated with boxes: raw label -> nuScenes attribute of an object that stands still
+# objects that are annotated with boxes: raw label -> nuScenes attribute of one that stands still
 ATTRIBUTES: Dict[int, str] = {
     CAR: "vehicle.parked",
     TRUCK: "vehicle.parked",

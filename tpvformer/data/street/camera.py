@@ -1,4 +1,4 @@
-"""The picture that one camera takes of a street. Compiled loops without threads: many processes render many frames."""
+"""Rendering a camera's image of a street. The compiled loops use one thread, because processes render the frames."""
 
 from __future__ import annotations
 
@@ -131,10 +131,9 @@ def render_camera(
     gain: np.ndarray,
     seed: int,
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What one camera sees.
+    """Render the image of one camera.
 
-    Args: ``size`` is (width, height) pixels; ``gain`` (3,) the exposure of red, green, blue; ``seed`` that of the
-    sensor's noise.
+    Args: ``size`` is (width, height) pixels; ``gain`` (3,) the exposure of red, green, blue; ``seed`` seeds the noise.
     Returns the image (H, W, 3) uint8 BGR, the raw lidarseg index of every pixel (H, W) uint8 (NO_CLASS for sky), and
     the depth along the optical axis (H, W) float32 in metres.
     """

@@ -1,7 +1,7 @@
 """Dense labels of a key frame on disk, as Occ3D-nuScenes and SurroundOcc publish theirs.
 
-Differences from the real ones: they are made from accumulated sweeps and know surfaces only; these know the solid truth
-(solid.py). The lidar mask is of this key frame's turn, not of the whole drive's.
+Differences: the published labels are made from accumulated sweeps and contain surfaces only; these contain the whole
+solids (solid.py). The lidar mask is that of this key frame's turn, not of the whole drive.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_dense_labels(
     """Write both kinds for one key frame.
 
     ``scan`` is the base name of its lidar file; ``ego2scene`` (4,4) at the lidar's time; ``sensors2scene`` by channel,
-    each at its own time. Raises OSError if the disk refuses.
+    each at its own time. Raises OSError where a file cannot be written.
     """
     grid = OCCUPANCY_GRIDS["occ3d"]
     mask_lidar, mask_camera = (np.zeros(grid.shape, np.uint8) for _ in range(2))

@@ -27,7 +27,7 @@ SECONDS_BETWEEN_SCENES = 1000
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker has to render. ``size`` is (width, height)."""
+    """One scene for a worker to render. ``size`` is (width, height) of the images in pixels."""
 
     folder: str
     name: str
@@ -35,8 +35,8 @@ class Task:
     frames: int
     size: Tuple[int, int]
     seed: int
-    lidar_tokens: Tuple[str, ...]  # of the lidar sample_data records, which name the label files
-    sample_tokens: Tuple[str, ...] = ()  # of the key frames, where dense labels are wanted; they name these
+    lidar_tokens: Tuple[str, ...]  # of the lidar sample_data records; label files are named by them
+    sample_tokens: Tuple[str, ...] = ()  # of the key frames, where dense labels are wanted; those are named by them
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """One sample: its readings (lidar first) and the lidar points on every annotated object that was hit."""
+    """One sample: its readings (lidar first) and the number of lidar points on each annotated object that was hit."""
 
     timestamp: int
     readings: List[Reading]
@@ -61,7 +61,7 @@ class KeyFrame:
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """All that the tables need to know of a scene. ``things`` lie in the global frame."""
+    """The facts of a scene that the tables contain. ``things`` are in the global frame."""
 
     name: str
     logfile: str
@@ -72,7 +72,7 @@ class SceneRecord:
 
 @dataclass(frozen=True)
 class Ride:
-    """The ego's motion: constant speed along the road with a little pitch and roll; and where the scene lies."""
+    """The ego's motion, constant speed along the road with a little pitch and roll, and the scene's global pose."""
 
     street: Street
     speed: float  # m/s
@@ -81,7 +81,7 @@ class Ride:
     offset: Tuple[float, float]
 
     def ego(self, seconds: float) -> Tuple[Tuple[float, float, float], Tuple[float, float, float]]:
-        """Position and (yaw, pitch, roll) in the scene."""
+        """Return position (metres) and (yaw, pitch, roll) (radians) in the scene frame."""
         x, y, heading = self.street.road.at(self.speed * seconds, self.street.ego_s)
         pitch, roll, f, g = self.sway
         return (x, y, 0.0), (heading, pitch * math.sin(f * seconds + 1), roll * math.sin(g * seconds))
@@ -92,7 +92,7 @@ class Ride:
 
 
 def start_ride(seed: int, index: int, frames: int) -> Ride:
-    """The street of scene number ``index`` and the way through it; the same for the same numbers."""
+    """Draw the street of scene number ``index`` and the ride through it; equal arguments give equal rides."""
     rng = np.random.default_rng([seed, index])
     speed = rng.uniform(5.0, 11.0)
     street = build_street(rng, speed * (frames - 1) * rig.KEYFRAME_MICROSECONDS * 1e-6)
@@ -101,14 +101,14 @@ def start_ride(seed: int, index: int, frames: int) -> Ride:
 
 
 def scene_clock(index: int) -> Tuple[int, str, str]:
-    """Time stamp in microseconds, log file name and date of the scene with this number."""
+    """Return time stamp in microseconds, log file name and date of the scene with this number."""
     second = FIRST_SECOND + index * SECONDS_BETWEEN_SCENES
     local = datetime.datetime.fromtimestamp(second, datetime.timezone(datetime.timedelta(hours=8)))
     return second * 1_000_000, local.strftime("n015-%Y-%m-%d-%H-%M-%S+0800"), local.strftime("%Y-%m-%d")
 
 
 def record_scene(task: Task) -> SceneRecord:
-    """Render every key frame of a scene and write its images, sweeps and labels. Raises OSError if the disk refuses."""
+    """Render every key frame of a scene and write its images, sweeps and labels. Raises OSError."""
     ride = start_ride(task.seed, task.index, task.frames)
     rng = np.random.default_rng([task.seed, task.index, 1])
     shadows = cast_shadows(ride.street)

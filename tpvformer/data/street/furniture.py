@@ -49,7 +49,7 @@ def cone(rng: Rng) -> Builder:
 
 
 def barrier(rng: Rng) -> Builder:
-    """A row of striped blocks along x."""
+    """Build a barrier: a row of striped blocks along x."""
     b, c = Builder(BARRIER, rng), usual(rng, BARRIER_TONES, 0.7)
     accent = contrast(rng, c)
     count = int(rng.integers(2, 5))
@@ -61,7 +61,7 @@ def barrier(rng: Rng) -> Builder:
 
 
 def building(rng: Rng, long: float, deep: float) -> Builder:
-    """A house ``2 * long`` by ``2 * deep`` metres, its front along x."""
+    """Build a house of ``2 * long`` by ``2 * deep`` metres, its front along x."""
     b = Builder(MANMADE, rng)
     c = usual(rng, HOUSE_TONES, 0.7)
     style = sf.FACADE if rng.random() < 0.8 else sf.BRICK
@@ -80,7 +80,7 @@ def wall(rng: Rng) -> Builder:
 
 
 def lamp(rng: Rng) -> Builder:
-    """A street lamp or a sign on a pole."""
+    """Build a street lamp or a sign on a pole."""
     b, c = Builder(MANMADE, rng), np.full(3, rng.uniform(0.2, 0.6))
     high = rng.uniform(1.4, 3.2)
     b.add(rc.FRUSTUM, sf.PLAIN, (0, 0, 0), (0.13, 0.13, high), c)
@@ -92,7 +92,7 @@ def lamp(rng: Rng) -> Builder:
 
 
 def shelter(rng: Rng) -> Builder:
-    """A bus shelter: back wall and roof."""
+    """Build a bus shelter: back wall and roof."""
     b, c = Builder(MANMADE, rng), hue(rng)
     b.box(sf.GLASS, (0, -0.6, 0), (1.9, 0.06, 1.15), c)
     b.box(sf.PLAIN, (0, 0, 2.3), (2.0, 0.8, 0.08), c)

@@ -38,7 +38,7 @@ def _camera_info(
 
 
 def frame_info(token: Tokens, scene: str, k: int, frame: KeyFrame, size: Tuple[int, int]) -> Row:
-    """One record of an info file, in the form that BEVFormer and TPVFormer read; paths relative to the data root."""
+    """Return one record of an info file, in the form that BEVFormer and TPVFormer read; paths relative to the root."""
     readings = {r.channel: r for r in frame.readings}
     lidar = readings[rig.LIDAR_CHANNEL]
     lidar2global = rig.pose(lidar.ego_translation, lidar.ego_rotation) @ rig.pose(
@@ -61,15 +61,15 @@ def frame_info(token: Tokens, scene: str, k: int, frame: KeyFrame, size: Tuple[i
 
 
 def prefixed(info: Row, prefix: str) -> Row:
-    """The record with ``prefix`` before the names of its files."""
+    """Return the record with ``prefix`` before its file names."""
     cameras = {name: {**camera, "data_path": prefix + camera["data_path"]} for name, camera in info["cams"].items()}
     return {**info, "lidar_path": prefix + info["lidar_path"], "cams": cameras}
 
 
 def rig_file(info: Row, labels: str, size: Tuple[int, int]) -> Row:
-    """One record as somebody with cameras of their own would describe it (docs/rig.md); paths as in the record.
+    """Return the record as a rig file describes a frame (docs/rig.md), with the record's paths.
 
-    The poses are those of this moment: cameras fire up to 43 ms before the lidar, while the vehicle drives.
+    The poses hold for this frame only: cameras fire up to 43 ms before the lidar, while the vehicle drives.
     """
     cameras = []
     for name, camera in info["cams"].items():

@@ -1,8 +1,8 @@
 """A sequence of SemanticKITTI on disk: the ego drives down a street and one camera and the lidar record every fifth
 frame (formats: data/semantickitti.py).
 
-Differences from the real one: the labels are the solid truth (solid.py) where anything observed it, not accumulated
-scans; the lidar has the beams of rig.py; frames without voxels, scans and poses are left out.
+Differences: the labels are the whole solids (solid.py), where a sensor observed them, not accumulated scans; the lidar
+has the beams of rig.py; scans, poses and the frames without voxels are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.labels import CLASS_NAMES, EMPTY
 
 STEP = 5  # frames of 0.1 s between two that are written
-BEHIND = 2  # cells
+BEHIND = 2  # cells that the traced grid begins before the written one, see _observed
 SIZES = ((1241, 376), (1226, 370))  # width, height of the images: they differ between the real sequences too
 LIDAR2EGO = rig.pose((0.76, 0.0, 1.73), (1.0, 0.0, 0.0, 0.0))
 # Calibration of the odometry benchmark's sequence 00, to six digits.
@@ -63,7 +63,7 @@ assert len(RAW) == EMPTY + 1
 
 @dataclass(frozen=True)
 class SequenceTask:
-    """What one worker has to render."""
+    """One sequence for a worker to render."""
 
     folder: str  # that of the sequence
     name: str
@@ -74,7 +74,7 @@ class SequenceTask:
 
 @dataclass(frozen=True)
 class SequenceRecord:
-    """What was written."""
+    """The sequence that was written."""
 
     name: str
     frames: List[str]
@@ -98,7 +98,7 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
         image, _, _ = render_camera(ride.street, shadows, poses[k] @ camera2lidar, intrinsic, size, gain, grain)
         (folder / "image_2" / f"{frame}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         now = _observed(ride.street, poses[k : k + 1], poses[k], grid)
-        ever = _observed(ride.street, poses[k:], poses[k], grid)  # from further down the road as well
+        ever = _observed(ride.street, poses[k:], poses[k], grid)  # from the later positions on the road as well
         raw = RAW[fill_voxels(ride.street, poses[k], grid.shape, grid.pc_range)]
         raw[~ever] = 0
         hit = np.zeros(grid.shape, bool)
@@ -116,16 +116,16 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
 
 
 def camera_pose() -> Tuple[np.ndarray, np.ndarray]:
-    """The camera's intrinsics (3, 3), pixels, and its pose (4, 4) in the lidar's frame, metres."""
+    """Return the camera's intrinsics (3, 3), pixels, and its pose (4, 4) in the lidar frame, metres."""
     intrinsic, lidar2camera = P2[:, :3], np.vstack([TR, [0, 0, 0, 1]])
     lidar2camera[:3, 3] += np.linalg.inv(intrinsic) @ P2[:, 3]  # from camera 0 to camera 2 beside it
     return intrinsic, np.linalg.inv(lidar2camera)
 
 
 def _observed(street: Street, sensors: Sequence[np.ndarray], lidar: np.ndarray, grid: OccupancyGrid) -> np.ndarray:
-    """(X, Y, Z) bool: which voxels of the grid that stands at ``lidar`` one turn from any of the sensors observes.
+    """Return (X, Y, Z) bool: the voxels of the grid at pose ``lidar`` that one turn of any of the sensors observes.
 
-    Rays are followed from within a grid, and the lidar stands on the border of its own: some cells are put before it.
+    Rays must begin inside the traced grid, but the lidar is on the border of its own: BEHIND cells are added there.
     """
     cell = (grid.pc_range[3] - grid.pc_range[0]) / grid.shape[0]
     mask = np.zeros((grid.shape[0] + BEHIND, *grid.shape[1:]), np.uint8)
@@ -140,6 +140,6 @@ def _bits(voxels: np.ndarray) -> bytes:
 
 
 def _calibration() -> str:
-    """The five lines of calib.txt; the cameras that are not rendered have the matrix of the one that is."""
+    """Return the five lines of calib.txt; cameras that are not rendered get the matrix of the one that is."""
     rows = {**{f"P{k}": P2 for k in range(4)}, "Tr": TR}
     return "".join(f"{name}: {' '.join(f'{v:.12e}' for v in matrix.ravel())}\n" for name, matrix in rows.items())

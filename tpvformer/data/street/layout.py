@@ -1,7 +1,7 @@
-"""The ground of a street: carriageway, median, verges, sidewalks, what lies beyond them, and perhaps a junction.
+"""The ground of a street: carriageway, median, verges, sidewalks, the area beyond them, and sometimes a junction.
 
-Regions are strips and patches in road coordinates (u along the road, s to its left, metres). Their colours come from
-overlapping ranges; paving, lane marks and position tell the classes apart.
+Regions are strips and patches in road coordinates (u along the road, s to its left, metres). The classes' colour ranges
+overlap; paving, lane marks and position tell the classes apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DRIVEABLE, OTHER_FLAT, SIDEWALK, TERRAIN = 24, 25, 26, 27  # raw lidarseg indice
 MARGIN = 62.0  # metres of street before and after the stretch that is driven
 FAR = 1e9
 KERB_HEIGHT = 0.14
-CORRIDOR = 2.3  # metres either side of the ego's path that stay free
+CORRIDOR = 2.3  # metres on either side of the ego's path that stay free
 
 
 class Layout:
@@ -55,16 +55,16 @@ class Layout:
         self.ego_s = self._lane()
 
     def edge(self, side: int) -> float:
-        """Distance from the middle of the road to the far edge of the sidewalk; side +1 left, -1 right."""
+        """Return the metres from the middle of the road to the sidewalk's outer edge; side +1 left, -1 right."""
         k = 0 if side > 0 else 1
         return self.half + self.verges[k] + self.walks[k]
 
     def walk(self, side: int) -> float:
-        """Width of the sidewalk on that side."""
+        """Return the width of the sidewalk on that side in metres."""
         return self.walks[0 if side > 0 else 1]
 
     def _add(self, label: int, u: Tuple[float, float], s: Tuple[float, float], pattern: int = -1) -> None:
-        """Append a region; where regions overlap, the one added first counts."""
+        """Append a region; where regions overlap, the first one counts."""
         style, scale = self.style[label]
         seed = float(self.rng.integers(1, 30000))
         color = self.paint[label] * self.rng.uniform(0.92, 1.08)
@@ -90,7 +90,7 @@ class Layout:
         self._add(DRIVEABLE, (-FAR, FAR), (-self.half, self.half))
 
     def _beside(self, side: int) -> None:
-        """Verge, sidewalk, and patches of paving beyond it."""
+        """Add verge, sidewalk and patches of paving beyond it."""
         rng = self.rng
         verge = self.verges[0 if side > 0 else 1]
         kerb = self.half + verge
@@ -108,7 +108,7 @@ class Layout:
             u += long
 
     def _lane(self) -> float:
-        """Where the ego drives: somewhere on the carriageway, clear of kerbs."""
+        """Draw the ego's s: on the carriageway, clear of the kerbs."""
         gap = CORRIDOR + 0.3
         side = 1 if self.rng.random() < 0.5 else -1
         outer = side * (self.half - gap)
@@ -121,7 +121,7 @@ def _tint(rng: Rng, low: float, high: float, spread: float) -> np.ndarray:
 
 
 def _soil(rng: Rng) -> np.ndarray:
-    """Grass, dry grass, earth or gravel."""
+    """Draw the colour of grass, dry grass, earth or gravel."""
     tones = np.array([[0.28, 0.42, 0.16], [0.52, 0.46, 0.3], [0.38, 0.3, 0.22], [0.45, 0.44, 0.42]])
     tone = tones[int(rng.choice(4, p=[0.65, 0.15, 0.15, 0.05]))]
     return np.clip(tone * rng.uniform(0.75, 1.3) + rng.uniform(-0.05, 0.05, 3), 0.05, 0.8)

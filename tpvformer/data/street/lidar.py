@@ -22,9 +22,9 @@ from tpvformer.data.street.rig import BEAMS, FIRINGS, beam_elevations
 from tpvformer.data.street.world import Street
 from tpvformer.runtime.compiling import kernel
 
-LIDAR_REACH = 40.0  # metres; the real sensor's 105 m would put points where small images show nothing
+LIDAR_REACH = 40.0  # metres; at the real sensor's 105 m, objects are too small to be seen in small images
 EGO_LABEL = 31  # raw lidarseg index of points without a return, kept near the origin
-DROPOUT = 0.005  # share of the rays that return nothing for no reason
+DROPOUT = 0.005  # share of the rays, at random, that return nothing
 RANGE_NOISE = 0.02  # metres, half width
 
 
@@ -85,7 +85,7 @@ def _lidar(
 
 
 def render_lidar(street: Street, sensor2scene: np.ndarray, seed: int) -> Sweep:
-    """One motion-compensated turn of the lidar from one pose, firing by firing.
+    """Render one motion-compensated turn of the lidar from one pose, firing by firing.
 
     As with the real sensor, sweeps differ by a firing or two: N is BEAMS times FIRINGS - 2 to FIRINGS.
     """

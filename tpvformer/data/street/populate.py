@@ -1,6 +1,6 @@
-"""Puts objects on a street so that none overlap and the ego's path stays free.
+"""Placing objects on a street so that none overlap and the ego's path stays free.
 
-Small things stand close to the ego's path, where the cameras resolve them; large ones along the kerbs and beyond.
+Small objects are close to the ego's path, where the cameras resolve them, large ones along the kerbs and beyond.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tpvformer.data.street.builder import ATTRIBUTES, Builder, Rng
 from tpvformer.data.street.layout import CORRIDOR, MARGIN, Layout
 
 GAP = 0.8  # metres between the collision boxes of two objects
-TRIES = 6  # places an object is offered before it is dropped
+TRIES = 6  # random places that are tried before an object is dropped
 CLEAR = 14.0  # metres before and after the driven stretch that stay free in the ego's lane
 
 
 @dataclass(frozen=True)
 class Road:
-    """The parabola that is the middle of the road."""
+    """The middle line of the road, a parabola."""
 
     curvature: float  # 1/m
     vertex: float  # x of its vertex, metres
@@ -33,17 +33,17 @@ class Road:
         return 0.5 * self.curvature * (u - self.vertex) ** 2
 
     def at(self, u: float, s: float) -> Tuple[float, float, float]:
-        """Scene x, y and the heading of the road at road coordinates (u, s)."""
+        """Return scene x, y and the heading of the road at road coordinates (u, s)."""
         return u, s + self.middle(u), math.atan(self.curvature * (u - self.vertex))
 
     def row(self) -> np.ndarray:
-        """(3,) for the compiled code."""
+        """Return the fields as (3,) float64 for the compiled code."""
         return np.array([self.curvature, self.vertex, self.kerb])
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One annotated object: raw label, middle of its box, size (width, length, height) in metres, heading."""
+    """One annotated object: raw label, centre of its box, size (width, length, height) in metres, heading."""
 
     label: int
     centre: Tuple[float, float, float]
@@ -52,7 +52,7 @@ class Thing:
 
 
 class Placer:
-    """Keeps track of what is taken. Collision boxes lie in road coordinates."""
+    """Place objects without collisions. Collision boxes are in road coordinates."""
 
     def __init__(self, rng: Rng, road: Road, rects: np.ndarray, ego_s: float, travel: float) -> None:
         self.rng, self.road, self.rects, self.ego_s, self.travel = rng, road, rects, ego_s, travel
@@ -66,7 +66,7 @@ class Placer:
         return all(abs(u - a) > long + c + gap or abs(s - b) > wide + d + gap for a, b, c, d in self.taken)
 
     def put(self, built: Builder, u: float, s: float, turn: float = 0.0, gap: float = GAP) -> bool:
-        """Stand an object at (u, s), turned by ``turn`` from the road's direction; False if there is no room."""
+        """Place an object at (u, s), turned by ``turn`` radians from the road's direction; False where it collides."""
         reach = built.reach()
         co, si = abs(math.cos(turn)), abs(math.sin(turn))
         long, wide = reach[0] * co + reach[1] * si, reach[0] * si + reach[1] * co
@@ -94,7 +94,7 @@ class Placer:
     ) -> None:
         """Put about ``density`` objects on every 100 m of the street, up to ``reach`` metres beyond the driven stretch.
 
-        ``where`` draws the lateral place, ``wobble`` is the spread of the heading in radians.
+        ``where`` draws the lateral position s, ``wobble`` is the spread of the heading in radians.
         """
         rng = self.rng
         for _ in range(rng.poisson(density * (self.travel + 2 * reach) / 100)):
@@ -106,7 +106,7 @@ class Placer:
 
 
 class Places:
-    """Random lateral places of each kind, metres to the left of the middle of the road."""
+    """Draw lateral positions of each kind, metres to the left of the middle of the road."""
 
     def __init__(self, rng: Rng, layout: Layout) -> None:
         self.rng, self.layout = rng, layout
@@ -129,7 +129,7 @@ class Places:
         return side * (self.layout.edge(side) + self.rng.uniform(0.8, 5.0))
 
     def close(self) -> float:
-        """Beside the ego's path, where a camera sees small things well."""
+        """Draw a position beside the ego's path, where small objects are large in the images."""
         return self.layout.ego_s + self._side() * (CORRIDOR + self.rng.uniform(0.9, 5.5))
 
     def either(self, share: float, a: Callable[[], float], b: Callable[[], float]) -> Callable[[], float]:
@@ -148,11 +148,11 @@ def _houses(placer: Placer, layout: Layout, side: int) -> None:
 
 
 def populate(rng: Rng, layout: Layout, road: Road, rects: np.ndarray, travel: float) -> Tuple[np.ndarray, List[Thing]]:
-    """Primitives (P, PRIM_COLUMNS) of everything that stands on the street, and what of it is annotated."""
+    """Return the primitives (P, PRIM_COLUMNS) of all objects on the street, and the annotated objects."""
     placer, at = Placer(rng, road, rects, layout.ego_s, travel), Places(rng, layout)
     for side in (1, -1):
         _houses(placer, layout, side)
-    put = placer.scatter  # large things first: they find no room later
+    put = placer.scatter  # large objects first: later there would be no room for them
     put(vehicles.bus, 2.6, at.either(0.6, at.lane, at.kerb), 34)
     put(vehicles.trailer, 3.2, at.either(0.7, at.kerb, at.beyond), 34)
     put(vehicles.construction, 3.8, at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)

@@ -1,11 +1,11 @@
-"""Where a ray meets the street: objects made of primitives, and a two-level ground with kerbs.
+"""Intersections of rays with the street: objects made of primitives, and a two-level ground with kerbs.
 
 Everything lies in the scene frame: x roughly along the road, y left, z up, metres, ground at z = 0. The cameras and the
 lidar call the same ``Bins`` and ``cast``, so a point that the lidar hits is the surface that a camera sees.
 
 A primitive is a row of ``prims`` (columns below): a box, an ellipsoid or a vertical frustum, turned by a yaw.
 A ground region is a row of ``rects`` in road coordinates (u = x, s = distance to the left of the curved middle line);
-the first row that holds a place wins; raised regions stand ``road[KERB]`` higher than the carriageway.
+the first row that contains a place counts; raised regions are ``road[KERB]`` metres higher than the carriageway.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ RECT_COLUMNS = 15
 CURVATURE, CENTRE, KERB = range(3)  # entries of ``road``
 
 SKY, GROUND, KERB_FACE = -1, -2, -3  # what was hit, where it is no primitive; else the row of ``prims``
-NEAR = 0.3  # metres in front of a sensor that are seen through
+NEAR = 0.3  # metres in front of a sensor within which nothing is hit
 BINS = 512  # azimuth sectors around a sensor
 LEAF = 0.32  # metres, edge of a leaf cell
 
 
 @inner(fastmath=True)
 def noise(a: int, b: int, c: int) -> float:
-    """A hash of three integers, uniform in [0, 1)."""
+    """Return a hash of three integers, uniform in [0, 1)."""
     h = (a * 374761393 + b * 668265263 + c * 1274126177) & 0xFFFFFFFF
     h = ((h ^ (h >> 13)) * 1274126177) & 0xFFFFFFFF
     h = ((h ^ (h >> 15)) * 2246822519) & 0xFFFFFFFF
@@ -53,7 +53,7 @@ def noise(a: int, b: int, c: int) -> float:
 
 @inner(fastmath=True)
 def azimuth(x: float, y: float) -> float:
-    """atan2(y, x) to 0.002 rad, several times faster (the bins have a wider margin)."""
+    """Return atan2(y, x) to 0.002 rad, several times faster (the bins have a wider margin)."""
     ax, ay = abs(x), abs(y)
     big, small = max(ax, ay), min(ax, ay)
     q = small / max(big, 1e-12)
@@ -69,10 +69,10 @@ def azimuth(x: float, y: float) -> float:
 def build_bins(
     prims: np.ndarray, ox: float, oy: float, oz: float, reach: float
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which primitives lie in which azimuth sector around a sensor, nearest first.
+    """List the primitives in each azimuth sector around a sensor, nearest first.
 
-    Returns starts (BINS + 1,) and rows (n,) int32, and bounds (P, 3): nearest horizontal distance, lowest and highest
-    slope (rise over horizontal distance) under which each primitive is seen.
+    Returns starts (BINS + 1,) and rows (n,) int32, and bounds (P, 3): each primitive's nearest horizontal distance and
+    the lowest and highest slope (rise over horizontal distance) of rays that can hit it.
     """
     count = prims.shape[0]
     bounds = np.empty((count, 3))
@@ -106,7 +106,7 @@ def build_bins(
         starts[b + 1] += starts[b]
     rows = np.empty(starts[BINS], np.int32)
     cursor = starts[:BINS].copy()
-    order = np.empty(count, np.int64)  # insertion: NumPy's sorting takes longer to compile than all of a frame to draw
+    order = np.empty(count, np.int64)  # insertion sort: np.sort takes longer to compile than a frame takes to render
     for i in range(count):
         k = i
         while k > 0 and bounds[order[k - 1], 0] > bounds[i, 0]:
@@ -124,7 +124,7 @@ def build_bins(
 def meet(
     prim: np.ndarray, ax: float, ay: float, az: float, bx: float, by: float, bz: float, limit: float
 ) -> Tuple[float, int]:
-    """Distance along a local ray a + t b to one primitive and the face (0 x, 1 y, 2 z, 3 curved); -1 for a miss."""
+    """Return the distance along a local ray a + t b to a primitive (-1: miss) and the face: x 0, y 1, z 2, curved 3."""
     hx, hy, hz = prim[HX], prim[HY], prim[HZ]
     shape = int(prim[SHAPE])
     if shape == BOX:
@@ -175,7 +175,7 @@ def meet(
 
 @kernel(fastmath=True)
 def region_at(x: float, y: float, road: np.ndarray, rects: np.ndarray) -> Tuple[int, float]:
-    """Row of ``rects`` at a place of the ground, and its road coordinate s. The last row covers everything."""
+    """Return the row of ``rects`` at a place on the ground, and its road coordinate s. The last row covers all."""
     s = y - 0.5 * road[CURVATURE] * (x - road[CENTRE]) ** 2
     for i in range(rects.shape[0] - 1):
         if rects[i, S0] <= s < rects[i, S1] and rects[i, U0] <= x < rects[i, U1]:
@@ -187,7 +187,7 @@ def region_at(x: float, y: float, road: np.ndarray, rects: np.ndarray) -> Tuple[
 def meet_ground(
     ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, road: np.ndarray, rects: np.ndarray
 ) -> Tuple[float, int, int]:
-    """Distance to the ground of a ray that points down, GROUND or KERB_FACE, and the region's row."""
+    """Return the distance to the ground along a ray that points down, GROUND or KERB_FACE, and the region's row."""
     t_high, t_low = (road[KERB] - oz) / dz, -oz / dz
     row, _ = region_at(ox + t_high * dx, oy + t_high * dy, road, rects)
     if rects[row, RAISED] > 0:

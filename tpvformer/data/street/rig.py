@@ -31,14 +31,14 @@ class Camera:
     trigger_us: int  # microseconds after the lidar time stamp (cameras fire before it)
 
     def intrinsic(self, size: Tuple[int, int]) -> np.ndarray:
-        """(3, 3) pixels of an image of ``size`` = (width, height); pixel i spans [i, i + 1)."""
+        """Return the intrinsics (3, 3) in pixels of an image of ``size`` (width, height); pixel i spans [i, i + 1)."""
         sx, sy = size[0] / REFERENCE_SIZE[0], size[1] / REFERENCE_SIZE[1]
         return np.array(
             [[self.focal * sx, 0, self.centre[0] * sx], [0, self.focal * sy, self.centre[1] * sy], [0, 0, 1]]
         )
 
 
-# in the order of the info files, which fixes the camera index of the model
+# in the order of the info files, which is the order of the model's camera embeddings
 CAMERAS: Tuple[Camera, ...] = (
     Camera(
         "CAM_FRONT",
@@ -95,12 +95,12 @@ LIDAR_ROTATION = (0.7077955119163518, -0.006492242056004365, 0.01064621471399580
 
 
 def beam_elevations() -> np.ndarray:
-    """(32,) radians above the lidar's horizon, ring 0 (lowest) first."""
+    """Return the elevation of each beam, (32,) radians above the lidar's horizon, ring 0 (lowest) first."""
     return np.radians(-30.667 + 1.3333 * np.arange(BEAMS))
 
 
 def rotation_matrix(q: Sequence[float]) -> np.ndarray:
-    """(3, 3) rotation of a quaternion, normalised first."""
+    """Return the rotation matrix (3, 3) of a quaternion, which is normalised first."""
     w, x, y, z = np.asarray(q, np.float64) / math.sqrt(sum(v * v for v in q))
     return np.array(
         [
@@ -112,7 +112,7 @@ def rotation_matrix(q: Sequence[float]) -> np.ndarray:
 
 
 def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Tuple[float, float, float, float]:
-    """Quaternion of the rotation about z, then the new y, then the new x (radians)."""
+    """Return the quaternion of rotations about z, then the new y, then the new x (radians)."""
     cy, sy = math.cos(yaw / 2), math.sin(yaw / 2)
     cp, sp = math.cos(pitch / 2), math.sin(pitch / 2)
     cr, sr = math.cos(roll / 2), math.sin(roll / 2)
@@ -125,7 +125,7 @@ def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Tuple
 
 
 def pose(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
-    """(4, 4) pose matrix of a translation in metres and a quaternion."""
+    """Return the pose matrix (4, 4) of a translation in metres and a quaternion."""
     matrix = np.eye(4)
     matrix[:3, :3] = rotation_matrix(rotation)
     matrix[:3, 3] = translation
@@ -133,7 +133,7 @@ def pose(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
 
 
 def sensor_poses() -> Dict[str, np.ndarray]:
-    """(4, 4) sensor2ego of the lidar and of every camera, by channel."""
+    """Return sensor2ego (4, 4) of the lidar and of every camera, by channel."""
     poses = {LIDAR_CHANNEL: pose(LIDAR_TRANSLATION, LIDAR_ROTATION)}
     poses.update({c.channel: pose(c.translation, c.rotation) for c in CAMERAS})
     return poses

@@ -1,4 +1,4 @@
-"""Which places of the ground lie in the shade. The sun stands still, so one map serves all frames of a scene."""
+"""Shadows on the ground. The sun does not move during a scene, so one map is used for all of its frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHADOW_CELL = 0.3  # metres
 
 @dataclass(frozen=True)
 class ShadowMap:
-    """Which cells of the ground the sun does not reach: (rows along x, columns along y) uint8, and the corner."""
+    """The shaded cells of the ground: (rows along x, columns along y) uint8, and the grid's lower corner."""
 
     cells: np.ndarray
     x0: float
@@ -57,7 +57,7 @@ def _shadows(prims: np.ndarray, sun: np.ndarray, cells: np.ndarray, x0: float, y
 
 
 def cast_shadows(street: Street) -> ShadowMap:
-    """The shadow map of a street."""
+    """Compute the shadow map of a street."""
     x0, y0, x1, y1 = street.bounds
     cells = np.zeros((int((x1 - x0) / SHADOW_CELL), int((y1 - y0) / SHADOW_CELL)), np.uint8)
     _shadows(street.prims, street.light.sun, cells, x0, y0)
@@ -66,7 +66,7 @@ def cast_shadows(street: Street) -> ShadowMap:
 
 @inner(fastmath=True)
 def lit_share(cells: np.ndarray, fx: float, fy: float) -> float:
-    """Share of the sun that reaches a place, bilinear between cell centres."""
+    """Return the share of sunlight at a place, 0 to 1, bilinear between cell centres."""
     i, j = int(math.floor(fx)), int(math.floor(fy))
     if i < 0 or j < 0 or i + 1 >= cells.shape[0] or j + 1 >= cells.shape[1]:
         return 1.0

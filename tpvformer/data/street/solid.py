@@ -1,10 +1,10 @@
-"""Which voxels of a street are filled, with what, and which of them a sensor observes.
+"""The class of each voxel of a street, and the voxels that a sensor observes.
 
-Definition. Each voxel is sampled at the middles of its 3x3x3 parts. A sample belongs to the object whose solid contains
-it (boxes, ellipsoids and frusta are full, leaves have no gaps; where objects overlap, the last one made wins), else to
-the ground if it lies within half a part of the ground's height: the ground is a skin, what is below it is free, as in
-labels made from points. A voxel with any such sample is occupied; its class is the most frequent among them, of equals
-the smallest. The truth is complete: it holds what no sensor sees.
+Each voxel is sampled at the centres of its 3x3x3 parts. A sample belongs to the object whose solid contains it. Boxes,
+ellipsoids and frusta are full, leaves have no gaps; where objects overlap, the last one made counts. Else the sample
+belongs to the ground if it is within half a part of the ground's height: below that surface is free space, as in labels
+made from points. A voxel with any such sample is occupied. Its class is the most frequent one of its samples, the
+smallest of equally frequent ones. The labels are complete: they include what no sensor observes.
 
 A voxel is observed by a sensor if one of its rays runs through it before, or where, it meets the first surface.
 """
@@ -53,14 +53,14 @@ _CLASSES = np.array(RAW_TO_CLASS, np.uint8)
 
 @inner()
 def _inside(prim: np.ndarray, x: float, y: float, z: float) -> bool:
-    """Whether a local point (metres from the primitive's middle) lies in it."""
+    """Tell whether a primitive contains a local point (metres from its centre)."""
     px, py, pz = x / prim[HX], y / prim[HY], z / prim[HZ]
     if abs(px) > 1 or abs(py) > 1 or abs(pz) > 1:
         return False
     shape = int(prim[SHAPE])
     if shape == BOX:
         return True
-    if shape == FRUSTUM:  # as raycast.meet has it: the radius shrinks from 1 at the bottom to 1 - taper at the top
+    if shape == FRUSTUM:  # as in raycast.meet: the radius shrinks from 1 at the bottom to 1 - taper at the top
         r = 1 - prim[TAPER] * (1 + pz) / 2
         return px * px + py * py <= r * r
     return px * px + py * py + pz * pz <= 1
@@ -78,7 +78,7 @@ def _sample(
     edge: np.ndarray,
     classes: np.ndarray,
 ) -> None:
-    """Fill ``parts`` (3X,3Y,3Z) with classes; its element i has its middle at low + (i + 0.5) edge, grid frame."""
+    """Fill ``parts`` (3X,3Y,3Z) with classes; the centre of element i is low + (i + 0.5) edge in the grid's frame."""
     nx, ny, nz = parts.shape
     for i in range(nx):
         for j in range(ny):
@@ -146,7 +146,7 @@ def _trace(
     low: np.ndarray,
     pitch: np.ndarray,
 ) -> None:
-    """Set ``mask`` to 1 along every ray, cell by cell, up to where it meets something."""
+    """Set ``mask`` to 1 along every ray, cell by cell, up to the first surface."""
     ox, oy, oz = sensor[0, 3], sensor[1, 3], sensor[2, 3]
     starts, rows, bounds = build_bins(prims, ox, oy, oz, reach)
     cell, step, here, way = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3), np.empty(3)
@@ -162,7 +162,7 @@ def _trace(
             cell[axis] = int(math.floor((here[axis] - low[axis]) / pitch[axis]))
             step[axis] = 1 if way[axis] > 0 else -1
         t = 0.0
-        while t <= end + 1e-3:  # a hair beyond the surface, so that its own voxel is among them
+        while t <= end + 1e-3:  # 1 mm beyond the surface, so that the surface's own voxel is included
             if cell[0] < 0 or cell[1] < 0 or cell[2] < 0:
                 break
             if cell[0] >= mask.shape[0] or cell[1] >= mask.shape[1] or cell[2] >= mask.shape[2]:
@@ -181,7 +181,7 @@ def _trace(
 def fill_voxels(
     street: Street, grid2scene: np.ndarray, voxels: Tuple[int, int, int], pc_range: Sequence[float]
 ) -> np.ndarray:
-    """Classes (X,Y,Z) uint8 over ``pc_range`` (metres) of a frame that stands at ``grid2scene``; EMPTY if free."""
+    """Return the classes (X,Y,Z), uint8, of a grid over ``pc_range`` (metres) at pose ``grid2scene``; EMPTY if free."""
     low, pitch = lattice(pc_range, voxels)
     parts = np.full([PARTS * n for n in voxels], _NOTHING, np.uint8)
     to_grid = np.linalg.inv(grid2scene)
@@ -210,7 +210,7 @@ def observe_by_camera(
     grid2scene: np.ndarray,
     pc_range: Sequence[float],
 ) -> None:
-    """Set ``mask`` (X,Y,Z) uint8 to 1 where a camera observes the voxel, by VIEW rays through the middles of pixels."""
+    """Set ``mask`` (X,Y,Z) uint8 to 1 where a camera observes the voxel, by VIEW rays through the centres of pixels."""
     u, v = (axis.ravel() + 0.5 for axis in np.meshgrid(np.arange(VIEW[0]), np.arange(VIEW[1])))
     directions = np.stack([u, v, np.ones(len(u))], 1) @ np.linalg.inv(camera.intrinsic(VIEW)).T
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -226,7 +226,7 @@ def _observe(
     grid2scene: np.ndarray,
     pc_range: Sequence[float],
 ) -> None:
-    """Follow rays (R,3), unit vectors in the sensor's frame."""
+    """Set ``mask`` to 1 along the rays ``directions`` (R,3), unit vectors in the sensor's frame."""
     low, pitch = lattice(pc_range, mask.shape)
     scene = (street.prims, street.road.row(), street.rects, np.linalg.inv(grid2scene))
     _trace(mask, np.ascontiguousarray(sensor2scene), np.ascontiguousarray(directions), reach, *scene, low, pitch)

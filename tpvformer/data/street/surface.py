@@ -1,4 +1,4 @@
-"""What surfaces look like: paint, windows, leaves, paving, lane marks. Patterns tell classes apart, hues do not.
+"""The appearance of surfaces: paint, windows, leaves, paving, lane marks. Patterns tell classes apart, hues do not.
 
 A texture mixes the two colours of its primitive or region: colour * a + accent * b.
 """
@@ -41,7 +41,7 @@ def cell(v: float, size: float) -> int:
 
 @inner(fastmath=True)
 def object_texture(prim: np.ndarray, x: float, y: float, z: float, face: int) -> Tuple[float, float]:
-    """Weights (a, b) of colour and accent at a local point of a primitive (metres from its centre)."""
+    """Return the weights (a, b) of colour and accent at a local point of a primitive (metres from its centre)."""
     hx, hy, hz, seed = prim[HX], prim[HY], prim[HZ], int(prim[SEED])
     kind = int(prim[TEXTURE])
     along = y if face == 0 else x  # horizontal coordinate on an upright face
@@ -118,7 +118,7 @@ def object_texture(prim: np.ndarray, x: float, y: float, z: float, face: int) ->
 
 @inner(fastmath=True)
 def ground_texture(rect: np.ndarray, u: float, s: float, kind: int, fade: float) -> Tuple[float, float]:
-    """Weights (a, b) of colour and accent at road coordinates (u, s); ``fade`` in 0..1 softens detail far away."""
+    """Return the weights (a, b) of colour and accent at road coordinates (u, s); ``fade``, 0..1, softens far detail."""
     seed, scale = int(rect[GSEED]), rect[SCALE]
     if kind == KERB_FACE:
         return 0.8, 0.1
@@ -159,7 +159,7 @@ def ground_texture(rect: np.ndarray, u: float, s: float, kind: int, fade: float)
 
 @inner(fastmath=True)
 def mix(row: np.ndarray, first: int, second: int, a: float, b: float) -> Tuple[float, float, float]:
-    """colour * a + accent * b, as red, green, blue."""
+    """Return colour * a + accent * b as red, green, blue."""
     return (
         row[first] * a + row[second] * b,
         row[first + 1] * a + row[second + 1] * b,

@@ -1,7 +1,7 @@
 """The nuScenes tables of synthetic scenes: plain dictionaries, ready for JSON.
 
-Field meanings: nuScenes schema v1.0. Tokens are MD5 digests of what they name and of the seed, so that equal
-parameters give equal files.
+Field meanings: nuScenes schema v1.0. Tokens are MD5 digests of the seed and of the row's name, so that equal parameters
+give equal files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLES = (
 
 
 class Tokens:
-    """32 hexadecimal digits for everything that has a name."""
+    """Make tokens: 32 hexadecimal digits for each name, the same for the same name and seed."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -45,7 +45,7 @@ class Tokens:
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
     def reading(self, scene: str, frame: int, channel: str) -> str:
-        """Of a sample_data record, which its ego_pose and lidarseg records share."""
+        """Return the token of a sample_data record, which its ego_pose and lidarseg records share."""
         return self("sample_data", scene, frame, channel)
 
 
@@ -54,7 +54,7 @@ def _linked(tokens: Sequence[str], k: int) -> Dict[str, str]:
 
 
 def constant_tables(token: Tokens) -> Dict[str, List[Row]]:
-    """Categories, attributes, visibility levels and sensors."""
+    """Return the tables that do not depend on scenes: categories, attributes, visibility levels, sensors."""
     return {
         "category": [
             {"token": token("category", i), "name": name, "description": "", "index": i}
@@ -96,7 +96,7 @@ def _calibration(token: Tokens, scene: str, size: Tuple[int, int]) -> List[Row]:
 
 
 def _annotations(token: Tokens, record: SceneRecord) -> Tuple[List[Row], List[Row]]:
-    """Instances, and one annotation for every frame in which the lidar hit the object."""
+    """Return the instances, and an annotation for every frame in which the lidar hit the object."""
     instances, annotations = [], []
     for i, thing in enumerate(record.things):
         seen = [k for k, frame in enumerate(record.frames) if i in frame.hits]
@@ -134,7 +134,7 @@ def _annotations(token: Tokens, record: SceneRecord) -> Tuple[List[Row], List[Ro
 
 
 def scene_tables(token: Tokens, record: SceneRecord, size: Tuple[int, int]) -> Dict[str, List[Row]]:
-    """The rows that one scene adds to the tables. ``size`` is the images' (width, height)."""
+    """Return the rows that one scene adds to the tables. ``size`` is the images' (width, height)."""
     count = len(record.frames)
     samples = [token("sample", record.name, k) for k in range(count)]
     scene, log = token("scene", record.name), token("log", record.name)

@@ -73,7 +73,7 @@ def trailer(rng: Rng) -> Builder:
 
 
 def construction(rng: Rng) -> Builder:
-    """A crawler with a cab, a mast and a jib."""
+    """Build a crawler crane: tracks, cab, mast and jib."""
     b, c = Builder(CONSTRUCTION, rng), usual(rng, MACHINE_TONES, 0.8)
     black = rng.uniform(0.02, 0.1, 3)
     for side in (1.05, -1.05):

@@ -1,7 +1,7 @@
-"""What a street is made of, and how one is drawn at random.
+"""The content of a street, and drawing one at random.
 
-Scene frame: x along the road's general direction, y left, z up, metres. Road coordinates: u = x, and s = y minus the
-height of the parabola that is the middle of the road. The ego drives along s = ``ego_s`` from u = 0 to ``travel``.
+Scene frame: x along the road's general direction, y left, z up, metres. Road coordinates: u = x, and s = y minus the y
+of the road's middle line, a parabola. The ego drives along s = ``ego_s`` from u = 0 to ``travel``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Light:
     """Sun and air of a scene; colours are red, green, blue in [0, 1]."""
 
     sun: np.ndarray  # (3,) unit vector towards the sun
-    ambient: float  # share of the light that comes from everywhere
+    ambient: float  # share of the light that comes from all directions
     haze: float  # 1 / distance (m) at which half the contrast is left
     grain: float  # amplitude of the sensor noise
-    horizon: np.ndarray  # (3,) colour of the sky low down
-    zenith: np.ndarray  # (3,) and high up
+    horizon: np.ndarray  # (3,) colour of the sky at the horizon
+    zenith: np.ndarray  # (3,) colour of the sky overhead
     exposure: np.ndarray  # (3,) gain of red, green, blue
 
 
 @dataclass(frozen=True)
 class Street:
-    """Everything that a ray can meet; column meanings in ``raycast``."""
+    """Everything that a ray can hit; ``raycast`` defines the columns."""
 
     prims: np.ndarray  # (P, PRIM_COLUMNS) float64
     rects: np.ndarray  # (R, RECT_COLUMNS) float64, first match wins
@@ -62,7 +62,7 @@ def _light(rng: Rng) -> Light:
 
 
 def build_street(rng: Rng, travel: float) -> Street:
-    """A random street along which the ego drives ``travel`` metres."""
+    """Draw a random street along which the ego drives ``travel`` metres."""
     layout = Layout(rng, travel)
     bend = 0.0
     if rng.random() < 0.65:

@@ -1,9 +1,9 @@
-"""Writes a synthetic drive to disk as a nuScenes v1.0-mini data set: lidarseg labels, info files, and dense occupancy
-labels if asked for; or as sequences of SemanticKITTI.
+"""Writing a synthetic drive as a nuScenes v1.0-mini data set (with lidarseg labels, info files and, as an option, dense
+occupancy labels) or as sequences of SemanticKITTI.
 
-The folder can be read by this package, by nuscenes-devkit and by code that expects TPVFormer's info pickles; rig.json
-is its first frame of validation as somebody with cameras of their own would describe it. The folder appears under its
-name only when it is complete; asking for the same set again changes nothing.
+This package, nuscenes-devkit and code that expects TPVFormer's info pickles can read the folder. Its rig.json describes
+the first validation frame as a rig of one's own. The folder gets its name only when it is complete. Writing the same
+set again changes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tpvformer.data.worker_processes import interrupts_held
 from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
 
-GENERATOR = 4  # raised whenever the same parameters give other files
+GENERATOR = 4  # version; raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
 RIG = "rig.json"  # the first frame of validation, as a rig of one's own
 MINI_VAL = ("scene-0103", "scene-0916")
@@ -47,7 +47,10 @@ Progress = Callable[[int, int], None]
 
 
 def scene_names(count: int) -> List[Tuple[str, str]]:
-    """(name, "train" or "val") of ``count`` scenes: mini_val, mini_train, then invented names; of two, one of each."""
+    """Return (name, "train" or "val") of ``count`` scenes: mini_val's, mini_train's, then invented names.
+
+    Two scenes are one of each split.
+    """
     if count == 2:
         return [(MINI_VAL[0], "val"), (MINI_TRAIN[0], "train")]
     names = [(name, "val") for name in MINI_VAL] + [(name, "train") for name in MINI_TRAIN]
@@ -70,11 +73,11 @@ def write_dataset(
     """Generate ``scenes`` streets with ``frames_per_scene`` key frames each under the folder ``out``.
 
     Args: ``size`` is the images' (width, height) in pixels; ``workers`` the number of processes (all cores by default;
-    the files do not depend on it); ``progress`` is called with (frames done, frames in all); ``occupancy`` adds dense
-    labels in the forms of Occ3D and SurroundOcc, and leaves all other files as they are without it; ``prefix`` is put
-    before the file names in the info files, for loaders that open these as stored.
+    the files do not depend on it); ``progress`` is called with (frames done, all frames); ``occupancy`` adds dense
+    labels in the formats of Occ3D and SurroundOcc and changes no other file; ``prefix`` is put before the file names in
+    the info files, for loaders that open these as stored.
     Returns False if ``out`` already holds exactly this set, else True.
-    Raises ConfigError for arguments out of range, a target that holds something else, or a disk that cannot take it.
+    Raises ConfigError for arguments out of range, a target with other content, or a disk that is full or not writable.
     """
     out = Path(out)
     wanted = _parameters(scenes, size, seed, frames_per_scene)
@@ -93,9 +96,9 @@ def write_sequences(
     workers: Optional[int] = None,
     progress: Optional[Progress] = None,
 ) -> bool:
-    """Generate ``sequences`` streets in the form of SemanticKITTI, each with ``frames`` frames that have voxels.
+    """Generate ``sequences`` streets in SemanticKITTI's format, each with ``frames`` frames that have voxels.
 
-    The first is sequence 08, of validation, the others those of training. Otherwise as ``write_dataset``.
+    The first is sequence 08, which is for validation; the others are for training. Otherwise like ``write_dataset``.
     """
     most = 1 + len(KITTI_TRAIN)
     wanted = _parameters(sequences, SIZES[0], seed, frames)
@@ -114,7 +117,10 @@ def _write(
     workers: Optional[int],
     progress: Optional[Progress],
 ) -> bool:
-    """Let ``fill`` write the set, of about ``need`` bytes, into a folder that gets its name at the end."""
+    """Let ``fill`` write the set, about ``need`` bytes, to a temporary folder, and rename it to ``out`` at the end.
+
+    Returns False where ``out`` already has the set. Raises ConfigError.
+    """
     if workers is not None and workers < 1:
         raise ConfigError(f"synthetic data: workers is {workers}; expected 1 or more")
     if _holds(out, wanted):
@@ -164,7 +170,7 @@ def _parameters(scenes: int, size: Tuple[int, int], seed: int, frames: int) -> D
 
 
 def _holds(out: Path, wanted: Dict[str, Any]) -> bool:
-    """Whether ``out`` holds the set already; raises ConfigError if it holds anything else."""
+    """Tell whether ``out`` already holds the set. Raises ConfigError where it holds anything else."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -256,7 +262,10 @@ def _fill_sequences(root: Path, wanted: Dict[str, Any], workers: int, progress: 
 def _record(
     record_one: Callable[[Any], Any], tasks: Sequence[Any], workers: int, progress: Optional[Progress]
 ) -> List[Any]:
-    """All scenes, in order. The first is rendered here, so that workers find compiled code in Numba's cache."""
+    """Render all scenes and return their records in order.
+
+    The first is rendered in this process, so that the workers find compiled code in Numba's cache.
+    """
     done = 0
     records: Dict[int, Any] = {}
 
@@ -273,9 +282,9 @@ def _record(
     if tasks[alone:]:
         with ProcessPoolExecutor(min(workers, len(tasks) - 1), get_context("spawn")) as pool:
             if os.name == "posix":
-                resource_tracker.ensure_running()  # which would let Ctrl-C through when it starts
+                resource_tracker.ensure_running()  # before the block below, because its start unblocks SIGINT
             try:
-                with interrupts_held():  # a Ctrl-C meanwhile is raised at its end
+                with interrupts_held():  # Ctrl-C inside the block is raised at its end
                     futures = {pool.submit(record_one, task): task.index for task in tasks[alone:]}
                 for future in as_completed(futures):
                     store(future.result(), futures[future])
@@ -309,5 +318,5 @@ def _write_tables(
         (root / VERSION / f"{name}.json").write_text(json.dumps(rows))
     splits = {f"synthetic_{part}": [name for name, p in names if p == part] for part in ("train", "val")}
     (root / VERSION / "splits.json").write_text(json.dumps(splits))
-    mask = cv2.imencode(".png", np.full((MAP_SIZE, MAP_SIZE), 255, np.uint8))[1]  # all of it may be driven on
+    mask = cv2.imencode(".png", np.full((MAP_SIZE, MAP_SIZE), 255, np.uint8))[1]  # drivable everywhere
     (root / "maps" / f"{area}.png").write_bytes(mask.tobytes())

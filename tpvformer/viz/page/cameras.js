@@ -1,4 +1,4 @@
-// The pictures of the cameras with points on them; a press makes one large.
+// The cameras' pictures with points on them; a click enlarges one.
 
 class Cameras {
   constructor(place) { this.place = place; this.large = ""; this.tiles = []; }

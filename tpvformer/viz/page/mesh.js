@@ -1,4 +1,4 @@
-// Voxels to the faces that can be seen: those whose neighbour is hidden or outside of the grid.
+// Builds the visible faces of voxels: those whose neighbour is not drawn or is outside of the grid.
 
 const HIDDEN = 255;
 // Per direction the steps (x, y, z) of the normal and of two edges with edge 1 x edge 2 = normal.
@@ -7,12 +7,13 @@ const SIDES = [
   [[0, 1, 0], [0, 0, 1], [1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
   [[0, 0, 1], [1, 0, 0], [0, 1, 0]], [[0, 0, -1], [0, 1, 0], [1, 0, 0]],
 ];
-const LONG_IS_FIRST = [0, 1, 1, 0, 0, 1]; // of each side: whether runs go along the first of its edges, else the second
+const LONG_IS_FIRST = [0, 1, 1, 0, 0, 1]; // for each side: 1 where runs go along its first edge, 0 along its second
 const FACE_BYTES = 12; // x, y, z: uint16; side and openness: uint16; colour: 3 uint8; length of the run less 1: uint8
 
 // labels: class of each voxel, (x * Y + y) * Z + z, HIDDEN where nothing is drawn; colours: [r, g, b] by class.
-// A corner between neighbours is darker; its openness (0 to 3) takes two bits above the three of the side. Open faces of
-// one colour in a row are one: upright ones along z, the others along y. ends: how many faces there are up to each side.
+// Ambient occlusion: a corner beside drawn voxels is darker; its openness (0 to 3) is two bits, after the three of the
+// side. Adjacent unoccluded faces of one colour are merged, upright ones along z, the others along y. ends[side]: the
+// number of faces up to and with that side.
 function buildFaces(labels, [X, Y, Z], colours) {
   const stepY = Z + 2, stepX = stepY * (Y + 2), full = new Uint8Array(stepX * (X + 2));
   for (let x = 0, i = 0; x < X; x++)
@@ -23,7 +24,7 @@ function buildFaces(labels, [X, Y, Z], colours) {
   let count = 0, total = 0;
   for (let side = 0; side < 6; side++) {
     const [n, u, v] = SIDES[side].map(offset), level = side > 3;
-    const runs = new Int32Array(level ? Z : 1).fill(-1); // the face that may be continued: its number
+    const runs = new Int32Array(level ? Z : 1).fill(-1); // index of the face that the next may be merged into
     let room = 1 << 12, words = new Uint16Array(room * 6);
     count = 0;
     for (let x = 0, i = 0; x < X; x++) {
@@ -63,7 +64,7 @@ function buildFaces(labels, [X, Y, Z], colours) {
   return { faces, ends };
 }
 
-// The highest drawn voxel of each column, forward up and right right, for where there is no WebGL.
+// Draws the highest drawn voxel of each column, forward up, for browsers without WebGL.
 function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX) {
   const width = forwardIsX ? Y : X, height = forwardIsX ? X : Y;
   const image = new ImageData(width, height);

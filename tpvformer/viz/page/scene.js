@@ -1,4 +1,4 @@
-// Voxels and points in space, by WebGL2, and the eye that looks at them. Metres in the axes of the grid.
+// Draws voxels and points by WebGL2, seen from a virtual camera, "eye". Metres in the grid's frame.
 
 const FACE_SHADER = `#version 300 es
 layout(location = 0) in uvec4 place; layout(location = 1) in vec4 colour;
@@ -11,7 +11,7 @@ void main() {
   float run = round(colour.a * 255.0) + 1.0;
   spot = vec2(corner & 1, corner >> 1) * (long_is_first[side] == 1 ? vec2(run, 1.0) : vec2(1.0, run));
   vec3 start = vec3(max(n, ivec3(0)));
-  vec2 wider = spot + 0.02 * vec2(corner & 1, corner >> 1) - 0.01; // or rounding leaves gaps between runs
+  vec2 wider = spot + 0.02 * vec2(corner & 1, corner >> 1) - 0.01; // wider, because rounding leaves gaps between runs
   vec3 cell = vec3(place.xyz) + start + vec3(u) * wider.x + vec3(v) * wider.y;
   open = float((int(place.w) >> (3 + 2 * corner)) & 3) / 3.0;
   tone = vec4(colour.rgb * LIGHT[side], 1.0);
@@ -27,7 +27,7 @@ void main() {
 const POINT_SHADER = `#version 300 es
 layout(location = 0) in vec3 place; layout(location = 1) in vec4 colour;
 uniform mat4 eye; uniform float dot_size, lift; out vec4 tone;
-void main() { // a point lies within its voxel: it is lifted towards the eye by a voxel, or nobody would see it
+void main() { // a point lies inside its voxel and would be hidden: it is drawn one voxel nearer to the eye
   gl_Position = eye * vec4(place, 1.0); tone = colour;
   gl_Position.z -= lift;
   gl_PointSize = colour.a == 0.0 ? 0.0 : clamp(dot_size * 60.0 / gl_Position.w, dot_size, 4.0 * dot_size);
@@ -37,7 +37,7 @@ precision mediump float; in vec4 tone; out vec4 paint;
 void main() { if (tone.a == 0.0) discard; paint = vec4(tone.rgb, 1.0); }`;
 
 class Scene {
-  // Raises where the browser gives no WebGL2. forward: the axis that points ahead, 0 or 1.
+  // Throws where the browser has no WebGL2. forward: the axis that points ahead, 0 or 1.
   constructor(canvas, forward) {
     const gl = canvas.getContext("webgl2", { antialias: true });
     if (!gl) throw new Error("no WebGL2");
@@ -62,7 +62,7 @@ class Scene {
     return { id, at: Object.fromEntries(names.map((name) => [name, gl.getUniformLocation(id, name)])) };
   }
 
-  // The grid that faces lie in, the height of the ground; first = also put the eye behind the vehicle.
+  // Sets the grid's range and shape and the height of the ground; first: also resets the view.
   setGrid(range, dims, ground, first) {
     this.range = range; this.dims = dims; this.groundHeight = ground;
     this.size = [0, 1, 2].map((a) => (range[a + 3] - range[a]) / dims[a]);
@@ -95,7 +95,8 @@ class Scene {
     return made;
   }
 
-  // One view beside another for each layer: { faces: of buildFaces or null, points: Float32Array, colours: Uint8Array }.
+  // Draws one view for each layer, side by side. A layer: { faces: of buildFaces or null, points: Float32Array,
+  // colours: Uint8Array }.
   setLayers(layers) {
     const gl = this.gl;
     layers.forEach((layer, i) => {
@@ -113,7 +114,7 @@ class Scene {
 
   home() {
     const r = this.range, wide = Math.max(r[3] - r[0], r[4] - r[1]), middle = this.ahead.map((a, i) => (r[i] + r[i + 3]) / 2);
-    // a grid that lies ahead of the vehicle is looked at from there, one around it from behind
+    // a grid in front of the vehicle is seen from the vehicle, a grid around it from behind the vehicle
     const lead = this.ahead.map((a, i) => a * (Math.abs(middle[i]) > 5 ? 0 : wide * -0.09));
     this.target = [middle[0] + lead[0], middle[1] + lead[1], this.groundHeight];
     this.turn = -0.35; this.tilt = 0.6; this.distance = wide * 0.64;
@@ -127,7 +128,7 @@ class Scene {
 
   zoom(factor) { this.distance = Math.min(Math.max(this.distance * factor, 3), 400); this.draw(); }
 
-  // Moves what is looked at, in parts of the picture's height to the right and up.
+  // Moves the target of the view to the right and up, in fractions of the picture's height.
   pan(right, up) {
     const step = this.distance * 0.9, [r, , f] = this.axes(), flat = Math.hypot(f[0], f[1]) || 1;
     const lift = this.tilt > 1.5 ? this.axes()[1] : [f[0] / flat, f[1] / flat, 0];
@@ -156,7 +157,7 @@ class Scene {
     return out;
   }
 
-  // The sides that face the eye; those that look away from it throughout the grid are left out.
+  // Draws the faces of each of the six directions, but not of those that face away from the eye everywhere in the grid.
   drawFaces({ array, buffer, ends }) {
     const gl = this.gl, [, , forward] = this.axes(), eye = this.target.map((v, a) => v - forward[a] * this.distance);
     gl.bindVertexArray(array); gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
@@ -205,7 +206,7 @@ class Scene {
   }
 }
 
-// Mouse, touch and pen on the canvas: one turns, the right button or two fingers move, a wheel or a pinch zooms.
+// Mouse, touch and pen on the canvas: dragging turns, the right button or two fingers move, the wheel or a pinch zooms.
 function listen(scene) {
   const canvas = scene.canvas, held = new Map();
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());

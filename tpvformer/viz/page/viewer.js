@@ -1,4 +1,4 @@
-// The page: what is chosen, what follows from it, and the keys.
+// The page: its controls, its keys, and what they show.
 
 const $ = (id) => document.getElementById(id);
 const about = JSON.parse($("about").textContent);
@@ -10,7 +10,7 @@ const KINDS = [["right", [120, 160, 130]], ["wrong class", [235, 60, 50]], ["pre
 const MODES = { prediction: "Prediction", truth: "Truth", both: "Both", difference: "Difference" };
 
 const state = { frame: 0, mode: "prediction", on: DRAWN.slice(), kinds: [true, true, true, true], scanned: false, confidence: 0, data: null };
-const loaded = new Map(); // frame number: promise of its arrays; a few are kept
+const loaded = new Map(); // frame number: promise of its arrays; the last four are kept
 let scene = null, cameras = null, flat = null;
 
 function say(text) { $("notice").textContent = text; $("notice").hidden = !text; }
@@ -49,7 +49,7 @@ function load(number) {
   return promise;
 }
 
-// Whether the model's answer at voxel i counts as something that is there.
+// Whether voxel i is predicted as occupied by a drawn class, under the chosen limits.
 function believed(data, i) {
   if (!DRAWN[data.voxels[i]]) return false;
   if (state.scanned && data.scanned && !(data.scanned[i >> 3] & (128 >> (i & 7)))) return false;
@@ -57,16 +57,16 @@ function believed(data, i) {
 }
 
 const real = (label) => label < DRAWN.length && DRAWN[label];
-const known = (label) => real(label) || label === about.free; // truth that can be compared with
+const known = (label) => real(label) || label === about.free; // a true label that a prediction can be compared with
 
-// The kind of difference between two labels, HIDDEN where there is nothing to compare; there: something is predicted.
+// The kind of difference between two labels, HIDDEN where there is nothing to compare. there: a class is predicted.
 function kindOf(predicted, there, truth) {
   if (!known(truth)) return HIDDEN;
   if (real(truth)) return !there ? (about.free < 0 ? HIDDEN : MISSED) : predicted === truth ? RIGHT : WRONG;
   return there ? EXTRA : HIDDEN;
 }
 
-// What is drawn and how much of it there is: labels by voxel, colours by point, counts.
+// The labels that are drawn, by voxel; counts[label] is raised for each.
 function voxelLabels(data, mode, counts) {
   const total = data.voxels.length, out = new Uint8Array(total).fill(HIDDEN);
   for (let i = 0; i < total; i++) {
@@ -165,7 +165,7 @@ function count(list, ...columns) {
 async function go(number) {
   state.frame = Math.min(Math.max(number, 0), about.frames.length - 1);
   const wanted = state.frame, data = await load(wanted);
-  if (wanted !== state.frame) return; // another one was asked for meanwhile
+  if (wanted !== state.frame) return; // another frame was chosen meanwhile
   const first = !state.data, frame = data.frame;
   state.data = data;
   $("token").textContent = [frame.scene && (frame.scene.startsWith("scene") ? frame.scene : `scene ${frame.scene}`), frame.token].filter(Boolean).join(" · ");
@@ -180,21 +180,21 @@ async function go(number) {
   show();
 }
 
-// What is shown at first depends on what there is.
+// Sets what is shown at first, by what the frame has: truth, lidar, confidence.
 function begin(data) {
   if (data.trueVoxels && scene && innerWidth > 700) state.mode = "both";
   $("points").checked = false; $("points").disabled = !data.points.length;
   let text = "";
   if (about.labels) text = `Labels of ${about.labels}; no model predicted them. Free space is not drawn.`;
   else if (about.free < 0) {
-    text = "This model was never taught free space: it names a class for every voxel, also in the air. ";
+    text = "This model was not taught free space: it predicts a class for every voxel, also in the air. ";
     if (data.scanned) { state.scanned = true; text += "So only voxels that hold lidar points are shown at first."; }
     else if (data.confidence) {
       const levels = zeros(256); let i = 255, sum = 0;
       data.confidence.forEach((value) => levels[value]++);
       while (i > 0 && (sum += levels[i]) < data.voxels.length / 10) i--;
       state.confidence = Math.ceil(i / 2.55);
-      text += "There is no lidar here, so the tenth of them is shown that it is surest of.";
+      text += "There is no lidar here, so the tenth of the voxels with the highest confidence is shown.";
     }
   } else text = "Free space is one of this model's classes and is not drawn.";
   if (!data.trueVoxels && !about.labels) text += " No true labels are stored with this result.";
@@ -298,7 +298,7 @@ async function start() {
   } catch (err) {
     scene = null;
     say(`This browser draws nothing in 3-D (${err.message}); here are the voxels from above and the cameras.`);
-    flat = $("canvas").cloneNode(); $("canvas").replaceWith(flat); // a canvas that was asked for WebGL gives no 2-D
+    flat = $("canvas").cloneNode(); $("canvas").replaceWith(flat); // a canvas that was used for WebGL has no 2-D context
     flat.classList.add("flat"); $("home").hidden = $("above").hidden = $("points").parentNode.hidden = true;
   }
   await go(0);

@@ -1,4 +1,4 @@
-"""Curves as SVG text: no script, no network, colours from the page's style, a value under the pointer."""
+"""Line charts as SVG text, without scripts. Colours come from the page's style; tooltips show values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
-_BINS = 140  # places along x; what lies closer is averaged
-_TELLABLE = 6e-3  # of the largest value: a shorter axis has ticks that `number` writes alike
-_WIDE = 30.0  # highest over lowest value, from which on a logarithmic axis shows more
+_BINS = 140  # points drawn along x at most; more are averaged
+_TELLABLE = 6e-3  # least span of an axis, as a part of the largest value: `number` writes ticks of a shorter one alike
+_WIDE = 30.0  # an axis is logarithmic where the highest value is more than this many times the lowest
 
 Point = Tuple[float, Optional[float]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: (x, y) in order of x, a gap where y is None. ``tone`` 1 to 4 chooses its colour."""
+    """One line: (x, y) in order of x, with a gap where y is None. ``tone``, 1 to 4, selects its colour."""
 
     name: str
     points: Sequence[Point]
@@ -30,10 +30,10 @@ class Series:
 def line_chart(
     title: str, series: Sequence[Series], x_name: str, unit: str = "", linear: bool = False, cap: float = math.inf
 ) -> str:
-    """A figure with a legend where there is more than one line; empty where there is nothing to draw.
+    """Return a chart as HTML, with a legend where there is more than one line; "" where there is nothing to draw.
 
-    ``linear``: the axis begins at 0 and is never logarithmic. What is above ``cap`` is drawn at
-    it; its title has the value.
+    ``linear``: the axis begins at 0 and is never logarithmic. Values above ``cap`` are drawn at ``cap``; their tooltip
+    has the value.
     """
     drawn = [(one, _binned(one.points)) for one in series]
     drawn = [(one, points) for one, points in drawn if any(y is not None for _, y in points)]
@@ -91,7 +91,7 @@ def line_chart(
 
 
 def spark(values: Sequence[Optional[float]], top: float = 100.0) -> str:
-    """A line the height of a word, from 0 to ``top``."""
+    """Return a sparkline as SVG: a line as high as text, from 0 to ``top``; "" for fewer than two values in a row."""
     step = 88 / max(len(values) - 1, 1)
     points: List[Point] = [(1 + i * step, v) for i, v in enumerate(values)]
     lines = "".join(
@@ -103,7 +103,7 @@ def spark(values: Sequence[Optional[float]], top: float = 100.0) -> str:
 
 
 def number(value: float) -> str:
-    """Short, as on an axis or in a sentence: 28k, 0.05, 1e-5."""
+    """Format a number in short, for an axis or a sentence: 28k, 0.05, 1e-5."""
     size = abs(value)
     if size >= 1e4:
         return f"{value / 1e6:.4g}M" if size >= 1e6 else f"{value / 1e3:.4g}k"
@@ -113,7 +113,7 @@ def number(value: float) -> str:
 
 
 def _binned(points: Sequence[Point]) -> List[Point]:
-    """At most ``_BINS`` points: means over equal parts of x."""
+    """Return at most ``_BINS`` points: means over equal parts of x."""
     if len(points) <= _BINS:
         return list(points)
     low, high = points[0][0], points[-1][0]
@@ -129,7 +129,7 @@ def _binned(points: Sequence[Point]) -> List[Point]:
 
 
 def _runs(points: Sequence[Point]) -> List[List[Tuple[float, float]]]:
-    """The stretches without a gap."""
+    """Split the points at their gaps."""
     runs: List[List[Tuple[float, float]]] = [[]]
     for x, y in points:
         if y is None:
@@ -142,7 +142,7 @@ def _runs(points: Sequence[Point]) -> List[List[Tuple[float, float]]]:
 def _tips(
     drawn: Sequence[Tuple[Series, Sequence[Point]]], x_at: Callable[[float], float], x_name: str, unit: str, floor: int
 ) -> List[str]:
-    """A strip at each place, with the values there as its title."""
+    """Return an invisible SVG strip for each x, with all lines' values there as its tooltip."""
     said: Dict[float, List[str]] = {}
     for one, points in drawn:
         for x, y in points:
@@ -163,13 +163,16 @@ def _tips(
 
 
 def _labelled(ticks: Sequence[float]) -> List[Tuple[float, str]]:
-    """Each tick with its text; in full where short ones would be alike, as of steps far behind the first."""
+    """Return each tick with its text: short, or in full where short texts would be equal (large step numbers)."""
     short = [number(tick) for tick in ticks]
     return list(zip(ticks, short if len(set(short)) == len(short) else [f"{tick:.10g}" for tick in ticks]))
 
 
 def _axis(low: float, high: float) -> Tuple[Callable[[float], float], List[float]]:
-    """From a value to 0..1, and the ticks. What hardly changes stands in the middle of a span that four digits tell."""
+    """Return the map of a value to 0..1 on a linear axis, and the axis' ticks.
+
+    Nearly constant values get a wider axis around them, so that four digits tell its ticks apart.
+    """
     size, middle = max(abs(low), abs(high)), (low + high) / 2
     if size == 0:
         high = 1.0
@@ -193,7 +196,7 @@ def _log_axis(low: float, high: float) -> Tuple[Callable[[float], float], List[f
 
 
 def _nice(low: float, high: float, count: int, whole: bool = False) -> List[float]:
-    """Round numbers between the two, some ``count`` of them."""
+    """Return about ``count`` round numbers from ``low`` to ``high``."""
     if high <= low:
         return [low]
     raw = (high - low) / count

@@ -1,6 +1,6 @@
-"""One page that tells of a run: curves, scores, confusion, time, worst frames, command and versions.
+"""The report of a run, one HTML page: curves, scores, confusion, time, worst frames, command and versions.
 
-It is one file that opens from the disk: no script, no network (its own policy forbids both), pictures within.
+It is one file with its pictures inside. It has no script and makes no requests; a content security policy forbids both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(run: RunFiles, classes: Classes, pictures: Sequence[Optional[bytes]] = (), hint: str = "") -> str:
-    """The HTML of a run.
+    """Return the report of a run as HTML.
 
-    ``pictures``: JPEG files of the worst frames of its last evaluation, in their order, None where one is missing;
-    ``hint`` stands where there are none.
+    ``pictures``: JPEG files of the worst frames of the last evaluation, in their order, None where one is missing;
+    ``hint``: a sentence for the reader where there are no pictures.
     """
     name = run.summary.get("config") or _name(run.config) or run.folder
     last = run.last
@@ -47,12 +47,12 @@ def page(run: RunFiles, classes: Classes, pictures: Sequence[Optional[bytes]] = 
 
 
 _CONFUSION = (
-    "Each row is one true class: where its points or voxels went, in percent of the row. Outlined: the right ones."
+    "Each row is one true class: its points or voxels by predicted class, in percent. Right predictions are outlined."
 )
 
 
 def _name(config: str) -> str:
-    """The first field of config.yaml."""
+    """Return ``name``, the first field of config.yaml; "" where another field is first."""
     key, _, value = config.partition("\n")[0].partition(":")
     return value.strip() if key == "name" else ""
 
@@ -82,7 +82,7 @@ def _head(run: RunFiles, name: str) -> str:
 
 
 def _tiles(run: RunFiles) -> str:
-    """The numbers to quote."""
+    """Return the tiles with the main numbers: score, losses, speed, memory."""
     summary, last = run.summary, run.last
     tiles: List[Tuple[str, str]] = []
     if last is not None:
@@ -109,7 +109,10 @@ def _tiles(run: RunFiles) -> str:
 
 
 def primary_metric(record: Record) -> Tuple[str, Dict[str, Any]]:
-    """The metric that chooses the best checkpoint; records of older versions do not name it."""
+    """Return name and record of the metric that selects the best checkpoint.
+
+    Records of older versions do not name it; it is ``miou_points`` there.
+    """
     name = record.get("leading", "miou_points")
     return name, record.get("metrics", {}).get(name) or {"value": (record.get("pts") or {}).get("miou")}
 
@@ -128,7 +131,7 @@ def _curves(run: RunFiles) -> str:
         line_chart(
             "Loss",
             [
-                Series("a printed step", of("loss"), 1, faint=True),
+                Series("printed steps", of("loss"), 1, faint=True),
                 Series("mean of the epoch so far", of("mean_loss"), 1),
                 Series("validation", at_end, 2, dots=True),
             ],
@@ -145,8 +148,8 @@ def _curves(run: RunFiles) -> str:
         line_chart(
             "Time of a step",
             [
-                Series("in all", [(s.step, 1e3 * (s.waited + s.computed)) for s in run.steps], 3),
-                Series("of it waiting for data", [(s.step, 1e3 * s.waited) for s in run.steps], 2),
+                Series("total", [(s.step, 1e3 * (s.waited + s.computed)) for s in run.steps], 3),
+                Series("waiting for data", [(s.step, 1e3 * s.waited) for s in run.steps], 2),
             ],
             "step",
             "ms",
@@ -159,16 +162,16 @@ def _curves(run: RunFiles) -> str:
 
 
 def _cap(times: Sequence[float]) -> float:
-    """Far above what is usual: the first steps compile, and would flatten all others."""
+    """Return four times the median. The first steps compile and would compress the rest of the chart."""
     return 4 * sorted(times)[len(times) // 2] if times else math.inf
 
 
-# metrics that the curve of the validation shows, the first four that there are
+# metrics of the chart "Validation": the first four of these that the run has
 _SHOWN = ("occ3d_miou", "ssc_miou", "miou_points", "ray_iou", "miou_voxels", "sc_iou")
 
 
 def _worst(worst: Sequence[Record], pictures: Sequence[Optional[bytes]], hint: str) -> str:
-    """The frames of the highest loss, with a picture each where there is one."""
+    """Return the section of the frames with the highest loss, with their pictures where there are any."""
     if not worst:
         return ""
     cards = []
@@ -182,13 +185,16 @@ def _worst(worst: Sequence[Record], pictures: Sequence[Optional[bytes]], hint: s
             image = f'<img alt="{escape(text)}" src="{source}">'
             image = f'<label><input type="checkbox" aria-label="larger">{image}</label>'
         cards.append(f'<figure class="card">{image}<figcaption>{escape(text)}</figcaption></figure>')
-    words = "Validation samples of the highest loss in the last evaluation."
+    words = "Validation samples with the highest loss in the last evaluation."
     words += " A click makes a picture larger." if any(pictures) else f" {hint}" if hint else ""
     return _section("Worst frames", words, f'<div class="frames">{"".join(cards)}</div>')
 
 
 def _time(run: RunFiles) -> str:
-    """Where the time went: of all steps that were recorded, and of the last process that trained here."""
+    """Return the shares of computing and of waiting for data in the recorded steps.
+
+    Where the run was never resumed, the rest of its duration (starting, evaluating, saving) is a third share.
+    """
     waited, computed = sum(s.waited for s in run.steps), sum(s.computed for s in run.steps)
     if not waited + computed:
         return ""
@@ -212,15 +218,15 @@ def _time(run: RunFiles) -> str:
 
 
 def _trouble(run: RunFiles) -> str:
-    """What was left out."""
+    """Return the section of skipped steps, unreadable samples and reports of numbers that are not finite."""
     skipped, replaced = run.summary.get("skipped_steps"), run.summary.get("bad_samples")
     if not (skipped or replaced or run.nonfinite):
         return ""
     lines = []
     if skipped:
-        lines.append(f"{skipped} steps were left out, their loss or gradient was not finite.")
+        lines.append(f"{skipped} steps were left out: their loss or gradient was not finite.")
     if replaced:
-        lines.append(f"{replaced} samples could not be read, and others stood in for them.")
+        lines.append(f"{replaced} samples could not be read; other samples replaced them.")
     body = "".join(f'<p class="bad">{escape(line)}</p>' for line in lines)
     reports = "\n".join(text for record in run.nonfinite for text in record.get("reports", ()))
     if reports:
@@ -229,11 +235,11 @@ def _trouble(run: RunFiles) -> str:
 
 
 def _origin(run: RunFiles) -> str:
-    """How to do it again: command, hardware, versions, configuration."""
+    """Return what is needed to repeat the run: command, hardware, versions, configuration."""
     rows: List[Tuple[str, str]] = []
     for start in run.starts:
         if start.get("step"):
-            rows.append(("went on", f"at step {start['step']}, {start.get('date', '')}"))
+            rows.append(("resumed", f"at step {start['step']}, {start.get('date', '')}"))
     start = run.starts[-1] if run.starts else {}
     command = start.get("command") or ""
     if start:

@@ -1,4 +1,4 @@
-"""The files of a run, as they lie in its work dir, for the page that tells of it."""
+"""Reading the files in the work dir of a run for its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has written of itself. Lists are in the order of steps; everything may be missing but ``train``."""
+    """The records of a run. Lists are in the order of steps; everything but ``train`` may be missing."""
 
     folder: str
     config: str  # config.yaml
@@ -43,9 +43,10 @@ class RunFiles:
 
 
 def read_run(work_dir: Path) -> RunFiles:
-    """Raises FileNotFoundError where no run has written there, ValueError for a file that is none of a run's.
+    """Read the records of the run in ``work_dir``.
 
-    A measurement (``--max-steps``) that used the folder of a training is left out beside it.
+    Records of a measurement (``--max-steps``) in the same folder are left out where there are others. Raises
+    FileNotFoundError where there is no metrics.jsonl, ValueError where a file is not as a run writes it.
     """
     source = work_dir / "metrics.jsonl"
     if not source.is_file():
@@ -62,7 +63,7 @@ def read_run(work_dir: Path) -> RunFiles:
         if record.get("run") not in bounded and record.get("kind") in found:
             found[record["kind"]].append(record)
     train = {r["step"]: r for r in found["train"]}
-    evals = {r["epoch"]: r for r in found["eval"]}  # a finished run that is asked again evaluates again
+    evals = {r["epoch"]: r for r in found["eval"]}  # a finished run that is started again evaluates the epoch again
     summary, config = work_dir / "summary.json", work_dir / "config.yaml"
     try:
         outcome = parse_json(summary.read_bytes()) if summary.is_file() else {}
@@ -71,7 +72,7 @@ def read_run(work_dir: Path) -> RunFiles:
         elif not isinstance(outcome, dict):
             raise ValueError("expected a dictionary")
     except (OSError, ValueError) as err:  # TextError, SchemaError
-        raise ValueError(f"{summary} is not the outcome of a run ({err}); take it away to draw without it") from err
+        raise ValueError(f"{summary} is not the summary of a run ({err}); remove it to report without it") from err
     return RunFiles(
         work_dir.resolve().name,
         _text(config) if config.is_file() else "",
@@ -88,11 +89,14 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ValueError(f"{path} cannot be read ({err}); take it away to draw without it") from err
+        raise ValueError(f"{path} cannot be read ({err}); remove it to report without it") from err
 
 
 def _records(path: Path, check: Callable[[Any], None]) -> Iterator[Record]:
-    """Half a line at the end, left by a process that was killed, is no record."""
+    """Yield the checked records of a JSON lines file.
+
+    An incomplete last line is skipped: a process that was killed leaves one. Raises ValueError with the line's number.
+    """
     lines = _text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -102,16 +106,16 @@ def _records(path: Path, check: Callable[[Any], None]) -> Iterator[Record]:
         except TextError as err:
             if number == len(lines):
                 return
-            raise ValueError(f"{path}, line {number}, is not JSON ({err}); take the line out") from err
+            raise ValueError(f"{path}, line {number}, is not JSON ({err}); delete the line") from err
         try:
             check(record)
         except SchemaError as err:
-            raise ValueError(f"{path}, line {number}: {err}; take the line out") from err
+            raise ValueError(f"{path}, line {number}: {err}; delete the line") from err
         yield record
 
 
 def _steps(path: Path, left_out: Any) -> Iterator[Step]:
-    """Each step once, as it was taken last."""
+    """Yield each step of timeline.csv once, in order; of a repeated step, the last row."""
     if not path.is_file():
         return
     rows: Dict[int, Step] = {}
@@ -119,7 +123,7 @@ def _steps(path: Path, left_out: Any) -> Iterator[Step]:
         try:
             step = Step(int(row["step"]), float(row["waited_s"]), float(row["computed_s"]))
             fits = 0 <= step.step < 2**63 and all(0 <= value < 1e9 for value in step[1:])
-        except (KeyError, TypeError, ValueError, OverflowError):  # half a row, as above
+        except (KeyError, TypeError, ValueError, OverflowError):  # an incomplete row, as a killed process leaves it
             continue
         if fits and row.get("run") not in left_out:
             rows[step.step] = step

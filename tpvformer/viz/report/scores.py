@@ -13,12 +13,12 @@ _CLASSWISE = ("occ3d_miou", "ssc_miou", "miou_points", "miou_voxels", "ray_iou")
 
 
 def percent(value: Optional[float]) -> str:
-    """Two decimals, or a dash where there is nothing to score."""
+    """Format a percentage with two decimals; a dash for None, where nothing could be scored."""
     return "–" if value is None else f"{value:.2f} %"
 
 
 def metric_table(record: Record) -> str:
-    """Each metric with its 95 % interval, drawn from 0 to 100 %, and by distance."""
+    """Return a table of the metrics, each with its 95 % interval, a drawing of it, and its values by distance."""
     metrics: Dict[str, Any] = record.get("metrics", {})
     rings = list(next(iter(metrics.values()), {}).get("rings", {}))
     head = "".join(f"<th>{escape(ring)}</th>" for ring in rings)
@@ -46,7 +46,7 @@ def metric_table(record: Record) -> str:
 
 
 def class_table(evals: Sequence[Record], classes: Classes) -> str:
-    """IoU of each class in the last evaluation, and from the first evaluation on."""
+    """Return a table of the classes' IoU in the last evaluation, with its course over all evaluations."""
     metrics: Dict[str, Any] = evals[-1].get("metrics", {})
     shown = [name for name in _CLASSWISE if name in metrics][:3]
     if not shown:
@@ -85,12 +85,15 @@ def _counts(record: Record) -> Tuple[List[str], List[List[int]]]:
 
 
 def _seen(record: Record) -> Dict[str, int]:
-    """How often each class is the truth."""
+    """Return how many points or voxels have each class as their true label."""
     return {name: sum(row) for name, row in zip(*_counts(record))}
 
 
 def confusion_table(record: Record, classes: Classes) -> str:
-    """Where each true class went, in percent; classes that neither occur nor are predicted are left out."""
+    """Return the confusion matrix, in percent of each true class; classes that never occur are left out.
+
+    "Occur" means as truth or as prediction. Returns "" for records of older versions, which have no matrix.
+    """
     names, counts = _counts(record)
     used = [k for k in range(len(counts)) if sum(counts[k]) or sum(row[k] for row in counts)]
     if not used:

@@ -1,4 +1,4 @@
-"""How the page looks: light or dark as the reader's system is, from a phone's width on, and printable."""
+"""The style sheet of the report: light or dark as the reader's system is, for phones and larger screens, printable."""
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1c1c1a;--soft:#63625d;--rule:#e2e1db;--grid:#ecebe6;

@@ -1,1 +1,1 @@
-"""Info files: which files make up a key frame and how its sensors stand to each other. Made, written and read here."""
+"""Make, write and read info files, which list the files of each key frame and the calibration of its sensors."""

@@ -1,4 +1,4 @@
-"""Records of BEVDepth's infos: for each sensor the rows of nuScenes' tables, calibrated_sensor and ego_pose."""
+"""Read records of BEVDepth's infos, which have each sensor's row of nuScenes' calibrated_sensor and ego_pose tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _LIDAR = "LIDAR_TOP"
 
 
 def bevdepth_record(info: Any) -> Record:
-    """The motion of the vehicle between the times of camera and lidar is part of lidar2img, as it is in other infos."""
+    """Convert a record. Its lidar2img contains the vehicle's motion between the times of camera and lidar.
+
+    Raises KeyError or ValueError where the record is incomplete.
+    """
     cameras, lidar = info["cam_infos"], info["lidar_infos"][_LIDAR]
     own = _poses(lidar)
 
@@ -37,5 +40,5 @@ def bevdepth_record(info: Any) -> Record:
 
 
 def _poses(sensor: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
-    """sensor2ego and ego2global at the sensor's time, (1, 7) each."""
+    """Return sensor2ego and ego2global at the sensor's time, (1, 7) each."""
     return pose(sensor["calibrated_sensor"]), pose(sensor["ego_pose"])

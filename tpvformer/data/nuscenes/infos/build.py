@@ -1,4 +1,4 @@
-"""Infos from six of nuScenes' tables: scene, sample, sensor, calibrated_sensor, sample_data and ego_pose."""
+"""Make infos from six of nuScenes' tables: scene, sample, sensor, calibrated_sensor, sample_data and ego_pose."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tpvformer.geometry import is_degenerate, relative
 from tpvformer.untrusted.names import short
 
 LIDAR = "LIDAR_TOP"
-LARGEST = 1e12  # metres: what is larger is no place, and a comparison with NaN is false as well
-SWEEPS = 10  # before each key frame, as the exchanged files list them
+LARGEST = 1e12  # metres: a larger coordinate is an error; a comparison with NaN is false as well
+SWEEPS = 10  # sweeps listed before each key frame, as in the public info files
 
 
 class SampleData(NamedTuple):
-    """What is kept of one row of sample_data."""
+    """The fields of a sample_data row that are used."""
 
     token: str
     ego_pose: str
@@ -36,13 +36,13 @@ class SampleData(NamedTuple):
     previous: str  # token; empty at the start of a scene
 
 
-_ABSENT = SampleData("", "", "", 0, "", "")  # stands for a camera that a sample has no image of
+_ABSENT = SampleData("", "", "", 0, "", "")  # for a camera of which a sample has no image
 _NO_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
 class Tables:
-    """What a choice of samples needs of the tables."""
+    """The rows of the tables that the chosen scenes need."""
 
     folder: Path
     cameras: Tuple[str, ...]
@@ -61,7 +61,7 @@ def build(
     sweeps: int = SWEEPS,
     progress: Optional[Progress] = None,
 ) -> Dict[str, Infos]:
-    """The infos of each split, with the tables under ``root/version`` read once.
+    """Make the infos of each split, reading the tables under ``root/version`` once.
 
     ``prefix`` is put before every file name. Raises DataError where tables, sensors or calibrations are missing or
     unusable, or a split has no scene among them.
@@ -83,9 +83,9 @@ def build(
 
 
 def build_scene(root: Path, version: str, sample: str, progress: Optional[Progress] = None) -> Tuple[Infos, int]:
-    """The infos of the scene that a sample token belongs to, without sweeps, and the sample's place in them.
+    """Make the infos of the scene of a sample, without sweeps, and return them with the sample's index.
 
-    Raises DataError as ``build`` does, and where the tables do not know the sample.
+    Raises DataError as ``build`` does, and where the tables do not have the sample.
     """
     folder = Path(root, version)
     scene = {r["token"]: r["scene_token"] for r in read_table(folder, "sample", "scene_token")}.get(sample)
@@ -98,7 +98,7 @@ def build_scene(root: Path, version: str, sample: str, progress: Optional[Progre
 def _build(
     folder: Path, chosen: Dict[str, Set[str]], prefix: str, sweeps: int, progress: Optional[Progress]
 ) -> Dict[str, Infos]:
-    """Infos by the names of ``chosen``, which holds tokens of scenes."""
+    """Make infos for each name in ``chosen``, which maps names to tokens of scenes."""
     tables = _read(folder, set().union(*chosen.values()), progress)
     chains = [_sweeps_before(tables, shots[LIDAR], sweeps) for shots in tables.key_frames]
     _read_poses(tables, chains, progress)
@@ -140,8 +140,10 @@ def _read(folder: Path, scenes: Set[str], progress: Optional[Progress]) -> Table
 
 
 def _cameras_there(tables: Tables) -> Tuple[str, ...]:
-    """The cameras of which any sample has an image; what lacks where is said in a line. Raises DataError for a sample
-    without lidar row or without any camera."""
+    """Return the cameras of which at least one sample has an image, and log a warning about samples without one.
+
+    Raises DataError for a sample without lidar row or without any camera.
+    """
     path, lost = table_path(tables.folder, "sample_data"), dict.fromkeys(tables.cameras, 0)
     for sample, shots in zip(tables.samples, tables.key_frames):
         for camera in tables.cameras:
@@ -199,7 +201,7 @@ def _read_shots(tables: Tables, channel_of: Dict[str, str], progress: Optional[P
 
 
 def _sweeps_before(tables: Tables, shot: SampleData, most: int) -> List[SampleData]:
-    """Up to ``most`` lidar files before this one, the nearest first; fewer at the start of a scene."""
+    """Return up to ``most`` lidar files before this one, the latest first; fewer at the start of a scene."""
     found: List[SampleData] = []
     while shot.previous and len(found) < most:
         before = tables.lidar.get(shot.previous)
@@ -232,7 +234,7 @@ def _read_poses(tables: Tables, chains: List[List[SampleData]], progress: Option
 
 
 def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
-    """Translation and quaternion of a row as seven numbers; raises DataError where they are none."""
+    """Return translation and quaternion of a row as seven numbers. Raises DataError where they are not usable."""
     numbers = (*row["translation"], *row["rotation"])
     numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
     if numeric and all(abs(n) < LARGEST for n in numbers) and abs(sum(n * n for n in numbers[3:]) - 1) < 0.02:
@@ -256,7 +258,7 @@ def _columns(tables: Tables, rows: List[int], chains: List[List[SampleData]], pr
         return np.array([pose_of(shot) for shot in shots], np.float64).reshape(-1, 7)
 
     def columns(shots: List[SampleData], times: Any) -> Shots:
-        """``times`` says how often each key frame is the one that a row belongs to."""
+        """Make the columns of ``shots``; ``times``: how many of them in a row belong to each key frame."""
         lidar = [np.repeat(poses(scans, mount), times, axis=0), np.repeat(poses(scans, drive), times, axis=0)]
         own = [poses(shots, mount), poses(shots, drive)]
         rotation, translation = relative(*own, *lidar)

@@ -1,4 +1,4 @@
-"""Which camera embedding an image gets: that of its camera's name, in whatever order a record lists its cameras."""
+"""Assign camera embeddings to images by the name of the camera, whatever the order in a record."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, Sequence, Tuple
 if TYPE_CHECKING:
     from tpvformer.data.record import Record
 
-# the order of the exchanged info files, which is the camera index of every trained model
+# the order of the public info files, by which published models index their camera embeddings
 CAMERA_ORDER = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
 
 def embeddings(names: Iterable[str]) -> Dict[str, int]:
-    """The camera embedding of each name: nuScenes' six have their own, others take those left in alphabetical order."""
+    """Return the camera embedding of each name: nuScenes' six have fixed ones, others get the rest alphabetically."""
     there = set(names)
     slots = {name: slot for slot, name in enumerate(CAMERA_ORDER) if name in there}
     taken = set(slots.values())
@@ -23,15 +23,15 @@ def embeddings(names: Iterable[str]) -> Dict[str, int]:
 
 
 def camera_slots(names: Sequence[str]) -> List[int]:
-    """The same in the order of ``names``."""
+    """Return the camera embeddings in the order of ``names``."""
     slots = embeddings(names)
     return [slots[name] for name in names]
 
 
 def by_name(records: Sequence[Record]) -> List[Record]:
-    """The records of one file with their cameras in the order of their embeddings.
+    """Return the records of one file with their cameras in the order of their embeddings.
 
-    A name has one embedding in the whole file, so a camera that a record lacks moves no other one.
+    A name has the same embedding in the whole file, so a record that lacks a camera does not shift the others.
     """
     slots = embeddings(name for record in records for name in record.camera_names)
     orders: Dict[Tuple[str, ...], List[int]] = {}
@@ -55,7 +55,7 @@ def by_name(records: Sequence[Record]) -> List[Record]:
 
 
 def given_to(records: Iterable[Record]) -> Dict[str, int]:
-    """The embedding that each camera of the records has."""
+    """Return the embedding of each camera of the records, by name."""
     given: Dict[str, int] = {}
     for record in records:
         given.update(zip(record.camera_names, record.slots or range(len(record.camera_names))))
@@ -63,7 +63,7 @@ def given_to(records: Iterable[Record]) -> Dict[str, int]:
 
 
 def other_letters(records: Sequence[Record]) -> str:
-    """A sentence on cameras that have nuScenes' names but for capital letters; empty where there are none."""
+    """Return a warning about cameras with nuScenes' names in other capitalisation; "" where there are none."""
     given = given_to(records)
     found = [name for name in sorted(given) if name not in CAMERA_ORDER and name.upper() in CAMERA_ORDER]
     if not found:
@@ -77,7 +77,7 @@ def other_letters(records: Sequence[Record]) -> str:
 
 
 def note_on(source: str, records: Sequence[Record]) -> str:
-    """What is to be said about cameras that are not nuScenes' in an info file; empty where there are none."""
+    """Return a note about cameras in an info file that are not nuScenes'; "" where there are none."""
     given = given_to(record for record in records if not record.rig)
     spelt = other_letters(records)
     if spelt:

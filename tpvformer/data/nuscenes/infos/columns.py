@@ -1,4 +1,4 @@
-"""The content of an info file, by columns: arrays with a row a sample or a file, instead of nested records."""
+"""The content of an info file as columns: arrays with one row for each sample or file, instead of nested records."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tpvformer.geometry import lidar_to_image
 
 @dataclass
 class Shots:
-    """Files of sensors, a row each. Poses are seven numbers: translation in metres, quaternion w, x, y, z."""
+    """K sensor files, one a row. Poses are seven numbers: translation in metres, quaternion w, x, y, z."""
 
     tokens: List[str]  # of sample_data
     files: List[str]
     timestamps: np.ndarray  # (K,) int64, microseconds
     sensor2ego: np.ndarray  # (K, 7) float64
-    ego2global: np.ndarray  # (K, 7) float64: the vehicle at the time of this file
-    rotation: np.ndarray  # (K, 3, 3) float64, sensor to the key frame's lidar
+    ego2global: np.ndarray  # (K, 7) float64: the vehicle's pose at the time of this file
+    rotation: np.ndarray  # (K, 3, 3) float64, from the sensor to the key frame's lidar
     translation: np.ndarray  # (K, 3) float64, metres
 
     def __len__(self) -> int:
@@ -36,16 +36,16 @@ class Infos:
     scenes: List[str]  # token of each sample's scene
     timestamps: np.ndarray  # (N,) int64, microseconds
     scans: Shots  # N
-    images: Shots  # N * C, a sample's cameras beside each other; without file where the sample has no such image
+    images: Shots  # N * C, all cameras of a sample in a row; the file is "" where the sample has no such image
     intrinsics: np.ndarray  # (N, C, 3, 3) float64, pixels
-    sweeps: Shots  # S, the nearest before a key frame first
+    sweeps: Shots  # S, of each key frame the latest first
     sweep_start: np.ndarray  # (N + 1,) int64: the sweeps of sample i are sweep_start[i] to sweep_start[i + 1]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def lidar2img(self) -> np.ndarray:
-        """(N, C, 4, 4) float64: lidar metres to (u * depth, v * depth, depth, 1), pixels."""
+        """Return the projections (N, C, 4, 4), float64: lidar metres to (u * depth, v * depth, depth, 1), pixels."""
         shape = self.intrinsics.shape[:2]
         rotation, translation = self.images.rotation, self.images.translation
         return lidar_to_image(rotation.reshape(*shape, 3, 3), translation.reshape(*shape, 3), self.intrinsics)

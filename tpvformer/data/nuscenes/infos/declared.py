@@ -1,4 +1,4 @@
-"""What info records say beside paths and poses: numbers a point of the scan, distortion of the lenses."""
+"""Read further fields of info records: the numbers of a scan's point, and lens distortion, which is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ _MOST_COLUMNS = 64
 
 
 def scan_columns(info: Mapping[str, Any]) -> Optional[int]:
-    """Numbers a point that a record declares for its raw scan, as mmdetection3d does; None where it does not.
-    Raises ValueError where that is no such number."""
+    """Return the declared numbers of a point in the raw scan, as mmdetection3d writes it; None where it is absent.
+
+    Raises ValueError where the value is no such number.
+    """
     for place, name in (("lidar_points", "num_pts_feats"), ("point_cloud", "num_features")):
         value = info[place].get(name) if isinstance(info.get(place), Mapping) else None
         if value is not None:
@@ -26,18 +28,18 @@ def scan_columns(info: Mapping[str, Any]) -> Optional[int]:
 
 
 def check_distortions(info: Mapping[str, Any]) -> None:
-    """Raises ValueError where the record of a camera holds coefficients of distortion other than zero."""
+    """Raise ValueError where the record of a camera has distortion coefficients other than zero."""
     cameras = next((info[key] for key in ("cams", "images", "cam_infos") if isinstance(info.get(key), Mapping)), {})
     for name, camera in cameras.items():
         if not isinstance(camera, Mapping):
-            continue  # KITTI's R0_rect stands among the cameras
-        inner = camera.get("calibrated_sensor")  # of BEVDepth's
+            continue  # KITTI's infos list the matrix R0_rect among the cameras
+        inner = camera.get("calibrated_sensor")  # BEVDepth's layout
         for source in (camera, inner if isinstance(inner, Mapping) else {}):
             check_distortion(str(name), source)
 
 
 def check_distortion(name: str, camera: Mapping[str, Any]) -> None:
-    """The same for one camera, or its row of calibrated_sensor."""
+    """Raise ValueError where a camera, or its row of calibrated_sensor, has distortion coefficients other than zero."""
     for key, value in camera.items():
         if isinstance(key, str) and _is_distortion(key) and _any_number(value):
             raise ValueError(
@@ -46,16 +48,16 @@ def check_distortion(name: str, camera: Mapping[str, Any]) -> None:
             )
 
 
-@lru_cache(maxsize=1024)  # the same few keys stand in every record
+@lru_cache(maxsize=1024)  # every record has the same few keys
 def _is_distortion(key: str) -> bool:
     key = key.lower()
     return key in _EXACT or (key.startswith(("distort", "dist_", "cam_dist", "camera_dist")) or "_distort" in key)
 
 
 def _any_number(value: Any) -> bool:
-    """Whether anything but zeros, text and nothing stands in numbers, lists, arrays or dicts of them."""
+    """Tell whether a number, or nested lists, arrays or dicts, contain a number other than zero."""
     left = [value]
-    while left:  # not by recursion, because these may be nested deeper than Python calls
+    while left:  # no recursion, because the nesting may be deeper than Python's limit
         found = left.pop()
         if isinstance(found, Mapping):
             left.extend(found.values())

@@ -1,4 +1,4 @@
-"""Files that are given in place of infos or a rig: a video, a recording, the intrinsics of one camera, notes."""
+"""Recognise files that are neither infos nor a rig: a video, a recording, the intrinsics of one camera, text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _INFOS = (".pkl", ".pickle")
 
 
 def refuse_other_kinds(path: Union[str, Path]) -> None:
-    """Raises DataError for a file whose beginning or suffix says that it holds neither infos nor a rig."""
+    """Raise DataError for a file that, by its beginning or suffix, is neither infos nor a rig."""
     head, file = b"", to_path(path)
     if file.suffix.lower() in _INFOS or file.name.lower().endswith(tuple(f"{suffix}.gz" for suffix in _INFOS)):
-        return  # load_pickle says what is wrong with it
-    with contextlib.suppress(OSError), file.open("rb") as opened:  # who reads it next says that it is not there
+        return  # load_pickle reports its problems
+    with contextlib.suppress(OSError), file.open("rb") as opened:  # the next reader reports a missing file
         head = opened.read(HEAD)
     kind = kind_of(file, head)
     if kind:

@@ -1,4 +1,4 @@
-"""The pieces that records of every layout are made of: numbers, poses, intrinsics, tokens and the names of files."""
+"""Read the parts of info records of every layout: numbers, poses, intrinsics, tokens and file names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Made = TypeVar("_Made")
 
 
 def each(cameras: Mapping[str, Any], read: Callable[[Any], _Made]) -> List[_Made]:
-    """What ``read`` makes of each camera; raises ValueError that names the camera it cannot read."""
+    """Apply ``read`` to each camera. Raises ValueError with the name of a camera that it cannot read."""
     if not cameras:
         raise ValueError("it lists no cameras")
     made = []
@@ -28,7 +28,7 @@ def each(cameras: Mapping[str, Any], read: Callable[[Any], _Made]) -> List[_Made
 
 
 def numbers(value: Any, *shape: int) -> np.ndarray:
-    """float64 of exactly this shape; raises ValueError."""
+    """Convert to a float64 array. Raises ValueError where it has another shape or is not numeric."""
     array = np.asarray(value)
     if array.shape != shape or array.dtype.kind not in "iuf":
         raise ValueError(f"{array.dtype} of shape {array.shape} where numbers of shape {shape} belong")
@@ -36,8 +36,10 @@ def numbers(value: Any, *shape: int) -> np.ndarray:
 
 
 def intrinsics(value: Any) -> np.ndarray:
-    """(4, 4) float64, camera metres to (u * depth, v * depth, depth, 1): of a 3x3 matrix, or of a 3x4 or 4x4 one,
-    whose last column is kept (KITTI's cameras stand beside the one that the others are measured from)."""
+    """Return (4, 4) float64, camera metres to (u * depth, v * depth, depth, 1), from a 3x3, 3x4 or 4x4 matrix.
+
+    The last column is kept: KITTI's P matrices contain the camera's offset from camera 0. Raises ValueError.
+    """
     array = np.asarray(value)
     if array.shape not in ((3, 3), (3, 4), (4, 4)):
         return numbers(value, 3, 3)  # raises
@@ -49,13 +51,13 @@ def intrinsics(value: Any) -> np.ndarray:
             "[0, 0, 0, 1] belong (is the matrix transposed?)"
         )
     problem = intrinsics_problem(made[:3, :3])
-    if problem and np.isfinite(made).all():  # others are found with the projection
+    if problem and np.isfinite(made).all():  # values that are not finite are found with the projection
         raise ValueError(f"the matrix of intrinsics {problem}")
     return made
 
 
 def square(value: Any) -> np.ndarray:
-    """(4, 4) float64 of a transform that is stored with its last row, 0 0 0 1, or without; raises ValueError."""
+    """Return a transform as (4, 4) float64, stored with its last row, 0 0 0 1, or without. Raises ValueError."""
     array = np.asarray(value)
     given, made = numbers(value, *((3, 4) if array.shape == (3, 4) else (4, 4))), np.eye(4)
     made[: len(given)] = given
@@ -65,7 +67,10 @@ def square(value: Any) -> np.ndarray:
 
 
 def pose(source: Mapping[str, Any], name: str = "") -> np.ndarray:
-    """(1, 7): translation and quaternion, of ``name``_translation and ``name``_rotation: w, x, y, z, or a matrix."""
+    """Return (1, 7), translation and quaternion, of the keys ``name`` + "translation" and ``name`` + "rotation".
+
+    The rotation may be a quaternion w, x, y, z or a matrix. Raises KeyError or ValueError.
+    """
     translation, rotation = (source[f"{name}{part}"] for part in ("translation", "rotation"))
     turn = np.asarray(rotation)
     turn = quaternions(numbers(turn, 3, 3)) if turn.shape == (3, 3) else numbers(turn, 4)
@@ -76,12 +81,12 @@ def pose(source: Mapping[str, Any], name: str = "") -> np.ndarray:
 
 
 def file_of(value: Any) -> str:
-    """The name of a file as it is written here: what Windows wrote has other separators. Empty for None."""
+    """Return a file name with forward slashes, also where Windows wrote it; "" for None."""
     return "" if value is None else str(value).replace("\\", "/")
 
 
 def image_of(value: Any) -> str:
-    """The same of an image, without which there is no camera; raises ValueError."""
+    """Return the file name of an image like ``file_of``. Raises ValueError where it is empty."""
     name = file_of(value)
     if not name:
         raise ValueError("names no image")
@@ -89,6 +94,6 @@ def image_of(value: Any) -> str:
 
 
 def token_of(info: Mapping[str, Any]) -> str:
-    """The record's token, or its number where the layout has numbers (KITTI, Waymo); raises KeyError."""
+    """Return the record's token, or its number in layouts with numbers (KITTI, Waymo). Raises KeyError."""
     found = next((key for key in ("token", "sample_token", "sample_idx") if info.get(key) is not None), "token")
     return str(info[found])

@@ -1,6 +1,6 @@
-"""Infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x exchange: {infos: [records], metadata}.
+"""Write infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x read: {infos: [records], metadata}.
 
-Boxes, velocities and CAN bus, which detectors read from such files, are left out: TPVFormer has no use for them.
+Boxes, velocities and CAN bus, which detectors read from such files, are left out: TPVFormer does not use them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy as np
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
 from tpvformer.files import atomic_file, gc_paused
 
-PROTOCOL = 4  # the newest of Python 3.7 and the newest that stores arrays as the public files do
-_ARRAYS = "numpy.core.multiarray"  # where every numpy finds what makes an array of a pickle
+PROTOCOL = 4  # the newest that Python 3.7 reads and that stores arrays as in the public files
+_ARRAYS = "numpy.core.multiarray"  # the module of numpy's array constructor, in the name that all versions import
 
 
 @contextmanager
 def public_names() -> Generator[None, None, None]:
-    """Pickles written meanwhile name numpy.core, as the public files do: numpy before 1.26, which TPVFormer's published
-    code is used with, knows no numpy._core, which numpy 2 would name."""
+    """Let pickles written in the block name numpy.core instead of numpy._core.
+
+    numpy 2 would write numpy._core, which numpy before 1.26, as TPVFormer's published code uses it, cannot import.
+    """
     makers: List[Any] = [value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))]
     before = [maker.__module__ for maker in makers]
     try:
@@ -35,8 +37,11 @@ def public_names() -> Generator[None, None, None]:
 
 
 def to_records(infos: Infos) -> List[Dict[str, Any]]:
-    """One record a sample, keys in the order of the exchanged files. Rotations and translations of ``sensor2lidar_``
-    and intrinsics are arrays, everything else plain numbers, text and lists."""
+    """Return one record for each sample, with keys in the order of the public files.
+
+    Rotations and translations of ``sensor2lidar_`` and the intrinsics are arrays; all else is plain numbers, strings
+    and lists.
+    """
     scans, images = _shot_records(infos.scans), _shot_records(infos.images)
     sweeps = [{**record, "type": "lidar"} for record in _shot_records(infos.sweeps)]
     start, cameras = infos.sweep_start.tolist(), len(infos.cameras)
@@ -82,7 +87,7 @@ def _shot_records(shots: Shots) -> List[Dict[str, Any]]:
 
 
 def write_pickle(infos: Infos, path: Path) -> None:
-    """Writes the pickle; it appears under its name only when complete. Raises ConfigError where it cannot."""
+    """Write the pickle atomically. Raises ConfigError where it cannot be written."""
     with gc_paused(), public_names(), atomic_file(path) as file:
         content = {"infos": to_records(infos), "metadata": {"version": infos.version}}
         pickle.dump(content, file, protocol=PROTOCOL)

@@ -1,8 +1,9 @@
-"""Info files from anywhere, as the records a data set is read by.
+"""Read info files of several programs as the records of a data set.
 
-Layouts of pickle are known by their records: those of TPVFormer, BEVFormer, BEVDet and mmdetection3d 0.x (``cams``), of
-mmdetection3d 1.x (``images``) and of BEVDepth (``cam_infos``), in a dict under ``infos`` or ``data_list``, by scene, or
-as a bare list. Other keys are ignored. Our own tensor files are known by their suffix.
+The layout of a pickle is recognised by the keys of its records: ``cams`` (TPVFormer, BEVFormer, BEVDet, mmdetection3d
+0.x), ``images`` (mmdetection3d 1.x) or ``cam_infos`` (BEVDepth). The records are a list, or are in a dict under
+``infos`` or ``data_list``, as a list or by scene. Other keys are ignored. Our tensor files are recognised by their
+suffix.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def read_pickle_infos(path: Union[str, Path]) -> List[Record]:
     Raises DataError where the file is of another kind or a record is incomplete.
     """
     refuse_other_kinds(path)
-    with gc_paused(), np.errstate(all="ignore"):  # numbers that lead nowhere are looked for at the end
+    with gc_paused(), np.errstate(all="ignore"):  # _checked looks for values that are not finite
         return by_name(_from_pickle(path))
 
 
@@ -65,7 +66,7 @@ def _from_pickle(path: Union[str, Path]) -> List[Record]:
 
 
 def _listed(stored: Any) -> Optional[Sequence[Any]]:
-    """The records of a file, wherever they are; None where there is no list of them."""
+    """Return the list of records in a pickle's content; None where there is none."""
     if isinstance(stored, (list, tuple)):
         return stored if not stored or isinstance(stored[0], Mapping) else None
     if not isinstance(stored, Mapping):
@@ -80,9 +81,10 @@ def _listed(stored: Any) -> Optional[Sequence[Any]]:
 
 
 def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable[[Any], Record], str]:
-    """What reads a layout, and its name, by the keys of a record; ``new`` decides where these do not.
+    """Return the reader of a record's layout, chosen by its keys, and the layout's name.
 
-    Raises DataError for the layouts of others that are known to hold no calibrated cameras.
+    ``new``: take the layout of mmdetection3d 1.x where the keys do not tell.
+    Raises DataError for layouts of other programs that are known to lack calibrated cameras.
     """
     keys = record if isinstance(record, Mapping) else {}
     if "cam_infos" in keys or "lidar_infos" in keys:
@@ -104,7 +106,7 @@ def _reader_of(path: Union[str, Path], record: Any, new: bool) -> Tuple[Callable
 
 
 def record_of(infos: Infos, index: int) -> Record:
-    """The record of one sample of infos that are in memory already."""
+    """Return the record of one sample of infos in memory."""
     width = len(infos.cameras)
     files = infos.images.files[index * width : (index + 1) * width]
     lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
@@ -115,7 +117,7 @@ def record_of(infos: Infos, index: int) -> Record:
 def _present(
     names: Tuple[str, ...], files: Sequence[str], lidar2img: np.ndarray
 ) -> Tuple[Tuple[str, ...], Tuple[str, ...], np.ndarray]:
-    """Names, files and projections (N, 4, 4) of the cameras that a sample has an image of."""
+    """Return names, files and projections (N, 4, 4) of the cameras of which a sample has an image."""
     if all(files):
         return names, tuple(files), lidar2img
     there = [i for i, file in enumerate(files) if file]
@@ -177,7 +179,7 @@ def _checked(path: Union[str, Path], records: List[Record]) -> List[Record]:
 
 
 def _check_names(where: str, record: Record) -> None:
-    """Raises DataError for names that are no names: they reach terminals, archives and the names of files."""
+    """Raise DataError for a token or a name that cannot be printed or, for a token, be a file's name."""
     if not is_file_name(record.token):
         raise DataError(
             f"{where} has the token {short(record.token)}; expected one that can be a file's name: no slash, no dot in "
@@ -216,17 +218,17 @@ def _old_record(info: Any) -> Record:
 
 
 def _intrinsics_key(camera: Mapping[str, Any]) -> str:
-    """OpenPCDet and BEVFusion write another name."""
+    """Return the key of the intrinsics, which OpenPCDet and BEVFusion call ``camera_intrinsics``."""
     return "camera_intrinsics" if "camera_intrinsics" in camera and "cam_intrinsic" not in camera else "cam_intrinsic"
 
 
 def _scene(info: Mapping[str, Any], scan: str) -> str:
-    """The scene's token, which not every tool writes; else the log that the scan's name begins with."""
+    """Return the scene's token, or, where it is absent, the name of the log, with which the scan's name begins."""
     return str(info.get("scene_token") or Path(scan).name.split("__")[0])
 
 
 def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndarray, np.ndarray]:
-    """Camera to lidar, as stored or from the poses of both sensors at their own times (which BEVDet keeps as well)."""
+    """Return rotation (3, 3) and translation (3,) from camera to lidar, stored or from both sensors' poses (BEVDet)."""
     if "sensor2lidar_rotation" in camera or "sensor2ego_rotation" not in camera:
         return numbers(camera["sensor2lidar_rotation"], 3, 3), numbers(camera["sensor2lidar_translation"], 3)
     chain = (pose(camera, "sensor2ego_"), pose(camera, "ego2global_"), pose(info, "lidar2ego_"))
@@ -235,7 +237,10 @@ def _placed(info: Mapping[str, Any], camera: Mapping[str, Any]) -> Tuple[np.ndar
 
 
 def _new_record(info: Any) -> Record:
-    """Cameras without an image, whose calibration alone KITTI's infos hold (and R0_rect beside them), are left out."""
+    """Convert a record of mmdetection3d 1.x. KITTI's R0_rect and its cameras without an image are left out.
+
+    Raises KeyError or ValueError where the record is incomplete.
+    """
     listed = info["images"]
     if not isinstance(listed, Mapping):
         raise ValueError(f"its images are {type(listed).__name__}, not a dict of them by camera")
@@ -266,7 +271,7 @@ def _new_projection(camera: Mapping[str, Any]) -> np.ndarray:
 
 
 def _below(channel: str, name: str) -> str:
-    """These files are stored by their bare names; the folder is a convention of mmdetection3d's configurations."""
+    """Add the folder of a channel to a bare file name, as mmdetection3d's configurations do."""
     return name if "/" in name or not name else f"samples/{channel}/{name}"
 
 

@@ -1,9 +1,8 @@
-"""Our own info file: named arrays in safetensors' layout, mapped into memory when read. Nothing in it can run.
+"""Read and write our own info file: named arrays in safetensors' layout, memory-mapped when read. It contains no code.
 
 8 bytes with the header's length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, then the arrays.
-Text columns are two arrays, the UTF-8 bytes and the end of each text among them. Projections are stored as the network
-takes them, so that reading a split is looking at pages of the file. Sweeps are left out, because nothing here reads
-them; older files hold them.
+A column of strings is two arrays: all UTF-8 bytes, and the end of each string among them. lidar2img is stored, so that
+reading a split computes nothing. Sweeps are left out, because nothing here reads them; older files contain them.
 
 ``safetensors.numpy`` reads the same layout, but copies every tensor into memory. The parser below maps the file
 instead, so that only the pages that are read cost memory.
@@ -30,7 +29,7 @@ _SHOTS = ("timestamps", "sensor2ego", "ego2global", "rotation", "translation")
 
 
 def write_tensors(infos: Infos, path: Path) -> None:
-    """Writes an info file; it appears under its name only when complete. Raises ConfigError where it cannot."""
+    """Write an info file atomically. Raises ConfigError where it cannot be written."""
     arrays = {
         "lidar2img": infos.lidar2img(),
         "intrinsics": infos.intrinsics,
@@ -43,7 +42,7 @@ def write_tensors(infos: Infos, path: Path) -> None:
     meta = {"layout": LAYOUT, "version": infos.version, "cameras": json.dumps(infos.cameras)}
     header: Dict[str, Any] = {"__metadata__": meta}
     at = 0
-    for name in sorted(arrays, key=lambda n: (-arrays[n].itemsize, n)):  # numbers of 8 bytes stay aligned
+    for name in sorted(arrays, key=lambda n: (-arrays[n].itemsize, n)):  # the largest items first, so all are aligned
         array = arrays[name] = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
         stop = at + array.nbytes
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, stop]}
@@ -69,7 +68,7 @@ def _shots(name: str, shots: Shots) -> Dict[str, np.ndarray]:
 
 
 class TensorFile:
-    """An info file of ours, mapped into memory. Raises DataError where it is of another kind, or damaged."""
+    """An info file of ours, memory-mapped. Raises DataError where the file is of another kind or damaged."""
 
     def __init__(self, path: Union[str, Path]) -> None:
         self._path = to_path(path)
@@ -110,7 +109,7 @@ class TensorFile:
         return DataError(f"{self._path}: {what}; make the file again with tpvformer data infos, or copy it again")
 
     def array(self, name: str, *shape: Any) -> np.ndarray:
-        """A view of the file; ``shape`` is what is expected, None standing for any length. Raises DataError."""
+        """Return an array as a view of the file; ``shape`` is the expected one, None: any length. Raises DataError."""
         dtype = _DTYPES["U8" if name.endswith(".bytes") else "I64" if name in _WHOLE_NUMBERS else "F64"]
         entry = self._header.get(name)
         try:
@@ -129,7 +128,7 @@ class TensorFile:
         return data.view(dtype).reshape(found)
 
     def text(self, name: str, count: int) -> List[str]:
-        """A column of text. Raises DataError."""
+        """Return a column of strings. Raises DataError."""
         raw = self.array(f"{name}.bytes", None).tobytes()
         ends = self.array(f"{name}.ends", count)
         if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if count else 0) != len(raw):
@@ -141,7 +140,7 @@ class TensorFile:
             raise self._damaged(f"the texts {name!r} are not UTF-8") from None
 
     def lidar2img(self) -> np.ndarray:
-        """(N, C, 4, 4) float64, as Infos.lidar2img."""
+        """Return the projections (N, C, 4, 4), float64, as ``Infos.lidar2img`` does."""
         return self.array("lidar2img", self.count, len(self.cameras), 4, 4)
 
 
