@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Iterator, List
 
 import pytest
 import torch
+from programs import Program, Start
 
 # A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -38,3 +40,10 @@ def quick() -> Iterator[None]:
         patch.setenv("TPVFORMER_OPS", "reference")
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts programs, none of which outlives the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda command, **options: stack.enter_context(Program(command, **options))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator, List
 
+import programs
 import pytest
 import torch
 from engine_tools import MODEL, POINTS, environment, tiny_config, write_config
@@ -90,13 +90,7 @@ def test_a_container_with_little_shared_memory(config: Config, tmp_path: Path) -
     file = write_config(tmp_path / "tiny.py", config)
     command = [sys.executable, "-m", "tpvformer", "train", "--device", "cpu", "--py-config", str(file)]
     command += ["--work-dir", str(tmp_path / "w"), "--max-steps", "2"]
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", SMALL, "-", *command],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = programs.run(["unshare", "-m", "bash", "-c", SMALL, "-", *command], env=environment(), seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("data.workers is 0 instead of 1: /dev/shm has 0 MiB free") == 1, done.stdout
 

@@ -6,9 +6,9 @@ Nothing here ran on an NPU. Stand-ins live in processes of their own: they chang
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
+import programs
 import pytest
 from engine_tools import ROOT, environment
 from npu_cases import HERE, SITE, VERSION, needs_card
@@ -23,9 +23,7 @@ def run_cases(file: str, sdk: str, **extra: str) -> None:
     env.pop("TPVFORMER_OPS")
     strict = ["-W", "error::DeprecationWarning:mx_driving", "-W", "error:old:DeprecationWarning"]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--durations=3", *strict]
-    done = subprocess.run(
-        [*command, str(HERE / "ascend" / file)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    done = programs.run([*command, str(HERE / "ascend" / file)], env=env, cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 

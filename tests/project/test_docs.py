@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, List, Tuple
 
+import programs
 import pytest
 import torch
 import yaml
@@ -155,7 +155,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
         str(tmp_path),
     ]  # --quiet hides warnings from --strict
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = programs.run(command, cwd=ROOT, env=environment)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     pages = sorted(tmp_path.rglob("*.html"))
     built = {page.relative_to(tmp_path).with_suffix("") for page in pages}
@@ -166,7 +166,5 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_page_of_commands_is_the_command_line_s() -> None:
-    done = subprocess.run(
-        [sys.executable, "tools/commands_page.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = programs.run([sys.executable, "tools/commands_page.py"], cwd=ROOT, check=True)
     assert done.stdout == text_of(DOCS / "commands.md"), "python tools/commands_page.py > docs/commands.md"

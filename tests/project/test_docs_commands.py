@@ -10,10 +10,10 @@ import ast
 import dataclasses
 import importlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Dict, List, Set, Tuple, get_type_hints
 
+import programs
 import pytest
 from docs_tools import DOCUMENTS, FENCE, PLACEHOLDERS, Command, commands, foreign_lines, name_of, prose, spans, text_of
 from engine_tools import ROOT
@@ -201,7 +201,7 @@ def test_make_has_the_targets() -> None:
 
 @pytest.mark.parametrize("script", ["train_1p.sh", "train_8p.sh", "train_multi_node.sh"])
 def test_launchers_know_their_flags(script: str) -> None:
-    done = subprocess.run(["bash", ROOT / "test" / script, "-h"], capture_output=True, text=True, check=True)
+    done = programs.run(["bash", ROOT / "test" / script, "-h"], check=True)
     used = {flag for c in [*ALL, *QUOTED] if c.program == f"test/{script}" for flag in c.flags}
     assert used and used <= set(re.findall(r"--\w+", done.stdout))
 

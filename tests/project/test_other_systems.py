@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from engine_tools import ROOT, environment, tiny_config, tiny_model, write_config
@@ -21,14 +21,7 @@ def test_everything_imports_and_a_frame_is_predicted(system: str, tmp_path: Path
     file = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set", (40, 60)), precision="auto"))
     torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
     paths = [str(file), str(tmp_path / "w.pth"), str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, str(SYSTEM), system, *paths],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = programs.run([sys.executable, str(SYSTEM), system, *paths], env=environment(), cwd=ROOT, seconds=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     expected = {
         "win32": "signals ['SIGTERM'] peak False",

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import programs
 from engine_tools import environment
 
 HIDE = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1].split(','))); "
 
 
-def without(modules: str, code: str, *words: str) -> "subprocess.CompletedProcess[str]":
+def without(modules: str, code: str, *words: str) -> programs.Done:
     """Run the code in a process where importing these modules fails; ``words`` are its sys.argv[2:]."""
     command = [sys.executable, "-c", HIDE + code, modules, *words]
     env = environment()
     del env["TPVFORMER_OPS"]  # "reference" there would not ask for Numba
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    return programs.run(command, env=env, seconds=400)
 
 
 def test_synth_without_numba_is_one_sentence(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
+
+import programs
 
 
 def can_mount(folder: Path) -> bool:
     command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
     try:
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return programs.run(command).returncode == 0
     except FileNotFoundError:
         return False

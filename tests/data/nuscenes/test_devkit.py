@@ -9,9 +9,9 @@ The devkit pins numpy below 2, so it lives in an environment of its own; TPVFORM
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
+import programs
 import pytest
 from devkit import PYTHON, has_devkit
 
@@ -22,9 +22,7 @@ from tpvformer.data.street.write import write_dataset
 def test_devkit_loads_evaluates_and_agrees(tmp_path):
     write_dataset(tmp_path / "set", 10, (96, 54), 3, 2, workers=1)
     script = Path(__file__).parents[2] / "support" / "devkit_check.py"
-    done = subprocess.run(
-        [PYTHON, str(script), str(tmp_path / "set")], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = programs.run([PYTHON, str(script), str(tmp_path / "set")], seconds=300)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok  ") >= 12

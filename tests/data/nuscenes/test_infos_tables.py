@@ -10,12 +10,12 @@ import json
 import os
 import random
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from devkit import PYTHON, has_devkit
 from many_tables import FIRST, STEP, mounted, vehicle, write_tables
@@ -87,12 +87,12 @@ def test_devkit_says_the_same(tmp_path):
     assert main([*command, "--out", str(tmp_path), "--format", "pkl"]) == 0
     script = Path(__file__).parents[2] / "support" / "infos_devkit_check.py"
     arguments = [str(tmp_path / "set"), "v1.0-mini", str(tmp_path), "mini_train", "mini_val"]
-    done = subprocess.run([PYTHON, str(script), *arguments], capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run([PYTHON, str(script), *arguments], seconds=300)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok  ") == 12
     names = "from nuscenes.utils.splits import create_splits_scenes as c; import json; print(json.dumps(c()))"
-    listed = json.loads(subprocess.run([PYTHON, "-c", names], capture_output=True, text=True, check=True).stdout)
+    listed = json.loads(programs.run([PYTHON, "-c", names], check=True).stdout)
     assert {split: official(split) for split in OFFICIAL} == {split: sorted(listed[split]) for split in OFFICIAL}
 
 
@@ -105,7 +105,7 @@ def test_tables_as_large_as_trainval(tmp_path):
     began = time.perf_counter()
     command = ["data", "infos", "--root", str(tmp_path), "--version", "v1.0-trainval", "--out", str(tmp_path / "out")]
     code = f"import sys; from tpvformer.cli import main; sys.exit(main({command!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
+    programs.run([sys.executable, "-c", code], check=True, seconds=900)
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     gib = used.ru_maxrss / 2**20
