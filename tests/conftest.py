@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Iterator, List
@@ -14,6 +15,20 @@ from programs import Program, Start
 # A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SUITE = os.getpid()
+
+
+def end(number: int, _: object) -> None:
+    """Told to end, the suite ends what it started, as on Ctrl-C; a fork of it just ends."""
+    if os.getpid() == SUITE:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, end)
 
 # the files that take longest, one to three minutes each, longest first
 SLOW_FILES = (
