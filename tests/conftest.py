@@ -35,7 +35,7 @@ SLOW_FILES = (
     "faults/test_killed.py", "faults/test_ctrl_c.py", "npu/test_launch_npu.py", "project/test_snippets.py",
     "engine/distributed/test_multi_node.py", "engine/distributed/test_distributed.py", "commands/test_launchers.py",
     "engine/metrics/test_dense_training.py", "faults/test_config_values.py", "npu/test_npu.py",
-    "engine/test_benchmarks.py", "engine/test_compile.py", "engine/test_warm.py",
+    "project/test_benchmark_scripts.py", "engine/test_compile.py", "engine/test_warm.py",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """nuscenes-devkit's own validator takes our submissions, and its scores are ours.
 
-The devkit's interpreter is named as test_devkit.py says.
+The devkit's interpreter is named as test_against_devkit.py says.
 """
 
 from __future__ import annotations
