@@ -13,9 +13,8 @@ from typing import Any, Iterator, List
 import programs
 import pytest
 import torch
-from engine_tools import MODEL, POINTS, environment, tiny_config, write_config
-from mounts import can_mount
-from tiny_nuscenes import write_tiny
+from engine_tools import MODEL, environment, write_config
+from needs import can_mount
 
 from tpvformer.config import Config, DataConfig
 from tpvformer.data import worker_limits as room
@@ -28,9 +27,8 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    data = write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT", "CAM_BACK"))
-    return tiny_config(replace(data, workers=1), epochs=1)
+def config(config: Config) -> Config:
+    return replace(config, data=replace(config.data, workers=1))
 
 
 @pytest.fixture(scope="module")

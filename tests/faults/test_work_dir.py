@@ -10,9 +10,8 @@ from typing import Any, List
 
 import programs
 import pytest
-from engine_tools import POINTS, environment, tiny_config, write_config
-from mounts import can_mount
-from tiny_nuscenes import write_tiny
+from engine_tools import environment, write_config
+from needs import can_mount
 
 from tpvformer.cli import main
 from tpvformer.config import Config
@@ -21,11 +20,6 @@ from tpvformer.engine.work_dir.folder import make
 from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    return tiny_config(write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT",)), epochs=1)
 
 
 def command(tmp_path: Path, config: Config, work_dir: str, *more: str) -> List[str]:

@@ -16,7 +16,7 @@ import programs
 import pytest
 from engine_tools import ROOT, environment
 from launchers import BLOCK, block, keys
-from npu_cases import SITE, needs_card
+from needs import SITE, needs_card
 
 # what env_npu.sh exports, and set_env.sh before it
 EXPORTED = {

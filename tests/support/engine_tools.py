@@ -58,6 +58,13 @@ def tiny_config(data: DataConfig, **train: Any) -> Config:
     )
 
 
+def killed_config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
+    """The configuration of runs that are killed and resumed: still smaller."""
+    backbone = dataclasses.replace(MODEL.backbone, base_width=4)
+    model = dataclasses.replace(MODEL, num_cams=1, dropout=dropout, grid=GridConfig(w=4, h=3, z=2), backbone=backbone)
+    return dataclasses.replace(tiny_config(dataclasses.replace(data, image_scale=0.5), **train), model=model)
+
+
 def write_config(path: Path, config: Config) -> Path:
     """A configuration file that defines ``config``."""
     tree = dataclasses.asdict(config)

@@ -9,9 +9,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Union
+from typing import Any, Callable, Dict, List, Sequence, Set, Union
 
 SECONDS = 300.0  # the time of a program that is given none, on a busy machine
+LOOPBACK = "0100007F"  # 127.0.0.1, as the kernel writes it
 Command = Sequence[Union[str, Path]]
 Done = subprocess.CompletedProcess  # of str
 
@@ -116,6 +117,25 @@ def family(pid: int) -> List[int]:
     for member in found:
         found.extend(children.get(member, []))
     return found
+
+
+def listening(pids: List[int]) -> Set[str]:
+    """The addresses at which these processes accept connections, in the kernel's hexadecimal form."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                sockets[fields[9]] = fields[1].partition(":")[0]
+    found = set()
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(handle)
+            except OSError:
+                continue
+            found.add(sockets.get(target[len("socket:[") : -1]) if target.startswith("socket:") else None)
+    return {address for address in found if address}
 
 
 def state(pid: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import shutil
 import socket
 import sys
 from datetime import timedelta
@@ -14,7 +13,8 @@ import programs
 import pytest
 import torch.distributed as dist
 from engine_tools import POINTS, environment, tiny_config, write_config
-from sockets import LOOPBACK, listening
+from needs import can_unshare_network
+from programs import LOOPBACK, listening
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.agent import main as agent
@@ -38,16 +38,11 @@ sys.addaudithook(refuse)
 TRAIN = GUARD + "from tpvformer.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def can_unshare() -> bool:
-    tool = shutil.which("unshare")
-    return tool is not None and programs.run([tool, "-n", "true"]).returncode == 0
-
-
 def test_a_training_needs_no_network(tmp_path: Path) -> None:
     """A step under the guard, and where that is permitted in a network namespace without even loopback."""
     config = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set", POINTS)))
     flags = ["train", "--py-config", str(config), "--work-dir", str(tmp_path / "w"), "--max-steps", "1"]
-    alone = ["unshare", "-n"] if can_unshare() else []
+    alone = ["unshare", "-n"] if can_unshare_network() else []
     command = [*alone, sys.executable, "-c", TRAIN, *flags, "--device", "cpu"]
     done = programs.run(command, env=environment(), seconds=240)
     assert done.returncode == 0, done.stderr

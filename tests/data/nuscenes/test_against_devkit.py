@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import programs
 import pytest
-from devkit import PYTHON, has_devkit
 from many_tables import FIRST, STEP, mounted, vehicle, write_tables
+from needs import PYTHON, has_devkit
 
 from tpvformer.cli import main
 from tpvformer.data.formats import load_infos

@@ -14,8 +14,7 @@ import pytest
 import torch
 from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from launchers import BLOCK, block
-from programs import Program, Start, family
-from sockets import LOOPBACK, listening
+from programs import LOOPBACK, Program, Start, family, listening
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.checkpoint import files as store

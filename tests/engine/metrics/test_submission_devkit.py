@@ -16,8 +16,8 @@ import numpy as np
 import programs
 import pytest
 import torch
-from devkit import PYTHON, has_devkit
 from engine_tools import tiny_config, tiny_model, write_config
+from needs import PYTHON, has_devkit
 
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
