@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Iterator, List
 
 import pytest
 import torch
+from programs import Program, Start
 
 # A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SUITE = os.getpid()
+
+
+def end(number: int, _: object) -> None:
+    """Told to end, the suite ends what it started, as on Ctrl-C; a fork of it just ends."""
+    if os.getpid() == SUITE:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, end)
 
 # the files that take longest, one to three minutes each, longest first
 SLOW_FILES = (
     "faults/test_killed.py", "faults/test_ctrl_c.py", "npu/test_launch_npu.py", "project/test_snippets.py",
     "engine/distributed/test_multi_node.py", "engine/distributed/test_distributed.py", "commands/test_launchers.py",
     "engine/metrics/test_dense_training.py", "faults/test_config_values.py", "npu/test_npu.py",
-    "engine/test_benchmarks.py", "engine/test_compile.py", "engine/test_warm.py",
+    "project/test_benchmark_scripts.py", "engine/test_compile.py", "engine/test_warm.py",
 )  # fmt: skip
 
 
@@ -38,3 +55,10 @@ def quick() -> Iterator[None]:
         patch.setenv("TPVFORMER_OPS", "reference")
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts programs, none of which outlives the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda command, **options: stack.enter_context(Program(command, **options))

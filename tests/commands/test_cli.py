@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import List
 
 import cv2
 import numpy as np
+import programs
 import pytest
 import torch
 from engine_tools import POINTS, environment, tiny_config, tiny_model, write_config
@@ -42,7 +42,7 @@ def test_help_needs_no_torch() -> None:
     code = "import sys; sys.argv = ['tpvformer', '--help']; import runpy\n"
     code += "try: runpy.run_module('tpvformer', run_name='__main__')\n"
     code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
     assert "STATUS 0 False False" in done.stdout
     for command in ("train", "eval", "bench", "synth", "check-geometry", "results", "picture"):
         assert command in done.stdout
@@ -97,7 +97,7 @@ def test_a_reader_may_leave(words: List[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     command = [sys.executable, "-m", "tpvformer", *words]
-    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
+    done = programs.run(command, stdout=writes, env=environment(), seconds=120)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -145,10 +145,10 @@ def test_a_name_that_the_terminal_does_not_know_loses_no_frame(place: Path, tmp_
     words = arguments(place, "predict", "--ckpt-path", str(place / "weights.pth"), "--out", str(out))
     command = [sys.executable, "-m", "tpvformer", *words]
     env = environment(PYTHONIOENCODING=encoding, PYTHONUTF8="1")  # files by any name, a terminal that has few
-    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
-    assert done.returncode == 0, done.stderr.decode()
+    done = programs.run(command, env=env, seconds=120)
+    assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.npz"))) == len(POINTS)
-    assert done.stdout.count(b"\\u0434\\u043e") == len(POINTS)
+    assert done.stdout.count("\\u0434\\u043e") == len(POINTS)
 
 
 def test_logs_hold_every_name_whatever_the_locale(place: Path, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_logs_hold_every_name_whatever_the_locale(place: Path, tmp_path: Path) -
     words = ["train", "--py-config", str(config), "--device", "cpu", "--max-steps", "1"]
     command = [sys.executable, "-m", "tpvformer", *words, "--work-dir", str(tmp_path / "w")]
     env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0")
-    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
-    assert done.returncode == 0, done.stderr.decode()
+    done = programs.run(command, env=env, seconds=120)
+    assert done.returncode == 0, done.stderr
     (log,) = (tmp_path / "w").glob("*.log")
     assert "\u8def on 1 x cpu" in log.read_text(encoding="utf-8")
 

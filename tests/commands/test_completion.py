@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import builtins
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, List, Set
 
+import programs
 import pytest
 
 from tpvformer.cli import COMMANDS, _parser, main
@@ -33,9 +33,7 @@ def offers(bash_script: Path, folder: Path, line: str) -> List[str]:
         "$(complete -p tpvformer | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); "
         'for reply in "${COMPREPLY[@]}"; do echo "$reply"; done'
     )
-    done = subprocess.run(
-        [BASH, "--norc", "-c", ask, "bash", str(bash_script), *words], cwd=folder, capture_output=True, text=True
-    )
+    done = programs.run([BASH, "--norc", "-c", ask, "bash", str(bash_script), *words], cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

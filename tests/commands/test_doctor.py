@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from typing import Any
 
+import programs
 import pytest
 from engine_tools import environment
 
@@ -78,5 +78,5 @@ def test_every_example_can_be_typed(example: str) -> None:
 
 def test_the_command_alone_needs_no_torch() -> None:
     code = "import sys; from tpvformer.cli import main; print(main([]), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
     assert done.stdout.endswith("0 False\n"), done.stderr

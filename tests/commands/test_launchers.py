@@ -6,13 +6,14 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 from pathlib import Path
 from typing import Dict, List
 
+import programs
 import pytest
 from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
-from launchers import BLOCK, block, keys, state, wait_until
+from launchers import BLOCK, block, keys
+from programs import Start, state, wait_until
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.distributed import launch as many
@@ -30,10 +31,8 @@ def config(tmp_path_factory) -> Path:
     return write_config(folder / "tiny.py", tiny_config(write_tiny(folder / "set", POINTS), epochs=1))
 
 
-def launch(script: Path, *flags: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", str(script), *flags], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=240
-    )
+def launch(script: Path, *flags: str, cwd: Path = ROOT, **extra: str) -> programs.Done:
+    return programs.run(["bash", str(script), *flags], cwd=cwd, env=environment(**extra), seconds=240)
 
 
 def test_help_is_no_error() -> None:
@@ -127,16 +126,14 @@ def test_training_then_rerun_then_failure(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_passes_a_signal_on_and_its_command_continues(
-    number: signal.Signals, config: Path, tmp_path: Path
+    start: Start, number: signal.Signals, config: Path, tmp_path: Path
 ) -> None:
     command = ["bash", str(ONE), f"--py_config={config}", f"--work_dir={tmp_path / 'w'}"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "[TRAIN]" not in process.stdout.readline():
-        assert process.poll() is None
+    process = start(command, env=environment())
+    process.until("[TRAIN]")
     process.send_signal(number)
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    status, said, errors = process.wait(120), process.out, process.err
+    assert status == 0, errors
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C (SIGINT)"
     assert f"stopped by {name} at epoch 0" in said and not block(said)
     assert errors.endswith("train_1p.sh: training was stopped and has saved; the same command goes on from there\n")
@@ -178,7 +175,7 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
     plain = environment(**env)
     plain.pop("OMP_NUM_THREADS")
     command = ["bash", str(EIGHT), f"--py_config={config}", f"--work_dir={work_dir}"]
-    subprocess.run(command, cwd=tmp_path, env=plain, check=True, capture_output=True, timeout=60)
+    programs.run(command, cwd=tmp_path, env=plain, check=True, seconds=60)
     calls = (tmp_path / "calls").read_text().splitlines()
     cwd, omp, rank, world = calls[:4]
     assert Path(cwd) == ROOT
@@ -206,25 +203,20 @@ while :; do echo . >> "$TICKS"; sleep 0.05; done
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_ctrl_z_stops_the_training_too(config: Path, tmp_path: Path) -> None:
+def test_ctrl_z_stops_the_training_too(start: Start, config: Path, tmp_path: Path) -> None:
     python, ticks = tmp_path / "python", tmp_path / "ticks"
     python.write_text(TICKS)
     python.chmod(0o755)
     command = ["bash", str(ONE), f"--py_config={config}", f"--work_dir={tmp_path / 'w'}"]
-    script = subprocess.Popen(command, env=environment(PYTHON=str(python), TICKS=str(ticks)))
-    try:
-        wait_until(ticks.exists)
-        (child,) = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
-        for number, states in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SR")):
-            script.send_signal(number)
-            for pid in (child, script.pid):
-                wait_until(lambda pid=pid, states=states: state(pid) in states)
-        count = len(ticks.read_text())
-        wait_until(lambda: len(ticks.read_text()) > count)
-    finally:
-        script.kill()
-        os.killpg(int(child), signal.SIGKILL)
-        script.wait()
+    script = start(command, env=environment(PYTHON=str(python), TICKS=str(ticks)))
+    script.until(ticks.exists)
+    (child,) = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+    for number, states in ((signal.SIGTSTP, "T"), (signal.SIGCONT, "SR")):
+        script.send_signal(number)
+        for pid in (child, script.pid):
+            wait_until(lambda pid=pid, states=states: state(pid) in states)
+    count = len(ticks.read_text())
+    script.until(lambda: len(ticks.read_text()) > count)
 
 
 def test_cores_are_shared_out(monkeypatch) -> None:
@@ -263,7 +255,7 @@ def test_default_work_dir_and_interpreter_checks(config: Path, tmp_path: Path) -
 def sourced(**extra: str) -> Dict[str, str]:
     command = f". {shlex.quote(str(ROOT / 'test' / 'env_npu.sh'))}; env -0"
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **extra}
-    out = subprocess.run(["bash", "-euc", command], env=env, capture_output=True, text=True, timeout=20)
+    out = programs.run(["bash", "-euc", command], env=env, seconds=20)
     assert out.returncode == 0, out.stderr
     return dict(item.split("=", 1) for item in out.stdout.split("\0") if "=" in item)
 

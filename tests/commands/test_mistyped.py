@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from typing import Any, List
 
+import programs
 import pytest
 from engine_tools import environment
 
@@ -49,7 +49,7 @@ def test_version_and_help_need_no_torch(capsys: Any) -> None:
     code += "except SystemExit: print('TORCH', 'torch' in sys.modules)"
     for word in ("--version", "help", "trian"):
         command = [sys.executable, "-c", code, word]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+        done = programs.run(command, env=environment(), seconds=60)
         assert done.stdout.endswith("TORCH False\n"), done.stderr
 
 

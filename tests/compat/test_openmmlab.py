@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import programs
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +21,12 @@ PYTHON = os.environ.get("TPVFORMER_OPENMMLAB_PYTHON", "")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="needs TPVFORMER_OPENMMLAB_PYTHON; see tools/openmmlab_env.sh")
 
 
-def start(command: List[str], site: Optional[Path], ops: str = "") -> "subprocess.CompletedProcess[str]":
+def start(command: List[str], site: Optional[Path], ops: str = "") -> programs.Done:
     """``command`` of the other interpreter, which finds mmcv and mmdet in ``site`` first."""
     paths = [str(path) for path in (site, ROOT) if path is not None]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     env.update({"TPVFORMER_OPS": ops} if ops else {})
-    return subprocess.run([PYTHON, *command], env=env, capture_output=True, text=True, timeout=600)
+    return programs.run([PYTHON, *command], env=env, seconds=600)
 
 
 def check(script: str, *arguments: str, site: Optional[Path] = None, ops: str = "") -> Any:
@@ -61,7 +61,7 @@ def exchanged(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def overlay(action: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def overlay(action: str, folder: Path) -> programs.Done:
     return start(["-m", "tpvformer", "overlay", action, "--mmcv", str(folder), "--mmdet", str(folder)], None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Set
 
+import programs
 import pytest
 
 from tpvformer import cli
@@ -161,7 +161,7 @@ def test_an_installed_package_is_found_without_importing_it(site: Path) -> None:
     )
     (site / "mmcv/__init__.py").write_text("raise RuntimeError('imported')\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    done = programs.run([sys.executable, "-c", script], env=env, check=True)
     assert done.stdout.split() == ["mmcv", "False"]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, Tuple
 
 import cv2
+import programs
 import pytest
 import stand_in
 from engine_tools import ROOT, environment
@@ -141,11 +141,11 @@ def test_a_script_that_is_imported_is_left_alone(tree: Path) -> None:
     assert done.stdout == "42\n"
 
 
-def run(folder: Path, *command: str, status: int = 0, **extra: str) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, *command: str, status: int = 0, **extra: str) -> programs.Done:
     """Run a command in a checkout where ``python`` is this interpreter, with this package installed."""
     path = stand_in.link_python(folder.parent / "bin") + os.pathsep + os.environ["PATH"]
     env = environment(PATH=path, **extra)
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = programs.run(command, cwd=folder, env=env, seconds=300)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "the old program" not in done.stderr
     return done
@@ -183,7 +183,7 @@ def test_the_launchers_leave_no_untracked_folder(tree: Path, tmp_path: Path, fla
 def test_without_the_package_a_script_says_how_to_get_it(checkout: Path, script: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # -S: without site-packages, where this package is installed
-    done = subprocess.run([sys.executable, "-S", script], cwd=checkout, env=env, capture_output=True, text=True)
+    done = programs.run([sys.executable, "-S", script], cwd=checkout, env=env)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "pip install PATH" in done.stderr and script in done.stderr
 
@@ -194,7 +194,7 @@ def test_without_the_package_a_launcher_says_how_to_get_it(checkout: Path, tmp_p
     bare.chmod(0o755)
     env = {name: value for name, value in environment(PYTHON=str(bare)).items() if name != "PYTHONPATH"}
     command = ["bash", "test/train_1p.sh", "--py_config=config/tiny.py"]
-    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=60)
+    done = programs.run(command, cwd=checkout, env=env, seconds=60)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no package tpvformer; pip install PATH" in done.stderr
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import programs
 import pytest
 import stand_in
 import torch
@@ -132,7 +132,7 @@ def test_cards_are_counted(monkeypatch) -> None:
 def test_help_needs_no_torch_and_other_scripts_are_refused(tmp_path: Path, capsys) -> None:
     code = "import sys; from tpvformer.upstream import main\ntry: main('train.py', ['-h'])\n"
     code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
     assert "STATUS 0 False False" in done.stdout and "--resume-from" in done.stdout
     assert upstream.main("dump_pkl.py", []) == 2
     assert capsys.readouterr().err.startswith("dump_pkl.py: is no script of the reference that is known here")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List
 
+import programs
 import pytest
 import torch
 import yaml
@@ -187,7 +187,7 @@ def test_onednn_held_to_avx2_means_fp32() -> None:
         "print(choose('auto', torch.device('cpu')).name, read_processor().onednn)"
     )
     env = environment(ONEDNN_MAX_CPU_ISA="AVX2")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = programs.run([sys.executable, "-c", code], env=env, seconds=120)
     assert done.stdout == "fp32 False\n", done.stderr
 
 

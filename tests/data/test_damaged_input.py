@@ -2,7 +2,7 @@
 nothing executed, nothing left behind but the log.
 
 Each kind of input has more cases in a file of its own: infos and tables in test_infos_broken and test_infos_fuzz,
-downloads in test_data_check, checkpoints in test_checkpoints, configurations in test_load_config, dense labels in
+downloads in test_data_check, checkpoints in test_weights, configurations in test_load_config, dense labels in
 test_dense_labels.
 """
 

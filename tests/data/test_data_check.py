@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -15,22 +14,9 @@ import pytest
 
 from tpvformer.cli import main
 from tpvformer.data.check.files import image_fault, jpeg_size
-from tpvformer.data.street.write import write_dataset
 
 VERSION = "v1.0-mini"
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("check") / "set"
-    write_dataset(folder, 3, (64, 36), 5, 2, workers=1)
-    return folder
-
-
-@pytest.fixture()
-def root(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "set"))
 
 
 def table(root: Path, name: str) -> List[dict]:

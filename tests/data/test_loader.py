@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from typing import List
 
+import programs
 import pytest
 import torch
 from tiny_nuscenes import write_tiny
@@ -149,5 +149,5 @@ def test_a_worker_says_nothing_of_a_training_process_that_has_ended():
         crashed.start()
         crashed.join()
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    done = programs.run([sys.executable, "-c", program], seconds=100, check=True)
     assert done.stderr == "ValueError: a real one\n" and done.stdout == ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any, List
 
+import programs
 import pytest
 import torch
 from engine_tools import environment
@@ -157,6 +157,6 @@ def test_the_help_says_what_is_accepted_without_pytorch() -> None:
         "except SystemExit: print('torch' in sys.modules)"
     )
     env = environment(COLUMNS="300")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = programs.run([sys.executable, "-c", code], env=env, seconds=120)
     assert ACCEPTED in done.stdout, done.stdout + done.stderr
     assert done.stdout.endswith("False\n")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from engine_tools import ROOT, environment
@@ -17,12 +17,8 @@ from tpvformer.engine.selfcheck import checks, operations
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "check.json"
     command = [sys.executable, "-m", "tpvformer", "selfcheck", "--device", "cpu", "--json", str(out)]
-    done = subprocess.run(
-        [*command, "--py-config", str(ROOT / "config" / "debug.py"), "--size", "152x90"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
+    done = programs.run(
+        [*command, "--py-config", str(ROOT / "config" / "debug.py"), "--size", "152x90"], env=environment(), seconds=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "everything works"
@@ -34,12 +30,8 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_one_sentence() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tpvformer", "selfcheck", "--device", "npu"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
+    done = programs.run(
+        [sys.executable, "-m", "tpvformer", "selfcheck", "--device", "npu"], env=environment(), seconds=60
     )
     assert done.returncode == 2
     assert done.stderr.startswith("tpvformer selfcheck: device npu cannot be used") and "Traceback" not in done.stderr

@@ -1,8 +1,10 @@
-"""Before training: kernels compiled by one process alone, as many threads in Numba as in PyTorch."""
+"""Before training: kernels compiled by one process alone, as many threads in Numba as in PyTorch; and freed
+memory stays with the process on glibc."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from engine_tools import CPU, POINTS, processes, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.config import DataConfig
+from tpvformer.engine.device import memory
 from tpvformer.engine.device.precompile import agree_on_threads, small, warm_up
 from tpvformer.engine.distributed.collectives import World
 
@@ -73,3 +76,20 @@ def test_both_pools_of_threads_have_one_size(monkeypatch) -> None:
     finally:
         monkeypatch.undo()
         numba.set_num_threads(before)
+
+
+# ---- memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_glibc_takes_both_settings() -> None:
+    assert memory.keep_freed_memory("cpu")
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory.__wrapped__("cpu")
+
+
+def test_a_process_that_trains_on_an_accelerator_is_left_alone() -> None:
+    assert not memory.keep_freed_memory("meta")

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, List
+from typing import List
 
+import programs
 import pytest
 import torch
 from engine_tools import environment, tiny_config, tiny_model, write_config
+from programs import Start
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.distributed.signals import CTRL_C, StopSignals
@@ -31,17 +33,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder / "tiny.py", tiny)
 
 
-def start(command: List[str], output: Path) -> "subprocess.Popen[bytes]":
-    """In a session of its own, as a shell starts it in a group of its own."""
-    with output.open("w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment(), start_new_session=True)
-
-
-def until(there: Callable[[], bool], process: "subprocess.Popen[bytes]", output: Path) -> None:
-    deadline = time.monotonic() + 200
-    while not there():
-        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
-        time.sleep(0.02)
+@pytest.fixture
+def begin(start: Start) -> Start:
+    """Starts a command in a group of processes of its own, as a shell does."""
+    return lambda command: start(command, env=environment(), stderr=subprocess.STDOUT)
 
 
 def train(config: Path, work_dir: Path, *more: str) -> List[str]:
@@ -74,24 +69,24 @@ def test_where_it_is_ignored_it_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize(("processes", "whom"), [(1, "all"), (2, "all"), (2, "launcher")])
-def test_training_saves_and_the_same_command_goes_on(processes: int, whom: str, config: Path, tmp_path: Path) -> None:
-    work_dir, output = tmp_path / "run", tmp_path / "out"
+def test_training_saves_and_the_same_command_goes_on(
+    begin: Start, processes: int, whom: str, config: Path, tmp_path: Path
+) -> None:
+    work_dir = tmp_path / "run"
     more = ["--processes", str(processes)] if processes > 1 else []
-    process = start(train(config, work_dir, *more), output)
-    until(lambda: "[TRAIN]" in output.read_text(), process, output)
+    process = begin(train(config, work_dir, *more))
+    process.until("[TRAIN]")
     if whom == "all":
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT)
-    assert process.wait(200) == 0, output.read_text()
-    said = output.read_text()
+    assert process.wait(200) == 0, process.out
+    said = process.out
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
     assert said.count("once more leaves at once") == 1 and said.count("stopped by ") == 1
     assert f"{work_dir / 'latest.pth'} holds everything, and the same command resumes there" in said
     assert (work_dir / "latest.pth").is_file() and not (work_dir / "summary.json").exists()
-    again = subprocess.run(
-        train(config, work_dir, *more, "--max-epochs", "1"), env=environment(), capture_output=True, text=True
-    )
+    again = programs.run(train(config, work_dir, *more, "--max-epochs", "1"), env=environment())
     assert again.returncode == 0 and f"resumed {work_dir / 'latest.pth'}" in again.stdout, again.stderr
 
 
@@ -108,17 +103,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_second_leaves_at_once(config: Path, tmp_path: Path) -> None:
+def test_the_second_leaves_at_once(begin: Start, config: Path, tmp_path: Path) -> None:
     """In the middle of a step that takes long."""
-    output = tmp_path / "out"
     words = train(config, tmp_path / "run")[3:]
-    process = start([sys.executable, "-c", HANGS, *words], output)
-    until(lambda: "HANGS" in output.read_text(), process, output)
+    process = begin([sys.executable, "-c", HANGS, *words])
+    process.until("HANGS")
     os.killpg(process.pid, signal.SIGINT)
-    until(lambda: "once more leaves at once" in output.read_text(), process, output)
+    process.until("once more leaves at once")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(100) == 130
-    said = output.read_text()
+    said = process.out
     assert said.endswith("tpvformer train: interrupted\n") and "Traceback" not in said
 
 
@@ -131,67 +125,64 @@ sys.exit(cli.in_one_line("launched", lambda: launch.launch(2, ["train"])))
 """
 
 
-def test_the_second_ends_processes_that_do_not_answer(tmp_path: Path) -> None:
+def test_the_second_ends_processes_that_do_not_answer(begin: Start, tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text(f"#!/bin/sh\ntrap '' TERM INT\necho >> {tmp_path / 'started'}\nsleep 300 & wait; wait\n")
     silent.chmod(0o755)
-    started, output = tmp_path / "started", tmp_path / "out"
-    process = start([sys.executable, "-c", LAUNCHES, str(silent)], output)
-    until(lambda: started.exists() and started.read_text().count("\n") == 2, process, output)
+    started = tmp_path / "started"
+    process = begin([sys.executable, "-c", LAUNCHES, str(silent)])
+    process.until(lambda: started.exists() and started.read_text().count("\n") == 2)
     os.killpg(process.pid, signal.SIGINT)
-    until(lambda: "once more leaves at once" in output.read_text(), process, output)
+    process.until("once more leaves at once")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(9) == 130
-    assert output.read_text().endswith("launched: interrupted\n")
+    assert process.out.endswith("launched: interrupted\n")
 
 
-def test_a_measurement_of_speed_has_nothing_to_save(config: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    process = start(train(config, tmp_path / "run", "--max-steps", "300", "--processes", "2"), output)
-    until(lambda: "[TRAIN]" in output.read_text(), process, output)
+def test_a_measurement_of_speed_has_nothing_to_save(begin: Start, config: Path, tmp_path: Path) -> None:
+    process = begin(train(config, tmp_path / "run", "--max-steps", "300", "--processes", "2"))
+    process.until("[TRAIN]")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(100) == 130
-    said = output.read_text()
+    said = process.out
     assert said.endswith("tpvformer train: interrupted\n") and "Traceback" not in said
 
 
-def test_before_there_is_anything_to_save(config: Path, tmp_path: Path) -> None:
+def test_before_there_is_anything_to_save(begin: Start, config: Path, tmp_path: Path) -> None:
     """While the processes are starting."""
-    output = tmp_path / "out"
-    process = start(train(config, tmp_path / "run", "--processes", "2"), output)
+    process = begin(train(config, tmp_path / "run", "--processes", "2"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         pytest.skip("needs Linux")
-    until(lambda: len(children.read_text().split()) >= 2, process, output)
+    process.until(lambda: len(children.read_text().split()) >= 2)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(100) == 130
-    assert output.read_text().strip().splitlines()[-1] == "tpvformer train: interrupted"
-    assert "Traceback" not in output.read_text()
+    assert process.out.strip().splitlines()[-1] == "tpvformer train: interrupted"
+    assert "Traceback" not in process.out
 
 
-def test_an_evaluation_with_workers_ends_in_one_line(config: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
+def test_an_evaluation_with_workers_ends_in_one_line(begin: Start, config: Path, tmp_path: Path) -> None:
     words = ["eval", "--py-config", str(config), "--ckpt-path", str(config.with_name("weights.pth"))]
     words += ["--device", "cpu", "--set", "data.workers=2"]
-    process = start([sys.executable, "-c", HANGS, *words], output)
-    until(lambda: "HANGS" in output.read_text(), process, output)
-    before = output.read_text()
+    process = begin([sys.executable, "-c", HANGS, *words])
+    process.until("HANGS")
+    before = process.out
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(100) == 130
-    assert output.read_text()[len(before) :] == "tpvformer eval: interrupted\n"
+    assert process.out[len(before) :] == "tpvformer eval: interrupted\n"
 
 
 @pytest.mark.parametrize("when", ["drawing", "starting"])
-def test_synth_ends_in_one_line_and_leaves_nothing(when: str, tmp_path: Path) -> None:
+def test_synth_ends_in_one_line_and_leaves_nothing(begin: Start, when: str, tmp_path: Path) -> None:
     pytest.importorskip("numba")
-    output, out = tmp_path / "out", tmp_path / "set"
+    out = tmp_path / "set"
     words = ["synth", "--out", str(out), "--scenes", "40", "--size", "224x128", "--frames", "4", "--workers", "2"]
-    process = start([*COMMAND, *words], output)
+    process = begin([*COMMAND, *words])
     scans = tmp_path / ".set.partial/samples/LIDAR_TOP"
-    until(lambda: scans.is_dir() and len(list(scans.iterdir())) >= (9 if when == "drawing" else 4), process, output)
+    process.until(lambda: scans.is_dir() and len(list(scans.iterdir())) >= (9 if when == "drawing" else 4))
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(100) == 130
-    said = output.read_text().splitlines()
+    said = process.out.splitlines()
     assert said[-1] == "tpvformer synth: interrupted" and not [line for line in said if "Traceback" in line], said
     assert not list(tmp_path.glob("*set*"))
 

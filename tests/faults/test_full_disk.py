@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
-from engine_tools import environment, write_config
-from mounts import can_mount
-from small_runs import config
+from engine_tools import environment, killed_config, write_config
+from needs import can_mount
 
 from tpvformer.config import DataConfig
 from tpvformer.engine.checkpoint import files as store
@@ -54,13 +53,11 @@ def test_a_full_disk(data: DataConfig, tmp_path: Path) -> None:
     disk.mkdir()
     if not can_mount(disk):
         pytest.skip("this user may not mount a file system of a few MiB in a namespace of its own")
-    file = write_config(tmp_path / "tiny.py", config(data, save_every_steps=1, keep_checkpoints=2))
-    done = subprocess.run(
+    file = write_config(tmp_path / "tiny.py", killed_config(data, save_every_steps=1, keep_checkpoints=2))
+    done = programs.run(
         ["unshare", "-m", "bash", "-c", ON_A_SMALL_DISK, "-", sys.executable, FILLED, str(file), str(disk), str(left)],
         env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
+        seconds=240,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     kept = r"step_3\.pth before it is whole"

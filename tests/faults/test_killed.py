@@ -15,8 +15,8 @@ from typing import List
 
 import pytest
 import torch
+from engine_tools import killed_config
 from lives import Lives, kills, output, records, samples
-from small_runs import config
 from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import Config, DataConfig
@@ -49,7 +49,7 @@ def test_resumed_from_a_step_and_from_an_epoch(
     size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path
 ) -> None:
     """Killed in the middle of the first epoch and at the second one's first step, whatever the loader's workers."""
-    job = with_workers(config(data, save_every_steps=2), workers)
+    job = with_workers(killed_config(data, save_every_steps=2), workers)
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
     assert lives.run(job, straight, size) == [0] * size, output(straight)
     epoch, events = len(data_tokens(job)) // size, 5  # steps an epoch; events a step, of which the last has one less
@@ -70,7 +70,7 @@ def test_resumed_from_a_step_and_from_an_epoch(
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_before_an_epoch_is_scored(size: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
     """The epoch's file, written again with its scores by the next life, is the one that nothing happened to."""
-    job = with_workers(config(data), 1)
+    job = with_workers(killed_config(data), 1)
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
     assert lives.run(job, straight, size) == [0] * size, output(straight)
     for epoch in (1, 2):
@@ -87,7 +87,7 @@ def data_tokens(job: Config) -> List[str]:
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_at_random_moments(size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path) -> None:
     """Half of the kills come before a step's parts, half while a checkpoint is written."""
-    job = with_workers(config(data, save_every_steps=2), workers)
+    job = with_workers(killed_config(data, save_every_steps=2), workers)
     epochs = STEPS * size // len(data_tokens(job))
     job = dataclasses.replace(job, train=dataclasses.replace(job.train, epochs=epochs))
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
@@ -119,7 +119,7 @@ def test_asked_to_stop_it_saves_and_ends_well(
     size: int, name: str, lives: Lives, data: DataConfig, tmp_path: Path
 ) -> None:
     """One process alone is asked, in the middle of a step; all end after it, with everything."""
-    job = config(data, epochs=1)
+    job = killed_config(data, epochs=1)
     straight, work_dir = tmp_path / "straight", tmp_path / "asked"
     lives.run(job, straight, size)
     assert lives.run(job, work_dir, size, (size - 1, name, "step", 7)) == [0] * size, output(work_dir)
@@ -134,7 +134,7 @@ def test_asked_to_stop_it_saves_and_ends_well(
 
 def test_another_number_of_processes_goes_on(lives: Lives, data: DataConfig, tmp_path: Path) -> None:
     """Two processes become one and four: global batch, samples of each step, schedule and losses stay."""
-    job = config(data, dropout=0.0, accumulate=2)
+    job = killed_config(data, dropout=0.0, accumulate=2)
     straight = tmp_path / "straight"
     assert lives.run(job, straight, 2) == [0, 0], output(straight)
     expected = [r for r in records(straight) if r["kind"] == "train"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
+from programs import Start, wait_until
 
 from tpvformer.engine.work_dir import lock
 from tpvformer.engine.work_dir.lock import NAME, WorkDirLock
@@ -32,26 +32,24 @@ def left_by(work_dir: Path, **differently: Any) -> None:
 
 
 HOLDS = """
-import sys
+import sys, time
 from pathlib import Path
 from tpvformer.engine.work_dir.lock import WorkDirLock
 WorkDirLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
-sys.stdin.read()
+time.sleep(100)
 """
 
 
-def test_a_second_run_is_told_who_trains_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None and other.stdout.readline() == "held\n"
+def test_a_second_run_is_told_who_trains_there(start: Start, tmp_path: Path) -> None:
+    other = start([sys.executable, "-c", HOLDS, str(tmp_path)])
+    other.until("held\n")
     mine = WorkDirLock(tmp_path)
     with pytest.raises(ConfigError, match=rf"is in use: process {other.pid} on \S+ trains there since \d{{4}}-"):
         mine.acquire()
     mine.release()
     assert (tmp_path / NAME).exists()
-    other.kill()
-    other.communicate()
+    other.end()
     mine.acquire()  # its process is gone
     assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     mine.release()
@@ -77,7 +75,7 @@ def test_a_workers_copy_of_the_handle_holds_nothing(tmp_path: Path) -> None:
             os.close(gate[1])
             os.read(gate[0], 1)
         os._exit(0)
-    os.waitpid(child, 0)
+    wait_until(lambda: os.waitpid(child, os.WNOHANG)[0])
     WorkDirLock(tmp_path).acquire()
     os.close(gate[1])
 

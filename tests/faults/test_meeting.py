@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+import programs
 import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
 from tiny_nuscenes import write_tiny
@@ -47,7 +47,7 @@ def meet(*calls: Tuple[int, int, Dict[str, str]]) -> List[Any]:
         except Exception as err:
             found[i] = err
 
-    threads = [threading.Thread(target=run, args=(i, *call)) for i, call in enumerate(calls)]
+    threads = [threading.Thread(target=run, args=(i, *call), daemon=True) for i, call in enumerate(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,9 +162,7 @@ def test_the_command_says_it_and_ends(tmp_path: Path) -> None:
     env = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", meeting.WAIT: "0.01"}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = ["-m", "tpvformer", "train", "--py-config", str(file), "--device", "cpu", "--work-dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *command], env=environment(**env, **place), capture_output=True, text=True, timeout=300
-    )
+    done = programs.run([sys.executable, *command], env=environment(**env, **place), seconds=300)
     assert done.returncode == 1
     assert re.fullmatch(r"tpvformer train: waited 0.01 minutes for process 1 \(RANK\) of 2 .*\n", done.stderr), (
         done.stderr

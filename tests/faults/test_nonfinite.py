@@ -9,8 +9,7 @@ from typing import Any, Dict, List
 
 import pytest
 import torch
-from engine_tools import CPU, POINTS, processes, tiny_config, write_config
-from tiny_nuscenes import write_tiny
+from engine_tools import CPU, processes, write_config
 
 from tpvformer.cli import main
 from tpvformer.config import Config
@@ -25,12 +24,6 @@ from tpvformer.errors import NonFiniteLoss
 pytestmark = pytest.mark.usefixtures("quick")
 BAD = "sample3"
 NAN_CONTRAST = (0.0, 1.0, 1.0, 0.0, torch.nan, 0.0, 1.0, 2.0)  # see augment.draw_photometric
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    data = write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT", "CAM_BACK"))
-    return tiny_config(data, epochs=1)
 
 
 def skipping(config: Config, most: int = 10) -> Config:

@@ -6,12 +6,13 @@ import dataclasses
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, List
 
+import programs
 import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
+from programs import Start, state, wait_until
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.distributed.parent import LAUNCHER, Tether
@@ -27,42 +28,12 @@ def config(tmp_path_factory) -> Path:
     return write_config(folder / "tiny.py", dataclasses.replace(job, data=dataclasses.replace(job.data, workers=1)))
 
 
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        process.kill()
-        process.wait()
-
-
-STARTED: List[subprocess.Popen] = []
-
-
-def start(config: Path, work_dir: Path, *more: str, output: str = "out") -> subprocess.Popen:
-    command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(config), "--device", "cpu"]
-    with (work_dir.parent / output).open("w") as out:
-        command += ["--work-dir", str(work_dir), *more]
-        STARTED.append(subprocess.Popen(command, env=environment(), stdout=out, stderr=subprocess.STDOUT))
-    return STARTED[-1]
-
-
-def wait_for_line(text: str, file: Path, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 300
-    while text not in file.read_text():
-        assert process.poll() is None and time.monotonic() < until, file.read_text()
-        time.sleep(0.05)
-
-
-def alive(pids: List[int]) -> List[int]:
-    found = []
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+@pytest.fixture
+def train(start: Start, config: Path, tmp_path: Path) -> Start:
+    """Starts a training in ``tmp_path / "run"``; its arguments are further words of the command."""
+    command = [sys.executable, "-m", "tpvformer", "train", "--py-config", config, "--device", "cpu"]
+    command += ["--work-dir", tmp_path / "run"]
+    return lambda *more: start([*command, *more], env=environment(), stderr=subprocess.STDOUT)
 
 
 def children(pid: int) -> List[int]:
@@ -70,56 +41,49 @@ def children(pid: int) -> List[int]:
 
 
 @linux
-def test_a_killed_launcher_takes_its_processes_along(config: Path, tmp_path: Path) -> None:
+def test_a_killed_launcher_takes_its_processes_along(train: Start, tmp_path: Path) -> None:
     """And while it trains a second one is refused; afterwards the same command goes on."""
     work_dir = tmp_path / "run"
-    first = start(config, work_dir, "--processes", "2")
-    wait_for_line("[TRAIN]", tmp_path / "out", first)
+    first = train("--processes", "2")
+    first.until("[TRAIN]")
     ranks = [pid for pid in children(first.pid) if b"tpvformer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2
-    second = start(config, work_dir, output="second")
-    assert second.wait(300) == 2
-    said = (tmp_path / "second").read_text()
+    second = train()
+    assert second.wait() == 2
+    said = second.out
     assert said.count("\n") == 1 and f"work dir {work_dir} is in use: process {ranks[0]} on" in said, said
     first.kill()
     first.wait(60)
-    until = time.monotonic() + 200
-    while alive(ranks):
-        assert time.monotonic() < until, "the processes outlive their launcher"
-        time.sleep(0.05)
-    again = start(config, work_dir, "--max-steps", "1", output="again")
-    assert again.wait(300) == 0, (tmp_path / "again").read_text()
+    wait_until(lambda: all(state(pid) in "ZX" for pid in ranks), 200)  # they do not outlive their launcher
+    again = train("--max-steps", "1")
+    assert again.wait() == 0, again.out
     assert not (work_dir / "run.lock").exists()
 
 
 @linux
-def test_sighup_saves_unless_it_was_to_be_ignored(config: Path, tmp_path: Path) -> None:
+def test_sighup_saves_unless_it_was_to_be_ignored(train: Start) -> None:
     """The launcher alone hears that its terminal is gone; what nohup started goes on."""
-    work_dir = tmp_path / "run"
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # this suite itself may have been started by nohup
     try:
-        process = start(config, work_dir, "--processes", "2")
+        process = train("--processes", "2")
     finally:
         signal.signal(signal.SIGHUP, before)
-    wait_for_line("[TRAIN]", tmp_path / "out", process)
+    process.until("[TRAIN]")
     process.send_signal(signal.SIGHUP)
-    assert process.wait(300) == 0, (tmp_path / "out").read_text()
-    assert "stopped by SIGHUP at epoch" in (tmp_path / "out").read_text()
+    assert process.wait() == 0, process.out
+    assert "stopped by SIGHUP at epoch" in process.out
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process = start(config, work_dir, output="nohup")
+        process = train()
     finally:
         signal.signal(signal.SIGHUP, before)
-    wait_for_line("[TRAIN]", tmp_path / "nohup", process)
+    process.until("[TRAIN]")
     process.send_signal(signal.SIGHUP)
-    seen = (tmp_path / "nohup").read_text().count("[TRAIN]")
-    until = time.monotonic() + 200
-    while (tmp_path / "nohup").read_text().count("[TRAIN]") < seen + 5:
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
+    seen = process.out.count("[TRAIN]")
+    process.until(lambda: process.out.count("[TRAIN]") >= seen + 5)
     process.terminate()
-    assert process.wait(300) == 0
-    assert "stopped by SIGTERM" in (tmp_path / "nohup").read_text()
+    assert process.wait() == 0
+    assert "stopped by SIGTERM" in process.out
 
 
 ENDS_WITH_IT = """
@@ -139,37 +103,34 @@ time.sleep(100)
 
 
 @pytest.mark.parametrize("way", ["kernel", "pipe"])
-def test_both_ways(way: str) -> None:
+def test_both_ways(start: Start, way: str) -> None:
     if way == "kernel" and not sys.platform.startswith("linux"):
         pytest.skip("Linux's own")
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHES, ENDS_WITH_IT, way], stdout=subprocess.PIPE, env=environment(), text=True
-    )
-    assert launcher.stdout is not None
-    launcher.stdout.readline()
+    launcher = start([sys.executable, "-c", LAUNCHES, ENDS_WITH_IT, way], env=environment())
+    launcher.until("\n")
     launcher.kill()
-    assert launcher.stdout.read() == ""  # its end comes when the process that inherited the pipe has ended
-    launcher.wait()
+    wait_until(lambda: state(launcher.out.strip()) in "ZX")
+    assert launcher.out.count("\n") == 1
 
 
-def test_a_process_of_a_script_is_left_alone() -> None:
+def test_a_process_of_a_script_is_left_alone(start: Start) -> None:
     """RANK and its like alone do not tie it to a shell that may end at once."""
     shell = (
         f"RANK=0 {sys.executable} -c 'from tpvformer.engine.distributed.parent import *; "
         "end_with_parent(); import time; "
         'time.sleep(1); print("still here")\' & exit 0'
     )
-    done = subprocess.run(["bash", "-c", shell], stdout=subprocess.PIPE, env=_plain(), text=True, timeout=60)
-    assert done.stdout == "still here\n"
+    script = start(["bash", "-c", shell], env=_plain())
+    wait_until(lambda: script.out == "still here\n")
 
 
 def _plain() -> Dict[str, str]:
     return {k: v for k, v in environment().items() if k not in (LAUNCHER, "TORCHELASTIC_RUN_ID")}
 
 
-def test_a_launcher_that_ended_before() -> None:
+def test_a_launcher_that_ended_before(start: Start) -> None:
     tether = Tether()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+    gone = start(["true"])
+    gone.wait(60)
     env = {**environment(), **tether.environment, LAUNCHER: str(gone.pid)}
-    assert subprocess.run([sys.executable, "-c", ENDS_WITH_IT], env=env, timeout=60).returncode == 1
+    assert programs.run([sys.executable, "-c", ENDS_WITH_IT], env=env, seconds=60).returncode == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -13,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator, List
 
+import programs
 import pytest
 import torch
-from engine_tools import MODEL, POINTS, environment, tiny_config, write_config
-from mounts import can_mount
-from tiny_nuscenes import write_tiny
+from engine_tools import MODEL, environment, write_config
+from needs import can_mount
 
 from tpvformer.config import Config, DataConfig
 from tpvformer.data import worker_limits as room
@@ -30,9 +29,8 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    data = write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT", "CAM_BACK"))
-    return tiny_config(replace(data, workers=1), epochs=1)
+def config(config: Config) -> Config:
+    return replace(config, data=replace(config.data, workers=1))
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +90,7 @@ def test_a_container_with_little_shared_memory(config: Config, tmp_path: Path) -
     file = write_config(tmp_path / "tiny.py", config)
     command = [sys.executable, "-m", "tpvformer", "train", "--device", "cpu", "--py-config", str(file)]
     command += ["--work-dir", str(tmp_path / "w"), "--max-steps", "2"]
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", SMALL, "-", *command],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = programs.run(["unshare", "-m", "bash", "-c", SMALL, "-", *command], env=environment(), seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("data.workers is 0 instead of 1: /dev/shm has 0 MiB free") == 1, done.stdout
 

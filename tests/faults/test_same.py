@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import POINTS, start_processes, tiny_config, write_config
+from engine_tools import POINTS, processes, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.compat import CheckpointError
@@ -43,10 +43,7 @@ def drop_one(config: Config, file: Path) -> Path:
 def test_settings_that_differ(config: Config, tmp_path: Path) -> None:
     file = write_config(tmp_path / "tiny.py", config)
     given = ["--set", "optim.lr=0.5", "--set", "train.seed=3", "--set", "data.workers=1"]
-    started = start_processes(2, DIFFER, str(file), str(tmp_path / "run"), *given)
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [2, 2], outputs
-    for said in outputs:
+    for said in processes(2, DIFFER, str(file), str(tmp_path / "run"), *given, status=2):
         assert "optim.lr is 0.001 in process 0 and 0.5 in process 1" in said, said
         assert "train.seed is 0 in process 0 and 3 in process 1" in said and "workers" not in said
         assert "Traceback" not in said
@@ -55,10 +52,7 @@ def test_settings_that_differ(config: Config, tmp_path: Path) -> None:
 def test_data_that_differ(config: Config, tmp_path: Path) -> None:
     file, other = write_config(tmp_path / "tiny.py", config), drop_one(config, tmp_path / "other.pkl")
     given = ["--set", f"data.train_infos={other}"]
-    started = start_processes(2, DIFFER, str(file), str(tmp_path / "run"), *given)
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [2, 2], outputs
-    for said in outputs:
+    for said in processes(2, DIFFER, str(file), str(tmp_path / "run"), *given, status=2):
         assert "train data is 7 samples" in said and "in process 0 and 6 samples" in said, said
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import POINTS, environment, processes, start_processes, tiny_config, write_config
+from engine_tools import POINTS, environment, processes, tiny_config, write_config
+from programs import Start
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
@@ -204,9 +204,7 @@ main(["train", "--py-config", sys.argv[1], "--device", "cpu", "--work-dir", sys.
 def test_a_process_that_hangs_ends_all_with_their_stacks(config: Config, tmp_path: Path) -> None:
     job = replace(config, train=replace(config.train, hang_minutes=0.15))
     file = write_config(tmp_path / "tiny.py", job)
-    started = start_processes(2, HANG, str(file), str(tmp_path / "run"))
-    outputs = [process.communicate(timeout=200)[0] for process in started]
-    assert [process.returncode for process in started] == [1, 1], outputs
+    outputs = processes(2, HANG, str(file), str(tmp_path / "run"), status=1)
     for rank, out in enumerate(outputs):
         assert f"(process {rank}): nothing has happened for" in out and "train.hang_minutes" in out
         stacks = (tmp_path / "run" / f"stacks_rank{rank}.txt").read_text()
@@ -228,19 +226,12 @@ with Watchdog(2.0, Path(sys.argv[1]), 0) as dog:
 """
 
 
-def test_a_suspended_run_is_not_ended_but_a_hanging_one_is(tmp_path: Path) -> None:
+def test_a_suspended_run_is_not_ended_but_a_hanging_one_is(start: Start, tmp_path: Path) -> None:
     """Longer than its limit it stands still; then it goes on, and hangs."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUSPENDED, str(tmp_path)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "0\n"
+    process = start([sys.executable, "-c", SUSPENDED, str(tmp_path)], env=environment())
+    process.until("0\n")
     process.send_signal(signal.SIGSTOP)
     time.sleep(4)
     process.send_signal(signal.SIGCONT)
-    said, errors = process.communicate(timeout=100)
-    assert said.endswith("done\n") and process.returncode == 1
-    assert "nothing has happened for" in errors and "during step 19" in errors
+    assert process.wait(100) == 1 and process.out.endswith("done\n")
+    assert "nothing has happened for" in process.err and "during step 19" in process.err

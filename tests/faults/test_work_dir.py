@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List
 
+import programs
 import pytest
-from engine_tools import POINTS, environment, tiny_config, write_config
-from mounts import can_mount
-from tiny_nuscenes import write_tiny
+from engine_tools import environment, write_config
+from needs import can_mount
 
 from tpvformer.cli import main
 from tpvformer.config import Config
@@ -21,11 +20,6 @@ from tpvformer.engine.work_dir.folder import make
 from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    return tiny_config(write_tiny(tmp_path_factory.mktemp("set"), POINTS, cameras=("CAM_FRONT",)), epochs=1)
 
 
 def command(tmp_path: Path, config: Config, work_dir: str, *more: str) -> List[str]:
@@ -83,7 +77,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
     if not can_mount(tmp_path):
         pytest.skip("this user may not mount in a namespace of its own")
     run = ["unshare", "-m", "bash", "-c", READ_ONLY, "-", str(tmp_path), sys.executable, MAKES]
-    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=200)
+    done = programs.run(run, env=environment(), seconds=200)
     assert done.stdout.endswith("cannot be written (Read-only file system); choose a --work-dir that can\n"), done
 
 
@@ -115,7 +109,7 @@ def test_lost_while_it_trains(config: Config, tmp_path: Path, monkeypatch, capsy
 def test_closed_streams(config: Config, tmp_path: Path) -> None:
     """What would be printed goes nowhere, above all not into files."""
     given = [sys.executable, "-m", "tpvformer", *command(tmp_path, config, str(tmp_path / "run"), "--max-steps", "1")]
-    done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *given], env=environment(), timeout=300)
+    done = programs.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *given], env=environment(), seconds=300)
     assert done.returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -125,6 +119,6 @@ def test_nobody_reads_what_is_said(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from tpvformer.engine.logging.log import RunLog\n"
     code += "log = RunLog(Path(sys.argv[1]), True)\nfor i in range(3000): log.line(str(i))\nlog.close()\n"
     run = ["bash", "-c", '"$@" | head -1', "-", sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=200)
+    done = programs.run(run, env=environment(), seconds=200)
     assert "Logging error" not in done.stderr and "Traceback (most recent call last)" not in done.stderr
     assert len(next(tmp_path.glob("2*.log")).read_text().splitlines()) == 3000

@@ -1,9 +1,12 @@
-"""The model's promises: any batch, any grid, sparse and dense heads agree, geometry by sample."""
+"""The model's promises: any batch, any grid, sparse and dense heads agree, geometry by sample; the reference's recorded
+numbers, on every CPU backend."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import golden
 import pytest
 import torch
 from model_cases import BEV, CROSS, HW, SIZE, build, inputs
@@ -267,3 +270,27 @@ def test_dropout_keeps_its_share_and_its_mean() -> None:
     assert abs(float((y == 0).float().mean()) - 0.1) < 1e-3
     assert abs(float(y.mean()) - 1) < 2e-3
     assert torch.equal(dropout.eval()(x), x)
+
+
+# ---- the reference's recorded numbers
+
+
+DATA = Path(__file__).parents[1] / "golden_data"
+CONFIGS = Path(__file__).parents[2] / "config"
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("name", ["tiny10", "tiny04"])
+def test_recorded_case(name: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("TPVFORMER_OPS", backend)
+    status = golden.main([str(DATA / f"{name}_96x160"), str(DATA / "config" / f"{name}.json")])
+    rows = capsys.readouterr().out
+    assert status == 0, rows
+    assert rows.count(" ok\n") > 100
+
+
+@pytest.mark.parametrize("name", ["tiny10", "tiny04", "tpv_lidarseg_dim64", "tpv04_occupancy"])
+def test_keys(name: str, capsys: pytest.CaptureFixture) -> None:
+    config = DATA / "config" / f"{name}.json" if name.startswith("tiny") else CONFIGS / f"{name}.py"
+    status = golden.main(["keys", str(DATA / "manifest" / f"{name}.json"), str(config)])
+    assert status == 0, capsys.readouterr().out

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List
 
+import programs
 import pytest
 from engine_tools import ROOT, environment
 from launchers import BLOCK, block, keys
-from npu_cases import SITE, needs_card
+from needs import SITE, needs_card
 
 # what env_npu.sh exports, and set_env.sh before it
 EXPORTED = {
@@ -58,14 +58,14 @@ class Machine:
         tool.write_text(f"#!/bin/bash\n{body}")
         tool.chmod(0o755)
 
-    def run(self, command: List[str], cwd: Path, **extra: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, command: List[str], cwd: Path, **extra: str) -> programs.Done:
         env = environment(
             HOME=str(self.home), PATH=f"{self.tools}{os.pathsep}{os.environ['PATH']}", STANDIN_CARDS=str(self.cards)
         )
         for name in ("TPVFORMER_OPS", "ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES", "ASCEND_DEVICE_ID", *EXPORTED):
             env.pop(name, None)
         env.update(STANDIN_SAY_ENV=" ".join([*EXPORTED, "ASCEND_RT_VISIBLE_DEVICES"]), **extra)
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
+        done = programs.run(command, cwd=cwd, env=env, seconds=400)
         assert not (self.folder / "reported").exists(), "msnpureport was called"
         return done
 
@@ -80,11 +80,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = re.search(r"^command +tpvformer (synth .*)$", (ROOT / "config" / "debug.py").read_text(), re.MULTILINE)
     assert said is not None
     made = [sys.executable, "-m", "tpvformer", *shlex.split(said[1])]
-    subprocess.run(made, cwd=folder, env=environment(), check=True, capture_output=True, timeout=300)
+    programs.run(made, cwd=folder, env=environment(), check=True, seconds=300)
     return folder
 
 
-def train(machine: Machine, checkout: Path, script: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+def train(machine: Machine, checkout: Path, script: str, **extra: str) -> programs.Done:
     flags = ["--py_config=config/debug.py", "--performance=1", f"--work_dir={machine.folder / 'w'}"]
     return machine.run(["bash", f"test/{script}", *flags], checkout, **extra)
 

@@ -6,26 +6,24 @@ Nothing here ran on an NPU. Stand-ins live in processes of their own: they chang
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
+import programs
 import pytest
 from engine_tools import ROOT, environment
-from npu_cases import HERE, SITE, VERSION, needs_card
+from needs import SITE, TESTS, VERSION, needs_card
 
 SDKS = ("6.0.0", "7.x", "26.x")
 
 
 def run_cases(file: str, sdk: str, **extra: str) -> None:
     """All tests of a file in tests/ascend, in a process that finds the stand-ins."""
-    path = os.pathsep.join(str(folder) for folder in (ROOT, HERE, HERE / "ascend", SITE))
+    path = os.pathsep.join(str(folder) for folder in (ROOT, TESTS, TESTS / "ascend", SITE))
     env = environment(PYTHONPATH=path, STANDIN_SDK=sdk, **extra)
     env.pop("TPVFORMER_OPS")
     strict = ["-W", "error::DeprecationWarning:mx_driving", "-W", "error:old:DeprecationWarning"]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--durations=3", *strict]
-    done = subprocess.run(
-        [*command, str(HERE / "ascend" / file)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    done = programs.run([*command, str(TESTS / "ascend" / file)], env=env, cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 

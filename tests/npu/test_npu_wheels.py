@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import programs
 import pytest
 
 from tpvformer.ops import npu
@@ -136,8 +136,8 @@ def fetch(package: str, version: str, folder: Path) -> Wheel:
                    *(f"--platform={tag}" for tag in PLATFORMS), f"--dest={folder}",
                    f"{package}=={version}"]  # fmt: skip
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
+            done = programs.run(command, seconds=SECONDS)
+        except programs.Overdue:
             pytest.skip(f"{package} {version} was not downloaded within {SECONDS} s")
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -11,8 +11,8 @@ from typing import Any, Dict
 import torch
 from report import main, outcome, quiet
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from rig import ring_of_cameras  # noqa: E402 - the suite's own helper, found by the line above
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from rig_tools import ring_of_cameras  # noqa: E402 - the suite's own helper, found by the line above
 
 TRAIN = {"lovasz_input": "points", "ce_input": "voxel", "ignore_label": 0}
 

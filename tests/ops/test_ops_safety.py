@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 from engine_tools import environment, processes
@@ -118,7 +118,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def succeeds(code: str, cache: Path, **extra: str) -> None:
     values = environment(NUMBA_CACHE_DIR=str(cache), NUMBA_NUM_THREADS="2", **extra)
-    run = subprocess.run([sys.executable, "-c", code], env=values, capture_output=True, text=True, timeout=300)
+    run = programs.run([sys.executable, "-c", code], env=values, seconds=300)
     assert run.returncode == 0, run.stderr[-3000:]
 
 

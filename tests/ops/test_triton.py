@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
+import programs
 import pytest
 import torch
 from torch import Tensor
@@ -34,10 +35,8 @@ PLANES = ((200, 200), (16, 200), (200, 16))
 
 def test_kernels_agree_with_the_oracle_in_the_interpreter() -> None:
     environment = dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    run = subprocess.run(
-        [sys.executable, str(CHECK)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600
-    )
-    assert run.returncode == 0, run.stdout.decode()
+    run = programs.run([sys.executable, str(CHECK)], env=environment, stderr=subprocess.STDOUT, seconds=600)
+    assert run.returncode == 0, run.stdout
 
 
 def compiled(kernel: Any, tensors: Tuple[Tensor, ...], positional: Tuple[Any, ...], named: Dict[str, Any]) -> Any:
@@ -67,7 +66,7 @@ def usage(built: Any, folder: Path) -> Dict[str, int]:
         pytest.skip("this triton brings no cuobjdump")
     binary = folder / "kernel.cubin"
     binary.write_bytes(built.asm["cubin"])
-    text = subprocess.run([str(tool), "-res-usage", str(binary)], stdout=subprocess.PIPE, check=True).stdout.decode()
+    text = programs.run([str(tool), "-res-usage", str(binary)], check=True).stdout
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
 
 

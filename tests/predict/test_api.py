@@ -15,8 +15,7 @@ import pytest
 import torch
 from api_tools import CONFIG, assert_same, images_of, lively
 from engine_tools import write_config
-from rig_matrices import matrices
-from rig_tools import THREE, camera, changed, rig_of_infos, save, write_images, write_rig
+from rig_tools import THREE, camera, changed, matrices, rig_of_infos, save, write_images, write_rig
 
 import tpvformer
 from tpvformer import TPVFormer
@@ -31,16 +30,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 RING = [camera(f"c{i}", 360 / 6 * i, (77 + 16 * (i % 3), 45 + 8 * i), 40.0 + i) for i in range(6)]
-
-
-@pytest.fixture(scope="module")
-def model() -> TPVFormer:
-    return lively(CONFIG)
-
-
-@pytest.fixture()
-def rig(tmp_path: Path) -> Path:
-    return write_rig(tmp_path, THREE)
 
 
 def test_the_result_says_what_and_where(model: TPVFormer, rig: Path) -> None:

@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from api_tools import CONFIG, assert_same, images_of, lively
+from api_tools import CONFIG, assert_same, images_of
 from engine_tools import write_config
-from rig_matrices import matrices
-from rig_tools import THREE, write_images, write_rig
+from rig_tools import THREE, matrices, write_images, write_rig
 
 from tpvformer import TPVFormer
 from tpvformer.cli import main
@@ -23,16 +22,6 @@ from tpvformer.errors import DataError
 from tpvformer.predict.result import Result, Results
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def model() -> TPVFormer:
-    return lively(CONFIG)
-
-
-@pytest.fixture()
-def rig(tmp_path: Path) -> Path:
-    return write_rig(tmp_path, THREE)
 
 
 def drive(folder: Path) -> Path:

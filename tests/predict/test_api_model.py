@@ -25,11 +25,6 @@ from tpvformer.errors import ConfigError
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-@pytest.fixture(scope="module")
-def model() -> TPVFormer:
-    return lively(CONFIG)
-
-
 @pytest.fixture()
 def config(tmp_path: Path) -> Config:
     return tiny_config(write_tiny(tmp_path / "set", POINTS))

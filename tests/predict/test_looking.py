@@ -13,7 +13,7 @@ from typing import Any, List
 import cv2
 import numpy as np
 import pytest
-from api_tools import CONFIG, images_of, lively
+from api_tools import images_of
 from browser import CHROMIUM, Browser
 from rig_tools import THREE, write_rig
 
@@ -25,14 +25,8 @@ from tpvformer.predict.result import Result, Results
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-@pytest.fixture(scope="module")
-def model() -> TPVFormer:
-    return lively(CONFIG)
-
-
 @pytest.fixture()
-def result(model: TPVFormer, tmp_path: Path) -> Result:
-    rig = write_rig(tmp_path, THREE)
+def result(model: TPVFormer, rig: Path) -> Result:
     points = np.random.RandomState(0).uniform(-40, 40, (30, 3))
     return model.predict(images_of(rig), rig, points)
 

@@ -10,10 +10,10 @@ import ast
 import dataclasses
 import importlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Dict, List, Set, Tuple, get_type_hints
 
+import programs
 import pytest
 from docs_tools import DOCUMENTS, FENCE, PLACEHOLDERS, Command, commands, foreign_lines, name_of, prose, spans, text_of
 from engine_tools import ROOT
@@ -33,7 +33,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer data infos": ("test_infos.py",),
     "tpvformer data check": ("test_data_check.py", "test_predict_command.py", "test_scans.py"),
     "tpvformer synth": ("test_docs_commands.py", "test_semantickitti.py"),
-    "tpvformer export": ("test_checkpoints.py", "test_deploy.py"),
+    "tpvformer export": ("test_weights.py", "test_deploy.py"),
     "tpvformer convert": ("test_deploy.py",),
     "tpvformer doctor": ("test_doctor.py",),
     "tpvformer report": ("test_report.py",),
@@ -52,11 +52,11 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "train.py": ("test_upstream.py",),
     "eval.py": ("test_upstream.py",),
     "launcher.sh": ("test_patch.py",),
-    "tests/support/golden.py": ("test_golden.py",),
+    "tests/support/golden.py": ("test_model.py",),
     "tools/make_patch.py": ("test_patch.py",),
-    "benchmarks/bench_ops.py": ("test_benchmarks.py",),
-    "benchmarks/bench_saving.py": ("test_benchmarks.py",),
-    "benchmarks/bench_ranks.py": ("test_distributed_docs.py",),
+    "benchmarks/bench_ops.py": ("test_benchmark_scripts.py",),
+    "benchmarks/bench_saving.py": ("test_benchmark_scripts.py",),
+    "benchmarks/bench_ranks.py": ("test_docs_distributed.py",),
 }
 # what no test runs, and why
 NOT_RUN: Dict[str, str] = {
@@ -66,8 +66,8 @@ NOT_RUN: Dict[str, str] = {
     r"^make test-openmmlab$": "minutes, and packages of OpenMMLab",
     r"^pytest ": "a test itself",
     r"^\S*python3? -m venv ": "makes the reader's environment",
-    r"^torchrun ": "cards or several machines; its flags: test_distributed_docs.py",
-    r"train_multi_node\.sh .*--(max_restarts|rdzv_id)": "several machines; its flags: test_distributed_docs.py",
+    r"^torchrun ": "cards or several machines; its flags: test_docs_distributed.py",
+    r"train_multi_node\.sh .*--(max_restarts|rdzv_id)": "several machines; its flags: test_docs_distributed.py",
     r"^\S*python benchmarks/gpu_report\.py": "a GPU",
     r"^\S*python benchmarks/bench_loader\.py": "minutes of images at full size",
     r"^\S*python benchmarks/bench_(deploy|view)\.py": "minutes of exporting and compiling; a browser",
@@ -201,7 +201,7 @@ def test_make_has_the_targets() -> None:
 
 @pytest.mark.parametrize("script", ["train_1p.sh", "train_8p.sh", "train_multi_node.sh"])
 def test_launchers_know_their_flags(script: str) -> None:
-    done = subprocess.run(["bash", ROOT / "test" / script, "-h"], capture_output=True, text=True, check=True)
+    done = programs.run(["bash", ROOT / "test" / script, "-h"], check=True)
     used = {flag for c in [*ALL, *QUOTED] if c.program == f"test/{script}" for flag in c.flags}
     assert used and used <= set(re.findall(r"--\w+", done.stdout))
 

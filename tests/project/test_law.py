@@ -246,6 +246,18 @@ def test_tests_import_no_test() -> None:
     assert not found, f"{found}: what several tests use stands in tests/support"
 
 
+def test_tests_start_programs_with_a_limit() -> None:
+    """By tests/support/programs.py; whatever else starts one may wait without end."""
+    starts = re.compile(r"subprocess\.(run|Popen|call|check_call|check_output)|os\.(spawn|posix_spawn|popen|system)\w*")
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.Call) and starts.fullmatch(ast.unparse(node.func))
+    ]
+    assert not found, f"{found}: run, Program and the fixture start do that"
+
+
 def test_nothing_of_ours_needs_the_bridge() -> None:
     elsewhere = [found for file in FILES if not name_of(file).startswith(BRIDGE) for found in imports(file)]
     assert not [str(found) for found in elsewhere if found.module.startswith("tpvformer.compat.openmmlab")]

@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import yaml
 from engine_tools import ROOT, environment
@@ -74,7 +74,7 @@ print(len(set(result.point_labels.tolist())), "classes")
 
 def run(*command: str, cwd: Path, **more: str) -> str:
     env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env={**env, **more}, capture_output=True, text=True, timeout=240)
+    done = programs.run(command, cwd=cwd, env={**env, **more}, seconds=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

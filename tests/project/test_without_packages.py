@@ -1,24 +1,30 @@
-"""What becomes of commands where a package is missing or cannot be loaded, as on processors without a wheel of it."""
+"""What becomes of commands where a package is missing or cannot be loaded, as on processors without a wheel of it; and
+what Windows and macOS lack is taken away: everything still imports and predicts."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-from engine_tools import environment
+import programs
+import pytest
+import torch
+from engine_tools import ROOT, environment, tiny_config, tiny_model, write_config
+from tiny_nuscenes import write_tiny
+
+from tpvformer.cli import main
 
 HIDE = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1].split(','))); "
 
 
-def without(modules: str, code: str, *words: str) -> "subprocess.CompletedProcess[str]":
+def without(modules: str, code: str, *words: str) -> programs.Done:
     """Run the code in a process where importing these modules fails; ``words`` are its sys.argv[2:]."""
     command = [sys.executable, "-c", HIDE + code, modules, *words]
     env = environment()
     del env["TPVFORMER_OPS"]  # "reference" there would not ask for Numba
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    return programs.run(command, env=env, seconds=400)
 
 
 def test_synth_without_numba_is_one_sentence(tmp_path: Path) -> None:
@@ -58,3 +64,33 @@ torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight, padding=1), 
     done = without("numba,llvmlite", code)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("plain PyTorch is used instead") == 1, done.stderr
+
+
+# ---- other systems
+
+
+SYSTEM = Path(__file__).parents[1] / "support" / "other_system.py"
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_everything_imports_and_a_frame_is_predicted(system: str, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set", (40, 60)), precision="auto"))
+    torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
+    paths = [str(file), str(tmp_path / "w.pth"), str(tmp_path / "out")]
+    done = programs.run([sys.executable, str(SYSTEM), system, *paths], env=environment(), cwd=ROOT, seconds=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    expected = {
+        "win32": "signals ['SIGTERM'] peak False",
+        "darwin": "signals ['SIGTERM', 'SIGUSR1', 'SIGHUP'] peak True",
+    }
+    assert expected[system] in done.stdout
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 1
+
+
+def test_many_processes_are_refused_on_windows_in_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    words = ["--py-config", "demo", "--work-dir", str(tmp_path / "w"), "--processes", "2"]
+    assert main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert "2 processes at once are for Linux and macOS" in said and said.count("\n") == 1
+    assert not (tmp_path / "w").exists()

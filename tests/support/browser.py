@@ -7,13 +7,13 @@ import json
 import os
 import select
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+from programs import Program
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _PATIENCE = 120.0  # seconds until an answer that does not come is an error
@@ -43,12 +43,7 @@ class Browser:
         words = [CHROMIUM, *_FLAGS, *flags, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
         # The browser reads commands from its descriptor 3 and answers on 4; a shell puts ours there.
         line = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", line, "bash", *words, "about:blank"],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self._process = Program(["bash", "-c", line, "bash", *words, "about:blank"], pass_fds=(theirs_in, theirs_out))
         os.close(theirs_in)
         os.close(theirs_out)
         targets = self.send("Target.getTargets", session=None)["targetInfos"]
@@ -64,8 +59,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process.__exit__()
         os.close(self._in)
         os.close(self._out)
 
@@ -87,7 +81,7 @@ class Browser:
         while b"\0" not in self._rest:
             ready = select.select([self._in], [], [], max(0.0, until - time.monotonic()))[0]
             data = os.read(self._in, 1 << 20) if ready else b""
-            assert data, "the browser has ended or does not answer"
+            assert data, f"the browser has ended or does not answer{self._process.said()}"
             self._rest += data
         message, self._rest = self._rest.split(b"\0", 1)
         return json.loads(message)

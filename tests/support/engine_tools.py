@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
+from programs import Overdue, Program
 from torch.utils.data import DataLoader
 
 from tpvformer.config import BackboneConfig, Config, DataConfig, GridConfig, ModelConfig, OptimConfig, TrainConfig
@@ -56,6 +58,13 @@ def tiny_config(data: DataConfig, **train: Any) -> Config:
     )
 
 
+def killed_config(data: DataConfig, dropout: float = 0.1, **train: Any) -> Config:
+    """The configuration of runs that are killed and resumed: still smaller."""
+    backbone = dataclasses.replace(MODEL.backbone, base_width=4)
+    model = dataclasses.replace(MODEL, num_cams=1, dropout=dropout, grid=GridConfig(w=4, h=3, z=2), backbone=backbone)
+    return dataclasses.replace(tiny_config(dataclasses.replace(data, image_scale=0.5), **train), model=model)
+
+
 def write_config(path: Path, config: Config) -> Path:
     """A configuration file that defines ``config``."""
     tree = dataclasses.asdict(config)
@@ -87,31 +96,22 @@ def environment(**extra: str) -> Dict[str, str]:
     return values
 
 
-def start_processes(size: int, code: str, *args: str, **extra: str) -> List[subprocess.Popen]:
-    """``size`` processes that run ``code`` as torchrun would start them; ``extra`` for environment()."""
+def processes(size: int, code: str, *args: str, status: int = 0, **extra: str) -> List[str]:
+    """The outputs of ``size`` processes that run ``code`` as torchrun would start them, and end with ``status`` each;
+    ``extra`` for environment()."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *args],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **common, **extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
-def processes(size: int, code: str, *args: str, **extra: str) -> List[str]:
-    """The outputs of such processes, all of which end well."""
-    started = start_processes(size, code, *args, **extra)
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert all(process.returncode == 0 for process in started), "\n".join(outputs)
+    command = [sys.executable, "-c", code, *args]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for rank in range(size):
+            env = environment(RANK=str(rank), LOCAL_RANK=str(rank), **common, **extra)
+            started.append(stack.enter_context(Program(command, env=env, stderr=subprocess.STDOUT)))
+        with contextlib.suppress(Overdue):
+            for process in started:
+                process.wait()
+        outputs = [process.out for process in started]
+        assert [process.poll() for process in started] == [status] * size, "\n".join(outputs)
     return outputs

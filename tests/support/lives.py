@@ -9,16 +9,20 @@ import dataclasses
 import faulthandler
 import json
 import os
+import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from programs import Program
 
 TESTS = Path(__file__).parents[1]
 PUTS = 1000  # pieces of a checkpoint, of 4,855, that count as one event of its writing
+LIMIT = 240  # seconds of one life
 Moment = Tuple[int, str, str, int]  # rank, signal, kind of event ("step", "save", "score"), which event of that kind
 
 
@@ -27,22 +31,29 @@ class Lives:
 
     def __init__(self) -> None:
         env = dict(os.environ, PYTHONPATH=str(TESTS.parent), TPVFORMER_OPS="reference", OMP_NUM_THREADS="1")
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
-        )
+        self._process = Program([sys.executable, __file__], stdin=PIPE, stdout=PIPE, env=env)
 
     def run(self, config: Any, work_dir: Path, size: int = 1, moment: Optional[Moment] = None) -> List[int]:
         """Train ``config`` in ``size`` processes; one of them gets a signal at ``moment``. How each ended: as
-        ``subprocess`` says it; where one is killed the others are too. Everything printed is in ``work_dir.txt``."""
+        ``subprocess`` says it; where one is killed the others are too. Everything printed is in ``work_dir.txt``; a
+        life of more than ``LIMIT`` seconds is aborted, and its stacks are there too."""
         work_dir.mkdir(exist_ok=True)
         asked = {"config": dataclasses.asdict(config), "work_dir": str(work_dir), "size": size, "moment": moment}
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            ready = select.select([self._process.stdout], [], [], LIMIT + 60)[0]
+            more = os.read(self._process.stdout.fileno(), 1 << 16) if ready else b""
+            if not more:
+                self.close()
+                raise AssertionError(f"no answer: {self._process.said()}\n{output(work_dir)}")
+            answer += more
+        return json.loads(answer)
 
     def close(self) -> None:
-        self._process.communicate()
+        self._process.__exit__()
 
 
 def records(work_dir: Path) -> List[Dict[str, Any]]:
@@ -112,12 +123,21 @@ def _import_all(tree: Dict[str, Any]) -> None:
 
 def _wait(children: Sequence[int]) -> List[int]:
     codes: Dict[int, int] = {}
+
+    def abort(*_: Any) -> None:
+        """Each that still runs writes its stack and ends."""
+        for child in set(children) - set(codes):
+            os.kill(child, signal.SIGABRT)
+
+    signal.signal(signal.SIGALRM, abort)
+    signal.alarm(LIMIT)
     while len(codes) < len(children):
         child, status = os.waitpid(-1, 0)
         codes[child] = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         if codes[child]:
             for other in set(children) - set(codes):
                 os.kill(other, signal.SIGKILL)
+    signal.alarm(0)
     return [codes[child] for child in children]
 
 

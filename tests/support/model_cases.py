@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from rig import ring_of_cameras
+from rig_tools import ring_of_cameras
 from torch import Tensor
 
 from tpvformer.config import BackboneConfig, GridConfig, ModelConfig

@@ -2,7 +2,7 @@
 
     python other_system.py win32|darwin SET WEIGHTS OUT
 
-Run by test_other_systems.py in a process of its own, for the names are taken away for good.
+Run by test_without_packages.py in a process of its own, for the names are taken away for good.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Rig files for the tests: of tiny frames, and of samples of info files."""
+"""Rigs for the tests: files of tiny frames and of samples of info files, projections, a ring of pinhole cameras."""
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 Rig = Dict[str, Any]
 
@@ -107,3 +110,27 @@ def changed(rig: Rig, where: str, value: Any = None, remove: Optional[bool] = No
     else:
         node[last] = value
     return copy
+
+
+def matrices(cameras: Sequence[Rig]) -> Dict[str, np.ndarray]:
+    """lidar2img (4,4) of each camera by its name."""
+    made = {}
+    for one in cameras:
+        intrinsics = np.eye(4)
+        intrinsics[:3, :3] = one["intrinsics"]
+        made[one["name"]] = intrinsics @ np.linalg.inv(one["camera2lidar"])
+    return made
+
+
+def ring_of_cameras(height: int, width: int, cameras: int = 6, turn: float = 0.0) -> Tensor:
+    """lidar2img (cameras,4,4) float32 of level cameras 60 degrees apart, turned together by ``turn`` radians."""
+    focal = 0.8 * width
+    intrinsics = torch.tensor([[focal, 0, width / 2, 0], [0, focal, height / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    rig = []
+    for camera in range(cameras):
+        yaw = turn + camera * math.pi / 3
+        right = [math.cos(yaw), math.sin(yaw), 0, 0]
+        ahead = [-math.sin(yaw), math.cos(yaw), 0, -0.5]
+        extrinsics = torch.tensor([right, [0, 0, -1, -0.3], ahead, [0, 0, 0, 1]])
+        rig.append(intrinsics @ extrinsics)
+    return torch.stack(rig)

@@ -7,11 +7,11 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+import programs
 import pytest
 import torch
 from engine_tools import ROOT
@@ -29,11 +29,11 @@ REST = "\nimport a_framework_that_is_not_installed\n\nraise SystemExit('the old 
 LAUNCHER = "\n# no program is named above, so bash starts it\npython train.py --py-config $1 --work-dir $2\n"
 
 
-def git(folder: Path, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+def git(folder: Path, *command: str, check: bool = True) -> programs.Done:
     """Git with nobody's settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull, LC_ALL="C")
-    done = subprocess.run(["git", *command], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    done = programs.run(["git", *command], cwd=folder, env=env, seconds=60)
     assert done.returncode == 0 or not check, done.stderr
     return done
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
 import numpy as np
+import programs
 import pytest
 
 from tpvformer.data.formats import load_infos
@@ -69,7 +69,7 @@ def read_all(folder: Path, contents: Dict[str, bytes]) -> Dict[str, str]:
     for i, content in enumerate(contents.values()):
         (folder / f"{i}.pkl").write_bytes(content)
     paths = [str(folder / f"{i}.pkl") for i in range(len(contents))]
-    done = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, timeout=300)
+    done = programs.run([sys.executable, "-c", READ, *paths], seconds=300)
     said = dict(zip(contents, done.stdout.splitlines()))
     assert done.returncode == 0, (done.returncode, said, done.stderr)
     return said

@@ -15,6 +15,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
+import programs
 import pytest
 
 from tpvformer.config import DataConfig
@@ -171,5 +172,5 @@ def test_a_compressed_pickle_is_called_so_and_the_remedy_works(tmp_path, name, i
         with pytest.raises(DataError, match=f"{name}: is compressed with gzip.*and name {inside}$") as refused:
             read(path)
         command = re.search(r"\((gunzip .*)\)", str(refused.value))
-    subprocess.run(["sh", "-c", command[1]], cwd=tmp_path, check=True)
+    programs.run(["sh", "-c", command[1]], cwd=tmp_path, check=True)
     assert load_pickle(tmp_path / inside) == PLAIN

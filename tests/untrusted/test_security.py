@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import shutil
 import socket
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import programs
 import pytest
 import torch.distributed as dist
 from engine_tools import POINTS, environment, tiny_config, write_config
-from sockets import LOOPBACK, listening
+from needs import can_unshare_network
+from programs import LOOPBACK, listening
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.agent import main as agent
@@ -38,18 +38,13 @@ sys.addaudithook(refuse)
 TRAIN = GUARD + "from tpvformer.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def can_unshare() -> bool:
-    tool = shutil.which("unshare")
-    return tool is not None and subprocess.run([tool, "-n", "true"], capture_output=True).returncode == 0
-
-
 def test_a_training_needs_no_network(tmp_path: Path) -> None:
     """A step under the guard, and where that is permitted in a network namespace without even loopback."""
     config = write_config(tmp_path / "tiny.py", tiny_config(write_tiny(tmp_path / "set", POINTS)))
     flags = ["train", "--py-config", str(config), "--work-dir", str(tmp_path / "w"), "--max-steps", "1"]
-    alone = ["unshare", "-n"] if can_unshare() else []
+    alone = ["unshare", "-n"] if can_unshare_network() else []
     command = [*alone, sys.executable, "-c", TRAIN, *flags, "--device", "cpu"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    done = programs.run(command, env=environment(), seconds=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "w" / "summary.json").exists()
 
@@ -57,12 +52,12 @@ def test_a_training_needs_no_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attempt", ["s.connect(('192.0.2.1', 9))", "socket.getaddrinfo('example.invalid', 80)"])
 def test_the_guard_can_fail(attempt: str) -> None:
     code = f"{GUARD}\nimport socket\ns = socket.socket()\n{attempt}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", code], seconds=60)
     assert done.returncode == 1 and done.stderr.startswith("GUARD: "), done.stderr
 
 
 def test_installed_packages_are_consistent() -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, timeout=120)
+    done = programs.run([sys.executable, "-m", "pip", "check"], seconds=120)
     if "No module named pip" in done.stderr:
         pytest.skip("this environment has no pip")
     # which of its parts a build of torch needs is the user's choice, who installs it first

@@ -6,12 +6,12 @@ import datetime
 import json
 import math
 import re
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, List, Tuple, cast
 
+import programs
 import pytest
 import torch
 from browser import CHROMIUM, Browser
@@ -276,14 +276,14 @@ def test_it_is_as_wide_as_a_phone(finished: Path, tmp_path: Path) -> None:
         assert browser.problems == []
 
 
-def opened(file: Path, profile: Path) -> subprocess.CompletedProcess:
+def opened(file: Path, profile: Path) -> programs.Done:
     """The page after it was loaded by a browser that reaches no network; its console is on stderr."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", "--dump-dom", file.as_uri()]
-    return subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120)
+    return programs.run([str(CHROMIUM), *flags], seconds=120)
 
 
-def complaints(done: subprocess.CompletedProcess) -> List[str]:
+def complaints(done: programs.Done) -> List[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

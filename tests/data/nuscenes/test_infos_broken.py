@@ -20,7 +20,6 @@ from tpvformer.data.formats import load_infos
 from tpvformer.data.nuscenes.infos import pickle_file, tensor_file
 from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.tensor_file import TensorFile, write_tensors
-from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import atomic_file
 from tpvformer.untrusted.pickle import load_pickle
@@ -29,12 +28,11 @@ VERSION = "v1.0-mini"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("broken") / "set"
-    write_dataset(folder, 3, (64, 36), 5, 2, workers=1)
-    infos = build(folder, VERSION, ["synthetic_train"])["synthetic_train"]
-    write_tensors(infos, folder / "infos.safetensors")
-    return folder
+def tensors(whole, tmp_path_factory) -> bytes:
+    """The info file of the training split, with tensors."""
+    file = tmp_path_factory.mktemp("broken") / "infos.safetensors"
+    write_tensors(build(whole, VERSION, ["synthetic_train"])["synthetic_train"], file)
+    return file.read_bytes()
 
 
 @pytest.fixture()
@@ -308,17 +306,17 @@ def header(change: Callable[[dict], Any]) -> Callable[[bytes], bytes]:
         (filled(0.0), "cannot be inverted"),
     ],
 )
-def test_a_damaged_tensor_file_is_one_sentence(whole, tmp_path, change, text):
+def test_a_damaged_tensor_file_is_one_sentence(tensors, tmp_path, change, text):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(change((whole / "infos.safetensors").read_bytes()))
+    path.write_bytes(change(tensors))
     with pytest.raises(DataError, match=text) as caught:
         load_infos(path)
     assert "\n" not in str(caught.value)
     assert "a.safetensors" in str(caught.value)
 
 
-def test_any_single_changed_byte_of_the_header_is_read_or_refused(whole, tmp_path):
-    data = (whole / "infos.safetensors").read_bytes()
+def test_any_single_changed_byte_of_the_header_is_read_or_refused(tensors, tmp_path):
+    data = tensors
     length = struct.unpack("<Q", data[:8])[0]
     rng = np.random.default_rng(0)
     path = tmp_path / "a.safetensors"
@@ -333,7 +331,7 @@ def test_any_single_changed_byte_of_the_header_is_read_or_refused(whole, tmp_pat
             assert "\n" not in str(err)
 
 
-def test_an_absent_tensor_file_and_no_samples(whole, tmp_path):
+def test_an_absent_tensor_file_and_no_samples(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         load_infos(tmp_path / "none.safetensors")
     with pytest.raises(DataError, match="cannot be read"):

@@ -20,7 +20,6 @@ from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.pickle_file import to_records, write_pickle
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.splits import default_splits
-from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.pickle import load_pickle
 
@@ -36,13 +35,6 @@ PICKLED_VALUES = [
     b"a", 1 + 2j, np.zeros((4, 4)), np.array([1, 2, 10**30], object), {1}, (1,),
 ]  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz") / "set"
-    write_dataset(folder, 3, (64, 36), 5, 2, workers=1)
-    return folder
 
 
 def attempt(run: Callable[[], Any]) -> bool:
@@ -70,8 +62,8 @@ def change(content: Any, rng: random.Random, values: List[Any]) -> None:
             return
 
 
-def test_tables(root, tmp_path):
-    folder = Path(shutil.copytree(root, tmp_path / "set")) / VERSION
+def test_tables(whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "set")) / VERSION
     rng, taken = random.Random(0), 0
     for _ in range(200):
         path = folder / f"{rng.choice(NAMES)}.json"
@@ -91,8 +83,8 @@ def test_tables(root, tmp_path):
     assert 20 < taken < 180  # both happen: the changes reach what is read
 
 
-def test_info_pickles(root, tmp_path):
-    write_pickle(build(root, VERSION, ["synthetic_val"])["synthetic_val"], tmp_path / "a.pkl")
+def test_info_pickles(whole, tmp_path):
+    write_pickle(build(whole, VERSION, ["synthetic_val"])["synthetic_val"], tmp_path / "a.pkl")
     stored = load_pickle(tmp_path / "a.pkl")
     rng, taken = random.Random(0), 0
     for _ in range(300):

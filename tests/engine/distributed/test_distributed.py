@@ -8,15 +8,16 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import List
 
+import programs
 import pytest
 import torch
 from engine_tools import POINTS, environment, processes, write_config
+from programs import Start
 from submission_tools import META, checked, write_set
 
 from tpvformer.config import Config
@@ -64,13 +65,7 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     file = write_config(tmp_path / "tiny.py", config)
     work_dir = tmp_path / "double"
     command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
-    done = subprocess.run(
-        [*command, "--device", "cpu", "--processes", "2"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = programs.run([*command, "--device", "cpu", "--processes", "2"], env=environment(), seconds=240)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     summary = json.loads((work_dir / "summary.json").read_text())
@@ -113,12 +108,10 @@ def test_scores_do_not_depend_on_the_number_of_processes(
 def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tmp_path: Path) -> None:
     file = write_config(tmp_path / "tiny.py", dataclasses.replace(config, name="broken"))
     command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--processes", "2"]
-    done = subprocess.run(
+    done = programs.run(
         [*command, "--work-dir", str(tmp_path / "w"), "--device", "cpu", "--set", "data.batch_size=4"],
         env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
+        seconds=120,
     )
     assert done.returncode == 2
     assert "7 training samples do not fill one batch of 4 on each of 2 ranks" in done.stderr
@@ -127,26 +120,18 @@ def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_launch_that_is_asked_to_stop_saves_and_ends_well(
-    config: Config, tmp_path: Path, number: signal.Signals
+    start: Start, config: Config, tmp_path: Path, number: signal.Signals
 ) -> None:
     """The launching process passes the signal on and waits for the others, which finish their step."""
     endless = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=10_000))
     file, work_dir = write_config(tmp_path / "tiny.py", endless), tmp_path / "w"
     command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu", "--processes", "2"],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    while b"[TRAIN]" not in process.stdout.readline():
-        assert process.poll() is None
+    process = start([*command, "--device", "cpu", "--processes", "2"], env=environment())
+    process.until("[TRAIN]")
     process.send_signal(number)
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert errors == b""
-    assert f"stopped by {number.name} at epoch ".encode() in said
+    assert process.wait(120) == 0
+    assert process.err == ""
+    assert f"stopped by {number.name} at epoch " in process.out
     assert store.read(work_dir / "latest.pth")["global_iter"] >= 1
     assert not (work_dir / "summary.json").exists()
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict
 
+import programs
 import pytest
 import torch
 from engine_tools import POINTS, ROOT, environment, tiny_config, write_config
 from launchers import BLOCK, block
-from sockets import LOOPBACK, listening
+from programs import LOOPBACK, Program, Start, family, listening
 from tiny_nuscenes import write_tiny
 
 from tpvformer.engine.checkpoint import files as store
 
 SCRIPT = ROOT / "test" / "train_multi_node.sh"
-LIMIT = 300  # seconds, on the busiest of machines
 
 
 def free_port() -> int:
@@ -31,69 +29,33 @@ def free_port() -> int:
 
 
 class Job:
-    """The agents of one training, and their output in files."""
+    """The agents of one training."""
 
-    def __init__(self, folder: Path, config: Path, *flags: str) -> None:
-        self.folder, self.work_dir = folder, folder / "work"
+    def __init__(self, start: Start, folder: Path, config: Path, *flags: str) -> None:
+        self._start, self.work_dir = start, folder / "work"
         common = [f"--py_config={config}", f"--work_dir={self.work_dir}", "--nproc_per_node=2"]
         self.command = ["bash", str(SCRIPT), *common, *flags]
-        self.started: Dict[str, subprocess.Popen] = {}
-        folder.mkdir()
+        self.started: Dict[str, Program] = {}
 
-    def start(self, name: str, *flags: str) -> subprocess.Popen:
+    def start(self, name: str, *flags: str) -> Program:
         env = environment()
         if env.pop("PYTHONDONTWRITEBYTECODE", ""):  # else each of a dozen processes compiles all of PyTorch's modules
-            env["PYTHONPYCACHEPREFIX"] = str(self.folder.parent / "compiled")
-        with (self.folder / name).open("w") as out:
-            agent = subprocess.Popen([*self.command, *flags], env=env, stdout=out, stderr=subprocess.STDOUT)
-        self.started[name] = agent
-        return agent
+            env["PYTHONPYCACHEPREFIX"] = str(self.work_dir.parents[1] / "compiled")
+        self.started[name] = self._start([*self.command, *flags], env=env, stderr=subprocess.STDOUT)
+        return self.started[name]
 
     def output(self, name: str) -> str:
-        return (self.folder / name).read_text()
+        return self.started[name].out
 
-    def wait_for(self, file: str, agent: subprocess.Popen) -> None:
-        until = time.monotonic() + LIMIT
-        while not (self.work_dir / file).exists():
-            assert agent.poll() is None and time.monotonic() < until, self.outputs()
-            time.sleep(0.02)
+    def wait_for(self, file: str, agent: Program) -> None:
+        agent.until((self.work_dir / file).exists)
 
-    def finish(self, *agents: subprocess.Popen) -> None:
+    def finish(self, *agents: Program) -> None:
         for agent in agents:
-            assert agent.wait(LIMIT) == 0, self.outputs()
+            assert agent.wait() == 0, self.outputs()
 
     def outputs(self) -> str:
         return "\n".join(f"--- {name}\n{self.output(name)[-3000:]}" for name in self.started)
-
-    def end(self) -> None:
-        for agent in self.started.values():
-            if agent.poll() is None:
-                kill(agent)
-
-
-def family(pid: int) -> List[int]:
-    """A process and all that it started, however removed."""
-    children: Dict[int, List[int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = file.read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(text.split()[0]))
-    found = [pid]
-    for member in found:
-        found.extend(children.get(member, []))
-    return found
-
-
-def kill(agent: subprocess.Popen) -> None:
-    """As a machine without power: the agent and its processes, at once."""
-    for pid in family(agent.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    agent.wait(LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +65,9 @@ def config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, config: Path):
+def job(start: Start, tmp_path: Path, config: Path) -> Callable[..., Job]:
     """Makes jobs; none of their processes outlives the test."""
-    jobs: List[Job] = []
-
-    def make(name: str, *flags: str) -> Job:
-        jobs.append(Job(tmp_path / name, config, *flags))
-        return jobs[-1]
-
-    yield make
-    for made in jobs:
-        made.end()
+    return lambda name, *flags: Job(start, tmp_path / name, config, *flags)
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
@@ -130,13 +84,11 @@ def test_a_machine_is_lost_and_comes_back(job) -> None:
     elastic = ("--nnodes=2", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1")
     disturbed = job("disturbed", *elastic)
     host = disturbed.start("host")
-    while LOOPBACK not in listening(family(host.pid)):  # the one that keeps the rendezvous
-        assert host.poll() is None
-        time.sleep(0.05)
+    host.until(lambda: LOOPBACK in listening(family(host.pid)))  # the one that keeps the rendezvous
     other = disturbed.start("other")
     disturbed.wait_for("epoch_2.pth", host)
     assert listening(family(host.pid) + family(other.pid)) == {LOOPBACK}
-    kill(other)
+    other.end()  # as a machine without power: the agent and its processes, at once
     assert not (disturbed.work_dir / "epoch_6.pth").exists(), "killed too late to show anything"
     disturbed.finish(disturbed.start("other again"), host)
     log = "\n".join(disturbed.output(name) for name in disturbed.started)
@@ -154,11 +106,10 @@ def test_one_machine_goes_on_where_two_began(job) -> None:
     flags = ("--nnodes=1:2", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1")
     disturbed = job("disturbed", *flags)
     host = disturbed.start("host")
-    while LOOPBACK not in listening(family(host.pid)):
-        time.sleep(0.05)
+    host.until(lambda: LOOPBACK in listening(family(host.pid)))
     other = disturbed.start("other")
     disturbed.wait_for("epoch_2.pth", host)
-    kill(other)
+    other.end()  # as a machine without power: the agent and its processes, at once
     disturbed.finish(host)
     log = disturbed.output("host")
     assert "tiny on 4 x cpu" in log and "tiny on 2 x cpu" in log
@@ -197,5 +148,5 @@ child.stdout.readline()  # it listens from here on
 _pass_on(signal.SIGUSR1)
 print(child.wait(60))
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=120)
     assert done.stdout == "7\n", done.stderr

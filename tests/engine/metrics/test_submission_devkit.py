@@ -1,6 +1,6 @@
 """nuscenes-devkit's own validator takes our submissions, and its scores are ours.
 
-The devkit's interpreter is named as test_devkit.py says.
+The devkit's interpreter is named as test_against_devkit.py says.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import numpy as np
+import programs
 import pytest
 import torch
-from devkit import PYTHON, has_devkit
 from engine_tools import tiny_config, tiny_model, write_config
+from needs import PYTHON, has_devkit
 
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
@@ -79,7 +79,7 @@ def scored(root: Path, weights: Path, folder: Path) -> Tuple[Path, Dict[str, Any
     return out, json.loads((folder / "scores.json").read_text())["metrics"]["miou_points"]
 
 
-def devkit(root: Path, version: str, name: str, path: Path) -> "subprocess.CompletedProcess[str]":
+def devkit(root: Path, version: str, name: str, path: Path) -> programs.Done:
     command = [
         PYTHON,
         str(Path(__file__).parents[2] / "support" / "submission_devkit_check.py"),
@@ -88,7 +88,7 @@ def devkit(root: Path, version: str, name: str, path: Path) -> "subprocess.Compl
         name,
         str(path),
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return programs.run(command, seconds=300)
 
 
 def judged(root: Path, version: str, name: str, path: Path) -> Dict[str, Any]:

@@ -20,22 +20,9 @@ from tpvformer.data.nuscenes.infos.pickle_file import write_pickle
 from tpvformer.data.nuscenes.infos.read import record_of
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.reader import read_labels
-from tpvformer.data.street.write import write_dataset
 from tpvformer.errors import DataError
 
 VERSION = "v1.0-mini"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("tables") / "set"
-    write_dataset(folder, 3, (64, 36), 5, 2, workers=1)
-    return folder
-
-
-@pytest.fixture()
-def root(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "set"))
 
 
 def edit(root: Path, name: str, change: Callable[[List[dict]], List[dict]]) -> List[dict]:

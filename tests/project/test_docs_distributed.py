@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import List, Set, Tuple
 
+import programs
 import pytest
 import yaml
 from engine_tools import ROOT
@@ -49,7 +49,7 @@ def used_options() -> List[Tuple[str, str]]:
 
 def known(program: str) -> Set[str]:
     if program.endswith(".sh"):
-        done = subprocess.run(["bash", ROOT / "test" / program, "-h"], capture_output=True, text=True, check=True)
+        done = programs.run(["bash", ROOT / "test" / program, "-h"], check=True)
         return set(re.findall(r"--\w+", done.stdout))
     if program == "tpvformer":
         from tpvformer.cli import _parser
@@ -71,8 +71,9 @@ def test_every_option_exists() -> None:
 
 
 @pytest.mark.parametrize("script", blocks("bash"))
-def test_scripts_parse(script: str) -> None:
-    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+def test_scripts_parse(script: str, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(script)
+    done = programs.run(["bash", "-n", tmp_path / "script"])
     assert done.returncode == 0, done.stderr
 
 

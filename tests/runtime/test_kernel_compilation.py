@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import List
 
+import programs
 import pytest
 from engine_tools import POINTS, environment, tiny_config, write_config
+from programs import Program, Start
 from tiny_nuscenes import write_tiny
 
 pytest.importorskip("numba", reason="numba is not installed")
@@ -36,30 +37,28 @@ print("COMPILED", compiling.compiled())
 """
 
 
-def voxelizing(cache: Path, patch: str = "none") -> "subprocess.Popen[str]":
+def voxelizing(start: Start, cache: Path, patch: str = "none") -> Program:
     code = VOXELIZE.format(patch=PATCHES[patch])
     env = environment(NUMBA_CACHE_DIR=str(cache))
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=pipe, stderr=pipe, text=True)
+    return start([sys.executable, "-c", code], env=env)
 
 
-def ended(process: "subprocess.Popen[str]") -> List[str]:
+def ended(process: Program) -> List[str]:
     """What it printed on both, after it ended well."""
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-3000:]
-    return [out.strip(), err]
+    assert process.wait(600) == 0, process.err[-3000:]
+    return [process.out.strip(), process.err]
 
 
-def test_what_was_compiled_is_said_once_and_found_by_the_next(tmp_path: Path) -> None:
-    out, said = ended(voxelizing(tmp_path))
+def test_what_was_compiled_is_said_once_and_found_by_the_next(start: Start, tmp_path: Path) -> None:
+    out, said = ended(voxelizing(start, tmp_path))
     assert out == "COMPILED 1"
     assert said.count("compiling CPU kernels, once for all runs") == 1 and "compiled 1 CPU kernel in" in said
-    assert ended(voxelizing(tmp_path)) == ["COMPILED 0", ""]
+    assert ended(voxelizing(start, tmp_path)) == ["COMPILED 0", ""]
 
 
-def test_of_two_processes_one_compiles(tmp_path: Path) -> None:
+def test_of_two_processes_one_compiles(start: Start, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="files cannot be locked here")
-    both = [ended(process) for process in [voxelizing(tmp_path) for _ in range(2)]]
+    both = [ended(process) for process in [voxelizing(start, tmp_path) for _ in range(2)]]
     assert sorted(out for out, _ in both) == ["COMPILED 0", "COMPILED 1"]
 
 
@@ -74,8 +73,8 @@ def test_of_two_processes_one_compiles(tmp_path: Path) -> None:
         ("damaged", "cannot be read (UnpicklingError"),
     ],
 )
-def test_a_cache_that_fails_is_named_and_survived(tmp_path: Path, patch: str, sentence: str) -> None:
-    out, said = ended(voxelizing(tmp_path, patch))
+def test_a_cache_that_fails_is_named_and_survived(start: Start, tmp_path: Path, patch: str, sentence: str) -> None:
+    out, said = ended(voxelizing(start, tmp_path, patch))
     assert out == "COMPILED 1" and said.count(sentence) == 1, said
 
 
@@ -111,9 +110,7 @@ def test_predict_compiles_what_a_forward_pass_needs(tmp_path: Path) -> None:
     words += ["--out", str(tmp_path / "out")]
     env = environment(NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     env.pop("TPVFORMER_OPS", None)
-    run = subprocess.run(
-        [sys.executable, "-m", "tpvformer", *words], env=env, capture_output=True, text=True, timeout=600
-    )
+    run = programs.run([sys.executable, "-m", "tpvformer", *words], env=env, seconds=600)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stderr.count("compiling CPU kernels, once for all runs") == 1 and "compiled" in run.stderr
     made = {file.name.split("-")[0] for file in (tmp_path / "cache").rglob("*.nbc")}

@@ -1,7 +1,13 @@
-"""Infos from tables with all channels and sweeps: the devkit as the oracle, and the size of v1.0-trainval.
+"""nuscenes-devkit as the oracle: for infos from tables with all channels and sweeps, and for the synthetic set, which
+it loads itself; and tables of the size of v1.0-trainval.
 
-The devkit's interpreter is named as test_devkit.py says. TPVFORMER_SLOW=1 adds the large set: 1.9 GB of tables are
-written to a temporary folder.
+The devkit pins numpy below 2, so it lives in an environment of its own; TPVFORMER_DEVKIT_PYTHON names its interpreter:
+
+    python -m venv devkit
+    devkit/bin/pip install numpy opencv-python-headless matplotlib scikit-learn pyquaternion tqdm cachetools
+    devkit/bin/pip install --no-deps nuscenes-devkit==1.2.0
+
+TPVFORMER_SLOW=1 adds the large set: 1.9 GB of tables are written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -10,15 +16,15 @@ import json
 import os
 import random
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
-from devkit import PYTHON, has_devkit
 from many_tables import FIRST, STEP, mounted, vehicle, write_tables
+from needs import PYTHON, has_devkit
 
 from tpvformer.cli import main
 from tpvformer.data.formats import load_infos
@@ -26,6 +32,7 @@ from tpvformer.data.nuscenes.infos.build import build
 from tpvformer.data.nuscenes.infos.pickle_file import to_records
 from tpvformer.data.nuscenes.splits import OFFICIAL, official
 from tpvformer.data.street import rig
+from tpvformer.data.street.write import write_dataset
 
 MINI = [*official("mini_train"), *official("mini_val")]
 
@@ -87,12 +94,12 @@ def test_devkit_says_the_same(tmp_path):
     assert main([*command, "--out", str(tmp_path), "--format", "pkl"]) == 0
     script = Path(__file__).parents[2] / "support" / "infos_devkit_check.py"
     arguments = [str(tmp_path / "set"), "v1.0-mini", str(tmp_path), "mini_train", "mini_val"]
-    done = subprocess.run([PYTHON, str(script), *arguments], capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run([PYTHON, str(script), *arguments], seconds=300)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok  ") == 12
     names = "from nuscenes.utils.splits import create_splits_scenes as c; import json; print(json.dumps(c()))"
-    listed = json.loads(subprocess.run([PYTHON, "-c", names], capture_output=True, text=True, check=True).stdout)
+    listed = json.loads(programs.run([PYTHON, "-c", names], check=True).stdout)
     assert {split: official(split) for split in OFFICIAL} == {split: sorted(listed[split]) for split in OFFICIAL}
 
 
@@ -105,7 +112,7 @@ def test_tables_as_large_as_trainval(tmp_path):
     began = time.perf_counter()
     command = ["data", "infos", "--root", str(tmp_path), "--version", "v1.0-trainval", "--out", str(tmp_path / "out")]
     code = f"import sys; from tpvformer.cli import main; sys.exit(main({command!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)
+    programs.run([sys.executable, "-c", code], check=True, seconds=900)
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     gib = used.ru_maxrss / 2**20
@@ -120,3 +127,16 @@ def test_tables_as_large_as_trainval(tmp_path):
     assert sum(counted.values()) == sum(frames) == 34149
     assert gib < 4
     assert used.ru_utime + used.ru_stime < 300  # of one process; how long it takes depends on who else is on the cores
+
+
+# ---- the synthetic set
+
+
+@pytest.mark.skipif(not has_devkit(), reason="no nuscenes-devkit: TPVFORMER_DEVKIT_PYTHON names no interpreter with it")
+def test_devkit_loads_evaluates_and_agrees(tmp_path):
+    write_dataset(tmp_path / "set", 10, (96, 54), 3, 2, workers=1)
+    script = Path(__file__).parents[2] / "support" / "devkit_check.py"
+    done = programs.run([PYTHON, str(script), str(tmp_path / "set")], seconds=300)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok  ") >= 12

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Dict
 
+import programs
 import pytest
 import torch
 from engine_tools import CPU, ROOT, environment
+from programs import Start
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -92,9 +93,9 @@ def test_bench_step(tmp_path: Path) -> None:
     assert refused.stderr.startswith("bench_step.py: --variants 'fast'")
 
 
-def run(script: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+def run(script: str, *arguments: str, **extra: str) -> programs.Done:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=120)
+    return programs.run(command, cwd=ROOT, env=environment(**extra), seconds=120)
 
 
 def test_the_gpu_report_needs_few_packages(tmp_path: Path) -> None:
@@ -191,25 +192,19 @@ def test_a_section_that_hangs_is_stopped_and_keeps_what_it_found(monkeypatch, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_report_that_is_killed_leaves_what_was_finished(number: int, tmp_path: Path) -> None:
+def test_a_report_that_is_killed_leaves_what_was_finished(start: Start, number: int, tmp_path: Path) -> None:
     """Its second section is killed with it; no process is left behind, which would keep the GPU."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_report.py"), "--device", "cpu", "--quick"]
-    process = subprocess.Popen(
-        [*command, "--out-dir", str(tmp_path)], cwd=ROOT, env=environment(), stdout=-3, stderr=-3
-    )
-    deadline = time.monotonic() + 100
-    while not (second := list(tmp_path.glob("*/02_verify_small.log"))):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    process = start([*command, "--out-dir", str(tmp_path)], cwd=ROOT, env=environment())
+    process.until(lambda: any(tmp_path.glob("*/02_verify_small.log")), 100)
     process.send_signal(number)
     process.wait(20)
     (numbers,) = tmp_path.glob("*_cpu_quick.json")
     assert json.loads(numbers.read_text())["sections"]["ceilings"]["status"] == "done"
     assert "Ceilings" in numbers.with_suffix(".md").read_text()
-    assert json.loads((second[0].parent / "01_ceilings.json").read_text())["lines"]
-    while str(tmp_path) in subprocess.run(["ps", "axww"], stdout=subprocess.PIPE).stdout.decode():
-        assert time.monotonic() < deadline, "a section outlives the report"
-        time.sleep(0.1)
+    (first,) = tmp_path.glob("*/01_ceilings.json")
+    assert json.loads(first.read_text())["lines"]
+    programs.wait_until(lambda: str(tmp_path) not in programs.run(["ps", "axww"]).stdout)  # no section outlives it
 
 
 def test_two_reports_of_a_day_have_two_names(tmp_path: Path) -> None:
@@ -231,5 +226,5 @@ def test_the_atomic_additions_that_are_timed_are_right() -> None:
         assert torch.equal(sums, torch.zeros(4, 16).index_add_(0, index, values))
     """
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(ROOT / "benchmarks"))
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=100)
+    done = programs.run([sys.executable, "-c", program], env=env, seconds=100)
     assert done.returncode == 0, done.stderr
