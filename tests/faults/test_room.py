@@ -147,7 +147,7 @@ for _ in loader:
 def test_a_crash_ends_the_process_and_its_workers() -> None:
     """The traceback keeps the loader; Python's exit once waited for workers that ignore SIGTERM."""
     command = [sys.executable, "-c", CRASHES]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    done = programs.run(command, env=environment(), seconds=300)
     assert done.returncode == 1 and done.stderr.endswith("ValueError: of a step\n"), done.stderr
 
 
