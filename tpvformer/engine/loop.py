@@ -35,6 +35,7 @@ from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
 from tpvformer.engine.forward import predict
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import Lap, LossMeter, StepClock
 from tpvformer.engine.losses import total_loss
@@ -59,6 +60,7 @@ class TrainState:
     parallel: nn.Module
     precision: Precision  # in use; config.train.precision is the setting, which may be "auto"
     stepper: Stepper
+    loading: Loading
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
     max_steps: Optional[int]
@@ -163,6 +165,7 @@ def steps_left(run: TrainState, epoch: int, first: int) -> Tuple[int, int]:
 def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
     """Return the first step to train in ``epoch`` and the batches from there; set seeds, sample order and meters."""
     start, seed = run.progress.samples, run.config.train.seed
+    run.train_loader = run.loading.renewed(run.train_loader, run.clock)
     seed_epoch(seed, epoch, run.world.rank)
     cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
     run.model.train()

@@ -15,8 +15,6 @@ from tpvformer.compat import checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.loader import make_loader
-from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import MOMENT, ResumePoint, find_origin, keep_global_batch
@@ -29,7 +27,6 @@ from tpvformer.engine.device.accelerator import (
     image_dtype,
     image_layout,
     pick_device,
-    pin_options,
 )
 from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.precompile import agree_on_threads, warm_up
@@ -43,6 +40,7 @@ from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging import summary, writers
 from tpvformer.engine.logging.environment import environment_info
 from tpvformer.engine.logging.log import RunLog
@@ -206,7 +204,7 @@ def build(
     config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
 ) -> TrainState:
     """Build data sets, loaders, model, optimiser and meters for the start of a run."""
-    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
+    seed, grid = config.train.seed, config.model.grid
     chosen = precision.choose_together(config.train.precision, device, world)
     here = chosen.applied(config)  # the precision in use; config.yaml and checkpoints keep the setting
     threads = f" ({torch.get_num_threads()} threads each)" if device.type == "cpu" else ""
@@ -225,8 +223,8 @@ def build(
     if train_set.camera_note:
         log.line(train_set.camera_note)
     sets = {same.TRAIN: same.identity(train_set)}
-    data = fit_workers(train_set, config.data, world.local_size, log.warn)
-    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
+    loading = Loading(train_set, config, world, device, log.line, log.warn)
+    train_loader = loading.loader(train_set, train=True)
     val_loader = None
     if max_steps is None:
         val_set = FrameDataset(config.data, grid, "val", seed)
@@ -234,7 +232,7 @@ def build(
         check_same_cameras(train_set, val_set)
         if val_set.camera_note and val_set.infos != train_set.infos:
             log.line(val_set.camera_note)
-        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
+        val_loader = loading.loader(val_set, train=False)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)
     if len(train_loader) < config.train.accumulate:
@@ -262,6 +260,7 @@ def build(
         parallel=distributed.wrap_ddp(model, world, device),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
+        loading=loading,
         train_loader=train_loader,
         val_loader=val_loader,
         max_steps=max_steps,
