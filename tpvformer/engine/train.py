@@ -33,6 +33,7 @@ from tpvformer.engine.device.precompile import agree_on_threads, warm_up
 from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed import consistency as same
+from tpvformer.engine.distributed.agreement import Agreement
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.parent import end_with_parent
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
@@ -272,6 +273,7 @@ def build(
         watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
         saver=Saver(work_dir, config.train, log),
         signals=StopSignals(),
+        agreement=Agreement(world),
     )
 
 
