@@ -2,13 +2,25 @@
 # is set already.
 
 find_cann() {
-    local folder
-    for folder in /usr/local/Ascend "$HOME/Ascend"; do
-        for script in "$folder"/ascend-toolkit/set_env.sh "$folder"/cann/set_env.sh; do
+    # where CANN's installer says it is, then its two usual places; nnae is the package without compilers
+    local folder script info=${ASCEND_INSTALL_INFO:-/etc/Ascend/ascend_cann_install.info} said=
+    [ -r "$info" ] && said=$(sed -n 's/^[[:space:]]*Install_Path[[:space:]]*=[[:space:]]*//p' "$info" | head -n 1)
+    for folder in ${said:+"${said%/}"} /usr/local/Ascend "$HOME/Ascend"; do
+        for script in "$folder"/ascend-toolkit/set_env.sh "$folder"/cann/set_env.sh "$folder"/nnae/set_env.sh; do
             [ -f "$script" ] && echo "$script" && return 0
         done
     done
     return 1
+}
+
+only_address() { # the machine's address if it has exactly one of IPv4; with several, which one reaches the others?
+    local address found=
+    for address in $(hostname -I 2> /dev/null); do
+        case "$address" in *:*) continue ;; esac
+        [ -z "$found" ] || return 1
+        found=$address
+    done
+    [ -n "$found" ] && echo "$found"
 }
 
 if [ -z "${ASCEND_HOME_PATH:-}" ] && [ "${etp_running_flag:-}" != true ]; then
@@ -30,9 +42,12 @@ if [ -n "${ASCEND_HOME_PATH:-}" ]; then
     export TASK_QUEUE_ENABLE=${TASK_QUEUE_ENABLE:-2}
     export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
     export CPU_AFFINITY_CONF=${CPU_AFFINITY_CONF:-1}
-    export PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}
     # the first collective may have to wait for slow compilation elsewhere
     export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
     export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200}
+    if [ -z "${HCCL_IF_IP:-}${HCCL_SOCKET_IFNAME:-}" ] && hccl_address=$(only_address); then
+        export HCCL_IF_IP=$hccl_address
+    fi
+    unset hccl_address
 fi
-unset -f find_cann
+unset -f find_cann only_address

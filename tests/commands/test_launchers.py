@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import programs
 import pytest
@@ -277,6 +277,37 @@ def test_cann_is_found_in_the_home_folder(tmp_path: Path) -> None:
     script.write_text('echo "$UNSET_ON_PURPOSE" > /dev/null; export ASCEND_HOME_PATH=/found\n')
     assert sourced(HOME=str(tmp_path))["ASCEND_HOME_PATH"] == "/found"
     assert "ASCEND_HOME_PATH" not in sourced(HOME=str(tmp_path), etp_running_flag="true")
+
+
+@pytest.mark.parametrize("package", ["ascend-toolkit", "cann", "nnae"])
+def test_cann_is_found_where_its_installer_says(tmp_path: Path, package: str) -> None:
+    script = tmp_path / "opt" / package / "set_env.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("export ASCEND_HOME_PATH=/said\n")
+    info = tmp_path / "ascend_cann_install.info"
+    info.write_text(f"version=8.0.0\nInstall_Path={tmp_path / 'opt'}/\nUserName=root\n")
+    assert sourced(ASCEND_INSTALL_INFO=str(info))["ASCEND_HOME_PATH"] == "/said"
+    assert "ASCEND_HOME_PATH" not in sourced(ASCEND_INSTALL_INFO=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "given", "expected"),
+    [
+        ("10.0.0.7", {}, "10.0.0.7"),
+        ("fe80::1 10.0.0.7 fd00::2", {}, "10.0.0.7"),
+        ("10.0.0.7 172.17.0.1", {}, None),  # a bridge of containers among them: nobody can tell
+        ("", {}, None),
+        ("10.0.0.7", {"HCCL_IF_IP": "10.0.0.9"}, "10.0.0.9"),
+        ("10.0.0.7", {"HCCL_SOCKET_IFNAME": "eth1"}, None),
+    ],
+)
+def test_the_only_address_is_hccl_s(tmp_path: Path, addresses: str, given: Dict[str, str], expected: Any) -> None:
+    tool = tmp_path / "hostname"
+    tool.write_text(f"#!/bin/sh\necho '{addresses}'\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert sourced(ASCEND_HOME_PATH=str(tmp_path), PATH=path, **given).get("HCCL_IF_IP") == expected
+    assert "HCCL_IF_IP" not in sourced(PATH=path, ASCEND_INSTALL_INFO="/none"), "no CANN, nothing is set"
 
 
 def test_results_of_nothing(tmp_path: Path) -> None:

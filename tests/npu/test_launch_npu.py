@@ -26,7 +26,6 @@ EXPORTED = {
     "TASK_QUEUE_ENABLE": "2",
     "COMBINED_ENABLE": "1",
     "CPU_AFFINITY_CONF": "1",
-    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
     "HCCL_WHITELIST_DISABLE": "1",
     "HCCL_CONNECT_TIMEOUT": "1200",
 }

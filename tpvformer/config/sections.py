@@ -148,7 +148,8 @@ class DataConfig:
     mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
     on_bad_sample: OnFault = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
-    workers: int = 1
+    # processes that read samples, a rank; null: by its cores and by how long a sample takes (docs/train.md)
+    workers: Optional[int] = None
 
     def __post_init__(self) -> None:
         check_section("data", self)

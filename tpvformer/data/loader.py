@@ -216,7 +216,8 @@ def make_loader(
 ) -> DataLoader:
     """Build the loader of one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
-    Training drops the last incomplete batch; validation keeps it. Raises DataError if there are fewer samples
+    Training drops the last incomplete batch; validation keeps it. One worker reads if ``cfg.workers`` is None; see
+    worker_count.py for a better number. Raises DataError if there are fewer samples
     than one training batch, or if samples of one batch would have unequal numbers of cameras.
     """
     odd = dataset.other_cameras if cfg.batch_size > 1 else None
@@ -230,17 +231,18 @@ def make_loader(
             f"{cfg.train_infos}: {len(dataset)} training samples do not fill one batch of {cfg.batch_size} on each of "
             f"{world_size} ranks; set data.batch_size lower or use fewer ranks"
         )
+    workers = 1 if cfg.workers is None else cfg.workers
     sampler = TrainSampler(dataset, rank, world_size, seed) if train else ValSampler(len(dataset), rank, world_size)
     return Loader(
         dataset,
         batch_size=cfg.batch_size,
         sampler=sampler,
-        num_workers=cfg.workers,
+        num_workers=workers,
         collate_fn=partial(collate, ignore_label=cfg.ignore_label, pin_device=pin_memory_device),
         drop_last=train,
         pin_memory=pin_memory,
         pin_memory_device=pin_memory_device,
-        persistent_workers=cfg.workers > 0,
+        persistent_workers=workers > 0,
         worker_init_fn=start_worker,
         # Each iterator draws a seed when created: once a run with persistent workers, once an epoch without workers.
         # Drawn from PyTorch's default generator, a resumed run would draw once more and its dropout would differ.

@@ -26,16 +26,21 @@ _SOCKET_NAME = 108 - 34  # longest path of the temporary folder in bytes; a Unix
 
 
 def fit_workers(data: FrameDataset, cfg: DataConfig, processes: int, warn: Callable[[str], None]) -> DataConfig:
-    """Return ``cfg`` with the number of workers that the machine can serve, at most ``cfg.workers``; log a reduction.
+    """Return ``cfg`` with the number of workers that the machine can serve, at most its own; log a reduction.
 
-    Each of the ``processes`` on this machine starts that many.
+    Each of the ``processes`` on this machine starts that many; None in ``cfg`` counts as 1.
     """
     for look in (_folder, _files, _memory):
+        asked = _asked(cfg)
         workers, reason = look(data, cfg, processes)
-        if workers < cfg.workers:
-            warn(f"data.workers is {workers} instead of {cfg.workers}: {reason}")
+        if workers < asked:
+            warn(f"data.workers is {workers} instead of {asked}: {reason}")
             cfg = dataclasses.replace(cfg, workers=workers)
     return cfg
+
+
+def _asked(cfg: DataConfig) -> int:
+    return 1 if cfg.workers is None else cfg.workers
 
 
 def _folder(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
@@ -45,7 +50,7 @@ def _folder(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, s
         return 0, "no temporary folder can be written, and workers need one; set TMPDIR to a folder that can"
     if len(os.fsencode(folder)) > _SOCKET_NAME:
         return 0, f"the temporary folder's name is longer than {_SOCKET_NAME} bytes; set TMPDIR to a shorter one"
-    return cfg.workers, ""
+    return _asked(cfg), ""
 
 
 def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, str]:
@@ -53,16 +58,16 @@ def _files(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, st
     try:
         import resource
     except ImportError:
-        return cfg.workers, ""
+        return _asked(cfg), ""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = [_FILES + batches(w) * _FILES_A_BATCH + w * _FILES_A_WORKER for w in range(cfg.workers + 1)]
+    needed = [_FILES + batches(w) * _FILES_A_BATCH + w * _FILES_A_WORKER for w in range(_asked(cfg) + 1)]
     if soft in (-1, resource.RLIM_INFINITY) or soft >= needed[-1]:
-        return cfg.workers, ""
+        return _asked(cfg), ""
     most = needed[-1] if hard in (-1, resource.RLIM_INFINITY) else min(hard, needed[-1])
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
-    return _most(cfg.workers, needed, soft), (
+    return _most(_asked(cfg), needed, soft), (
         f"this process may open {soft} files, and they need {needed[-1]}; raise the limit (ulimit -n {needed[-1]}, "
         f"docker run --ulimit nofile={needed[-1]})"
     )
@@ -72,18 +77,18 @@ def _memory(data: FrameDataset, cfg: DataConfig, processes: int) -> Tuple[int, s
     try:
         found = os.statvfs(SHARED)
     except OSError:  # not Linux: memory is shared in another way
-        return cfg.workers, ""
+        return _asked(cfg), ""
     free = found.f_bavail * found.f_frsize // max(1, processes)
     copies = 1 if cfg.batch_size == 1 else 2  # extra memory while a batch is collated
-    if not cfg.workers or free >= batches(cfg.workers) * copies * cfg.batch_size * _LARGE:
-        return cfg.workers, ""
+    if not _asked(cfg) or free >= batches(_asked(cfg)) * copies * cfg.batch_size * _LARGE:
+        return _asked(cfg), ""
     size = _size(data)
     if size is None:
-        return cfg.workers, ""
-    needed = [batches(w) * copies * cfg.batch_size * size if w else 0 for w in range(cfg.workers + 1)]
+        return _asked(cfg), ""
+    needed = [batches(w) * copies * cfg.batch_size * size if w else 0 for w in range(_asked(cfg) + 1)]
     more = processes * needed[-1] / 2**20
-    return _most(cfg.workers, needed, free), (
-        f"{SHARED} has {free / 2**20:.0f} MiB free for each of {processes} processes, and {cfg.workers} workers need "
+    return _most(_asked(cfg), needed, free), (
+        f"{SHARED} has {free / 2**20:.0f} MiB free for each of {processes} processes, and {_asked(cfg)} workers need "
         f"{needed[-1] / 2**20:.0f}; give it {more:.0f} MiB or more (docker run --shm-size={more + 64:.0f}m, on "
         "Kubernetes an emptyDir with medium: Memory at /dev/shm)"
     )

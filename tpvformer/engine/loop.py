@@ -28,6 +28,7 @@ from tpvformer.engine.device.accelerator import synchronize
 from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import Precision
 from tpvformer.engine.distributed import collectives as distributed
+from tpvformer.engine.distributed.agreement import Agreement
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, report
@@ -35,6 +36,7 @@ from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
 from tpvformer.engine.forward import predict
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import Lap, LossMeter, StepClock
 from tpvformer.engine.losses import total_loss
@@ -59,6 +61,7 @@ class TrainState:
     parallel: nn.Module
     precision: Precision  # in use; config.train.precision is the setting, which may be "auto"
     stepper: Stepper
+    loading: Loading
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
     max_steps: Optional[int]
@@ -70,6 +73,7 @@ class TrainState:
     watchdog: Watchdog
     saver: Saver
     signals: StopSignals
+    agreement: Agreement
     sets: Dict[str, str]  # identity of each data set, for checkpoints; see distributed/consistency.py
     mid_epoch_state: Optional[Dict[str, Any]] = None  # of the resumed checkpoint, until it is restored
 
@@ -163,6 +167,7 @@ def steps_left(run: TrainState, epoch: int, first: int) -> Tuple[int, int]:
 def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
     """Return the first step to train in ``epoch`` and the batches from there; set seeds, sample order and meters."""
     start, seed = run.progress.samples, run.config.train.seed
+    run.train_loader = run.loading.renewed(run.train_loader, run.clock)
     seed_epoch(seed, epoch, run.world.rank)
     cast(TrainSampler, run.train_loader.sampler).set_epoch(epoch, start)
     run.model.train()
@@ -255,12 +260,19 @@ def save(run: TrainState, best: bool = False) -> None:
 
 
 def save_if_due(run: TrainState) -> None:
-    """Start to write a checkpoint when it is due; after a signal to stop, wait for the file and raise Stopped."""
+    """Start to write a checkpoint when it is due; after a signal to stop, wait for the file and raise Stopped.
+
+    A signal and a save by minutes are noticed at the next step at which the processes agree (distributed/agreement.py).
+    """
     if run.val_loader is None:
         return
-    asked, due = distributed.agree(
-        [run.signals.received is not None, run.world.is_main and run.saver.due(run.progress.global_iter)]
+    now = run.saver.due_by_steps(run.progress.global_iter)
+    sums = run.agreement.ask(
+        [run.signals.received is not None, run.world.is_main and run.saver.due_by_minutes()], at_once=now
     )
+    if sums is None:
+        return
+    asked, due = sums[0], sums[1] or now
     if asked or due:
         failure = write(run, store.step_name(run.progress.global_iter), required=bool(asked))
         if failure:
@@ -290,16 +302,22 @@ def write(run: TrainState, name: str, required: bool, best: bool = False) -> str
     return distributed.broadcast_string(failure) if required else failure
 
 
-def stop_if_asked(run: TrainState) -> None:
-    """Raise Stopped in every process if any process received a signal. Call it only when nothing is unsaved."""
-    if run.val_loader is not None and distributed.agree([run.signals.received is not None])[0]:
+def stop_if_asked(run: TrainState, at_once: bool = True) -> None:
+    """Raise Stopped in every process if any process received a signal. Call it only when nothing is unsaved.
+
+    Without ``at_once`` a signal is noticed at the next call at which the processes agree.
+    """
+    if run.val_loader is None:
+        return
+    sums = run.agreement.ask([run.signals.received is not None], at_once)
+    if sums is not None and sums[0]:
         raise Stopped(stopped_at(run))
 
 
 def between_batches(run: TrainState) -> None:
     """Report progress to the watchdog and stop if a signal came, between the batches of an evaluation."""
     run.watchdog.beat(f"the evaluation after epoch {run.progress.epoch}")
-    stop_if_asked(run)
+    stop_if_asked(run, at_once=False)
 
 
 def stopped_at(run: TrainState) -> str:

@@ -16,8 +16,6 @@ from tpvformer.compat import checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.loader import make_loader
-from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch
@@ -31,7 +29,6 @@ from tpvformer.engine.device.accelerator import (
     image_dtype,
     image_layout,
     pick_device,
-    pin_options,
 )
 from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.precision import Precision
@@ -39,6 +36,7 @@ from tpvformer.engine.device.precompile import agree_on_threads, warm_up
 from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed import consistency as same
+from tpvformer.engine.distributed.agreement import Agreement
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.parent import end_with_parent
 from tpvformer.engine.distributed.signals import Stopped, StopSignals
@@ -47,6 +45,7 @@ from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging import summary, writers
 from tpvformer.engine.logging.environment import environment_info
 from tpvformer.engine.logging.log import RunLog
@@ -168,7 +167,7 @@ def build(
     _log_setup(config, world, device, chosen, log)
     if world.is_main:
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    train_loader, val_loader, sets = build_loaders(config, world, device, log, evaluates=max_steps is None)
+    loading, train_loader, val_loader, sets = build_loaders(config, world, device, log, evaluates=max_steps is None)
     train_set = cast(FrameDataset, train_loader.dataset)
     model = _build_compiled(here, train_set, world, device, log)
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
@@ -184,6 +183,7 @@ def build(
         parallel=distributed.wrap_ddp(model, world, device),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
+        loading=loading,
         train_loader=train_loader,
         val_loader=val_loader,
         max_steps=max_steps,
@@ -195,6 +195,7 @@ def build(
         watchdog=Watchdog(60 * config.train.hang_minutes, work_dir, world.rank),
         saver=Saver(work_dir, config.train, log),
         signals=StopSignals(),
+        agreement=Agreement(world),
     )
 
 
@@ -213,19 +214,20 @@ def _log_setup(config: Config, world: World, device: torch.device, chosen: Preci
 
 def build_loaders(
     config: Config, world: World, device: torch.device, log: RunLog, evaluates: bool
-) -> Tuple[DataLoader, Optional[DataLoader], Dict[str, str]]:
-    """Return the training loader, the validation loader (None unless ``evaluates``) and the identity of each data set.
+) -> Tuple[Loading, DataLoader, Optional[DataLoader], Dict[str, str]]:
+    """Return the maker of loaders, the training loader, the validation loader (None unless ``evaluates``), the data
+    sets' identities.
 
     Raises ConfigError and DataError, in all processes if their data differ.
     """
-    seed, grid, pin = config.train.seed, config.model.grid, pin_options(device)
+    seed, grid = config.train.seed, config.model.grid
     train_set = FrameDataset(config.data, grid, "train", seed)
     check_cameras(train_set, config)
     if train_set.camera_note:
         log.line(train_set.camera_note)
     sets = {same.TRAIN: same.identity(train_set)}
-    data = fit_workers(train_set, config.data, world.local_size, log.warn)
-    train_loader = make_loader(train_set, data, world.rank, world.size, True, seed, **pin)
+    loading = Loading(train_set, config, world, device, log.line, log.warn)
+    train_loader = loading.loader(train_set, train=True)
     val_loader = None
     if evaluates:
         val_set = FrameDataset(config.data, grid, "val", seed)
@@ -233,14 +235,14 @@ def build_loaders(
         check_same_cameras(train_set, val_set)
         if val_set.camera_note and val_set.infos != train_set.infos:
             log.line(val_set.camera_note)
-        val_loader = make_loader(val_set, data, world.rank, world.size, False, seed, **pin)
+        val_loader = loading.loader(val_set, train=False)
         sets[same.VAL] = same.identity(val_set)
     same.check_data(**sets)
     if len(train_loader) < config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, but an epoch has {len(train_loader)} batches a process"
         )
-    return train_loader, val_loader, sets
+    return loading, train_loader, val_loader, sets
 
 
 def _build_compiled(

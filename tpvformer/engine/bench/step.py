@@ -18,10 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.loader import make_loader
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
-from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.bench.inputs import POINTS, SIZE, pinned, random_batch, roughen
 from tpvformer.engine.device.accelerator import (
     PROFILED,
@@ -34,7 +32,9 @@ from tpvformer.engine.device.accelerator import (
 from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import choose, prepare
+from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.forward import predict
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Elapsed, PhaseTimer, Watch
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
@@ -293,8 +293,11 @@ def _configured(config: Config, device: torch.device) -> Tuple[Elapsed, Iterator
     """Return the time to read one sample in this process, and the training loader's batches, epoch after epoch."""
     seed = config.train.seed
     dataset = FrameDataset(config.data, config.model.grid, "train", seed)
-    data = fit_workers(dataset, config.data, 1, lambda text: print(text, file=sys.stderr))
-    loader = make_loader(dataset, data, 0, 1, True, seed, **pin_options(device))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    loader = Loading(dataset, config, World(), device, say, say).loader(dataset, train=True)
     dataset[0]  # the first reading compiles kernels and opens files
     runs = []
     for index in range(min(3, len(dataset))):

@@ -31,12 +31,15 @@ class Saver:
         self._error: Optional[BaseException] = None
         self._last = time.monotonic()
 
-    def due(self, global_iter: int) -> bool:
-        """Return whether a checkpoint is due, by steps (equal in all processes) or by minutes (of its own clock)."""
-        steps, minutes = self._config.save_every_steps, self._config.save_every_minutes
-        return (steps > 0 and global_iter % steps == 0) or (
-            minutes > 0 and time.monotonic() >= self._last + 60 * minutes
-        )
+    def due_by_steps(self, global_iter: int) -> bool:
+        """Return whether a checkpoint is due after this many steps; equal in all processes."""
+        steps = self._config.save_every_steps
+        return steps > 0 and global_iter % steps == 0
+
+    def due_by_minutes(self) -> bool:
+        """Return whether a checkpoint is due by the clock of this process."""
+        minutes = self._config.save_every_minutes
+        return minutes > 0 and time.monotonic() >= self._last + 60 * minutes
 
     def submit(self, name: str, content: Dict[str, Any], required: bool = False, best: bool = False) -> None:
         """Start to write ``content``, which must not be modified afterwards."""

@@ -157,7 +157,11 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """Wrap a model in DDP, which averages gradients. Buffers are not exchanged at each step; see ``share_buffers``."""
+    """Wrap a model in DDP, which averages gradients. Buffers are not exchanged at each step; see ``share_buffers``.
+
+    ``static_graph`` stays off: it saves the search for unused parameters, which is off already, and delays the first
+    exchange; gradients are the same to the bit (tests/engine/distributed/test_agreement.py).
+    """
     if world.size == 1:
         return model
     ids = None if device.type == "cpu" else [device.index]

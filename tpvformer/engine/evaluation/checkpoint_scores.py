@@ -12,10 +12,7 @@ import torch
 from tpvformer.compat import load_weights
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.loader import make_loader
-from tpvformer.data.worker_limits import fit_workers
 from tpvformer.engine.device import precision
-from tpvformer.engine.device.accelerator import pin_options
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
@@ -23,6 +20,7 @@ from tpvformer.engine.evaluation.baselines import run_controls
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, report, write_scores
 from tpvformer.engine.evaluation.submission import TEST_VERSION, Submission, predict_all
 from tpvformer.engine.faults.explain_crash import explain_crash
+from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.train import build_model, enter, settle
 from tpvformer.errors import ConfigError
@@ -57,8 +55,7 @@ def evaluate_checkpoint(
             raise ConfigError(
                 "controls compare the classes of lidar points, and this data set has none; leave them out"
             )
-        room = fit_workers(data, config.data, world.local_size, log.warn)
-        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         kept = contextlib.nullcontext()
         if submission is not None:
             kept = Submission(submission, data, config.data, "val", uses, world)
@@ -101,8 +98,7 @@ def predict_test_set(
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
-        room = fit_workers(data, config.data, world.local_size, log.warn)
-        loader = make_loader(data, room, world.rank, world.size, False, config.train.seed, **pin_options(place))
+        loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         told = _in_words(config, place, "the predictions")
         with Submission(submission, data, config.data, "test", uses, world) as writer, told:
             predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)

@@ -58,19 +58,21 @@ def _memory(config: Config, precision: str, device: torch.device, doing: str, te
 
 
 def _worker(config: Config, doing: str, text: str) -> str:
+    asked = config.data.workers
+    now = "chosen by the run, as its log says" if asked is None else f"now {asked}"
     if "Bus error" in text or "shared memory" in text:
         return (
             f"shared memory ran out at {doing} ({text[:200]}): /dev/shm is full; give it more (docker run "
-            f"--shm-size=16g), or lower data.workers (now {config.data.workers}); the same command resumes from the "
+            f"--shm-size=16g), or lower data.workers ({now}); the same command resumes from the "
             "newest checkpoint"
         )
     if "ancdata" in text or "Too many open files" in text:
         return (
-            f"open files ran out at {doing} ({text[:200]}); raise the limit (ulimit -n) or lower data.workers (now "
-            f"{config.data.workers}); the same command resumes from the newest checkpoint"
+            f"open files ran out at {doing} ({text[:200]}); raise the limit (ulimit -n) or lower data.workers "
+            f"({now}); the same command resumes from the newest checkpoint"
         )
     return (
         f"a worker process of the loader died at {doing} ({text[:200]}); most often the machine has no memory left: "
-        f"lower data.workers (now {config.data.workers}) or data.batch_size, and look at the kernel's log; the same "
+        f"lower data.workers ({now}) or data.batch_size, and look at the kernel's log; the same "
         "command resumes from the newest checkpoint"
     )

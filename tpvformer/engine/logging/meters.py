@@ -87,7 +87,7 @@ class StepClock:
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
         self._all: List[Lap] = []
-        self._measured: List[float] = []
+        self._measured: List[Lap] = []
         self._reported = 0
         self._made = self._mark = time.perf_counter()
         self._data, self._first = 0.0, True
@@ -103,10 +103,10 @@ class StepClock:
     def lap(self) -> None:
         """Record a finished step."""
         now = time.perf_counter()
-        spent = now - self._mark
+        lap = Lap(self._mark - self._made, self._data, now - self._mark)
         if not self._first and len(self._all) >= self._warmup:
-            self._measured.append(spent)
-        self._all.append(Lap(self._mark - self._made, self._data, spent))
+            self._measured.append(lap)
+        self._all.append(lap)
         self._mark, self._data, self._first = now, 0.0, False
 
     def recent(self) -> List[Lap]:
@@ -120,6 +120,16 @@ class StepClock:
         """Return the share of all steps' time spent waiting for data, 0..1; None before the first step."""
         return sum(lap.waited for lap in self._all) / sum(lap.spent for lap in self._all) if self._all else None
 
+    def steady(self) -> Optional[Tuple[float, float]]:
+        """Return (mean seconds a step without waiting for data, share of the time spent waiting, 0..1).
+
+        Over the steps of ``result``'s mean; None below five of them.
+        """
+        if len(self._measured) < 5:
+            return None
+        waited, spent = (math.fsum(getattr(lap, name) for lap in self._measured) for name in ("waited", "spent"))
+        return (spent - waited) / len(self._measured), waited / spent
+
     @property
     def measuring_starts(self) -> bool:
         """Return True during the last warm-up step."""
@@ -127,5 +137,5 @@ class StepClock:
 
     def result(self) -> Tuple[Optional[float], int, int]:
         """Return (mean seconds a step or None, steps in that mean, all steps)."""
-        laps = self._measured or [lap.spent for lap in self._all]
+        laps = [lap.spent for lap in self._measured or self._all]
         return (math.fsum(laps) / len(laps) if laps else None), len(laps), len(self._all)
