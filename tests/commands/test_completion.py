@@ -13,6 +13,7 @@ import pytest
 
 from tpvformer.cli import COMMANDS, _parser, main
 from tpvformer.commands.completion import script
+from tpvformer.commands.parser import text
 
 BASH = shutil.which("bash") or ""
 
@@ -86,7 +87,11 @@ def test_each_argument_with_a_value_is_known_for_what_it_is() -> None:
         for action in todo.pop()._actions:
             if isinstance(action, argparse._SubParsersAction):
                 todo += action.choices.values()
-            elif action.nargs != 0 and action.type is action.choices is None and not hasattr(action, "complete"):
+            elif (
+                action.nargs != 0
+                and action.type in (None, text)
+                and not (action.choices or hasattr(action, "complete"))
+            ):
                 plain.add(action.dest)
     assert plain == {"assignments", "version", "splits", "prefix", "paint", "title"}
 
