@@ -1,15 +1,15 @@
-# Everything starts here and may be repeated: what is there already is not done again.
+# Every target may be repeated: finished steps are skipped.
 #   make demo   environment, synthetic drive, training, scores and a picture (minutes on two CPU cores)
 #   make test   environment, lint, types, test suite
 #   make docs   the documentation as pages, site/index.html
-#   make test-openmmlab   the files for OpenMMLab 1.x inside mmcv, mmdet and mmseg, in an environment of their own
+#   make test-openmmlab   the files for OpenMMLab 1.x inside mmcv, mmdet and mmseg, in a separate environment
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(abspath $(VENV))/bin
 READY = $(VENV)/.installed
-# modules are compiled when they are first imported, which most are not: 20 s less
-# test files side by side: most use one core; in the order of tests/conftest.py, else those with few and slow tests come last
+# --no-compile: Python compiles modules at their first import, and most are never imported: 20 s less
+# test files in parallel, because most use one core; in the order of tests/conftest.py, else files with few, slow tests come last
 TESTS ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 PIP = pip install --quiet --disable-pip-version-check --no-compile
 
@@ -24,7 +24,7 @@ EMBEDDED = tpvformer/weights/demo.safetensors
 .PHONY: help env demo embed docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
 
-# container images set it; each of the processes that tests start would compile all modules of PyTorch again, 5 s of CPU
+# container images set it; then every process of the tests would compile all modules of PyTorch again, 5 s of CPU
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
@@ -51,10 +51,10 @@ demo: env
 	@$(BIN)/tpvformer picture --py-config config/demo.py --ckpt-path $(DEMO_RUN)/best.pth --out $(DEMO_PICTURE)
 	@echo "== its weights, to share: $(DEMO_MODEL)"
 	@$(BIN)/tpvformer convert $(DEMO_RUN) $(DEMO_MODEL)
-	@echo "== done; nothing that is shipped was replaced: tpvformer demo and --ckpt-path demo use the package's weights,"
-	@echo "   your own are used so: tpvformer predict --ckpt-path $(DEMO_MODEL) --rig RIG.json --out out/mine"
+	@echo "== done; the shipped weights are unchanged: tpvformer demo and --ckpt-path demo use them;"
+	@echo "   use your own like this: tpvformer predict --ckpt-path $(DEMO_MODEL) --rig RIG.json --out out/mine"
 
-# the weights inside the package, from those of a finished make demo; for a release
+# for a release: copy the weights of a finished make demo into the package
 embed: env
 	@echo "== weights inside the package, in half precision, from $(DEMO_RUN): $(EMBEDDED)"
 	@$(BIN)/tpvformer convert --half $(DEMO_RUN) $(DEMO_MODEL)-half

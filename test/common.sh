@@ -1,12 +1,12 @@
-# Shared by the launchers train_*.sh: read the flags, start the processes, report. Sourced, not run. It serves the
-# repository of tpvformer, whose package lies beside it, and checkouts of the reference (TPVFormer.patch puts it there).
+# Functions of the launchers train_*.sh: read the flags, start the processes, print the summary. Sourced, not run. Used
+# in the repository of tpvformer, beside its package, and in checkouts of the reference (from TPVFormer.patch).
 
-unset CDPATH # with it cd prints where it went, and another folder of the same name may be chosen
+unset CDPATH # with it cd prints its target, and may choose another folder of the same name
 
 usage() {
     local processes="in one process, on a card or on the processor where there is none."
     [ "$1" -gt 1 ] && processes="in $1 processes, one a card; in fewer where fewer cards are visible, on the
-processor where none is. The summary counts the processes there were."
+processor where none is. The summary counts the processes that ran."
     cat <<EOF
 Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--work_dir=DIR] [-h]
 
@@ -20,12 +20,12 @@ usage_of_flags() {
   --py_config=FILE    configuration, ours or the reference's; relative to here or to the repository
   --performance=1     measure speed only: $PERFORMANCE_STEPS steps, no evaluation, no checkpoints; the learning rate
                       follows the whole training's schedule (default 0: train to the end and evaluate)
-  --work_dir=DIR      where everything is written (default: output/$1/<config> in the repository);
-                      an unfinished training found there is continued
-SIGTERM, SIGHUP, SIGUSR1 (Slurm: --signal=B:USR1@90) and Ctrl-C save, and end with exit code 0; the same command goes on
-from there. A second Ctrl-C ends without waiting. Ctrl-Z stops the training as well, and fg or bg continues it.
+  --work_dir=DIR      folder of all output (default: output/$1/<config> in the repository);
+                      an unfinished training in it is resumed
+SIGTERM, SIGHUP, SIGUSR1 (Slurm: --signal=B:USR1@90) and Ctrl-C save the training and end it with exit code 0; the same
+command resumes it. A second Ctrl-C ends it without waiting. Ctrl-Z suspends the training, and fg or bg continues it.
 Environment: PYTHON chooses the interpreter (else .venv/bin/python of the repository, else python3).
-  On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does it too.
+  On an Ascend machine ASCEND_RT_VISIBLE_DEVICES chooses the cards; for one process ASCEND_DEVICE_ID does, too.
 EOF
 }
 
@@ -36,20 +36,20 @@ refuse() {
     exit 2
 }
 
-# Run a command that hears of SIGTERM, SIGHUP, SIGUSR1, Ctrl-C and Ctrl-Z what this shell does, and in its own time:
-# training saves.
+# Run a command and pass SIGTERM, SIGHUP, SIGUSR1, Ctrl-C and Ctrl-Z on to it; wait until it has ended, because training
+# saves first.
 pass_signals() {
     local child status heard=1
-    set -m # in a group of its own, or it would be deaf to Ctrl-C
+    set -m # in a process group of its own: in this one, a background process ignores Ctrl-C
     "$@" <&0 &
     child=$!
     set +m
     trap 'heard=1; kill -"${on_term:-TERM}" "$child"' TERM
     trap 'heard=1; kill -USR1 "$child"' USR1
-    trap 'heard=1; kill -"${on_term:-HUP}" "$child"' HUP # nothing where nohup has it ignored
+    trap 'heard=1; kill -"${on_term:-HUP}" "$child"' HUP # without effect under nohup, which ignores it
     trap 'heard=1; kill -"${on_int:-INT}" "$child"; on_int=INT' INT
-    trap 'heard=1; kill -TSTP -- "-$child"; kill -STOP $$; kill -CONT -- "-$child"' TSTP # goes on when this shell does
-    while [ "$heard" = 1 ]; do # a signal ends the waiting, not the child
+    trap 'heard=1; kill -TSTP -- "-$child"; kill -STOP $$; kill -CONT -- "-$child"' TSTP # continues when this shell does
+    while [ "$heard" = 1 ]; do # a signal ends wait, not the child
         heard=0
         wait "$child"
         status=$?
@@ -113,7 +113,7 @@ prepare() {
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 }
 
-# run_to_end ARGUMENT...: python with them; a failure ends the launcher with its exit code. Sets duration.
+# run_to_end ARGUMENT...: run python with them; a failure ends the launcher with its exit code. Sets duration.
 run_to_end() {
     local started=$SECONDS status
     pass_signals "$python" "$@"
@@ -128,7 +128,7 @@ run_to_end() {
 # Prints the summary block; its exit code is the launcher's.
 publish() {
     if [ ! -f "$work_dir/summary.json" ]; then
-        echo "$(basename "$0"): training was stopped and has saved; the same command goes on from there" >&2
+        echo "$(basename "$0"): training was stopped and is saved; the same command resumes it" >&2
         exit 0
     fi
     "$python" -m tpvformer results --work-dir "$work_dir" --duration "$duration"
@@ -152,7 +152,7 @@ interpreter() {
     echo "$found"
 }
 
-# One process on an Ascend machine uses the card the user named, if any.
+# With one process on an Ascend machine, use the card that the user named, if any.
 choose_card() {
     if [ "$1" = 1 ] && [ -n "${ASCEND_DEVICE_ID:-}" ]; then
         export ASCEND_RT_VISIBLE_DEVICES=${ASCEND_RT_VISIBLE_DEVICES:-$ASCEND_DEVICE_ID}

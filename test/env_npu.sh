@@ -1,5 +1,5 @@
-# Environment of an Ascend machine, to be sourced. Does nothing where CANN is not installed, and overrides nothing that
-# is set already.
+# Environment of an Ascend machine, to be sourced. Does nothing where CANN is not installed, and does not override
+# variables that are set.
 
 find_cann() {
     # where CANN's installer says it is, then its two usual places; nnae is the package without compilers
@@ -34,7 +34,7 @@ if [ -z "${ASCEND_HOME_PATH:-}" ] && [ "${etp_running_flag:-}" != true ]; then
 fi
 
 if [ -n "${ASCEND_HOME_PATH:-}" ]; then
-    # keep the device's own messages off the terminal: errors only
+    # print only errors of the device on the terminal
     export ASCEND_SLOG_PRINT_TO_STDOUT=${ASCEND_SLOG_PRINT_TO_STDOUT:-0}
     export ASCEND_GLOBAL_LOG_LEVEL=${ASCEND_GLOBAL_LOG_LEVEL:-3}
     export ASCEND_GLOBAL_EVENT_ENABLE=${ASCEND_GLOBAL_EVENT_ENABLE:-0}
@@ -42,7 +42,7 @@ if [ -n "${ASCEND_HOME_PATH:-}" ]; then
     export TASK_QUEUE_ENABLE=${TASK_QUEUE_ENABLE:-2}
     export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
     export CPU_AFFINITY_CONF=${CPU_AFFINITY_CONF:-1}
-    # the first collective may have to wait for slow compilation elsewhere
+    # the first collective operation may wait for compilation in another process
     export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
     export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200}
     if [ -z "${HCCL_IF_IP:-}${HCCL_SOCKET_IFNAME:-}" ] && hccl_address=$(only_address); then

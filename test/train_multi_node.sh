@@ -5,19 +5,19 @@
 usage_of_machines() {
     cat <<EOF
 Usage, on each machine: bash test/$(basename "$0") --py_config=FILE --nnodes=N
-    --node_rank=R --master_addr=ADDR [--master_port=PORT]              fixed: you say which machine is which
-    --rdzv_endpoint=HOST:PORT [--max_restarts=M] [--local_addr=ADDR]   elastic: machines may be lost and come back
+    --node_rank=R --master_addr=ADDR [--master_port=PORT]              fixed: you number the machines
+    --rdzv_endpoint=HOST:PORT [--max_restarts=M] [--local_addr=ADDR]   elastic: machines may be lost and join again
   [--nproc_per_node=P] [--performance=0|1] [--work_dir=DIR] [-h]
 
 Trains FILE in P processes on each of N machines, one a card. DIR is shared by the machines; one process writes there.
-The summary is printed on the machine that --master_addr or HOST names, which must outlive the training.
-  --nnodes=N          machines; with --rdzv_endpoint also MIN:MAX: after a loss it goes on with MIN or more
+The summary is printed on the machine that --master_addr or HOST names, which must run until the training ends.
+  --nnodes=N          machines; with --rdzv_endpoint also MIN:MAX: after a loss, training continues with MIN or more
   --nproc_per_node=P  processes on this machine (default 8), the same on each
   --node_rank=R       this machine's number, 0 to N-1; number 0 is the one that --master_addr names
   --master_addr=ADDR  its address
   --master_port=PORT  a free port there (default 29500)
   --rdzv_endpoint=    one machine's address and a free port there, the same on all machines
-  --rdzv_id=NAME      tells trainings apart that share an endpoint (default: the configuration's name)
+  --rdzv_id=NAME      distinguishes trainings with the same endpoint (default: the configuration's name)
   --max_restarts=M    how often a machine starts its processes again, from the last checkpoint (default 3)
   --local_addr=ADDR   address by which the others reach this machine (default: what its own name resolves to)
 EOF
@@ -67,13 +67,13 @@ else
     [ -n "$node_rank" ] || refuse "--node_rank is missing (or give --rdzv_endpoint)"
     [ -n "$master_addr" ] || refuse "--master_addr is missing (or give --rdzv_endpoint)"
     [ -z "$restarts$id" ] || refuse "--max_restarts and --rdzv_id need --rdzv_endpoint"
-    case "$nnodes" in *:*) refuse "--nnodes=$nnodes needs --rdzv_endpoint; else say one number" ;; esac
+    case "$nnodes" in *:*) refuse "--nnodes=$nnodes needs --rdzv_endpoint; else give one number" ;; esac
     [ "$node_rank" -lt "$nnodes" ] || refuse "--node_rank is '$node_rank'; expected less than --nnodes=$nnodes"
     meeting=("--node_rank=$node_rank" "--master_addr=$master_addr" "--master_port=${master_port:-29500}")
 fi
 [ -z "$local_addr" ] || meeting+=("--local_addr=$local_addr")
 
-# is_here HOST: whether it is this machine
+# is_here HOST: true if it is this machine
 is_here() {
     "$python" -c '
 import socket, sys
@@ -86,11 +86,11 @@ except OSError:
 
 prepare train_multi_node ${others[@]+"${others[@]}"}
 [ -n "$endpoint" ] && is_here "${endpoint%:*}" && node_rank=0
-on_term=USR1 on_int=USR1 # at others torch's agent would give the processes 30 s and end with an error
-[ "$node_rank" = 0 ] && rm -f "$work_dir/summary.json" # what is found there afterwards was written by this run
+on_term=USR1 on_int=USR1 # at other signals torch's agent gives the processes 30 s and ends with an error
+[ "$node_rank" = 0 ] && rm -f "$work_dir/summary.json" # a file that is there afterwards was written by this run
 run_to_end -m tpvformer.engine.agent "--nnodes=$nnodes" "--nproc_per_node=$processes" "${meeting[@]}" "${training[@]}"
 [ "$node_rank" = 0 ] || exit 0
-for _ in $(seq 10); do # another machine may have written it, and a shared file system may take its time to show it
+for _ in $(seq 10); do # another machine may have written it, and a shared file system may show it later
     [ -f "$work_dir/summary.json" ] && break
     sleep 1
 done

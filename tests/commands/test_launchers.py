@@ -136,7 +136,7 @@ def test_the_launcher_passes_a_signal_on_and_its_command_continues(
     assert status == 0, errors
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C (SIGINT)"
     assert f"stopped by {name} at epoch 0" in said and not block(said)
-    assert errors.endswith("train_1p.sh: training was stopped and has saved; the same command goes on from there\n")
+    assert errors.endswith("train_1p.sh: training was stopped and is saved; the same command resumes it\n")
     assert errors.count("\n") == (1 if number == signal.SIGTERM else 3)  # that Ctrl-C was heard
     again = launch(ONE, *command[2:])
     assert again.returncode == 0, again.stderr

@@ -126,7 +126,7 @@ def test_a_warning_to_one_machine_saves_and_ends_all(job) -> None:
     agents[1].terminate()
     warned.finish(*agents)
     assert "stopped by " in warned.output("host") + warned.output("other")
-    assert "the same command goes on from there" in warned.output("host")
+    assert "the same command resumes it" in warned.output("host")
     assert not (warned.work_dir / "summary.json").exists()
 
 
