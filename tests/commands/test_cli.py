@@ -42,7 +42,7 @@ def test_help_needs_no_torch() -> None:
     code = "import sys; sys.argv = ['tpvformer', '--help']; import runpy\n"
     code += "try: runpy.run_module('tpvformer', run_name='__main__')\n"
     code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
-    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
+    done = programs.run([sys.executable, "-c", code], env=environment())
     assert "STATUS 0 False False" in done.stdout
     for command in ("train", "eval", "bench", "synth", "check-geometry", "results", "picture"):
         assert command in done.stdout
@@ -97,7 +97,7 @@ def test_a_reader_may_leave(words: List[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     command = [sys.executable, "-m", "tpvformer", *words]
-    done = programs.run(command, stdout=writes, env=environment(), seconds=120)
+    done = programs.run(command, stdout=writes, env=environment())
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -145,7 +145,7 @@ def test_a_name_that_the_terminal_does_not_know_loses_no_frame(place: Path, tmp_
     words = arguments(place, "predict", "--ckpt-path", str(place / "weights.pth"), "--out", str(out))
     command = [sys.executable, "-m", "tpvformer", *words]
     env = environment(PYTHONIOENCODING=encoding, PYTHONUTF8="1")  # files by any name, a terminal that has few
-    done = programs.run(command, env=env, seconds=120)
+    done = programs.run(command, env=env)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.npz"))) == len(POINTS)
     assert done.stdout.count("\\u0434\\u043e") == len(POINTS)
@@ -157,7 +157,7 @@ def test_logs_hold_every_name_whatever_the_locale(place: Path, tmp_path: Path) -
     words = ["train", "--py-config", str(config), "--device", "cpu", "--max-steps", "1"]
     command = [sys.executable, "-m", "tpvformer", *words, "--work-dir", str(tmp_path / "w")]
     env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0")
-    done = programs.run(command, env=env, seconds=120)
+    done = programs.run(command, env=env)
     assert done.returncode == 0, done.stderr
     (log,) = (tmp_path / "w").glob("*.log")
     assert "\u8def on 1 x cpu" in log.read_text(encoding="utf-8")

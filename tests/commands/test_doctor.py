@@ -78,5 +78,5 @@ def test_every_example_can_be_typed(example: str) -> None:
 
 def test_the_command_alone_needs_no_torch() -> None:
     code = "import sys; from tpvformer.cli import main; print(main([]), 'torch' in sys.modules)"
-    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
+    done = programs.run([sys.executable, "-c", code], env=environment())
     assert done.stdout.endswith("0 False\n"), done.stderr

@@ -32,7 +32,7 @@ def config(tmp_path_factory) -> Path:
 
 
 def launch(script: Path, *flags: str, cwd: Path = ROOT, **extra: str) -> programs.Done:
-    return programs.run(["bash", str(script), *flags], cwd=cwd, env=environment(**extra), seconds=240)
+    return programs.run(["bash", str(script), *flags], cwd=cwd, env=environment(**extra))
 
 
 def test_help_is_no_error() -> None:
@@ -175,7 +175,7 @@ def test_eight_processes_on_any_machine(config: Path, tmp_path: Path, recorder: 
     plain = environment(**env)
     plain.pop("OMP_NUM_THREADS")
     command = ["bash", str(EIGHT), f"--py_config={config}", f"--work_dir={work_dir}"]
-    programs.run(command, cwd=tmp_path, env=plain, check=True, seconds=60)
+    programs.run(command, cwd=tmp_path, env=plain, check=True)
     calls = (tmp_path / "calls").read_text().splitlines()
     cwd, omp, rank, world = calls[:4]
     assert Path(cwd) == ROOT
@@ -255,7 +255,7 @@ def test_default_work_dir_and_interpreter_checks(config: Path, tmp_path: Path) -
 def sourced(**extra: str) -> Dict[str, str]:
     command = f". {shlex.quote(str(ROOT / 'test' / 'env_npu.sh'))}; env -0"
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **extra}
-    out = programs.run(["bash", "-euc", command], env=env, seconds=20)
+    out = programs.run(["bash", "-euc", command], env=env)
     assert out.returncode == 0, out.stderr
     return dict(item.split("=", 1) for item in out.stdout.split("\0") if "=" in item)
 

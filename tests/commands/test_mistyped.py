@@ -49,7 +49,7 @@ def test_version_and_help_need_no_torch(capsys: Any) -> None:
     code += "except SystemExit: print('TORCH', 'torch' in sys.modules)"
     for word in ("--version", "help", "trian"):
         command = [sys.executable, "-c", code, word]
-        done = programs.run(command, env=environment(), seconds=60)
+        done = programs.run(command, env=environment())
         assert done.stdout.endswith("TORCH False\n"), done.stderr
 
 

@@ -145,7 +145,7 @@ def run(folder: Path, *command: str, status: int = 0, **extra: str) -> programs.
     """Run a command in a checkout where ``python`` is this interpreter, with this package installed."""
     path = stand_in.link_python(folder.parent / "bin") + os.pathsep + os.environ["PATH"]
     env = environment(PATH=path, **extra)
-    done = programs.run(command, cwd=folder, env=env, seconds=300)
+    done = programs.run(command, cwd=folder, env=env)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "the old program" not in done.stderr
     return done
@@ -194,7 +194,7 @@ def test_without_the_package_a_launcher_says_how_to_get_it(checkout: Path, tmp_p
     bare.chmod(0o755)
     env = {name: value for name, value in environment(PYTHON=str(bare)).items() if name != "PYTHONPATH"}
     command = ["bash", "test/train_1p.sh", "--py_config=config/tiny.py"]
-    done = programs.run(command, cwd=checkout, env=env, seconds=60)
+    done = programs.run(command, cwd=checkout, env=env)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no package tpvformer; pip install PATH" in done.stderr
 

@@ -132,7 +132,7 @@ def test_cards_are_counted(monkeypatch) -> None:
 def test_help_needs_no_torch_and_other_scripts_are_refused(tmp_path: Path, capsys) -> None:
     code = "import sys; from tpvformer.upstream import main\ntry: main('train.py', ['-h'])\n"
     code += "except SystemExit as end: print('STATUS', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
-    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=60)
+    done = programs.run([sys.executable, "-c", code], env=environment())
     assert "STATUS 0 False False" in done.stdout and "--resume-from" in done.stdout
     assert upstream.main("dump_pkl.py", []) == 2
     assert capsys.readouterr().err.startswith("dump_pkl.py: is no script of the reference that is known here")

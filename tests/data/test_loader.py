@@ -149,5 +149,5 @@ def test_a_worker_says_nothing_of_a_training_process_that_has_ended():
         crashed.start()
         crashed.join()
     """
-    done = programs.run([sys.executable, "-c", program], seconds=100, check=True)
+    done = programs.run([sys.executable, "-c", program], check=True)
     assert done.stderr == "ValueError: a real one\n" and done.stdout == ""

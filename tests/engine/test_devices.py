@@ -157,6 +157,6 @@ def test_the_help_says_what_is_accepted_without_pytorch() -> None:
         "except SystemExit: print('torch' in sys.modules)"
     )
     env = environment(COLUMNS="300")
-    done = programs.run([sys.executable, "-c", code], env=env, seconds=120)
+    done = programs.run([sys.executable, "-c", code], env=env)
     assert ACCEPTED in done.stdout, done.stdout + done.stderr
     assert done.stdout.endswith("False\n")

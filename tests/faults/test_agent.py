@@ -38,7 +38,7 @@ def test_it_says_that_it_waits_and_ends(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     there = [f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_backend=c10d", "--rdzv_id=x", "--local_addr=127.0.0.1"]
     command = [*AGENT, "--nnodes=2", *there, "--nproc_per_node=1", str(tmp_path / "never.py")]
-    done = programs.run(command, env=environment(TPVFORMER_WAIT_MINUTES="0.2"), seconds=300)
+    done = programs.run(command, env=environment(TPVFORMER_WAIT_MINUTES="0.2"))
     assert done.returncode == 1, done.stderr
     said = f"agent: waits for the other machines (2 in all) at 127.0.0.1:{port}, until 0.2 minutes have passed"
     assert said in done.stderr and "agent: the machines did not find each other" in done.stderr, done.stderr

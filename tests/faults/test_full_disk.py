@@ -57,7 +57,6 @@ def test_a_full_disk(data: DataConfig, tmp_path: Path) -> None:
     done = programs.run(
         ["unshare", "-m", "bash", "-c", ON_A_SMALL_DISK, "-", sys.executable, FILLED, str(file), str(disk), str(left)],
         env=environment(),
-        seconds=240,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     kept = r"step_3\.pth before it is whole"

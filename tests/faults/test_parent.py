@@ -133,4 +133,4 @@ def test_a_launcher_that_ended_before(start: Start) -> None:
     gone = start(["true"])
     gone.wait(60)
     env = {**environment(), **tether.environment, LAUNCHER: str(gone.pid)}
-    assert programs.run([sys.executable, "-c", ENDS_WITH_IT], env=env, seconds=60).returncode == 1
+    assert programs.run([sys.executable, "-c", ENDS_WITH_IT], env=env).returncode == 1

@@ -90,7 +90,7 @@ def test_a_container_with_little_shared_memory(config: Config, tmp_path: Path) -
     file = write_config(tmp_path / "tiny.py", config)
     command = [sys.executable, "-m", "tpvformer", "train", "--device", "cpu", "--py-config", str(file)]
     command += ["--work-dir", str(tmp_path / "w"), "--max-steps", "2"]
-    done = programs.run(["unshare", "-m", "bash", "-c", SMALL, "-", *command], env=environment(), seconds=300)
+    done = programs.run(["unshare", "-m", "bash", "-c", SMALL, "-", *command], env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("data.workers is 0 instead of 1: /dev/shm has 0 MiB free") == 1, done.stdout
 

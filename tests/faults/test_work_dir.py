@@ -77,7 +77,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
     if not can_mount(tmp_path):
         pytest.skip("this user may not mount in a namespace of its own")
     run = ["unshare", "-m", "bash", "-c", READ_ONLY, "-", str(tmp_path), sys.executable, MAKES]
-    done = programs.run(run, env=environment(), seconds=200)
+    done = programs.run(run, env=environment())
     assert done.stdout.endswith("cannot be written (Read-only file system); choose a --work-dir that can\n"), done
 
 
@@ -109,7 +109,7 @@ def test_lost_while_it_trains(config: Config, tmp_path: Path, monkeypatch, capsy
 def test_closed_streams(config: Config, tmp_path: Path) -> None:
     """What would be printed goes nowhere, above all not into files."""
     given = [sys.executable, "-m", "tpvformer", *command(tmp_path, config, str(tmp_path / "run"), "--max-steps", "1")]
-    done = programs.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *given], env=environment(), seconds=300)
+    done = programs.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *given], env=environment())
     assert done.returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -119,6 +119,6 @@ def test_nobody_reads_what_is_said(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from tpvformer.engine.logging.log import RunLog\n"
     code += "log = RunLog(Path(sys.argv[1]), True)\nfor i in range(3000): log.line(str(i))\nlog.close()\n"
     run = ["bash", "-c", '"$@" | head -1', "-", sys.executable, "-c", code, str(tmp_path)]
-    done = programs.run(run, env=environment(), seconds=200)
+    done = programs.run(run, env=environment())
     assert "Logging error" not in done.stderr and "Traceback (most recent call last)" not in done.stderr
     assert len(next(tmp_path.glob("2*.log")).read_text().splitlines()) == 3000

@@ -79,7 +79,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = re.search(r"^command +tpvformer (synth .*)$", (ROOT / "config" / "debug.py").read_text(), re.MULTILINE)
     assert said is not None
     made = [sys.executable, "-m", "tpvformer", *shlex.split(said[1])]
-    programs.run(made, cwd=folder, env=environment(), check=True, seconds=300)
+    programs.run(made, cwd=folder, env=environment(), check=True)
     return folder
 
 

@@ -118,7 +118,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def succeeds(code: str, cache: Path, **extra: str) -> None:
     values = environment(NUMBA_CACHE_DIR=str(cache), NUMBA_NUM_THREADS="2", **extra)
-    run = programs.run([sys.executable, "-c", code], env=values, seconds=300)
+    run = programs.run([sys.executable, "-c", code], env=values)
     assert run.returncode == 0, run.stderr[-3000:]
 
 

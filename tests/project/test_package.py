@@ -74,7 +74,7 @@ print(len(set(result.point_labels.tolist())), "classes")
 
 def run(*command: str, cwd: Path, **more: str) -> str:
     env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
-    done = programs.run(command, cwd=cwd, env={**env, **more}, seconds=240)
+    done = programs.run(command, cwd=cwd, env={**env, **more})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

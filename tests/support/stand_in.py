@@ -33,7 +33,7 @@ def git(folder: Path, *command: str, check: bool = True) -> programs.Done:
     """Git with nobody's settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_SYSTEM=os.devnull, LC_ALL="C")
-    done = programs.run(["git", *command], cwd=folder, env=env, seconds=60)
+    done = programs.run(["git", *command], cwd=folder, env=env)
     assert done.returncode == 0 or not check, done.stderr
     return done
 

@@ -69,7 +69,7 @@ def read_all(folder: Path, contents: Dict[str, bytes]) -> Dict[str, str]:
     for i, content in enumerate(contents.values()):
         (folder / f"{i}.pkl").write_bytes(content)
     paths = [str(folder / f"{i}.pkl") for i in range(len(contents))]
-    done = programs.run([sys.executable, "-c", READ, *paths], seconds=300)
+    done = programs.run([sys.executable, "-c", READ, *paths])
     said = dict(zip(contents, done.stdout.splitlines()))
     assert done.returncode == 0, (done.returncode, said, done.stderr)
     return said

@@ -280,7 +280,7 @@ def opened(file: Path, profile: Path) -> programs.Done:
     """The page after it was loaded by a browser that reaches no network; its console is on stderr."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", "--dump-dom", file.as_uri()]
-    return programs.run([str(CHROMIUM), *flags], seconds=120)
+    return programs.run([str(CHROMIUM), *flags])
 
 
 def complaints(done: programs.Done) -> List[str]:

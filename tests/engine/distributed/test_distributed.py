@@ -65,7 +65,7 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     file = write_config(tmp_path / "tiny.py", config)
     work_dir = tmp_path / "double"
     command = [sys.executable, "-m", "tpvformer", "train", "--py-config", str(file), "--work-dir", str(work_dir)]
-    done = programs.run([*command, "--device", "cpu", "--processes", "2"], env=environment(), seconds=240)
+    done = programs.run([*command, "--device", "cpu", "--processes", "2"], env=environment())
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     summary = json.loads((work_dir / "summary.json").read_text())
@@ -111,7 +111,6 @@ def test_a_failure_in_one_process_ends_all_with_its_exit_code(config: Config, tm
     done = programs.run(
         [*command, "--work-dir", str(tmp_path / "w"), "--device", "cpu", "--set", "data.batch_size=4"],
         env=environment(),
-        seconds=120,
     )
     assert done.returncode == 2
     assert "7 training samples do not fill one batch of 4 on each of 2 ranks" in done.stderr

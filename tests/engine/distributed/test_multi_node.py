@@ -148,5 +148,5 @@ child.stdout.readline()  # it listens from here on
 _pass_on(signal.SIGUSR1)
 print(child.wait(60))
 """
-    done = programs.run([sys.executable, "-c", code], env=environment(), seconds=120)
+    done = programs.run([sys.executable, "-c", code], env=environment())
     assert done.stdout == "7\n", done.stderr

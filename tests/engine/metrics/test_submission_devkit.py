@@ -88,7 +88,7 @@ def devkit(root: Path, version: str, name: str, path: Path) -> programs.Done:
         name,
         str(path),
     ]
-    return programs.run(command, seconds=300)
+    return programs.run(command)
 
 
 def judged(root: Path, version: str, name: str, path: Path) -> Dict[str, Any]:
