@@ -96,6 +96,8 @@ class Batch:
     voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
     camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order
+    query_rows: Optional[Tensor] = None  # (B, N, R) int32: queries that cameras see, all planes; None: not listed
+    row_counts: List[int] = field(default_factory=list)  # each plane's part of R, on the host
     ray_lengths: List[int] = field(default_factory=list)  # on the host, because array shapes depend on it
     replaced: List[str] = field(default_factory=list)  # errors of the samples that could not be read and were replaced
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
