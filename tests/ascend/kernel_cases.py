@@ -129,7 +129,7 @@ def test_listed_queries(extra: int) -> None:
     visible[:, :, 2], visible[1, 2] = False, False
     visible[0, 0, 0] = True  # the query that padding points at
     length = int(visible.sum(-1).max()) + extra
-    order = visible.to(torch.uint8).argsort(-1, descending=True, stable=True)[..., :length]
+    order = visible.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :length]
     rows = torch.where(torch.arange(length) < visible.sum(-1, keepdim=True) + extra // 2, order, -1).int()
     anchors = torch.where(visible[..., None, None], rand(b, n, q, 4, 2, seed=4), torch.full((), 6e6))
     leaves = [
