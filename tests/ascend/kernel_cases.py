@@ -68,7 +68,10 @@ def kernels_called() -> List[Tuple[Any, ...]]:
 
 @pytest.mark.parametrize(("heads", "dim", "shapes", "points"), CALLS)
 def test_attention(heads: int, dim: int, shapes: Any, points: int) -> None:
-    """Points beyond the limit of one call are split, and the parts add up, in the gradients too."""
+    """Points beyond the limit of a call are split, and the parts add up, in the gradients too.
+
+    From 7.0 on groups of points become queries, so that one call takes the fast path where any can.
+    """
     tokens, queries, levels = sum(h * w for h, w in shapes), 5, len(shapes)
     leaves = [
         rand(2, tokens, heads, dim) - 0.5,
@@ -81,8 +84,68 @@ def test_attention(heads: int, dim: int, shapes: Any, points: int) -> None:
         leaves,
     )
     calls = kernels_called()
+    assert all(call[3] * call[4] <= 64 for call in calls)
+    if npu.fast_points(heads, dim, levels, points) < points and SDK != "6.0.0":
+        (call,) = calls
+        assert heads * levels * call[4] <= 64 and heads * levels * call[4] * dim <= 2048
+        assert call[4] * call[6] == points * queries, "as many samples as before"
+        return
     assert len(calls) == -(-points // npu.points_a_call(levels))
-    assert sum(call[4] for call in calls) == points and all(call[3] * call[4] <= 64 for call in calls)
+    assert sum(call[4] for call in calls) == points
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "levels", "points", "fast"),
+    [
+        (4, 16, 4, 4, 4),  # dim64, images, plane hw: on the fast path as it is
+        (4, 16, 4, 32, 4),  # planes zh and wz: two calls of 16 before, 8 groups of 4 now
+        (4, 16, 3, 16, 4),  # plane attention: 192 samples a head group before, 48 now
+        (8, 16, 4, 8, 2),
+        (8, 16, 3, 32, 2),
+        (8, 32, 4, 8, 2),
+        (8, 32, 1, 8, 8),
+        (6, 16, 4, 48, 2),
+        (8, 64, 4, 5, 1),
+        (8, 16, 9, 7, 7),  # no number of points is small enough
+    ],
+)
+def test_points_on_the_fast_path(heads: int, dim: int, levels: int, points: int, fast: int) -> None:
+    assert npu.fast_points(heads, dim, levels, points) == fast
+
+
+def test_folding_keeps_every_sample() -> None:
+    tensor = torch.arange(2 * 3 * 2 * 4 * 6 * 2.0).view(2, 3, 2, 4, 6, 2)
+    folded = npu.fold(tensor, 2)
+    assert folded.shape == (2, 9, 2, 4, 2, 2)
+    for query in range(3):
+        for group in range(3):
+            assert torch.equal(folded[:, 3 * query + group], tensor[:, query, :, :, 2 * group : 2 * group + 2])
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_listed_queries(extra: int) -> None:
+    """Each camera takes its own queries, and some that it does not see; the sums and gradients are the oracle's."""
+    b, n, q, heads, points = 2, 3, 11, 4, 8
+    visible = rand(b, n, q, seed=3) > 0.7
+    visible[:, :, 2], visible[1, 2] = False, False
+    visible[0, 0, 0] = True  # the query that padding points at
+    length = int(visible.sum(-1).max()) + extra
+    order = visible.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :length]
+    rows = torch.where(torch.arange(length) < visible.sum(-1, keepdim=True) + extra // 2, order, -1).int()
+    anchors = torch.where(visible[..., None, None], rand(b, n, q, 4, 2, seed=4), torch.full((), 6e6))
+    leaves = [
+        rand(b, n, 77, heads, 8) - 0.5,
+        rand(b, q, heads, 4, points, 2, seed=1) * 4 - 2,
+        rand(b, q, heads, 4, points, seed=2),
+    ]
+
+    def ours(v: Tensor, o: Tensor, w: Tensor) -> Tensor:
+        given = (anchors.to(DEVICE), visible.to(DEVICE), o, w, rows.to(DEVICE))
+        return npu.image_cross_attention(v, SHAPES4, *given)
+
+    agree(ours, lambda v, o, w: reference.image_cross_attention(v, SHAPES4, anchors, visible, o, w), leaves)
+    samples = sum(call[5] * call[6] * call[4] for call in kernels_called()[:1])
+    assert samples == b * n * length * points < b * n * q * points
 
 
 def test_plane_attention() -> None:

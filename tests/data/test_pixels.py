@@ -12,6 +12,8 @@ import pytest
 import specified
 import torch
 from data_tools import Script, frame_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.images import preprocess_opencv as pixels_opencv
@@ -105,6 +107,36 @@ def test_tensor_operations_pad_and_mask_alike(monkeypatch):
     ours = network_images(batch, cfg)
     assert (ours - expected).abs().max() < 1e-3
     assert torch.equal(ours == 0, expected == 0)
+
+
+class Strided(TorchDispatchMode):
+    """Names the operations that read or write a strided tensor of 1000 or more elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: List[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_flatten((args, kwargs, out))[0] if isinstance(t, torch.Tensor)]
+        if not func.is_view and any(not t.is_contiguous() and t.numel() >= 1000 for t in tensors):
+            self.names.append(str(func.overloadpacket))
+        return out
+
+
+@pytest.mark.parametrize(("seeds", "scale"), [([0, 3, 4], 1.0), ([None], 1.0), ([1], 0.5), ([None, None], 0.43)])
+def test_planes_are_the_same_pixels_without_strided_copies(monkeypatch, seeds: Any, scale: float) -> None:
+    """For devices that copy a strided tensor before they work on it: one such copy, where there were five to seven."""
+    cfg = DataConfig(image_scale=scale)
+    batch = batch_of(cfg, seeds)
+    monkeypatch.setattr("tpvformer.data.images.preprocess.pixels_opencv", pixels_tensor)
+    with Strided() as before:
+        expected = network_images(batch, cfg).contiguous()
+    with Strided() as after:
+        ours = network_images(batch, cfg, planes=True)
+    assert ours.is_contiguous() and torch.equal(ours, expected)
+    print(f"\nstrided: {len(before.names)} before, {len(after.names)} after")
+    assert after.names == ["aten.clone"] and len(before.names) == (7 if scale == 1 else 5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -205,6 +206,41 @@ def test_a_report_that_is_killed_leaves_what_was_finished(start: Start, number: 
     (first,) = tmp_path.glob("*/01_ceilings.json")
     assert json.loads(first.read_text())["lines"]
     programs.wait_until(lambda: str(tmp_path) not in programs.run(["ps", "axww"]).stdout)  # no section outlives it
+
+
+def test_a_report_killed_at_random_moments_leaves_whole_files(monkeypatch, tmp_path: Path) -> None:
+    """Twenty times, between any two instructions: the report names every section that had ended, each with its file."""
+
+    def quickly(name: str, limit: float, args: argparse.Namespace, base: Path) -> Dict:
+        time.sleep(0.004)
+        state = {"status": "done", "lines": [{"name": name}], "said": [], "seconds": 0.004}
+        gpu_report.write(base.with_name(base.name + ".json"), json.dumps(state))
+        return state
+
+    monkeypatch.setattr(gpu_report, "run_section", quickly)
+    monkeypatch.setattr(gpu_report, "markdown", lambda result: f"{len(result['sections'])} sections\n")
+    monkeypatch.setattr(gpu_report, "machine", list)
+    draw, left = random.Random(7), []
+    for run in range(20):
+        out = tmp_path / str(run)
+        monkeypatch.setattr(sys, "argv", ["gpu_report.py", "--device", "cpu", "--out-dir", str(out)])
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            gpu_report.main()
+            os._exit(0)
+        while not list(out.glob("*/01_ceilings.json")):
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        ended = len(list(out.glob("*/*.json")))
+        reports = list(out.glob("*.json"))
+        named = len(json.loads(reports[0].read_text())["sections"]) if reports else 0
+        assert ended - 1 <= named <= ended, "the last one may have ended just before"
+        assert all(json.loads(file.read_text())["status"] == "done" for file in out.glob("*/*.json"))
+        left.append(named)
+    assert len(set(left)) > 1, left
 
 
 def test_two_reports_of_a_day_have_two_names(tmp_path: Path) -> None:

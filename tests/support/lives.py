@@ -185,8 +185,10 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
     from tpvformer.engine import loop as train
     from tpvformer.engine import optim
     from tpvformer.engine.checkpoint import files as store
+    from tpvformer.engine.distributed import agreement
     from tpvformer.engine.logging import meters
 
+    agreement.SECONDS = 0.0  # the processes agree after every step, so that a signal ends that step
     counts, writing = {"step": 0.0, "save": 0.0, "score": 0.0}, [False]
     write, said = store.write, work_dir.with_suffix(".kills")
 

@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from multiprocessing.queues import Queue
 from types import TracebackType
-from typing import Any, Iterator, Optional, Sequence, Type
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Type
 from weakref import WeakSet
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
@@ -49,14 +49,24 @@ def _stack_slots(samples: Sequence[Sample]) -> Optional[Tensor]:
     return _stack([torch.arange(len(s.images)) if s.camera_slots is None else s.camera_slots for s in samples])
 
 
-def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") -> Batch:
-    """Collate samples into a Batch; pad shorter point and voxel lists. Raises DataError if image shapes differ."""
+ListRows = Callable[[Tensor, Tuple[int, int]], Tuple[Tensor, List[int]]]
+
+
+def collate(
+    samples: Sequence[Sample], ignore_label: int, pin_device: str = "", list_rows: Optional[ListRows] = None
+) -> Batch:
+    """Collate samples into a Batch; pad shorter point and voxel lists. Raises DataError if image shapes differ.
+
+    ``list_rows`` makes ``query_rows`` and ``row_counts`` of grid2img (B,N,4,4) and the network input's (h,w).
+    """
     for other in samples[1:]:
         if other.images.shape != samples[0].images.shape:
             raise DataError(
                 f"samples {samples[0].token} and {other.token} have images of shapes {tuple(samples[0].images.shape)} "
                 f"and {tuple(other.images.shape)}; a batch needs one, so rescale the images or set data.batch_size=1"
             )
+    grid2img = _stack([s.grid2img for s in samples])
+    rows, counts = (None, []) if list_rows is None else list_rows(grid2img, samples[0].image_shape)
     origins = [s.ray_origins for s in samples if s.ray_origins is not None]
     return Batch(
         tokens=[s.token for s in samples],
@@ -64,7 +74,9 @@ def collate(samples: Sequence[Sample], ignore_label: int, pin_device: str = "") 
         photometric=_stack_drawn([s.photometric for s in samples]),
         keep_rows=_stack_drawn([s.keep_rows for s in samples]),
         keep_columns=_stack_drawn([s.keep_columns for s in samples]),
-        grid2img=_stack([s.grid2img for s in samples]),
+        grid2img=grid2img,
+        query_rows=rows,
+        row_counts=counts,
         grid_index=_pad([s.grid_index for s in samples], 0),
         point_labels=_pad([s.point_labels for s in samples], ignore_label),
         point_lengths=torch.tensor([len(s.point_labels) for s in samples]),
@@ -213,6 +225,7 @@ def make_loader(
     seed: int,
     pin_memory: bool = False,
     pin_memory_device: str = "",
+    list_rows: Optional[ListRows] = None,
 ) -> DataLoader:
     """Build the loader of one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
@@ -238,7 +251,7 @@ def make_loader(
         batch_size=cfg.batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=partial(collate, ignore_label=cfg.ignore_label, pin_device=pin_memory_device),
+        collate_fn=partial(collate, ignore_label=cfg.ignore_label, pin_device=pin_memory_device, list_rows=list_rows),
         drop_last=train,
         pin_memory=pin_memory,
         pin_memory_device=pin_memory_device,

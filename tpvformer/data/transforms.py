@@ -62,6 +62,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         keep_rows=keep_rows,
         keep_columns=keep_columns,
         grid2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
+        image_shape=shape,
         grid_index=torch.from_numpy(cells.grid_index),
         point_labels=torch.from_numpy(labels.astype(np.int64)),
         voxel_labels=torch.from_numpy(voxel_labels),

@@ -64,6 +64,7 @@ class Sample:
     keep_rows: Optional[Tensor]  # (h,) bool: rows that GridMask keeps; None: no GridMask
     keep_columns: Optional[Tensor]  # (w,) bool: columns that GridMask keeps
     grid2img: Tensor  # (N, 4, 4) float32, metres in the grid's frame -> pixels of the network input
+    image_shape: Tuple[int, int]  # (h, w) of the network input
     grid_index: Tensor  # (P, 3) int64: x, y, z of the voxel a point lies in
     point_labels: Tensor  # (P,) int64
     voxel_labels: Tensor  # (X, Y, Z) uint8
@@ -95,6 +96,8 @@ class Batch:
     voxel_mask: Optional[Tensor] = None  # (B, X, Y, Z) uint8
     ray_origins: Optional[Tensor] = None  # (B, O, 3) float32, padded with 0
     camera_slots: Optional[Tensor] = None  # (B, N) int64; None: the first N in order
+    query_rows: Optional[Tensor] = None  # (B, N, R) int32: queries that cameras see, all planes; None: not listed
+    row_counts: List[int] = field(default_factory=list)  # each plane's part of R, on the host
     ray_lengths: List[int] = field(default_factory=list)  # number of origins of each sample; ints, to slice with
     replaced: List[str] = field(default_factory=list)  # errors of the samples that could not be read and were replaced
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable, Dict
 
+import torch
 from torch import Tensor, nn
 
 from tpvformer.config import Config
@@ -32,7 +33,8 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     places = point_places(batch.voxel_coords, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
     bare = getattr(model, "module", model)  # without what averages gradients
-    images = (getattr(bare, "pixel_network", None) or network_images)(batch, config.data)
+    compiled = getattr(bare, "pixel_network", None)
+    images = pixels(bare, batch, config) if compiled is None else compiled(batch, config.data)
     prediction: Prediction = model(
         images,
         batch.grid2img,
@@ -40,8 +42,20 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
         lengths=batch.voxel_lengths,
         voxels=None if dense else batch.voxel_coords,
         camera_slots=batch.camera_slots,
+        **listed_rows(batch),
     )
     return prediction
+
+
+def listed_rows(batch: Batch) -> Dict[str, Any]:
+    """Return the batch's lists of visible queries as an argument of the model; nothing where it has none."""
+    return {} if batch.query_rows is None else {"rows": batch.query_rows.split(batch.row_counts, 2)}
+
+
+def pixels(model: nn.Module, batch: Batch, config: Config) -> Tensor:
+    """Return the network input (B,N,3,h,w) in the memory format that the model asks for on its device."""
+    planes = getattr(model, "image_layout", torch.channels_last) == torch.contiguous_format
+    return network_images(batch, config.data, planes)
 
 
 def point_places(voxels: Tensor, config: Config) -> Tensor:
@@ -54,6 +68,6 @@ def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[]
 
     ``prepared`` is called after the pixels are normalised and before the network runs.
     """
-    images = network_images(batch, config.data)
+    images = pixels(model, batch, config)
     prepared()
     return model.planes(images, batch.grid2img, batch.camera_slots)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, cast
+from typing import Callable, Optional, cast
 
 import torch
 from torch.utils.data import DataLoader
 
+from tpvformer import ops
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.loader import make_loader
@@ -17,8 +18,14 @@ from tpvformer.engine.device.accelerator import pin_options
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.distributed.shared_cores import cores_of_this_process
 from tpvformer.engine.logging.meters import StepClock
+from tpvformer.model.visible_rows import VisibleRows
 
 Say = Callable[[str], None]
+
+
+def rows_for(config: Config, device: torch.device) -> Optional[VisibleRows]:
+    """Return what lists the queries that cameras see, where the device's attention does less with a list; else None."""
+    return VisibleRows(config.model) if ops.takes_rows(device) else None
 
 
 class Loading:
@@ -33,6 +40,7 @@ class Loading:
     ) -> None:
         self._world, self._device, self._line, self._warn = world, device, line, warn
         self._seed, self._samples = config.train.seed, config.data.batch_size * config.train.accumulate
+        self._list_rows = rows_for(config, device)
         cores = cores_of_this_process()
         cfg, self._choice = choose_workers(data, config.data, cores, device.type != "cpu")
         if self._choice is not None:
@@ -41,8 +49,10 @@ class Loading:
 
     def loader(self, data: FrameDataset, train: bool) -> DataLoader:
         """Return a loader of this process's share of ``data``; see ``make_loader``."""
-        world = self._world
-        return make_loader(data, self._cfg, world.rank, world.size, train, self._seed, **pin_options(self._device))
+        world, options = self._world, pin_options(self._device)
+        return make_loader(
+            data, self._cfg, world.rank, world.size, train, self._seed, **options, list_rows=self._list_rows
+        )
 
     def renewed(self, loader: DataLoader, clock: StepClock) -> DataLoader:
         """Return the training loader of the next epoch: ``loader``, or one with more workers if steps waited for data.

@@ -162,9 +162,12 @@ class TPVEncoder(nn.Module):
         lidar2img: Tensor,
         image_size: Tuple[int, int],
         camera_slots: Optional[Tensor] = None,
+        rows: Optional[Sequence[Tensor]] = None,
     ) -> Tensor:
         tokens, level_shapes = self.tokens(features, camera_slots)
         projections = self.project(lidar2img, image_size)
+        if rows is not None:  # empty for a plane without a list
+            projections = [p._replace(rows=r if r.shape[2] else None) for p, r in zip(projections, rows)]
         position = self.position()
         x = torch.cat([self.plane_queries[name] for name in self.cfg.planes]).expand(tokens.shape[0], -1, -1)
         for layer in self.layers:

@@ -75,7 +75,13 @@ class ImageCrossAttention(nn.Module):
             projection = projections[plane]
             sampled.append(
                 ops.image_cross_attention(
-                    value, level_shapes, projection.anchors, projection.query_visible, offset, weight
+                    value,
+                    level_shapes,
+                    projection.anchors,
+                    projection.query_visible,
+                    offset,
+                    weight,
+                    projection.rows,
                 )
             )
         out: Tensor = self.output(torch.cat(sampled, 1))

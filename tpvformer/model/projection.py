@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,14 @@ MIN_DEPTH = 1e-5  # metres; nearer anchors are not visible; also keeps the divis
 
 
 class Projection(NamedTuple):
-    """Hold anchors (B,N,Q,A,2), (u,v) divided by the image size, and visible (B,N,Q,A), in front of and inside it."""
+    """Hold anchors (B,N,Q,A,2), (u,v) divided by the image size, and visible (B,N,Q,A), in front of and inside it.
+
+    rows (B,N,R): see ``ops.image_cross_attention``; None: not listed.
+    """
 
     anchors: Tensor
     visible: Tensor
+    rows: Optional[Tensor] = None
 
     @property
     def query_visible(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -97,17 +97,26 @@ class TPVFormer(nn.Module):
         return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
 
     def features_and_planes(
-        self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor]
+        self,
+        images: Tensor,
+        lidar2img: Tensor,
+        camera_slots: Optional[Tensor],
+        rows: Optional[Sequence[Tensor]] = None,
     ) -> Tuple[List[Tensor], Tensor]:
         """Return ``image_features`` and the plane features (B,Q,C); arguments as for ``forward``."""
         features = self.image_features(images)
-        return features, self.planes_from(features, images, lidar2img, camera_slots)
+        return features, self.planes_from(features, images, lidar2img, camera_slots, rows)
 
     def planes_from(
-        self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
+        self,
+        features: List[Tensor],
+        images: Tensor,
+        lidar2img: Tensor,
+        camera_slots: Optional[Tensor] = None,
+        rows: Optional[Sequence[Tensor]] = None,
     ) -> Tensor:
         """Return the plane features (B,Q,C) from given ``image_features``."""
-        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots)
+        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots, rows)
         return out
 
     def forward(
@@ -118,6 +127,7 @@ class TPVFormer(nn.Module):
         lengths: Optional[Tensor] = None,
         voxels: Optional[Tensor] = None,
         camera_slots: Optional[Tensor] = None,
+        rows: Optional[Sequence[Tensor]] = None,
     ) -> Union[Prediction, TaughtPrediction]:
         """Predict a batch.
 
@@ -125,10 +135,12 @@ class TPVFormer(nn.Module):
         pixels of those images, times depth. points (B,P,3): positions in voxels, x, y, z (indices as in the data set).
         lengths (B,): the number of real points of each sample; logits after them are zero. voxels (B,M,3): integer
         voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera; None: the first N
-        in order. The arguments are not modified. Raises ValueError for other shapes.
+        in order. rows: for each plane the queries (B,N,R) int32 that each camera may see (visible_rows.py); used where
+        ``ops.takes_rows``. The arguments are not modified. Raises ValueError for other shapes.
         """
         self._check(images, lidar2img, points)
-        features, planes = (self.plane_network or self.features_and_planes)(images, lidar2img, camera_slots)
+        listed = () if rows is None else (rows,)
+        features, planes = (self.plane_network or self.features_and_planes)(images, lidar2img, camera_slots, *listed)
         voxel_logits, point_logits = (self.place_network or self.aggregator)(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]

@@ -43,6 +43,7 @@ __all__ = [
     "ms_deform_attn",
     "projected_attention",
     "static_shapes",
+    "takes_rows",
 ]
 
 
@@ -83,16 +84,31 @@ def cross_view_attention(
     return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
 
 
+def takes_rows(device: torch.device) -> bool:
+    """Return whether ``image_cross_attention`` does less on this device if it is given ``rows``."""
+    return device.type == VENDOR_DEVICE and asked() != REFERENCE
+
+
 def image_cross_attention(
-    value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
+    value: Tensor,
+    level_shapes: LevelShapes,
+    anchors: Tensor,
+    visible: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    rows: Optional[Tensor] = None,
 ) -> Tensor:
     """Compute image cross-attention: queries sample around projected anchors; mean over the cameras that see them.
 
     value (B,N,S,heads,D); anchors (B,N,Q,A,2) as (x,y) divided by the image size, also outside [0,1]; visible (B,N,Q)
     bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p //
     (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
+
+    rows (B,N,R) int32 lists for each camera at least the queries that it sees, padded with -1; see ``takes_rows``.
     """
     if not use_kernel(library.ATTENTION, value):
+        if rows is not None and fallback(value) is npu:
+            return npu.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights, rows)
         return fallback(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
     bits, scale = _seen(visible)
     return library.anchored_attention(value, anchors[:, :, :, None], bits, offsets, weights, scale, level_shapes)

@@ -3,8 +3,9 @@
 The SDK (module mx_driving) is imported when a tensor on an NPU first needs a kernel. An earlier import would occupy a
 card and, in newer releases, redirect ``torch.cuda``. Kernels are looked up by name, because wheels of the same version
 contain different ones. All calls are positional, in float32, with autocast off, on contiguous NCHW or (B,S,heads,D)
-tensors. Shapes never depend on values, so nothing synchronises with the device: image cross-attention passes every
-query to every camera, with weight zero for cameras that do not see it.
+tensors. Shapes never depend on values on the device, so nothing synchronises with it: image cross-attention passes to
+every camera the queries that the loader's workers list for it (``rows``) or, without a list, every query, with weight
+zero for cameras that do not see it.
 
 Limits: Driving SDK 6.0.0, 7.x and 26.x. Written from its documentation; not run on hardware yet.
 """
@@ -15,6 +16,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 from typing import Callable, Dict, Optional, Tuple
 
 import torch
@@ -39,6 +41,7 @@ NAMES: Dict[str, Tuple[Tuple[str, str], ...]] = {
 }
 MAX_SAMPLES = 64  # levels x points of one attention call, from 7.0 on
 MAX_HEAD_DIM, HEAD_DIM_STEP, MAX_HEADS = 64, 8, 8  # limits of all releases, forward and backward
+FAST_SAMPLES, FAST_CHANNELS = 64, 2048  # heads x levels x points, and that times channels a head, of its fast path
 CHANNEL_STEP = 64  # input and output channels of a deformable convolution
 POOL_MIN_SIZE, POOL_MAX_CHANNELS, POOL_MAX_ELEMENTS = 100, 1024, 10**9
 MAX_ELEMENTS = 2**31 - 1  # add_relu uses int32 indices
@@ -153,17 +156,52 @@ def points_a_call(levels: int) -> int:
     return 1 << ((MAX_SAMPLES // levels).bit_length() - 1)
 
 
+def fast_points(heads: int, head_dim: int, levels: int, points: int) -> int:
+    """Return the points a level with which a call takes the kernel's fast path (from 7.0 on), a divisor of ``points``.
+
+    ``points`` itself if such a call takes it anyway, or if none does.
+    """
+    most = min(FAST_SAMPLES, FAST_CHANNELS // (-(-head_dim // 8) * 8)) // (heads * levels)
+    return next((p for p in range(min(most, points), 0, -1) if points % p == 0), points)
+
+
+def has_fast_path() -> bool:
+    """Return whether the SDK is 7.0 or newer, which has the kernel in the package itself."""
+    module, name = NAMES["attention"][0]
+    return hasattr(sys.modules.get(module), name)
+
+
+def fold(tensor: Tensor, points: int) -> Tensor:
+    """Make groups of ``points`` points queries of their own: (B,Q,heads,L,P,...) to (B,Q*P/points,heads,L,points,...).
+
+    The attention of a query is the sum of those of its groups, because the operation is linear in the weights.
+    """
+    b, q, heads, levels, total = tensor.shape[:5]
+    groups = total // points
+    parts = tensor.reshape(b * q, heads * levels, groups, -1).transpose(1, 2)
+    return parts.reshape(b, q * groups, heads, levels, points, *tensor.shape[5:])
+
+
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Compute ``ops.ms_deform_attn``. Points above a call's limit are split; the operation is linear in the weights."""
+    """Compute ``ops.ms_deform_attn``. The operation is linear in the weights, so that points can be divided.
+
+    From 7.0 on, groups of points become queries of their own where the kernel then takes its fast path. Points above a
+    call's limit are split otherwise.
+    """
     heads, head_dim = value.shape[2:]
     kernel = _kernel("attention", attention_problem(heads, head_dim, len(level_shapes)))
     if kernel is None:
         return reference.ms_deform_attn(value, level_shapes, locations, weights)
     shapes, starts, _ = _levels(tuple(level_shapes), value.device)
-    points = points_a_call(len(level_shapes))
+    points, total = points_a_call(len(level_shapes)), locations.shape[4]
+    fast = fast_points(heads, head_dim, len(level_shapes), total) if has_fast_path() else total
     out: Optional[Tensor] = None
     with torch.autocast(value.device.type, enabled=False):
         maps = value.float().contiguous()
+        if fast < total:
+            where, weight = fold(locations.float(), fast), fold(weights.float(), fast)
+            parts = kernel(maps, shapes, starts, where.contiguous(), weight.contiguous())
+            return parts.unflatten(1, (-1, total // fast)).sum(2).to(value.dtype)
         for where, weight in zip(locations.float().split(points, 4), weights.float().split(points, 4)):
             part = kernel(maps, shapes, starts, where.contiguous(), weight.contiguous())
             out = part if out is None else out + part
@@ -181,10 +219,20 @@ def cross_view_attention(
 
 
 def image_cross_attention(
-    value: Tensor, level_shapes: LevelShapes, anchors: Tensor, visible: Tensor, offsets: Tensor, weights: Tensor
+    value: Tensor,
+    level_shapes: LevelShapes,
+    anchors: Tensor,
+    visible: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    rows: Optional[Tensor] = None,
 ) -> Tensor:
-    """Compute ``ops.image_cross_attention``."""
+    """Compute ``ops.image_cross_attention``, of the queries in ``rows`` alone if they are given."""
     sizes = _levels(tuple(level_shapes), value.device)[2]
+    if rows is not None:
+        return static.listed_attention(
+            value, level_shapes, anchors, visible, offsets, weights, rows, ms_deform_attn, sizes
+        )
     return static.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights, ms_deform_attn, sizes)
 
 

@@ -48,6 +48,45 @@ def image_cross_attention(
     return out.view(b, n, q, -1).sum(1).to(value.dtype)
 
 
+def listed_attention(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    anchors: Tensor,
+    visible: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    attend: Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor] = ms_deform_attn,
+    sizes: Optional[Tensor] = None,
+) -> Tensor:
+    """Compute ``image_cross_attention`` where each camera processes its listed queries only.
+
+    rows (B,N,R) int32: queries, each once a camera, padded with -1. A camera's list must contain every query that
+    ``visible`` says it sees; what it lists beyond them has weight zero.
+    """
+    b, n = value.shape[:2]
+    q, heads, levels, points = weights.shape[1:]
+    r = rows.shape[2]
+    sizes = level_sizes(level_shapes, offsets) if sizes is None else sizes
+    listed = rows.clamp(min=0).view(b, n * r)
+    sample = torch.arange(b, dtype=rows.dtype, device=rows.device)[:, None] * q
+    query = (listed + sample).view(-1)  # of all samples' queries
+    camera = torch.arange(b * n, dtype=rows.dtype, device=rows.device)[:, None] * q
+    pair = (listed.view(b * n, r) + camera).view(-1)  # of all cameras' queries
+    seen = visible.float()
+    share = (seen / seen.sum(1, keepdim=True).clamp(min=1)).view(-1).index_select(0, pair) * (rows.view(-1) >= 0)
+    normalised = (offsets.float() / sizes).reshape(b * q, -1).index_select(0, query)
+    parked = torch.where(visible[..., None, None], anchors.float(), -1.0).reshape(b * n * q, -1)
+    centre = parked.index_select(0, pair).view(b * n, r, 1, -1, 2).repeat_interleave(points // anchors.shape[3], dim=3)
+    locations = normalised.view(b * n, r, heads * levels, points, 2) + centre
+    shared = weights.float().reshape(b * q, -1).index_select(0, query) * share[:, None]
+    shape = (b * n, r, heads, levels, points)
+    out = attend(value.float().flatten(0, 1), level_shapes, locations.view(*shape, 2), shared.view(shape))
+    channels = out.shape[-1]
+    summed = out.new_zeros(b * q, channels).index_add(0, query, out.reshape(b * n * r, channels))
+    return summed.view(b, q, channels).to(value.dtype)
+
+
 def modulated_deform_conv2d(
     x: Tensor,
     offset: Tensor,

@@ -118,7 +118,7 @@ def test_a_process_that_dies_between_two_agreements_ends_the_other(config: Confi
     file = write_config(tmp_path / "dies.py", config)
     started = start_processes(2, TRAIN, str(file), str(tmp_path / "dies"), "1000", "die")
     try:
-        assert started[1].wait(200) == 9
+        assert started[1].wait(400) == 9  # a busy machine takes minutes to get there
         died = time.monotonic()
         said = started[0].communicate(timeout=60)[0]
         assert time.monotonic() - died < 60
@@ -174,17 +174,17 @@ def test_one_process_agrees_with_itself_at_every_step() -> None:
 GRADIENTS = """
 import sys
 import torch
-from engine_tools import CPU, MODEL, tiny_model
+from engine_tools import CPU, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 from tpvformer.engine.distributed import collectives
 world = collectives.read_world()
 collectives.start(world, CPU)
 def gradients(mode, **options):
-    model = tiny_model()
+    model = tiny_model().to(memory_format=torch.channels_last)
     model.recompute(mode)
     parallel = collectives.wrap_ddp(model, world, CPU) if not options else DistributedDataParallel(
         model, forward_sync_buffers=False, gradient_as_bucket_view=True, **options)
-    for step in range(3):
+    for step in range(2):
         draw = torch.Generator().manual_seed(10 * step + world.rank)
         model.zero_grad()
         images, points = torch.randn(1, 2, 3, 64, 96, generator=draw), 3 * torch.rand(1, 9, 3, generator=draw)
@@ -192,12 +192,12 @@ def gradients(mode, **options):
         out = parallel(images, cameras, points=points, voxels=points.long())
         (out.voxel_logits.square().sum() + out.point_logits.square().sum()).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return found, parallel._get_ddp_logging_data().get("can_set_static_graph")
+    return found
 for mode in ("none", "cheap", "blocks"):
-    (ours, _), (static, _) = gradients(mode), gradients(mode, static_graph=True)
+    ours, static = gradients(mode), gradients(mode, static_graph=True)
     assert ours.keys() == static.keys() and len(ours) > 50
     assert all(torch.equal(value, static[name]) for name, value in ours.items()), mode
-print("EQUAL", flush=True)
+    print("EQUAL", mode, flush=True)
 collectives.stop()
 """
 
@@ -206,4 +206,4 @@ def test_a_static_graph_changes_no_gradient() -> None:
     support = str(Path(__file__).parents[2] / "support")
     root = str(Path(__file__).parents[3])
     outputs = processes(2, GRADIENTS, PYTHONPATH=f"{root}:{support}")
-    assert all("EQUAL" in out for out in outputs), outputs
+    assert all(out.count("EQUAL") == 3 for out in outputs), outputs

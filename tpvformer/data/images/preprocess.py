@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tpvformer.config import DataConfig
 from tpvformer.data.images import preprocess_opencv as pixels_opencv
+from tpvformer.data.images import preprocess_planes as pixels_planes
 from tpvformer.data.images import preprocess_tensor as pixels_tensor
 from tpvformer.data.types import Batch
 
@@ -32,12 +33,20 @@ def padded_shape(height: int, width: int) -> Tuple[int, int]:
     return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
-def network_images(batch: Batch, cfg: DataConfig) -> Tensor:
-    """Return the network input: (B, N, 3, h, w) float32, channels last in memory, on the batch's device."""
+def network_images(batch: Batch, cfg: DataConfig, planes: bool = False) -> Tensor:
+    """Return the network input: (B, N, 3, h, w) float32, on the batch's device.
+
+    It is channels last in memory or, with ``planes``, contiguous, and then no operation but the first reads or writes a
+    strided tensor.
+    """
     b, n, height, width, _ = batch.images.shape
     valid = scaled_shape(height, width, cfg.image_scale)
     images = batch.images.flatten(0, 1)
     draws = None if batch.photometric is None else batch.photometric.flatten(0, 1)
+    if planes:
+        filled = pixels_planes.network_planes(images, draws, MEAN_BGR, valid, padded_shape(*valid)).unflatten(0, (b, n))
+        masks = batch.keep_rows is not None and batch.keep_columns is not None
+        return pixels_planes.masked(filled, batch.keep_rows, batch.keep_columns) if masks else filled
     out = images.new_zeros((b, n, *padded_shape(*valid), 3), dtype=torch.float32)
     kind = pixels_opencv if images.device.type == "cpu" else pixels_tensor
     kind.fill(out.flatten(0, 1)[:, : valid[0], : valid[1]], images, draws, MEAN_BGR)

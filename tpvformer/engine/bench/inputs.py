@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config
-from tpvformer.data.loader import collate
+from tpvformer.data.loader import ListRows, collate
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS
 from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
 from tpvformer.data.transforms import make_sample
@@ -83,8 +83,11 @@ def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
     return DenseLabels(classes, rng.randint(0, 2, voxels).astype(np.uint8) * np.uint8(LIDAR_BIT | CAMERA_BIT))
 
 
-def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
-    """Return a training batch of ``config.data.batch_size`` random frames, made by the pipeline for real frames."""
+def random_batch(config: Config, size: Tuple[int, int], points: int, list_rows: Optional[ListRows] = None) -> Batch:
+    """Return a training batch of ``config.data.batch_size`` random frames, made by the pipeline for real frames.
+
+    ``list_rows``: see ``collate``.
+    """
     rng = np.random.RandomState(config.train.seed % 2**32)
     samples = []
     for _ in range(config.data.batch_size):
@@ -95,7 +98,7 @@ def random_batch(config: Config, size: Tuple[int, int], points: int) -> Batch:
             origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
             frame = dataclasses.replace(frame, dense=dense, ray_origins=origins)
         samples.append(make_sample(frame, config.data, config.model.grid, rng))
-    return collate(samples, config.data.ignore_label)
+    return collate(samples, config.data.ignore_label, list_rows=list_rows)
 
 
 def roughen(model: nn.Module) -> None:

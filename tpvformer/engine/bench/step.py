@@ -34,7 +34,7 @@ from tpvformer.engine.device.memory import keep_freed_memory
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.forward import predict
-from tpvformer.engine.loading import Loading
+from tpvformer.engine.loading import Loading, rows_for
 from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Elapsed, PhaseTimer, Watch
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
@@ -207,7 +207,7 @@ def stages(
     if data:
         decoding, batches = _configured(config, device)
     else:
-        batch = random_batch(config, size or SIZE, points or POINTS)
+        batch = random_batch(config, size or SIZE, points or POINTS, rows_for(config, device))
         batches = itertools.repeat(pinned(batch, **pin_options(device)))
     precision = choose(config.train.precision, device)
     notes = [*prepare(config, device), *([precision.warning] if precision.warning else ())]

@@ -164,7 +164,8 @@ def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, 
 
 def permute_cameras(batch: Batch) -> Batch:
     """Give every image the calibration of the previous camera."""
-    return dataclasses.replace(batch, grid2img=batch.grid2img.roll(1, dims=1))
+    rows = None if batch.query_rows is None else batch.query_rows.roll(1, dims=1)
+    return dataclasses.replace(batch, grid2img=batch.grid2img.roll(1, dims=1), query_rows=rows)
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:

@@ -81,7 +81,7 @@ def multi_scale_deformable_attn(*args: Any, **kwargs: Any) -> Tensor:
     if SDK != "6.0.0":
         _check(levels * points <= 64, f"attention: levels * points is {levels * points}, at most 64")
     _check(value.numel() > 0 and weights.numel() > 0, "attention: an empty tensor")
-    torch_npu.calls.append(("attention", heads, dim, levels, points))
+    torch_npu.calls.append(("attention", heads, dim, levels, points, b, weights.shape[1]))
 
     def compute(v: Tensor, where: Tensor, weight: Tensor) -> Tensor:
         return reference.ms_deform_attn(v, pairs, where, weight)
