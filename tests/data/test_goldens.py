@@ -133,6 +133,7 @@ def test_sample_holds_what_the_model_needs():
     frame = frame_of(ARRAYS["pipe/raw_u8"], ARRAYS["pipe/lidar2img_in"])
     sample = make_sample(frame, DataConfig(fill_label=17), grid, None)
     assert sample.images.shape == (6, 45, 77, 3)
+    assert sample.image_shape == (64, 96)
     assert sample.grid2img.dtype == torch.float32
     assert sample.photometric is sample.keep_rows is sample.keep_columns is None
     assert sample.voxel_labels.shape == (18, 14, 5)
