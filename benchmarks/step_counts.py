@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -59,9 +60,13 @@ BLOCKS, CHUNK = 320, 65536  # in one multi-tensor launch, and elements of a bloc
 OURS = {  # registered operation -> the function that launches its kernels
     "anchored_attention": "_attend",
     "anchored_attention_backward": "_attend_backward",
+    "packed_attention": "_attend_packed",
+    "packed_attention_backward": "_attend_packed_backward",
     "deform_conv": "_convolve",
     "deform_conv_backward": "_convolve_backward",
+    "bias_relu": "_bias_relu",
 }
+TABLES = {"attention": "ATTENTION", "dcn": "CONVOLUTION", "elementwise": "ELEMENTWISE"}  # of ops/library.py
 
 
 class Row:
@@ -117,21 +122,26 @@ class Counts(TorchDispatchMode):
             launching = OURS[func._schema.name.partition("::")[2]]
             with self:
                 return getattr(library, launching)(*args, **kwargs)
+        if func.namespace == "aten":  # composite operations arrive whole where no gradient is recorded
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         returns = func._schema.returns
         view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
         if name == "_local_scalar_dense":
             self.synchronisations[self.section] += 1
-        inputs, outputs = tensors_of((args, kwargs)), tensors_of(out)
+        read = {name: value for name, value in kwargs.items() if name != "out"}
+        inputs, outputs = tensors_of((args, read)), tensors_of(out)
         if view or name in ALLOCATIONS or func.namespace != "aten" or not (inputs or outputs):
             return out
         size = sum(size_of(t) for t in outputs)
         if not outputs:  # lists changed in place return nothing
             size += sum(size_of(t) for t in inputs)
         if name not in FILLS:
-            read = inputs[1:] if name == "copy_" else inputs
-            size += sum(size_of(t) for t in read)
+            size += sum(size_of(t) for t in inputs[name == "copy_" :])
         launches = 1
         if name == "convolution" and args[2] is not None:
             launches, size = 2, size + 2 * size_of(out)
@@ -139,15 +149,9 @@ class Counts(TorchDispatchMode):
             launches = sum(args[-1])
         elif name.startswith(("_foreach", "_fused")):
             launches = multi_tensor(name, args)
-        self.note(name, launches, size, flop_of(func, args, kwargs, out))
+        formula = flop_registry.get(func._overloadpacket)
+        self.note(name, launches, size, formula(*args, **kwargs, out_val=out) if formula else 0)
         return out
-
-
-def flop_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    if func._overloadpacket is torch.ops.aten.matmul:  # reaches a mode whole where no gradient is recorded
-        return 2 * out.numel() * args[0].shape[-1]
-    formula = flop_registry.get(func._overloadpacket)
-    return formula(*args, **kwargs, out_val=out) if formula else 0
 
 
 def multi_tensor(name: str, args: Any) -> int:
@@ -184,7 +188,7 @@ class Kernel:
             cameras = self.counts.cameras_a_query.get(queries, given["N"]) if given["N"] > 1 else 1
             samples = queries * cameras * given["H"] * given["L"] * given["P"]
             return int(samples * 4 * 2 * passes * given["D"])
-        return int(given["mask"].numel() * 4 * 2 * passes * given["C"])
+        return int(given["mask"].numel() * 4 * 2 * passes * given["C"]) if "mask" in given else 0
 
 
 @contextlib.contextmanager
@@ -193,22 +197,24 @@ def pretended_gpu(counts: Counts) -> Iterator[None]:
     from tpvformer import ops
     from tpvformer.data.images import preprocess
     from tpvformer.model import dropout
-    from tpvformer.ops import backends, library, triton_attention, triton_dcn
+    from tpvformer.ops import backends, library
 
     with contextlib.ExitStack() as stack:
 
         def patch(owner: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(owner, name, value))
 
-        for module, title in ((triton_attention, "attention"), (triton_dcn, "deformable convolution")):
-            for name, kernel in list(vars(module).items()):
-                if hasattr(kernel, "arg_names") and kernel.arg_names[-1] == "CHANNELS":
-                    patch(module, name, Kernel(counts, f"{title}: {name.strip('_')}", kernel))
+        for title in ("attention", "dcn", "elementwise"):
+            if importlib.util.find_spec(f"tpvformer.ops.triton_{title}") is not None:  # older states lack one
+                module = importlib.import_module(f"tpvformer.ops.triton_{title}")
+                for name, kernel in list(vars(module).items()):
+                    if hasattr(kernel, "arg_names"):
+                        patch(module, name, Kernel(counts, f"{title}: {name.strip('_')}", kernel))
+                table = getattr(library, TABLES[title])
+                stack.enter_context(mock.patch.dict(table, {"cpu": module}))
         stack.enter_context(mock.patch.dict(os.environ, {ops.VARIABLE: ""}))
         patch(backends, "BACKENDS", {"triton": "cpu"})
         patch(backends, "_problems", {"triton": None})
-        stack.enter_context(mock.patch.dict(library.ATTENTION, {"cpu": triton_attention}))
-        stack.enter_context(mock.patch.dict(library.CONVOLUTION, {"cpu": triton_dcn}))
         patch(preprocess, "pixels_opencv", preprocess.pixels_tensor)
         patch(ops, "in_blocks", lambda *_: False)
         patch(dropout.Dropout, "forward", _fused_dropout)

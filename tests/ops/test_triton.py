@@ -20,7 +20,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 try:
-    from tpvformer.ops import triton_attention, triton_dcn
+    from tpvformer.ops import triton_attention, triton_dcn, triton_elementwise
 except ImportError as err:
     pytest.skip(str(err), allow_module_level=True)
 
@@ -125,6 +125,19 @@ def test_convolution_compiles_for_sm90(kind: torch.dtype, channels: int, size: T
     assert forward["STACK"] == 0 and backward["STACK"] <= 16, "next to no spills"
     assert forward["REG"] <= 64 and backward["REG"] <= 80
     assert re.search(WIDE_ATOMIC, built.asm["ptx"]), "four channels an atomic"
+
+
+@pytest.mark.parametrize("kind", [FULL, HALF], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("adds", [False, True])
+def test_bias_and_relu_compile_for_sm90(kind: torch.dtype, adds: bool, tmp_path: Path) -> None:
+    x = torch.empty(6, 58, 100, 1024, dtype=kind, device="meta")
+    bias = torch.empty(1024, device="meta")
+    _, *arguments = triton_elementwise._arguments(x, adds)
+    built = compiled(triton_elementwise._bias_relu, (x, bias, x, x), *arguments)
+    found = usage(built, tmp_path)
+    print(f"bias and ReLU {kind}: {found}")
+    assert found["STACK"] == 0 and found["REG"] <= 48
+    assert re.search(r"ld.global[a-z.:0-9]*\.v4\.b32", built.asm["ptx"]), "16 bytes an access"
 
 
 def test_too_large_for_its_addresses() -> None:

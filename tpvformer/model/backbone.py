@@ -9,7 +9,7 @@ Legend: images (M,3,H,W) with M = batch * cameras -> stages 2, 3, 4 at strides 8
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
 from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
-from tpvformer.ops import add_relu, max_pool, modulated_deform_conv2d
+from tpvformer.ops import add_relu, bias_relu, fuses_bias, max_pool, modulated_deform_conv2d
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -25,9 +25,14 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
+        self._constants: Optional[Tuple[Tensor, Tensor]] = None  # during a forward pass; see _fold_together
         for p in self.parameters():
             p.requires_grad_(False)
         self.train(False)
+
+    def constants(self) -> Tuple[Tensor, Tensor]:
+        """Return scale and shift (C,) float32 with norm(x) = x * scale + shift."""
+        return self._constants or _scale_and_shift(self)
 
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
         super().train(False)
@@ -48,11 +53,69 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, recompute: bool 
     return checkpoint_before_matmul(recompute and isinstance(conv, nn.Conv2d), _folded, x, conv, norm)
 
 
-def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
+def conv_norm_relu(
+    x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d, recompute: bool = False, shortcut: Optional[Tensor] = None
+) -> Tensor:
+    """Return relu(norm(conv(x)) + shortcut).
+
+    Where there is a kernel for it, one pass adds the folded norm's bias and the shortcut and applies the ReLU.
+    """
+    if isinstance(norm, FrozenBatchNorm2d) and not norm.weight.requires_grad and not recompute and fuses_bias(x):
+        assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
+        scale, shift = norm.constants()
+        weight = _ScaledWeight.apply(conv.weight, scale.view(-1, 1, 1, 1), _product_type(x))
+        if isinstance(conv, nn.Conv2d):
+            return bias_relu(F.conv2d(x, weight, None, conv.stride, conv.padding), shift, shortcut)
+        return bias_relu(conv(x, weight), shift, shortcut)
+    y = conv_norm(x, conv, norm, recompute)
+    if shortcut is not None:
+        return add_relu(y, shortcut)
+    # the deformable convolution returns a view, for whose change in place autograd would copy gradients twice
+    return F.relu(y, inplace=isinstance(conv, nn.Conv2d))
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """Return the type in which convolutions of x compute."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _ScaledWeight(torch.autograd.Function):
+    """weight (O,...) float32 times scale (O,1,...), rounded to ``kind``: one kernel each way instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(scale)
+        return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=kind))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return grads[0] * scale, None, None
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> Tuple[Tensor, Tensor]:
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _fold_together(norms: List[FrozenBatchNorm2d]) -> None:
+    """Set the constants of all norms by a few operations on lists; each alone would take five small kernels."""
+    if not norms or not hasattr(torch, "_foreach_rsqrt"):
+        return
+    lists: Any = ([n.weight, n.bias, n.running_mean, n.running_var] for n in norms)
+    weights, biases, means, variances = (list(tensors) for tensors in zip(*lists))
+    scales = torch._foreach_mul(weights, torch._foreach_rsqrt(torch._foreach_add(variances, norms[0].eps)))
+    shifts = torch._foreach_sub(biases, torch._foreach_mul(means, scales))
+    for norm, scale, shift in zip(norms, scales, shifts):
+        norm._constants = (scale, shift)
+
+
+def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    assert isinstance(conv, (nn.Conv2d, ModulatedDeformConv3x3))
+    scale, bias = _scale_and_shift(norm)
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
     if isinstance(conv, nn.Conv2d):
         return F.conv2d(x, weight, bias, conv.stride, conv.padding)
     y: Tensor = conv(x, weight, bias)
@@ -113,11 +176,9 @@ class Bottleneck(nn.Module):
             conv, norm = self.downsample
             assert isinstance(norm, nn.BatchNorm2d)
             shortcut = conv_norm(x, conv, norm, light)
-        x = F.relu(conv_norm(x, self.conv1, self.bn1, light), inplace=True)
-        # the deformable convolution returns a view, for whose change in place autograd would copy gradients twice
-        in_place = isinstance(self.conv2, nn.Conv2d)
-        x = F.relu(conv_norm(x, self.conv2, self.bn2, light), inplace=in_place)
-        return add_relu(conv_norm(x, self.conv3, self.bn3, light), shortcut)
+        x = conv_norm_relu(x, self.conv1, self.bn1, light)
+        x = conv_norm_relu(x, self.conv2, self.bn2, light)
+        return conv_norm_relu(x, self.conv3, self.bn3, light, shortcut)
 
 
 class ResNet(nn.Module):
@@ -164,7 +225,18 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
+        if not fuses_bias(images):
+            return self._maps(images)
+        norms = [m for m in self.modules() if isinstance(m, FrozenBatchNorm2d) and not m.weight.requires_grad]
+        try:
+            _fold_together(norms)
+            return self._maps(images)
+        finally:
+            for norm in norms:
+                norm._constants = None
+
+    def _maps(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        x = conv_norm_relu(images, self.conv1, self.bn1)
         x = self.layer1(max_pool(x))
         c3 = self.layer2(x)
         c4 = self.layer3(c3)

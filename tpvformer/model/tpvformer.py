@@ -37,8 +37,9 @@ class TPVFormer(nn.Module):
     """Predict classes of voxels and points; both published families, or plane hw alone.
 
     Sub-modules are in the order of the reference's state dict. ``image_autocast`` runs backbone and neck under autocast
-    in that type; all geometry stays fp32. ``image_layout`` is the memory format of the images, which depends on the
-    device. ``image_network``, ``plane_network`` and ``place_network`` replace ``image_maps``, ``features_and_planes``
+    in that type, and the encoder's products if its kernels support it; all geometry stays fp32. ``image_layout`` is the
+    memory format of the images, which depends on the device. ``image_network``, ``plane_network`` and
+    ``place_network`` replace ``image_maps``, ``features_and_planes``
     and ``aggregator`` in ``forward``, and ``pixel_network`` the preprocessing before it, by compiled versions.
     """
 
@@ -107,7 +108,8 @@ class TPVFormer(nn.Module):
         self, features: List[Tensor], images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None
     ) -> Tensor:
         """Return the plane features (B,Q,C) from given ``image_features``."""
-        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots)
+        size = (images.shape[3], images.shape[4])
+        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, self.image_autocast)
         return out
 
     def forward(

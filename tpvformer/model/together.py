@@ -1,0 +1,117 @@
+"""Run the encoder's linear layers with few operations, for devices where each operation costs a launch.
+
+Weights of all layers are joined and rounded to the type of the products by one operation on lists. Linear layers of
+several planes write into one tensor. Gradients return the same way.
+
+Legend: B batch, Q queries of all planes, C channels in, O channels out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Weights = Dict[str, Tensor]  # of one module: names to joined, rounded parameters
+
+
+def linear_parts(name: str, *layers: nn.Module) -> Dict[str, List[Tensor]]:
+    """Return the parameters of linear layers with the same input, to be joined to "name.weight" and "name.bias"."""
+    found: Dict[str, List[Tensor]] = {f"{name}.weight": [], f"{name}.bias": []}
+    for layer in layers:
+        assert isinstance(layer, nn.Linear) and layer.bias is not None
+        found[f"{name}.weight"].append(layer.weight)
+        found[f"{name}.bias"].append(layer.bias)
+    return found
+
+
+def prepare(parts: Sequence[Dict[str, List[Tensor]]], kind: torch.dtype) -> List[Weights]:
+    """Join the tensors of each name along their first axis, in type ``kind``; one result for each element of parts."""
+    named = [(i, name, tensors) for i, part in enumerate(parts) for name, tensors in part.items()]
+    flat = [tensor for _, _, tensors in named for tensor in tensors]
+    if torch.compiler.is_compiling():
+        joined = tuple(torch.cat([t.to(kind) for t in tensors]) for _, _, tensors in named)
+    else:
+        joined = _Joined.apply(kind, [len(tensors) for _, _, tensors in named], *flat)
+    results: List[Weights] = [{} for _ in parts]
+    for (i, name, _), tensor in zip(named, joined):
+        results[i][name] = tensor
+    return results
+
+
+def _slices(joined: Tensor, parts: Sequence[Tensor]) -> List[Tensor]:
+    return list(joined.split([len(part) for part in parts]))
+
+
+class _Joined(torch.autograd.Function):
+    """Copy tensors into joined ones of another type, and their gradients back, each by one operation on lists."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: torch.dtype, counts: List[int], *tensors: Tensor) -> Tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.set_materialize_grads(False)
+        ctx.counts, ctx.sizes = counts, [t.shape for t in tensors]
+        ctx.kinds = [t.dtype for t in tensors]
+        joined, places, rest = [], [], list(tensors)
+        for count in counts:
+            group, rest = rest[:count], rest[count:]
+            made = group[0].new_empty((sum(len(t) for t in group), *group[0].shape[1:]), dtype=kind)
+            joined.append(made)
+            places += _slices(made, group)
+        torch._foreach_copy_(places, list(tensors))
+        return tuple(joined)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Tuple[Any, ...]:
+        found: List[Optional[Tensor]] = []
+        for count, grad in zip(ctx.counts, grads):
+            sizes = ctx.sizes[len(found) : len(found) + count]
+            found += [None] * count if grad is None else list(grad.split([size[0] for size in sizes]))
+        given = [i for i, grad in enumerate(found) if grad is not None]
+        made = [torch.empty(ctx.sizes[i], dtype=ctx.kinds[i], device=found[i].device) for i in given]  # ty: ignore
+        torch._foreach_copy_(made, [found[i] for i in given])
+        for i, tensor in zip(given, made):
+            found[i] = tensor
+        return (None, None, *found)
+
+
+def linear_by_plane(x: Tensor, sizes: Sequence[int], layers: Sequence[Tuple[Tensor, Tensor]]) -> Tensor:
+    """Return (B,Q,O): each plane's part of x (B,Q,C) through its own weight (O,C) and bias (O,). ``sizes`` sum to Q."""
+    if torch.compiler.is_compiling():
+        return torch.cat([F.linear(part, *layer) for part, layer in zip(x.split(list(sizes), 1), layers)], 1)
+    out: Tensor = _ByPlane.apply(x, tuple(sizes), *(tensor for layer in layers for tensor in layer))
+    return out
+
+
+def _places(batch: int, sizes: Sequence[int]) -> List[Tuple[int, int, slice]]:
+    """Return (plane, sample, rows) of every part."""
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [(i, b, slice(first, first + sizes[i])) for i, first in enumerate(firsts) for b in range(batch)]
+
+
+class _ByPlane(torch.autograd.Function):
+    """Run a linear layer for each plane, without cutting its input and joining its results by copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: Tuple[int, ...], *layers: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, *layers[::2])
+        ctx.sizes = sizes
+        out = x.new_empty(*x.shape[:2], len(layers[0]))
+        for plane, b, rows in _places(len(x), sizes):
+            torch.addmm(layers[2 * plane + 1], x[b, rows], layers[2 * plane].t(), out=out[b, rows])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
+        x, *weights = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_x, found = torch.empty_like(x), []
+        for plane, b, rows in _places(len(x), ctx.sizes):
+            torch.mm(grad[b, rows], weights[plane], out=grad_x[b, rows])
+            pair = grad[b, rows].t() @ x[b, rows], grad[b, rows].sum(0)
+            if b:
+                pair = found[-2] + pair[0], found[-1] + pair[1]
+                del found[-2:]
+            found += pair
+        return (grad_x, None, *found)
