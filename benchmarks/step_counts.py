@@ -45,6 +45,7 @@ PARSER.add_argument("--py-config", default="config/tpv_lidarseg_dim64.py")
 PARSER.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
 PARSER.add_argument("--size", default="1600x900", help="images as they lie on the disk, WxH (default: %(default)s)")
 PARSER.add_argument("--points", type=int, default=34_720)
+PARSER.add_argument("--columns", type=float, default=14.0, help="GB for kept columns (default: of a card with 140)")
 PARSER.add_argument("--operations", type=int, default=0, help="also print that many operations, the heaviest first")
 PARSER.add_argument("--out", type=Path, help="also write JSON")
 
@@ -64,6 +65,8 @@ OURS = {  # registered operation -> the function that launches its kernels
     "packed_attention_backward": "_attend_packed_backward",
     "deform_conv": "_convolve",
     "deform_conv_backward": "_convolve_backward",
+    "deform_conv_raw": "_convolve_raw",
+    "deform_conv_raw_backward": "_convolve_raw_backward",
     "bias_relu": "_bias_relu",
 }
 TABLES = {"attention": "ATTENTION", "dcn": "CONVOLUTION", "elementwise": "ELEMENTWISE"}  # of ops/library.py
@@ -188,7 +191,7 @@ class Kernel:
             cameras = self.counts.cameras_a_query.get(queries, given["N"]) if given["N"] > 1 else 1
             samples = queries * cameras * given["H"] * given["L"] * given["P"]
             return int(samples * 4 * 2 * passes * given["D"])
-        return int(given["mask"].numel() * 4 * 2 * passes * given["C"]) if "mask" in given else 0
+        return int(given["samples"] * 4 * 2 * passes * given["C"]) if "samples" in given else 0
 
 
 @contextlib.contextmanager
@@ -299,6 +302,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     batch = random_batch(config, (width, height), args.points)
     model = build_model(config, torch.device("cpu")).train()
     counts = Counts(cameras_a_query(model, batch))
+    model.backbone.column_budget = int(args.columns * 1e9)  # older states lack it
     model.image_autocast = torch.bfloat16 if args.precision == "bf16" else None
     follow(model, counts)
     with pretended_gpu(counts), without_data(model) as mode:

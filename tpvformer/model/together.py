@@ -1,4 +1,4 @@
-"""Run the encoder's linear layers with few operations, for devices where each operation costs a launch.
+"""Run layers with few operations, for devices where each operation costs a launch.
 
 Weights of all layers are joined and rounded to the type of the products by one operation on lists. Linear layers of
 several planes write into one tensor. Gradients return the same way.
@@ -8,6 +8,7 @@ Legend: B batch, Q queries of all planes, C channels in, O channels out.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -27,36 +28,53 @@ def linear_parts(name: str, *layers: nn.Module) -> Dict[str, List[Tensor]]:
     return found
 
 
-def prepare(parts: Sequence[Dict[str, List[Tensor]]], kind: torch.dtype) -> List[Weights]:
-    """Join the tensors of each name along their first axis, in type ``kind``; one result for each element of parts."""
+def prepare(parts: Sequence[Dict[str, List[Tensor]]], kind: torch.dtype, multiple: int = 1) -> List[Weights]:
+    """Join the tensors of each name along their first axis, in type ``kind``; one result for each element of parts.
+
+    Zeros are appended up to a ``multiple`` of rows.
+    """
     named = [(i, name, tensors) for i, part in enumerate(parts) for name, tensors in part.items()]
     flat = [tensor for _, _, tensors in named for tensor in tensors]
     if torch.compiler.is_compiling():
-        joined = tuple(torch.cat([t.to(kind) for t in tensors]) for _, _, tensors in named)
+        joined = tuple(_padded(torch.cat([t.to(kind) for t in tensors]), multiple) for _, _, tensors in named)
     else:
-        joined = _Joined.apply(kind, [len(tensors) for _, _, tensors in named], *flat)
+        joined = _Joined.apply(kind, [len(tensors) for _, _, tensors in named], multiple, *flat)
     results: List[Weights] = [{} for _ in parts]
     for (i, name, _), tensor in zip(named, joined):
         results[i][name] = tensor
     return results
 
 
+def _padded(joined: Tensor, multiple: int) -> Tensor:
+    more = -len(joined) % multiple
+    return torch.cat([joined, joined.new_zeros(more, *joined.shape[1:])]) if more else joined
+
+
 def _slices(joined: Tensor, parts: Sequence[Tensor]) -> List[Tensor]:
-    return list(joined.split([len(part) for part in parts]))
+    return list(joined[: sum(len(part) for part in parts)].split([len(part) for part in parts]))
 
 
 class _Joined(torch.autograd.Function):
     """Copy tensors into joined ones of another type, and their gradients back, each by one operation on lists."""
 
     @staticmethod
-    def forward(ctx: Any, kind: torch.dtype, counts: List[int], *tensors: Tensor) -> Tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, kind: torch.dtype, counts: List[int], multiple: int, *tensors: Tensor
+    ) -> Tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.counts, ctx.sizes = counts, [t.shape for t in tensors]
         ctx.kinds = [t.dtype for t in tensors]
-        joined, places, rest = [], [], list(tensors)
+        groups, rest = [], list(tensors)
         for count in counts:
-            group, rest = rest[:count], rest[count:]
-            made = group[0].new_empty((sum(len(t) for t in group), *group[0].shape[1:]), dtype=kind)
+            groups.append(rest[:count])
+            rest = rest[count:]
+        shapes = [(_rounded(sum(len(t) for t in group), multiple), *group[0].shape[1:]) for group in groups]
+        sizes = [math.prod(shape) for shape in shapes]
+        memory = tensors[0].new_zeros(sum(sizes), dtype=kind) if multiple > 1 else None
+        joined, places, first = [], [], 0
+        for group, shape, size in zip(groups, shapes, sizes):
+            made = group[0].new_empty(shape, dtype=kind) if memory is None else memory[first : first + size].view(shape)
+            first += size
             joined.append(made)
             places += _slices(made, group)
         torch._foreach_copy_(places, list(tensors))
@@ -67,13 +85,18 @@ class _Joined(torch.autograd.Function):
         found: List[Optional[Tensor]] = []
         for count, grad in zip(ctx.counts, grads):
             sizes = ctx.sizes[len(found) : len(found) + count]
-            found += [None] * count if grad is None else list(grad.split([size[0] for size in sizes]))
+            rows = [size[0] for size in sizes]
+            found += [None] * count if grad is None else list(grad[: sum(rows)].split(rows))
         given = [i for i, grad in enumerate(found) if grad is not None]
         made = [torch.empty(ctx.sizes[i], dtype=ctx.kinds[i], device=found[i].device) for i in given]  # ty: ignore
         torch._foreach_copy_(made, [found[i] for i in given])
         for i, tensor in zip(given, made):
             found[i] = tensor
-        return (None, None, *found)
+        return (None, None, None, *found)
+
+
+def _rounded(rows: int, multiple: int) -> int:
+    return -(-rows // multiple) * multiple
 
 
 def linear_by_plane(x: Tensor, sizes: Sequence[int], layers: Sequence[Tuple[Tensor, Tensor]]) -> Tensor:

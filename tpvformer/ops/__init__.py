@@ -46,9 +46,11 @@ __all__ = [
     "ms_deform_attn",
     "packed_attention",
     "projected_attention",
+    "raw_deform_conv2d",
     "seen_by_kernels",
     "static_shapes",
     "takes_packed",
+    "takes_raw",
 ]
 
 
@@ -236,6 +238,23 @@ def modulated_deform_conv2d(
     if bias is not None:
         out = out.add_(bias)  # in place: nothing else refers to this tensor
     return out.permute(0, 3, 1, 2)
+
+
+def takes_raw(x: Tensor) -> bool:
+    """Return whether ``raw_deform_conv2d`` supports x (N,C,H,W)."""
+    return use_kernel(library.CONVOLUTION, x, 1, 1) and library.has_raw(x.device.type)
+
+
+def raw_deform_conv2d(x: Tensor, raw: Tensor, weight: Tensor, padding: int, keep: bool = False) -> Tensor:
+    """Compute ``modulated_deform_conv2d`` from what a convolution predicts: raw (N,R,ho,wo), in any type.
+
+    Channels of raw: taps*2 offsets, taps logits of the mask, and any number of ignored ones. ``keep`` trades memory for
+    time in the backward pass. Call it only if ``takes_raw`` is true.
+    """
+    o, _, kh, kw = weight.shape
+    rows = weight.permute(2, 3, 1, 0).reshape(-1, o)
+    last = [t.permute(0, 2, 3, 1) for t in (x.to(weight.dtype), raw)]
+    return library.deform_conv_raw(*last, rows, (kh, kw, 1, padding, 1), keep).permute(0, 3, 1, 2)
 
 
 def max_pool(x: Tensor) -> Tensor:

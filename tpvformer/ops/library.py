@@ -329,6 +329,84 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometr
     return _convolution_apply(x, offset, mask, weight, list(geometry))
 
 
+# ---- the same, with offsets and mask as the layer before predicts them
+
+
+def _convolve_raw(x: Tensor, raw: Tensor, weight: Tensor, geometry: List[int], keep: bool) -> Tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        kernels: Any = CONVOLUTION[x.device.type]
+        return kernels.forward_raw(x, raw, weight, geometry, keep)
+
+
+def _convolve_raw_fake(x: Tensor, raw: Tensor, weight: Tensor, geometry: Any, keep: bool) -> Tuple[Tensor, Tensor]:
+    n, ho, wo, _ = raw.shape
+    column = weight.new_empty((n * ho * wo, weight.shape[0]) if keep else (0,))
+    return x.new_empty(n, ho, wo, weight.shape[1]), column
+
+
+def _convolve_raw_backward(
+    x: Tensor, raw: Tensor, weight: Tensor, column: Tensor, grad_out: Tensor, geometry: List[int]
+) -> Tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        kernels: Any = CONVOLUTION[x.device.type]
+        return kernels.backward_raw(x, raw, weight, column, grad_out, geometry)
+
+
+def _convolve_raw_backward_fake(x: Tensor, raw: Tensor, weight: Tensor, *_: Any) -> Tuple[Tensor, Tensor, Tensor]:
+    return _contiguous(x), _contiguous(raw), _contiguous(weight)
+
+
+_raw = _operator(
+    "deform_conv_raw",
+    "(Tensor x, Tensor raw, Tensor weight, int[] geometry, bool keep) -> (Tensor, Tensor)",
+    _convolve_raw,
+    _convolve_raw_fake,
+)
+_raw_backward = _operator(
+    "deform_conv_raw_backward",
+    "(Tensor x, Tensor raw, Tensor weight, Tensor column, Tensor grad_out, int[] geometry) -> (Tensor, Tensor, Tensor)",
+    _convolve_raw_backward,
+    _convolve_raw_backward_fake,
+)
+
+
+def _raw_setup(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.geometry = inputs[3]
+
+
+def _raw_gradient(ctx: Any, grad_out: Tensor, _: Any) -> Tuple[Any, ...]:
+    return (*_raw_backward(*ctx.saved_tensors, grad_out, ctx.geometry), None, None)
+
+
+_raw_apply = _differentiable(_raw, _raw_backward, _raw_setup, _raw_gradient)
+
+
+def has_raw(device_type: str) -> bool:
+    """Return whether the kernels of this device compute ``deform_conv_raw``; ask ``use_kernel`` first."""
+    return _REGISTERS and hasattr(CONVOLUTION.get(device_type), "forward_raw")
+
+
+def deform_conv_raw(x: Tensor, raw: Tensor, weight: Tensor, geometry: Tuple[int, ...], keep: bool) -> Tensor:
+    """Compute ``deform_conv`` from raw (N,ho,wo,R): taps*2 offsets, taps logits of the mask, and ignored numbers.
+
+    The mask is the sigmoid of its logits. ``keep``: the backward pass gets the column instead of building it again,
+    for N*ho*wo*taps*C numbers of memory.
+
+    Raises ValueError if the shapes do not fit, because kernels would read outside their tensors.
+    """
+    n, _, _, c = x.shape
+    kh, kw, stride, padding, dilation = geometry
+    ho, wo = ((size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k in zip(x.shape[1:3], (kh, kw)))
+    if raw.shape[3] < 3 * kh * kw:
+        raise ValueError(f"raw has {raw.shape[3]} numbers a pixel, expected {3 * kh * kw} or more")
+    _expect("raw", raw, (n, ho, wo, raw.shape[3]))
+    _expect("weight", weight, (kh * kw * c, weight.shape[1]))
+    return _raw_apply(x, raw, weight, list(geometry), keep)[0]
+
+
 # ---- bias, shortcut and ReLU after a convolution
 
 
