@@ -154,3 +154,15 @@ def test_joined_weights_without_all_gradients() -> None:
     (first["ab"] * 2).sum().backward()
     assert a.grad is not None and b.grad is not None and c.grad is None
     assert torch.equal(a.grad, torch.full((2, 3), 2.0)) and b.grad.shape == (4, 3)
+
+
+def test_joined_weights_keep_their_memory_format_and_are_padded() -> None:
+    weight = torch.randn(5, 4, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.randn(5, requires_grad=True)
+    (made,) = together.prepare([{"weight": [weight], "bias": [bias]}], torch.bfloat16, 8)
+    assert made["weight"].shape == (8, 4, 3, 3) and made["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(made["weight"][:5], weight.bfloat16()) and torch.equal(made["bias"][:5], bias.bfloat16())
+    assert not made["weight"][5:].any() and not made["bias"][5:].any()
+    (made["weight"].sum() + made["bias"].sum() * 3).backward()
+    assert weight.grad is not None and weight.grad.stride() == weight.stride() and bias.grad is not None
+    assert torch.equal(weight.grad, torch.ones_like(weight)) and torch.equal(bias.grad, torch.full((5,), 3.0))

@@ -121,8 +121,9 @@ class EncoderLayer(nn.Module):
 
     def parts(self) -> List[Dict[str, List[Tensor]]]:
         """Return the parameters of the sub-layers, for ``together.prepare``."""
-        layers = [layer for layer in (self.plane_attn, self.ffn, self.image_attn) if layer is not None]
-        return [layer.parts() for layer in layers]
+        assert isinstance(self.plane_attn, CrossViewAttention)
+        found = [self.plane_attn.parts(), self.ffn.parts()]
+        return found if self.image_attn is None else [*found, self.image_attn.parts()]
 
     def run_packed(
         self,
@@ -135,6 +136,7 @@ class EncoderLayer(nn.Module):
         weights: Sequence[Weights],
     ) -> Tensor:
         """Return the same as ``forward``, with products in the type of ``weights``; see the sub-layers' functions."""
+        assert isinstance(self.plane_attn, CrossViewAttention)
         x = self.norms[0](self.plane_attn.attend_packed(x, position, plane_anchors, weights[0]))
         if self.image_attn is not None:
             x = self.norms[1](self.image_attn.attend_packed(x, tokens, level_shapes, projections, weights[2]))

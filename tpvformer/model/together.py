@@ -63,7 +63,7 @@ class _Joined(torch.autograd.Function):
     ) -> Tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.counts, ctx.sizes = counts, [t.shape for t in tensors]
-        ctx.kinds = [t.dtype for t in tensors]
+        ctx.strides, ctx.kinds = [t.stride() for t in tensors], [t.dtype for t in tensors]
         groups, rest = [], list(tensors)
         for count in counts:
             groups.append(rest[:count])
@@ -73,7 +73,8 @@ class _Joined(torch.autograd.Function):
         memory = tensors[0].new_zeros(sum(sizes), dtype=kind) if multiple > 1 else None
         joined, places, first = [], [], 0
         for group, shape, size in zip(groups, shapes, sizes):
-            made = group[0].new_empty(shape, dtype=kind) if memory is None else memory[first : first + size].view(shape)
+            flat = group[0].new_empty(size, dtype=kind) if memory is None else memory[first : first + size]
+            made = _shaped(flat, shape, group[0])
             first += size
             joined.append(made)
             places += _slices(made, group)
@@ -87,12 +88,22 @@ class _Joined(torch.autograd.Function):
             sizes = ctx.sizes[len(found) : len(found) + count]
             rows = [size[0] for size in sizes]
             found += [None] * count if grad is None else list(grad[: sum(rows)].split(rows))
-        given = [i for i, grad in enumerate(found) if grad is not None]
-        made = [torch.empty(ctx.sizes[i], dtype=ctx.kinds[i], device=found[i].device) for i in given]  # ty: ignore
-        torch._foreach_copy_(made, [found[i] for i in given])
-        for i, tensor in zip(given, made):
+        given = [(i, grad) for i, grad in enumerate(found) if grad is not None]
+        made = [
+            torch.empty_strided(ctx.sizes[i], ctx.strides[i], dtype=ctx.kinds[i], device=grad.device)
+            for i, grad in given
+        ]
+        torch._foreach_copy_(made, [grad for _, grad in given])
+        for (i, _), tensor in zip(given, made):
             found[i] = tensor
         return (None, None, None, *found)
+
+
+def _shaped(flat: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return a view in the memory format of ``like``."""
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        return flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+    return flat.view(*shape)
 
 
 def _rounded(rows: int, multiple: int) -> int:
