@@ -137,8 +137,10 @@ def meta(*size: int, kind: torch.dtype = FULL) -> Tensor:
 def packed_case(name: str, kind: torch.dtype) -> Dict[str, Built]:
     """The kernels of packed attention, in one of the three launches of a layer."""
     cameras, queries, points, anchors, shapes = {
-        "planes": (1, 46400, 16, 16, PLANES), "image hw": (6, 40000, 4, 4, DIM64), "image zh wz": (6, 6400, 32, 32, DIM64)
-    }[name]  # fmt: skip
+        "planes": (1, 46400, 16, 16, PLANES),
+        "image hw": (6, 40000, 4, 4, DIM64),
+        "image zh wz": (6, 6400, 32, 32, DIM64),
+    }[name]
     levels, heads = len(shapes), 4
     value = meta(1, cameras, sum(h * w for h, w in shapes), heads, 16, kind=kind)
     anchor = meta(1, cameras, queries, levels if cameras == 1 else 1, anchors, 2)

@@ -37,9 +37,8 @@ class TPVFormer(nn.Module):
     """Predict classes of voxels and points; both published families, or plane hw alone.
 
     Sub-modules are in the order of the reference's state dict. ``image_autocast`` runs backbone and neck under autocast
-    in that type, and the encoder's products if its kernels support it; all geometry stays fp32. ``image_layout`` is the
-    memory format of the images, which depends on the device. ``image_network``, ``plane_network`` and
-    ``place_network`` replace ``image_maps``, ``features_and_planes``
+    in that type; all geometry stays fp32. ``image_layout`` is the memory format of the images, which depends on the
+    device. ``image_network``, ``plane_network`` and ``place_network`` replace ``image_maps``, ``features_and_planes``
     and ``aggregator`` in ``forward``, and ``pixel_network`` the preprocessing before it, by compiled versions.
     """
 
@@ -58,12 +57,17 @@ class TPVFormer(nn.Module):
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
         self.image_head = ImageHead(config) if config.image_head else None
 
+    @property
+    def product_type(self) -> Optional[torch.dtype]:
+        """Return the type of the encoder's products where kernels take it: bf16 if the image network has it."""
+        return torch.bfloat16 if self.image_autocast == torch.bfloat16 else None
+
     def recompute(self, mode: str) -> None:
         """Set what the backward pass recomputes to save memory.
 
-        "none": nothing. "cheap": sampling offsets and weights, hidden units and folded norms. "blocks": all blocks of
-        the backbone and all layers of the encoder, which takes the time of another forward pass. Raises ValueError for
-        another mode.
+        "none": nothing (``backbone.column_budget`` decides about deformable convolutions). "cheap": sampling offsets and
+        weights, hidden units and folded norms. "blocks": all blocks of the backbone and all layers of the encoder,
+        which takes the time of another forward pass. Raises ValueError for another mode.
         """
         if mode not in recompute.MODES:
             raise ValueError(f"recompute mode is {mode!r}; expected one of {', '.join(recompute.MODES)}")
@@ -109,7 +113,7 @@ class TPVFormer(nn.Module):
     ) -> Tensor:
         """Return the plane features (B,Q,C) from given ``image_features``."""
         size = (images.shape[3], images.shape[4])
-        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, self.image_autocast)
+        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, self.product_type)
         return out
 
     def forward(

@@ -190,7 +190,7 @@ def compile_network(
     def planes(images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor]) -> Tuple[List[Tensor], Tensor]:
         features = model.image_features(images, maps)
         size = (images.shape[3], images.shape[4])
-        return features, model.encoder.forward(features, lidar2img, size, camera_slots, model.image_autocast)
+        return features, model.encoder.forward(features, lidar2img, size, camera_slots, model.product_type)
 
     if not (device.type != "cpu" if whole is None else whole):
         model.image_network = CompiledFunction(model, "image network", maps, model.image_maps, say, device, **recorded)
