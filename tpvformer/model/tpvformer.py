@@ -65,9 +65,9 @@ class TPVFormer(nn.Module):
     def recompute(self, mode: str) -> None:
         """Set what the backward pass recomputes to save memory.
 
-        "none": nothing (``backbone.column_budget`` decides about deformable convolutions). "cheap": sampling offsets and
-        weights, hidden units and folded norms. "blocks": all blocks of the backbone and all layers of the encoder,
-        which takes the time of another forward pass. Raises ValueError for another mode.
+        "none": nothing, except as ``backbone.column_budget`` says. "cheap": sampling offsets and weights, hidden units
+        and folded norms. "blocks": all blocks of the backbone and all layers of the encoder, which takes the time of
+        another forward pass. Raises ValueError for another mode.
         """
         if mode not in recompute.MODES:
             raise ValueError(f"recompute mode is {mode!r}; expected one of {', '.join(recompute.MODES)}")
