@@ -322,6 +322,17 @@ def test_tf32_changes_nothing_elsewhere(monkeypatch) -> None:
             assert now() == before
 
 
+def test_convolutions_are_timed_on_cards_unless_runs_are_to_be_repeatable(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    device.time_convolutions(torch.device("cuda", 0))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    device.time_convolutions(CPU)
+    assert not torch.backends.cudnn.benchmark
+    device.time_convolutions(torch.device("cuda", 0))
+    assert torch.backends.cudnn.benchmark
+
+
 @pytest.mark.usefixtures("arithmetic")
 def test_a_run_on_a_card_says_so(tmp_path: Path, monkeypatch) -> None:
     """The card is pretended for this question alone: nothing here has one."""

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import programs
 import pytest
@@ -21,7 +21,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 try:
-    from tpvformer.ops import triton_attention, triton_dcn
+    from tpvformer.ops import triton_attention, triton_dcn, triton_elementwise
 except ImportError as err:
     pytest.skip(str(err), allow_module_level=True)
 
@@ -124,6 +124,110 @@ def test_convolution_compiles_for_sm90(kind: torch.dtype, channels: int, size: T
     assert forward["STACK"] == 0 and backward["STACK"] <= 16, "next to no spills"
     assert forward["REG"] <= 64 and backward["REG"] <= 80
     assert re.search(WIDE_ATOMIC, built.asm["ptx"]), "four channels an atomic"
+
+
+Built = Tuple[Any, Tuple[Tensor, ...], Tuple[Any, ...], Dict[str, Any]]
+
+
+def meta(*size: int, kind: torch.dtype = FULL) -> Tensor:
+    return torch.empty(size, dtype=kind, device="meta")
+
+
+def packed_case(name: str, kind: torch.dtype) -> Dict[str, Built]:
+    """The kernels of packed attention, in one of the three launches of a layer."""
+    cameras, queries, points, anchors, shapes = {
+        "planes": (1, 46400, 16, 16, PLANES),
+        "image hw": (6, 40000, 4, 4, DIM64),
+        "image zh wz": (6, 6400, 32, 32, DIM64),
+    }[name]
+    levels, heads = len(shapes), 4
+    value = meta(1, cameras, sum(h * w for h, w in shapes), heads, 16, kind=kind)
+    anchor = meta(1, cameras, queries, levels if cameras == 1 else 1, anchors, 2)
+    weights = meta(1, queries, heads, levels, points, kind=kind)
+    packed = meta(1, queries, heads * levels * (3 * points + (cameras == 1)), kind=kind)
+    bits, scale = meta(1, queries, kind=torch.int64), meta(1, queries)
+    out, offsets = meta(1, queries, heads * 16, kind=kind), meta(1, queries, heads, levels, points, 2)
+    common = (value, anchor, bits, packed, weights, scale, out)
+    sizes = [
+        triton_attention._arguments(value, anchor, offsets, shapes, tile, packed.shape[2])
+        for tile in (triton_attention.FORWARD_TILE, triton_attention.BACKWARD_TILE)
+    ]
+    softmax = triton_attention._softmax_arguments(weights, packed)
+    grads = (value.float(), packed, weights.float())
+    return {
+        "weights": (triton_attention._weights, (packed, weights), *softmax),
+        "weights backward": (triton_attention._weights_backward, (packed, weights.float(), packed), *softmax),
+        "forward": (triton_attention._forward, common, *sizes[0]),
+        "backward": (triton_attention._backward, (*common, *grads), *sizes[1]),
+    }
+
+
+def raw_case(name: str, kind: torch.dtype) -> Dict[str, Built]:
+    """The kernels of a deformable convolution with raw predictions, in a stage of the backbone."""
+    channels, h, w = {"stage 3": (256, 58, 100), "stage 4": (512, 29, 50)}[name]
+    x, raw = meta(6, h, w, channels, kind=kind), meta(6, h, w, 32, kind=kind)
+    column, geometry = meta(6 * h * w, 9 * channels, kind=kind), (3, 3, 1, 1, 1)
+    sizes = [
+        triton_dcn._arguments(x, raw, geometry, tile, True)[1:]
+        for tile in (triton_dcn.FORWARD_TILE, triton_dcn.BACKWARD_TILE)
+    ]
+    return {
+        "columns": (triton_dcn._columns, (x, raw, raw, column), *sizes[0]),
+        "columns backward": (triton_dcn._columns_backward, (x, raw, raw, column, x.float(), raw, raw), *sizes[1]),
+    }
+
+
+def after_case(name: str, kind: torch.dtype) -> Dict[str, Built]:
+    x, adds = meta(6, 58, 100, 1024, kind=kind), name == "with shortcut"
+    _, *sizes = triton_elementwise._arguments(x, adds)
+    return {"bias and ReLU": (triton_elementwise._bias_relu, (x, meta(1024), x, x), *sizes)}
+
+
+# Registers a thread on sm_90, values and predictions in fp32 and in bf16, as Triton 3.9.0 builds the kernels of a dim64
+# step (4 warps; another version may need some more). None spills, and none needs more than 1 KB of shared memory.
+TABLE = {
+    ("weights", "planes"): (16, 16),
+    ("weights", "image hw"): (14, 13),
+    ("weights", "image zh wz"): (14, 14),
+    ("weights backward", "planes"): (23, 22),
+    ("weights backward", "image hw"): (13, 16),
+    ("weights backward", "image zh wz"): (19, 18),
+    ("forward", "planes"): (56, 48),
+    ("forward", "image hw"): (56, 48),
+    ("forward", "image zh wz"): (56, 48),
+    ("backward", "planes"): (56, 48),
+    ("backward", "image hw"): (48, 53),
+    ("backward", "image zh wz"): (48, 48),
+    ("columns", "stage 3"): (40, 32),
+    ("columns", "stage 4"): (56, 40),
+    ("columns backward", "stage 3"): (48, 48),
+    ("columns backward", "stage 4"): (48, 48),
+    ("bias and ReLU", "alone"): (26, 24),
+    ("bias and ReLU", "with shortcut"): (32, 30),
+}
+
+
+@pytest.mark.parametrize("kind", [FULL, HALF], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "make,name",
+    [
+        (packed_case, "planes"), (packed_case, "image hw"), (packed_case, "image zh wz"),
+        (raw_case, "stage 3"), (raw_case, "stage 4"), (after_case, "alone"), (after_case, "with shortcut"),
+    ],
+)  # fmt: skip
+def test_registers_and_spills_on_sm90(
+    make: Callable[[str, torch.dtype], Dict[str, Built]], name: str, kind: torch.dtype, tmp_path: Path
+) -> None:
+    for kernel, (function, tensors, positional, named) in make(name, kind).items():
+        built = compiled(function, tensors, positional, named)
+        found = usage(built, tmp_path)
+        print(f"triton {triton.__version__}: {kernel}, {name}, {kind}: {found}")
+        same = triton.__version__ == "3.9.0"
+        registers = TABLE[kernel, name][kind == HALF] + (0 if same else 16)
+        assert found["REG"] <= registers and found["STACK"] <= (0 if same else 16), (kernel, name, kind, found)
+        assert found["SHARED"] <= 1024
+        if "backward" in kernel and "weights" not in kernel:
+            assert re.search(WIDE_ATOMIC, built.asm["ptx"]), "four channels an atomic"
 
 
 def test_too_large_for_its_addresses() -> None:

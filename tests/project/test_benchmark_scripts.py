@@ -27,6 +27,7 @@ import gpu_sections  # noqa: E402
 import measure  # noqa: E402
 import op_cases  # noqa: E402
 import render  # noqa: E402
+import step_counts  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick")
 ABSENT = ("yaml", "rich", "safetensors", "simplejpeg", "matplotlib", "PIL")  # may be, where a GPU is lent for an hour
@@ -72,6 +73,40 @@ def test_bench_ops(monkeypatch, tmp_path: Path, capsys) -> None:
     (layer,) = result["operations"]
     assert layer["saved_mb"]["ours fp32"] < layer["saved_mb"]["plain fp32"]
     assert result["unit"] == "CPU ms, 1 thread"
+
+
+def test_step_counts(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    out = tmp_path / "counts.json"
+    small = ["--py-config", str(ROOT / "config/debug.py"), "--size", "96x64", "--points", "200", "--out", str(out)]
+    assert step_counts.main(small) == 0
+    assert "backward encoder" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    for kind in ("launches", "bytes", "flop"):
+        by_operation = sum(row[kind] for row in result["operations"])
+        assert by_operation == sum(row[kind] for row in result["sections"].values()) == result["total"][kind]
+    assert all(row["launches"] for row in result["sections"].values())
+    kernels = [row for row in result["operations"] if row["name"].startswith("attention")]
+    assert {row["section"] for row in kernels} == {"encoder", "backward encoder"}
+    assert not result["synchronisations"], "a training step waits for the device nowhere"
+
+
+def test_step_counts_of_single_operations() -> None:
+    counts = step_counts.Counts({})
+    x, weight, bias = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 1, 1), torch.zeros(5)
+    with counts:
+        y = torch.nn.functional.conv2d(x, weight, bias)
+        y.view(2, 5, 16).transpose(1, 2)  # nothing but views
+        torch.empty(7)
+        y.relu_()
+        torch._foreach_add_([bias] * 200, 1.0)
+        (x[:1, :1, :1, :1].expand(2, 3, 4, 4) + x).sum()
+    found = {name: row.as_dict() for (_, name), row in counts.operations.items()}
+    assert found["convolution"] == {"launches": 2, "bytes": 4 * (96 + 15 + 5 + 3 * 160), "flop": 2 * 160 * 3}
+    assert found["relu_"] == {"launches": 1, "bytes": 4 * 2 * 160, "flop": 0}
+    assert found["_foreach_add_"]["launches"] == 2
+    assert found["add"]["bytes"] == 4 * (1 + 96 + 96)
+    assert set(found) == {"convolution", "relu_", "_foreach_add_", "add", "sum"}
 
 
 def test_bench_saving(tmp_path: Path) -> None:

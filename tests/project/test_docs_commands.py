@@ -56,6 +56,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tools/make_patch.py": ("test_patch.py",),
     "benchmarks/bench_ops.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_saving.py": ("test_benchmark_scripts.py",),
+    "benchmarks/step_counts.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_ranks.py": ("test_docs_distributed.py",),
 }
 # what no test runs, and why

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tpvformer.ops import reference, triton_attention, triton_dcn  # noqa: E402
+from tpvformer.ops import reference, triton_attention, triton_dcn, triton_elementwise  # noqa: E402
 
 FULL, HALF = torch.float32, torch.bfloat16
 TOLERANCE = {FULL: 2e-6, HALF: 1e-2}
@@ -117,6 +117,44 @@ def planes(case: Case) -> None:
     )  # fmt: skip
 
 
+def packed(case: Case, of_levels: bool, kinds: Sequence[Any] = (FULL, FULL)) -> None:
+    """Offsets and logits in one tensor, with the softmax inside; the oracle makes the weights by PyTorch."""
+    value, offsets, logits, rand = inputs(case, (kinds[0], kinds[1]))
+    b, n, q, heads, levels, p = case.batch, case.cameras, case.queries, case.heads, len(case.shapes), case.points
+    logits = (logits.float() * 6 - 3).to(kinds[1])
+    own = (rand(b, q, heads, levels, 1) * 6 - 3).to(kinds[1])
+    parts = [offsets.flatten(2), (torch.cat([logits, own], -1) if of_levels else logits).flatten(2)]
+    both = torch.cat(parts, 2)
+    centre = rand(b, n, q, levels, case.anchors, 2) * 1.2 - 0.1
+    visible = rand(b, n, q) > 0.3
+    bits = (visible.long() << torch.arange(n).view(-1, 1)).sum(1)
+    scale = 1 / visible.sum(1).clamp(min=1).float()
+    leaves = [t.double().requires_grad_() for t in (value, both)]
+    where, logit = leaves[1].split([p.shape[2] for p in parts], 2)
+    if of_levels:
+        logit = logit.view(b, q, heads, levels, p + 1)
+        weights = logit[..., :-1].softmax(-1) * logit[..., -1:].softmax(-2)
+    else:
+        weights = logit.view(b, q, heads, -1).softmax(-1).view(b, q, heads, levels, p)
+    where = where.view(b, q, heads, levels, p, 2)
+    sizes = reference.level_sizes(case.shapes, where)
+    truth = torch.zeros(b, q, heads * case.width, dtype=torch.float64)
+    for camera in range(n):
+        places = centre[:, camera].double().repeat_interleave(p // case.anchors, 3)[:, :, None] + where / sizes
+        seen = reference.ms_deform_attn(leaves[0][:, camera], case.shapes, places, weights)
+        truth = truth + seen * (visible[:, camera] * scale)[..., None]
+    grad = torch.linspace(-1, 1, truth.numel()).view(truth.shape).to(kinds[0])
+    truth.backward(grad.double())
+    arguments = (value, centre, bits, both, scale)
+    out, kept = triton_attention.forward_packed(*arguments, case.shapes, p)
+    grads = triton_attention.backward_packed(*arguments[:4], kept, scale, grad, case.shapes)
+    report(
+        f"packed {tuple(case)} {of_levels} {kinds}", (out, kept, *grads), (truth, weights, *(t.grad for t in leaves)),
+        ("out", "weights", "value", "packed"), kinds[0],
+    )  # fmt: skip
+    assert [t.dtype for t in (out, kept, *grads)] == [kinds[0], kinds[1], kinds[0], kinds[1]]
+
+
 def locations(case: Case) -> None:
     value, offsets, weights, _ = inputs(case, (FULL, FULL))
     everyone = torch.ones(case.batch, case.queries, dtype=torch.int64)
@@ -162,6 +200,45 @@ def convolution(
     assert triton_dcn.supports(tensors[0], 1, 1) and not triton_dcn.supports(tensors[0], 2, 1)
     assert [t.dtype for t in (out, *grads)] == [kinds[1], kinds[0], FULL, FULL, kinds[1]]
     assert all(t.is_contiguous() for t in (out, *grads))
+    raw_convolution(tensors[0], offset, tensors[3], last(grad), (k, k, s, p, d))
+
+
+def raw_convolution(x: Tensor, offset: Tensor, weight: Tensor, grad: Tensor, geometry: Tuple[int, ...]) -> None:
+    """The same from offsets and logits in one tensor, with ignored numbers behind them; the column built or kept."""
+    k, _, s, p, d = geometry
+    taps, o = k * k, len(weight)
+    generator = torch.Generator().manual_seed(taps)
+    raw = torch.randn(len(x), 4 * taps + 1, *offset.shape[2:], generator=generator)
+    raw[:, : 2 * taps] = offset
+    raw[:, 3 * taps :] = float("nan")
+    leaves = [t.double().requires_grad_() for t in (x, raw, weight)]
+    shift, logits = leaves[1][:, : 2 * taps], leaves[1][:, 2 * taps : 3 * taps]
+    truth = reference.modulated_deform_conv2d(leaves[0], shift, logits.sigmoid(), leaves[2], None, s, p, d, 1, 1)
+    truth.backward(grad.double().permute(0, 3, 1, 2))
+    gx, gr, gw = (leaf.grad for leaf in leaves)
+    x, raw, truth, gx, gr = (t.permute(0, 2, 3, 1) for t in (x, raw, truth, gx, gr))
+    rows, gw = (t.permute(2, 3, 1, 0).reshape(-1, o) for t in (weight, gw))
+    for keep in (False, True):
+        out, column = triton_dcn.forward_raw(x, raw, rows, geometry, keep)
+        assert (column.numel() > 0) == keep
+        grads = triton_dcn.backward_raw(x, raw, rows, column, grad, geometry)
+        report(
+            f"raw {geometry} {keep} {x.dtype, weight.dtype}", (out, *grads), (truth, gx, gr, gw),
+            ("out", "x", "raw", "weight"), weight.dtype,
+        )  # fmt: skip
+        assert not grads[1][..., 3 * taps :].any()
+
+
+def rectified(channels: int, rows: int, adds: bool, kind: Any = FULL) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    x, shortcut, bias = (torch.randn(n, channels, generator=generator) for n in (rows, rows, 1))
+    x, shortcut, bias = x.to(kind), shortcut.to(kind), bias[0]
+    x[0, 0] = float("nan")
+    total = x + bias + (shortcut if adds else 0)
+    out = triton_elementwise.bias_relu(x, bias, shortcut if adds else None)
+    assert out[0, 0].isnan() and out.dtype == kind and triton_elementwise.supports(x)
+    out[0, 0] = total[0, 0] = 0
+    report(f"bias and ReLU {(channels, rows, adds)} {kind}", (out,), (total.double().relu(),), ("out",), kind)
 
 
 def main() -> int:
@@ -175,12 +252,19 @@ def main() -> int:
     for case in CASES[:3]:
         planes(case)
         locations(case)
+    for of_levels in (False, True):
+        for case in CASES[:3]:
+            packed(case, of_levels)
+        packed(CASES[0], of_levels, (HALF, HALF))
     convolution(2, 16, 8, 5, 6, 3, 1, 1, 1)
     convolution(1, 40, 16, 9, 6, 3, 2, 1, 1)
     convolution(1, 192, 5, 5, 4, 3, 1, 2, 2)
     convolution(1, 3, 4, 5, 5, 1, 1, 0, 1)
     convolution(1, 64, 8, 4, 5, 3, 1, 1, 1, (HALF, HALF))
     convolution(1, 64, 8, 4, 5, 3, 1, 1, 1, (FULL, HALF))
+    rectified(8, 300, False)
+    rectified(5, 7, True)
+    rectified(24, 3, True, HALF)
     print("\n".join(["FAILED", *FAILED]) if FAILED else "all passed")
     return 1 if FAILED else 0
 

@@ -226,11 +226,13 @@ class TrainConfig:
     epochs: int = 24
     print_every: int = 50
     accumulate: int = 1  # batches a step
-    # "bf16", "fp16": image network under autocast; geometry, attention and losses stay fp32. fp16 scales the loss.
+    # "bf16", "fp16": image network under autocast; geometry, sums and losses stay fp32, and so does attention where its
+    # kernels are not Triton's, which take bf16. fp16 scales the loss.
     # "auto": bf16 where the device multiplies it faster than fp32, else fp32 (docs/train.md)
     precision: PrecisionSetting = "auto"
     tf32: bool = True  # what stays fp32 may round its factors to TF32, on cards that have it (docs/train.md)
-    # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none
+    # what the backward pass repeats to save memory: none, cheap or blocks; null: cheap in fp32 on a CPU, else none,
+    # but the columns of deformable convolutions if all of them take more than a tenth of a card's memory
     recompute: Optional[Recompute] = None
     # torch.compile of the network in training, of its image part on a CPU; says why where that cannot be had.
     # null: true where launching kernels one by one costs more than running them (docs/verification.md)

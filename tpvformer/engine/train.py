@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, cast
@@ -31,6 +32,7 @@ from tpvformer.engine.device.accelerator import (
     pick_device,
 )
 from tpvformer.engine.device.compile import compile_network, wanted
+from tpvformer.engine.device.memory import card_memory
 from tpvformer.engine.device.precision import Precision
 from tpvformer.engine.device.precompile import agree_on_threads, warm_up
 from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
@@ -285,6 +287,9 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
     name = precision.choose(train.precision, device).name
     model.image_autocast = image_dtype(device, name)
     model.recompute(train.recompute or ("cheap" if device.type == "cpu" and name == "fp32" else "none"))
+    # of deformable convolutions: all are kept if "none" is asked for, by default those that a tenth of the card holds
+    shares = {None: card_memory(device) // 10, "none": sys.maxsize}
+    model.backbone.column_budget = shares.get(train.recompute, 0)
 
 
 def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:

@@ -16,10 +16,11 @@ from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import own_plane_points, pillar_points
-from tpvformer.model.image_attention import ImageCrossAttention
+from tpvformer.model.image_attention import ImageCrossAttention, join
 from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
 from tpvformer.model.projection import Projection, project
-from tpvformer.ops import LevelShapes
+from tpvformer.model.together import Weights, linear_parts, prepare
+from tpvformer.ops import LevelShapes, takes_packed
 
 
 class CrossViewPosition(nn.Module):
@@ -83,6 +84,16 @@ class FFN(nn.Module):
         hidden: Tensor = F.relu(self.dropout(self.linear1(x)), inplace=True)
         return self.linear2(hidden)
 
+    def parts(self) -> Dict[str, List[Tensor]]:
+        """Return the parameters to ``together.prepare``."""
+        return {**linear_parts("1", self.linear1), **linear_parts("2", self.linear2)}
+
+    def run_in(self, x: Tensor, weights: Weights) -> Tensor:
+        """Return the same as ``forward``, with products in the type of ``weights``, those of ``parts``."""
+        hidden = F.linear(x.to(weights["1.weight"].dtype), weights["1.weight"], weights["1.bias"])
+        hidden = F.relu(self.dropout(hidden), inplace=True)
+        return x + self.dropout(F.linear(hidden, weights["2.weight"], weights["2.bias"]))
+
 
 class EncoderLayer(nn.Module):
     """Apply view attention, image cross-attention ("self_cross" layers) and FFN; post-norm, shared by the planes."""
@@ -107,6 +118,29 @@ class EncoderLayer(nn.Module):
         if self.image_attn is not None:
             x = self.norms[1](self.image_attn(x, tokens, level_shapes, projections))
         return self.norms[-1](self.ffn(x))
+
+    def parts(self) -> List[Dict[str, List[Tensor]]]:
+        """Return the parameters of the sub-layers, for ``together.prepare``."""
+        assert isinstance(self.plane_attn, CrossViewAttention)
+        found = [self.plane_attn.parts(), self.ffn.parts()]
+        return found if self.image_attn is None else [*found, self.image_attn.parts()]
+
+    def run_packed(
+        self,
+        x: Tensor,
+        position: Tensor,
+        plane_anchors: Tensor,
+        tokens: Tensor,
+        level_shapes: LevelShapes,
+        projections: Sequence[Projection],
+        weights: Sequence[Weights],
+    ) -> Tensor:
+        """Return the same as ``forward``, with products in the type of ``weights``; see the sub-layers' functions."""
+        assert isinstance(self.plane_attn, CrossViewAttention)
+        x = self.norms[0](self.plane_attn.attend_packed(x, position, plane_anchors, weights[0]))
+        if self.image_attn is not None:
+            x = self.norms[1](self.image_attn.attend_packed(x, tokens, level_shapes, projections, weights[2]))
+        return self.norms[-1](self.ffn.run_in(x, weights[1]))
 
 
 class TPVEncoder(nn.Module):
@@ -163,17 +197,40 @@ class TPVEncoder(nn.Module):
         image_size: Tuple[int, int],
         camera_slots: Optional[Tensor] = None,
         rows: Optional[Sequence[Tensor]] = None,
+        product_type: Optional[torch.dtype] = None,
     ) -> Tensor:
+        """Return (B,Q,C) float32 of maps (B,N,C,h_l,w_l), calibration (B,N,4,4) and the images' (H,W) in pixels.
+
+        ``product_type`` is the type of values, offsets, logits and products where kernels take it; geometry, sums,
+        norms and what is added up from layer to layer stay float32. None: that of the maps.
+        """
         tokens, level_shapes = self.tokens(features, camera_slots)
+        heads = tokens.unflatten(-1, (self.cfg.image_heads, -1))
         projections = self.project(lidar2img, image_size)
         if rows is not None:  # empty for a plane without a list
             projections = [p._replace(rows=r if r.shape[2] else None) for p, r in zip(projections, rows)]
+        first = self.layers[0]
+        assert isinstance(first, EncoderLayer)
+        keeps = isinstance(first.plane_attn, CrossViewAttention) and not first.plane_attn.recompute
+        packs = keeps and takes_packed(heads)
+        if packs:
+            projections = join(projections, self.cfg)
+        projections = [projection.seen_by(heads) for projection in projections]
         position = self.position()
         x = torch.cat([self.plane_queries[name] for name in self.cfg.planes]).expand(tokens.shape[0], -1, -1)
-        for layer in self.layers:
-            x = checkpoint_all(
-                self.recompute, layer, x, position, self.plane_anchors, tokens, level_shapes, projections
-            )
+        common = (position, self.plane_anchors, tokens, level_shapes, projections)
+        if not packs:
+            for layer in self.layers:
+                x = checkpoint_all(self.recompute, layer, x, *common)
+            return x
+        kind = product_type or tokens.dtype
+        common = (position, self.plane_anchors, tokens.to(kind), level_shapes, projections)
+        layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
+        parts = [layer.parts() for layer in layers]
+        weights = prepare([part for own in parts for part in own], kind)
+        for layer, own in zip(layers, parts):
+            x = checkpoint_all(self.recompute, layer.run_packed, x, *common, weights[: len(own)])
+            del weights[: len(own)]
         return x
 
     def reference_buffers(self) -> Dict[str, Tensor]:

@@ -5,9 +5,10 @@ Legend: B batch, N cameras, S image tokens of all levels, Q queries, A_i anchors
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Dict, List, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer import ops
@@ -17,7 +18,32 @@ from tpvformer.model.activation_checkpoint import checkpoint_except_sampling
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import split_planes
 from tpvformer.model.projection import Projection
+from tpvformer.model.together import Weights, linear_by_plane, linear_parts
 from tpvformer.ops import LevelShapes
+
+
+def split_sizes(cfg: ModelConfig) -> Sequence[int]:
+    return cfg.grid.plane_sizes[: len(cfg.planes)]
+
+
+def joined_planes(cfg: ModelConfig) -> List[List[int]]:
+    """Return successive planes with as many points and anchors, which one operation can process."""
+    kinds = list(zip(cfg.image_points, cfg.pillar_anchors))[: len(cfg.planes)]
+    groups = [[0]]
+    for plane in range(1, len(kinds)):
+        if kinds[plane] == kinds[plane - 1]:
+            groups[-1].append(plane)
+        else:
+            groups.append([plane])
+    return groups
+
+
+def join(projections: Sequence[Projection], cfg: ModelConfig) -> List[Projection]:
+    """Return one Projection for each of ``joined_planes``."""
+    return [
+        Projection(*(torch.cat(parts, 2) for parts in zip(*(projections[plane][:2] for plane in planes))))
+        for planes in joined_planes(cfg)
+    ]
 
 
 class ImageCrossAttention(nn.Module):
@@ -52,7 +78,7 @@ class ImageCrossAttention(nn.Module):
         if ops.in_blocks(tokens[:, :, :, None], x):  # the blocks recompute by themselves
             cfg = self.cfg
             value = self.value(tokens).view(*tokens.shape[:3], cfg.image_heads, -1)
-            places = [(projection.anchors, projection.query_visible) for projection in projections]
+            places = [(projection.anchors, projection.cameras) for projection in projections]
             sampled = ops.projected_attention(
                 value, level_shapes, x, places, cfg.image_points, list(zip(self.offsets, self.logits))
             )
@@ -60,6 +86,41 @@ class ImageCrossAttention(nn.Module):
         return x + self.dropout(
             checkpoint_except_sampling(self.recompute, self._attend, x, tokens, level_shapes, projections)
         )
+
+    def parts(self) -> Dict[str, List[Tensor]]:
+        """Return the parameters to ``together.prepare`` for ``attend_packed``: offsets and logits of a plane joined."""
+        found = {**linear_parts("value", self.value), **linear_parts("output", self.output)}
+        for plane, layers in enumerate(zip(self.offsets, self.logits)):
+            found.update(linear_parts(f"{plane}", *layers))
+        return found
+
+    def attend_packed(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        level_shapes: LevelShapes,
+        projections: Sequence[Projection],
+        weights: Weights,
+    ) -> Tensor:
+        """Return the same as ``forward``. Planes with as many points are one operation, their ``projections`` joined.
+
+        x (B,Q,C); tokens (B,N,S,C) in the type of ``weights``, those of ``parts``.
+        """
+        cfg, sizes = self.cfg, split_sizes(self.cfg)
+        value = F.linear(tokens, weights["value.weight"], weights["value.bias"])
+        value = value.unflatten(-1, (cfg.image_heads, -1))
+        query, first, sampled = x.to(tokens.dtype), 0, []
+        for planes, projection in zip(joined_planes(cfg), projections):
+            own = [sizes[plane] for plane in planes]
+            layers = [(weights[f"{plane}.weight"], weights[f"{plane}.bias"]) for plane in planes]
+            packed = linear_by_plane(query[:, first : first + sum(own)], own, layers)
+            points = cfg.image_points[planes[0]]
+            sampled.append(
+                ops.packed_attention(value, level_shapes, projection.anchors, projection.cameras, packed, points)
+            )
+            first += sum(own)
+        out = F.linear(torch.cat(sampled, 1), weights["output.weight"], weights["output.bias"])
+        return x + self.dropout(out)
 
     def _attend(
         self, x: Tensor, tokens: Tensor, level_shapes: LevelShapes, projections: Sequence[Projection]
@@ -75,13 +136,7 @@ class ImageCrossAttention(nn.Module):
             projection = projections[plane]
             sampled.append(
                 ops.image_cross_attention(
-                    value,
-                    level_shapes,
-                    projection.anchors,
-                    projection.query_visible,
-                    offset,
-                    weight,
-                    projection.rows,
+                    value, level_shapes, projection.anchors, projection.cameras, offset, weight, projection.rows
                 )
             )
         out: Tensor = self.output(torch.cat(sampled, 1))

@@ -6,6 +6,8 @@ that is sampled.
 
 from __future__ import annotations
 
+from typing import Dict, List
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from tpvformer.model import init
 from tpvformer.model.activation_checkpoint import checkpoint_except_sampling
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import cross_view_points, own_plane_points, split_planes
+from tpvformer.model.together import Weights, linear_by_plane, linear_parts
 
 
 class CrossViewAttention(nn.Module):
@@ -54,6 +57,29 @@ class CrossViewAttention(nn.Module):
             return x + self.dropout(self._attend_in_blocks(x + position, anchors))
         out = checkpoint_except_sampling(self.recompute, self._attend, x, position, anchors)
         return x + self.dropout(out)
+
+    def parts(self) -> Dict[str, List[Tensor]]:
+        """Return the parameters to ``together.prepare`` for ``attend_packed``: offsets and logits of a plane joined."""
+        found: Dict[str, List[Tensor]] = {}
+        for plane, layers in enumerate(zip(self.offsets, self.logits)):
+            found.update(linear_parts(f"{plane}", *layers))
+            found.update(linear_parts(f"value.{plane}", self.value[plane]))
+            found.update(linear_parts(f"output.{plane}", self.output[plane]))
+        return found
+
+    def attend_packed(self, x: Tensor, position: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
+        """Return the same as ``forward``, with products in the type of ``weights``, those of ``parts``."""
+        cfg = self.cfg
+
+        def layers(name: str, x: Tensor) -> Tensor:
+            own = [(weights[f"{name}{plane}.weight"], weights[f"{name}{plane}.bias"]) for plane in range(3)]
+            return linear_by_plane(x, cfg.grid.plane_sizes, own)
+
+        query = (x + position).to(weights["0.weight"].dtype)
+        value = layers("value.", query).unflatten(-1, (cfg.plane_heads, -1))[:, None]
+        shapes, points = cfg.grid.plane_shapes, cfg.plane_points
+        sampled = ops.packed_attention(value, shapes, anchors, None, layers("", query), points)
+        return x + self.dropout(layers("output.", sampled))
 
     def _attend_in_blocks(self, query: Tensor, anchors: Tensor) -> Tensor:
         cfg = self.cfg

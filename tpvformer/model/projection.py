@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
+
+from tpvformer import ops
 
 MIN_DEPTH = 1e-5  # metres; nearer anchors are not visible; also keeps the division finite
 
@@ -13,17 +15,28 @@ MIN_DEPTH = 1e-5  # metres; nearer anchors are not visible; also keeps the divis
 class Projection(NamedTuple):
     """Hold anchors (B,N,Q,A,2), (u,v) divided by the image size, and visible (B,N,Q,A), in front of and inside it.
 
-    rows (B,N,R): see ``ops.image_cross_attention``; None: not listed.
+    rows (B,N,R): see ``ops.image_cross_attention``; None: not listed. ``seen`` is ``query_visible`` as the operations
+    take it, computed once for all layers; None: each layer does.
     """
 
     anchors: Tensor
     visible: Tensor
     rows: Optional[Tensor] = None
+    seen: Union[Tensor, ops.Seen, None] = None
 
     @property
     def query_visible(self) -> Tensor:
         """Return whether any anchor of a query is visible, (B,N,Q)."""
         return self.visible.any(-1)
+
+    def seen_by(self, value: Tensor) -> "Projection":
+        """Return the projection with ``seen`` for a value (B,N,S,heads,D)."""
+        return self._replace(seen=ops.seen_by_kernels(value, self.query_visible))
+
+    @property
+    def cameras(self) -> Union[Tensor, ops.Seen]:
+        """Return what ``ops.image_cross_attention`` takes as ``visible``."""
+        return self.query_visible if self.seen is None else self.seen
 
 
 def project(points: Tensor, pc_range: Tensor, lidar2img: Tensor, image_size: Tuple[int, int]) -> Projection:

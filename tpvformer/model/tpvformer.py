@@ -57,12 +57,17 @@ class TPVFormer(nn.Module):
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
         self.image_head = ImageHead(config) if config.image_head else None
 
+    @property
+    def product_type(self) -> Optional[torch.dtype]:
+        """Return the type of the encoder's products where kernels take it: bf16 if the image network has it."""
+        return torch.bfloat16 if self.image_autocast == torch.bfloat16 else None
+
     def recompute(self, mode: str) -> None:
         """Set what the backward pass recomputes to save memory.
 
-        "none": nothing. "cheap": sampling offsets and weights, hidden units and folded norms. "blocks": all blocks of
-        the backbone and all layers of the encoder, which takes the time of another forward pass. Raises ValueError for
-        another mode.
+        "none": nothing, except as ``backbone.column_budget`` says. "cheap": sampling offsets and weights, hidden units
+        and folded norms. "blocks": all blocks of the backbone and all layers of the encoder, which takes the time of
+        another forward pass. Raises ValueError for another mode.
         """
         if mode not in recompute.MODES:
             raise ValueError(f"recompute mode is {mode!r}; expected one of {', '.join(recompute.MODES)}")
@@ -116,7 +121,8 @@ class TPVFormer(nn.Module):
         rows: Optional[Sequence[Tensor]] = None,
     ) -> Tensor:
         """Return the plane features (B,Q,C) from given ``image_features``."""
-        out: Tensor = self.encoder(features, lidar2img, (images.shape[3], images.shape[4]), camera_slots, rows)
+        size = (images.shape[3], images.shape[4])
+        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, rows, self.product_type)
         return out
 
     def forward(

@@ -13,7 +13,7 @@ and geometry are float32 or wider. Autocast changes none of this. Kernels have f
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tpvformer.errors import OpsError
 from tpvformer.ops import backends, blocked, library, npu
 from tpvformer.ops.asked import REFERENCE, VARIABLE, asked, misfit
-from tpvformer.ops.backends import VENDOR_DEVICE, fallback, static_shapes, use_kernel
+from tpvformer.ops.backends import VENDOR_DEVICE, fallback, static_shapes, use_elementwise, use_kernel
 from tpvformer.ops.reference import LevelShapes, level_sizes
 
 __all__ = [
@@ -30,10 +30,13 @@ __all__ = [
     "VARIABLE",
     "LevelShapes",
     "OpsError",
+    "Seen",
     "add_relu",
     "asked",
     "beyond_kernels",
+    "bias_relu",
     "cross_view_attention",
+    "fuses_bias",
     "image_cross_attention",
     "in_blocks",
     "kernels",
@@ -41,10 +44,31 @@ __all__ = [
     "misfit",
     "modulated_deform_conv2d",
     "ms_deform_attn",
+    "packed_attention",
     "projected_attention",
+    "raw_deform_conv2d",
+    "seen_by_kernels",
     "static_shapes",
+    "takes_packed",
+    "takes_raw",
     "takes_rows",
 ]
+
+
+class Seen(NamedTuple):
+    """Hold which cameras see a query: visible (B,N,Q) bool; bits (B,Q) int64, bit n: camera n; scale (B,Q) 1/count."""
+
+    visible: Tensor
+    bits: Tensor
+    scale: Tensor
+
+
+def seen_by_kernels(value: Tensor, visible: Tensor) -> Union[Tensor, Seen]:
+    """Return visible (B,N,Q) as kernels for value (B,N,S,heads,D) take it; itself if there are none for it.
+
+    A caller with several layers needs it once.
+    """
+    return _seen(visible) if use_kernel(library.ATTENTION, value) else visible
 
 
 def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
@@ -89,11 +113,42 @@ def takes_rows(device: torch.device) -> bool:
     return device.type == VENDOR_DEVICE and asked() != REFERENCE
 
 
+def takes_packed(value: Tensor) -> bool:
+    """Return whether ``packed_attention`` supports value (B,N,S,heads,D), with as few launches as can be."""
+    return use_kernel(library.ATTENTION, value) and library.has_packed(value.device.type)
+
+
+def packed_attention(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    anchors: Tensor,
+    visible: Union[Tensor, Seen, None],
+    packed: Tensor,
+    points: int,
+) -> Tensor:
+    """Compute attention from the offsets and logits that one linear layer predicts.
+
+    Call it only if ``takes_packed`` is true.
+
+    value (B,N,S,heads,D). With ``visible`` as in ``image_cross_attention``, packed (B,Q,W) holds a query's offsets
+    (heads,L,P,2) and its logits (heads,L,P), anchors are (B,N,Q,A,2), and weights are the softmax of a head's logits.
+    Without it the anchors are (Q,L,A,2) as in ``cross_view_attention``, each level has one more logit, the last one,
+    and weights are a softmax over points times a softmax over levels. Returns (B,Q,heads*D).
+    """
+    if visible is None:
+        bits, scale = _everyone(value, packed.shape[1])
+        anchors = anchors[None, None]
+    else:
+        _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
+        anchors = anchors[:, :, :, None]
+    return library.packed_attention(value, anchors, bits, packed, scale, level_shapes, points)
+
+
 def image_cross_attention(
     value: Tensor,
     level_shapes: LevelShapes,
     anchors: Tensor,
-    visible: Tensor,
+    visible: Union[Tensor, Seen],
     offsets: Tensor,
     weights: Tensor,
     rows: Optional[Tensor] = None,
@@ -101,16 +156,18 @@ def image_cross_attention(
     """Compute image cross-attention: queries sample around projected anchors; mean over the cameras that see them.
 
     value (B,N,S,heads,D); anchors (B,N,Q,A,2) as (x,y) divided by the image size, also outside [0,1]; visible (B,N,Q)
-    bool; offsets (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p //
-    (P/A). Returns (B,Q,heads*D); a query that no camera sees gets zeros.
+    bool, or the same from ``seen_by_kernels``; offsets (B,Q,heads,L,P,2) in pixels of the level; weights
+    (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D); a query that no camera sees gets
+    zeros.
 
     rows (B,N,R) int32 lists for each camera at least the queries that it sees, padded with -1; see ``takes_rows``.
     """
     if not use_kernel(library.ATTENTION, value):
+        plain = visible.visible if isinstance(visible, Seen) else visible
         if rows is not None and fallback(value) is npu:
-            return npu.image_cross_attention(value, level_shapes, anchors, visible, offsets, weights, rows)
-        return fallback(value).image_cross_attention(value, level_shapes, anchors, visible, offsets, weights)
-    bits, scale = _seen(visible)
+            return npu.image_cross_attention(value, level_shapes, anchors, plain, offsets, weights, rows)
+        return fallback(value).image_cross_attention(value, level_shapes, anchors, plain, offsets, weights)
+    _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
     return library.anchored_attention(value, anchors[:, :, :, None], bits, offsets, weights, scale, level_shapes)
 
 
@@ -132,7 +189,7 @@ def projected_attention(
     value: Tensor,
     level_shapes: LevelShapes,
     query: Tensor,
-    places: Sequence[Tuple[Tensor, Optional[Tensor]]],
+    places: Sequence[Tuple[Tensor, Union[Tensor, Seen, None]]],
     points: Sequence[int],
     layers: Sequence[Tuple[nn.Module, nn.Module]],
 ) -> Tensor:
@@ -150,15 +207,16 @@ def projected_attention(
             bits, scale = _everyone(value, len(anchors))
             groups.append(blocked.Queries(anchors[None, None], bits, scale, count, True))
         else:
-            groups.append(blocked.Queries(anchors[:, :, :, None].float(), *_seen(visible), count, False))
+            _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
+            groups.append(blocked.Queries(anchors[:, :, :, None].float(), bits, scale, count, False))
     tensors = [(*o.parameters(), *w.parameters()) for o, w in layers]
     return blocked.projected_attention(value, level_shapes, query, groups, tensors)
 
 
-def _seen(visible: Tensor) -> Tuple[Tensor, Tensor]:
+def _seen(visible: Tensor) -> Seen:
     """Return camera bits and scale of queries, for the mean over the cameras that see them; visible (B,N,Q)."""
     camera = torch.arange(visible.shape[1], device=visible.device).view(-1, 1)
-    return (visible.long() << camera).sum(1), 1 / visible.sum(1).clamp(min=1).float()
+    return Seen(visible, (visible.long() << camera).sum(1), 1 / visible.sum(1).clamp(min=1).float())
 
 
 def modulated_deform_conv2d(
@@ -193,6 +251,23 @@ def modulated_deform_conv2d(
     return out.permute(0, 3, 1, 2)
 
 
+def takes_raw(x: Tensor) -> bool:
+    """Return whether ``raw_deform_conv2d`` supports x (N,C,H,W)."""
+    return use_kernel(library.CONVOLUTION, x, 1, 1) and library.has_raw(x.device.type)
+
+
+def raw_deform_conv2d(x: Tensor, raw: Tensor, weight: Tensor, padding: int, keep: bool = False) -> Tensor:
+    """Compute ``modulated_deform_conv2d`` from what a convolution predicts: raw (N,R,ho,wo), in any type.
+
+    Channels of raw: taps*2 offsets, taps logits of the mask, and any number of ignored ones. ``keep`` trades memory for
+    time in the backward pass. Call it only if ``takes_raw`` is true.
+    """
+    o, _, kh, kw = weight.shape
+    rows = weight.permute(2, 3, 1, 0).reshape(-1, o)
+    last = [t.permute(0, 2, 3, 1) for t in (x.to(weight.dtype), raw)]
+    return library.deform_conv_raw(*last, rows, (kh, kw, 1, padding, 1), keep).permute(0, 3, 1, 2)
+
+
 def max_pool(x: Tensor) -> Tensor:
     """Return the maximum over 3x3 windows, stride 2, padding 1: x (N,C,H,W) -> (N,C,ceil(H/2),ceil(W/2))."""
     return npu.max_pool(x) if fallback(x) is npu else F.max_pool2d(x, 3, 2, 1)
@@ -201,6 +276,21 @@ def max_pool(x: Tensor) -> Tensor:
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
     """Return relu(x + y) of two tensors of one shape. The result overwrites x, so x must not be used elsewhere."""
     return npu.add_relu(x, y) if fallback(x) is npu else F.relu(x.add_(y), inplace=True)
+
+
+def fuses_bias(x: Tensor) -> bool:
+    """Return whether ``bias_relu`` supports x (N,C,H,W): in eager code, where a backend has a kernel for it."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and hasattr(torch.library, "custom_op") and use_elementwise(x)
+
+
+def bias_relu(x: Tensor, bias: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
+    """Return relu(x + bias + shortcut), channels last in memory: x and shortcut (N,C,H,W), bias (C,) float32.
+
+    The bias gets no gradient. Call it only if ``fuses_bias`` is true.
+    """
+    last = None if shortcut is None else shortcut.permute(0, 2, 3, 1)
+    return library.bias_relu(x.permute(0, 2, 3, 1), bias, last).permute(0, 3, 1, 2)
 
 
 def kernels(device: torch.device) -> Dict[str, Optional[str]]:

@@ -50,6 +50,15 @@ def use_kernel(table: Dict[str, ModuleType], x: Tensor, *case: Any) -> bool:
     return False
 
 
+def use_elementwise(x: Tensor) -> bool:
+    """Return whether x's backend has kernels for what follows convolutions (``library.ELEMENTWISE``), and for x."""
+    if _static or asked() == REFERENCE or x.dtype == torch.float64:
+        return False
+    device = x.device.type
+    loaded = [_load(name) is None for name, kind in BACKENDS.items() if kind == device]
+    return any(loaded) and device in library.ELEMENTWISE and library.ELEMENTWISE[device].supports(x)
+
+
 def fallback(x: Tensor) -> ModuleType:
     """Return the module that runs operations on x without a kernel of ``library``: the NPU's, or plain PyTorch."""
     if _static:
@@ -99,6 +108,8 @@ def _import(backend: str) -> Optional[str]:
     if backend == "numba":
         compiling.adopt(attention)
         compiling.adopt(convolution)
+    if backend == "triton":
+        library.ELEMENTWISE[BACKENDS[backend]] = importlib.import_module(f"{package}.{backend}_elementwise")
     library.ATTENTION[BACKENDS[backend]] = attention
     library.CONVOLUTION[BACKENDS[backend]] = convolution
     return None

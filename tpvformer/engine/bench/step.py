@@ -28,6 +28,7 @@ from tpvformer.engine.device.accelerator import (
     pin_options,
     profiler,
     reset_peak_memory,
+    time_convolutions,
 )
 from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.memory import keep_freed_memory
@@ -211,6 +212,7 @@ def stages(
         batches = itertools.repeat(pinned(batch, **pin_options(device)))
     precision = choose(config.train.precision, device)
     notes = [*prepare(config, device), *([precision.warning] if precision.warning else ())]
+    time_convolutions(device)
     runner = StepBench(config, device, batches, loads=data)
     first = next(runner.batches)
     shapes = runner.deformable_convolutions()

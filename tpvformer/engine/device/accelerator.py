@@ -115,8 +115,7 @@ def _count(kind: str) -> int:
     return int(runtime.device_count()) if runtime is not None and runtime.is_available() else 0
 
 
-def _has_autocast(kind: str) -> bool:
-    """Return whether torch.autocast accepts ``enabled=False`` on this kind, as the model and the operations need."""
+def _has_autocast(kind: str) -> bool:  # with ``enabled=False``, as the model and the operations need
     try:
         torch.autocast(kind, enabled=False)
     except RuntimeError:
@@ -124,8 +123,7 @@ def _has_autocast(kind: str) -> bool:
     return True
 
 
-def _has_cann() -> bool:
-    """Return whether CANN's set_env.sh was sourced."""
+def _has_cann() -> bool:  # whether its set_env.sh was sourced
     return bool(os.environ.get("ASCEND_HOME_PATH"))
 
 
@@ -191,12 +189,15 @@ def allow_tf32(device: torch.device, allowed: bool) -> str:
 
 
 def _set_tf32(products: str, convolutions: bool) -> None:
-    """Set TF32 of products and convolutions; ``products`` is a value of torch.set_float32_matmul_precision.
-
-    PyTorch 2.1 to 2.13 accept both settings without a warning.
-    """
+    """Set TF32 of products, as torch.set_float32_matmul_precision takes it, and of convolutions."""
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def time_convolutions(device: torch.device) -> None:
+    """Let a card choose among its convolutions by timing them, once a shape; not where runs are to be repeatable."""
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = True
 
 
 def image_dtype(device: torch.device, precision: str) -> Optional[torch.dtype]:
@@ -255,8 +256,7 @@ def pins_memory(device: torch.device) -> bool:
     return device.type in ("cuda", "npu")
 
 
-def _version() -> Tuple[int, ...]:
-    """Return (major, minor) of PyTorch."""
+def _version() -> Tuple[int, ...]:  # (major, minor) of PyTorch
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
@@ -270,8 +270,8 @@ def compile_options(device: torch.device, graphs: bool) -> Dict[str, Any]:
     return {"mode": "reduce-overhead"} if device.type == "cuda" and graphs else {}
 
 
-def packs_gradients(device: torch.device) -> bool:
-    return device.type == "npu"  # its fused optimizer moves gradients to memory of its own, where they must stay
+def packs_gradients(device: torch.device) -> bool:  # to memory of its fused optimizer, where they must stay
+    return device.type == "npu"
 
 
 def compiles_by_default(device: torch.device) -> bool:

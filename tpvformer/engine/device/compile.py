@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any, Callable, List, Optional, Set, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -187,10 +187,12 @@ def compile_network(
     def maps(images: Tensor) -> List[Tensor]:
         return model.neck.forward(model.backbone.forward(images))
 
-    def planes(images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor]) -> Tuple[List[Tensor], Tensor]:
+    def planes(
+        images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor], rows: Optional[Sequence[Tensor]] = None
+    ) -> Tuple[List[Tensor], Tensor]:
         features = model.image_features(images, maps)
         size = (images.shape[3], images.shape[4])
-        return features, model.encoder.forward(features, lidar2img, size, camera_slots)
+        return features, model.encoder.forward(features, lidar2img, size, camera_slots, rows, model.product_type)
 
     if not (device.type != "cpu" if whole is None else whole):
         model.image_network = CompiledFunction(model, "image network", maps, model.image_maps, say, device, **recorded)

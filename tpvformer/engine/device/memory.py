@@ -1,10 +1,12 @@
-"""Configure how the C library handles memory that tensors have freed."""
+"""Know the memory of a card, and configure how the C library handles memory that tensors have freed."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import sys
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
@@ -23,3 +25,10 @@ def keep_freed_memory(device_type: str) -> bool:
     if mallopt is None:  # not glibc
         return False
     return bool(mallopt(_TRIM_THRESHOLD, -1)) and bool(mallopt(_MMAP_MAX, 0))
+
+
+def card_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a card; 0 for a CPU, and where they are unknown."""
+    runtime = None if device.type == "cpu" else getattr(torch, device.type, None)
+    ask = getattr(runtime, "get_device_properties", None)
+    return 0 if ask is None else int(getattr(ask(device), "total_memory", 0))

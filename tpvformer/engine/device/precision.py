@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple
 import torch
 
 from tpvformer.config import Config
-from tpvformer.engine.device.accelerator import allow_tf32, fast_bf16
+from tpvformer.engine.device.accelerator import allow_tf32, fast_bf16, time_convolutions
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.log import RunLog
@@ -79,7 +79,8 @@ def prepare(config: Config, device: torch.device) -> List[str]:
 
 
 def begin(precision: Precision, config: Config, device: torch.device, log: RunLog) -> None:
-    """Call ``prepare`` and log the chosen precision."""
+    """Call ``prepare`` for a training, whose shapes hardly change, and log the chosen precision."""
+    time_convolutions(device)
     for line in (str(precision), *prepare(config, device)):
         log.line(line)
     if precision.warning:
