@@ -3,8 +3,8 @@
 command   make demo
           (tpvformer synth, then bash test/train_1p.sh --py_config=config/demo.py)
 hardware  2 cores of an AMD EPYC (Zen 4), nothing else running
-time      5 min 29 s with AVX-512 in bf16, 5 min 37 s held to AVX2 in fp32 (train.precision=auto), of which 3 min 41 s
-          and 3 min 53 s are the launcher's (989 frames, each seen once)
+time      5 min 29 s with AVX-512 in bf16, 5 min 37 s restricted to AVX2 in fp32 (train.precision=auto), of which
+          3 min 41 s and 3 min 53 s are the launcher's (989 frames, each seen once)
 number    64.3 % point mIoU on 111 unseen scenes in bf16 (62.9 to 65.4 over scenes), 11.7 with the cameras exchanged,
           15.3 by colour alone; 63.7 in fp32. miou_small, of bicycle, pedestrian and cone: 35.5 and 31.2. One run each
           (benchmarks/results/2026-11-30_amd-epyc-zen4-2core_demo.json)

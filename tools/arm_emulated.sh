@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The package on an emulated Arm processor (aarch64): a Debian of its own, PyTorch and the dependencies of PyPI, and a
-# list of commands that are run there, with a table of what passed and how long it took.
+# Test the package on an emulated Arm processor (aarch64): install a Debian, PyTorch and the dependencies of PyPI, run a
+# list of commands there, and print a table of what passed and how long it took.
 #
 #   tools/arm_emulated.sh DIR           everything; makes DIR/root first where it is missing
 #   tools/arm_emulated.sh DIR NAME...   only these, of: import order doctor decoders oracle kernels synth reference train
@@ -8,8 +8,8 @@
 #
 # Run it as root on a Debian of another processor: apt install qemu-user-static binfmt-support debootstrap python3-pip
 # TORCH names the PyTorch to install (default torch==2.9.1, PyPI's CPU build), QEMU_CPU the processor (default max).
-# Downloads 0.4 GB, takes 1.6 GB in DIR. Times are the emulator's and say nothing of an Arm machine. The root is left in
-# place for the next run; remove DIR to be rid of it.
+# Downloads 0.4 GB, takes 1.6 GB in DIR. Times are the emulator's, not those of an Arm machine. The root is kept for
+# the next run; remove DIR to delete it.
 set -euo pipefail
 
 all=(import order doctor decoders oracle kernels synth reference train predict selfcheck)
@@ -29,7 +29,7 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 for tool in qemu-aarch64-static debootstrap unshare git; do
   command -v "$tool" >/dev/null || refuse "$tool is not installed; apt install qemu-user-static binfmt-support debootstrap util-linux git"
 done
-# Python 3.11 here writes the byte code that Python 3.11 there reads, much sooner than the emulator does
+# Python 3.11 here writes the byte code that Python 3.11 there reads, much faster than in the emulator
 compile() {
   [ "$(python3 -c 'import sys; print(*sys.version_info[:2])')" != "3 11" ] ||
     python3 -m compileall -q -s "$root" "$@" >/dev/null || true # some packages carry files of other Pythons
@@ -68,7 +68,7 @@ find "$root/src" -type f ! -path "*/__pycache__/*" -delete # kernels that were c
 (cd "$source" && git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf -) | tar -xf - -C "$root/src"
 compile "$root/src/tpvformer" "$root/src/tests"
 
-# A command within the root; mounts are seen by it alone and end with it.
+# Run a command within the root; its mounts are private and end with it.
 within() {
   ROOT=$root unshare --mount bash -c '
     mount --rbind /dev "$ROOT/dev" && mount --rbind /proc "$ROOT/proc" && mount --rbind /sys "$ROOT/sys" &&
@@ -90,7 +90,7 @@ cat >"$root/trial/import.py" <<'END'
 import importlib, platform, pkgutil, tpvformer
 
 assert platform.machine() == "aarch64"
-absent = ("torch_npu", "mx_driving", "triton", "mmcv", "mmseg")  # packages that nobody has to have
+absent = ("torch_npu", "mx_driving", "triton", "mmcv", "mmseg")  # optional packages
 names = [m.name for m in pkgutil.walk_packages(tpvformer.__path__, "tpvformer.") if not m.name.endswith("__main__")]
 for name in names:
     try:

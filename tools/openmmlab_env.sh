@@ -6,9 +6,9 @@
 #                                          such as one of tools/torch21_env.sh); PYTHON defaults to python3
 #   TPVFORMER_OPENMMLAB_PYTHON=DIR/bin/python python -m pytest tests/compat/test_openmmlab.py
 #
-# TORCH names the torch to install (default torch==2.13.0). mmcv comes without its compiled operations: a module
-# mmcv._ext stands in for them, whose functions raise NotImplementedError, and an empty torchvision for the one that
-# mmcv wants to see. Needs no compiler.
+# TORCH names the torch to install (default torch==2.13.0). mmcv is installed without its compiled operations: a module
+# mmcv._ext replaces them, whose functions raise NotImplementedError, and an empty torchvision satisfies mmcv's import.
+# Needs no compiler.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
@@ -24,7 +24,7 @@ command -v "$python" >/dev/null || { echo "openmmlab_env: $python is not install
 pip() { "$dir/bin/python" -m pip --disable-pip-version-check "$@"; }
 has() { "$dir/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 has torch || pip install -q "${TORCH:-torch==2.13.0}"
-# what ours, mmcv, mmdet and mmseg import, as far as the tests go; numpy 1.26 is what OpenMMLab 1.x was written for
+# the packages that tpvformer, mmcv, mmdet and mmseg import in the tests; OpenMMLab 1.x was written for numpy 1.26
 pip install -q numpy==1.26.4 opencv-python-headless==4.11.0.86 pyyaml numba simplejpeg rich safetensors pytest \
   addict yapf packaging matplotlib pillow scipy six terminaltables prettytable pycocotools setuptools==80.10.2 wheel
 pip install -q --no-deps --no-build-isolation mmcv==1.7.2

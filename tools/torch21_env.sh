@@ -5,7 +5,7 @@
 #   DIR/bin/python -m pytest               runs the suite there
 #
 # PyPI's torch 2.1.0 is a CUDA build that cannot be imported without NVIDIA's libraries (1.8 GB). Three small ones are
-# installed; the other seven are only ever called with a card, so empty stand-ins with the same symbols are linked.
+# installed; the other seven are called only with a card, so empty libraries with the same symbols are linked.
 # Needs gcc and objdump (binutils); downloads 0.7 GB, takes 2.2 GB and about a minute.
 set -euo pipefail
 
@@ -28,7 +28,7 @@ pip install -q --no-deps torch==2.1.0 nvidia-cuda-runtime-cu12==12.1.105 nvidia-
   nvidia-nvtx-cu12==12.1.105
 pip install -q --no-deps -e "$root"
 
-# Each stand-in defines what torch's own libraries expect of it, under the version name they expect (objdump's column).
+# Each empty library defines the symbols that torch's libraries need, under the version name they need (objdump's column).
 lib=$("$dir/bin/python" -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0] + "/lib")')
 symbols=$(mktemp)
 trap 'rm -rf "$symbols"' EXIT

@@ -33,7 +33,7 @@ from tpvformer.runtime.cores import cores
 
 GENERATOR = 4  # version; raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
-RIG = "rig.json"  # the first frame of validation, as a rig of one's own
+RIG = "rig.json"  # the first validation frame, described as a rig
 MINI_VAL = ("scene-0103", "scene-0916")
 MINI_TRAIN = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
 FIRST_EXTRA = 2000  # scenes beyond the ten official names are called scene-2000, scene-2001, ...
