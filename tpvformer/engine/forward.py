@@ -49,7 +49,9 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
 
 def listed_rows(batch: Batch) -> Dict[str, Any]:
     """Return the batch's lists of visible queries as an argument of the model; nothing where it has none."""
-    return {} if batch.query_rows is None else {"rows": batch.query_rows.split(batch.row_counts, 2)}
+    if batch.query_rows is None:
+        return {}
+    return {"rows": [part.contiguous() for part in batch.query_rows.split(batch.row_counts, 2)]}
 
 
 def pixels(model: nn.Module, batch: Batch, config: Config) -> Tensor:

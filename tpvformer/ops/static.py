@@ -68,6 +68,7 @@ def listed_attention(
     q, heads, levels, points = weights.shape[1:]
     r = rows.shape[2]
     sizes = level_sizes(level_shapes, offsets) if sizes is None else sizes
+    rows = rows.contiguous()  # a part of a longer list is not
     listed = rows.clamp(min=0).view(b, n * r)
     sample = torch.arange(b, dtype=rows.dtype, device=rows.device)[:, None] * q
     query = (listed + sample).view(-1)  # of all samples' queries
