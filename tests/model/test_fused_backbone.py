@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tpvformer.config import BackboneConfig
 from tpvformer.model.backbone import ModulatedDeformConv3x3, ResNet
-from tpvformer.ops import library
+from tpvformer.ops import fused, library
 
 numba_dcn = pytest.importorskip("tpvformer.ops.numba_dcn", reason="numba is not installed")
 
@@ -162,11 +162,11 @@ def test_offsets_and_mask_in_a_graph() -> None:
 def test_the_raw_operator_is_what_it_says(keep: bool) -> None:
     x, raw, weight = (torch.randn(*size).requires_grad_() for size in ((2, 5, 4, 16), (2, 5, 4, 32), (144, 4)))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(library._raw, (x, raw, weight, [3, 3, 1, 1, 1], keep), test_utils=tests)
+    torch.library.opcheck(fused._raw, (x, raw, weight, [3, 3, 1, 1, 1], keep), test_utils=tests)
     with pytest.raises(ValueError, match="numbers a pixel"):
-        library.deform_conv_raw(x, raw[..., :26], weight, (3, 3, 1, 1, 1), keep)
+        fused.deform_conv_raw(x, raw[..., :26], weight, (3, 3, 1, 1, 1), keep)
     with pytest.raises(ValueError, match="raw has shape"):
-        library.deform_conv_raw(x, raw[:, 1:], weight, (3, 3, 1, 1, 1), keep)
+        fused.deform_conv_raw(x, raw[:, 1:], weight, (3, 3, 1, 1, 1), keep)
 
 
 def test_norms_that_learn_are_not_fused(calls: List[Tuple[int, ...]]) -> None:
@@ -189,12 +189,12 @@ def test_a_graph_has_no_such_kernel(calls: List[Tuple[int, ...]]) -> None:
 @pytest.mark.parametrize("adds", [False, True])
 def test_the_operator_is_what_it_says(adds: bool) -> None:
     x, shortcut = (torch.randn(2, 3, 4, 5).transpose(1, 2).requires_grad_() for _ in range(2))
-    torch.library.opcheck(library._rectify, (x, torch.randn(5), shortcut if adds else None))
+    torch.library.opcheck(fused._rectify, (x, torch.randn(5), shortcut if adds else None))
 
 
 def test_shapes_are_checked() -> None:
     x = torch.zeros(1, 2, 2, 4)
     with pytest.raises(ValueError, match="bias has shape"):
-        library.bias_relu(x, torch.zeros(3), None)
+        fused.bias_relu(x, torch.zeros(3), None)
     with pytest.raises(ValueError, match="shortcut has shape"):
-        library.bias_relu(x, torch.zeros(4), x[:, :1])
+        fused.bias_relu(x, torch.zeros(4), x[:, :1])

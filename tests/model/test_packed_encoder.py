@@ -16,7 +16,7 @@ from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.model import together
 from tpvformer.model.encoder import TPVEncoder
 from tpvformer.model.image_attention import joined_planes
-from tpvformer.ops import library
+from tpvformer.ops import fused, library
 
 numba_attention = pytest.importorskip("tpvformer.ops.numba_attention", reason="numba is not installed")
 pytestmark = pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="registered from PyTorch 2.4 on")
@@ -136,11 +136,11 @@ def test_the_operator_is_what_it_says(more: int) -> None:
     value, packed = torch.rand(1, 2, 8, heads, 4), torch.rand(1, q, heads * 2 * (3 * points + more))
     anchors, bits, scale = torch.rand(1, 2, q, 1, 2, 2), torch.randint(0, 4, (1, q)), torch.rand(1, q)
     leaves = (value.requires_grad_(), anchors, bits, packed.requires_grad_(), scale, shapes, points)
-    torch.library.opcheck(library._packed, leaves)
+    torch.library.opcheck(fused._packed, leaves)
     with pytest.raises(ValueError, match="numbers a query, expected"):
-        library.packed_attention(value, anchors, bits, packed[..., 1:], scale, ((2, 3), (1, 2)), points)
+        fused.packed_attention(value, anchors, bits, packed[..., 1:], scale, ((2, 3), (1, 2)), points)
     with pytest.raises(ValueError, match="value has 8 tokens"):
-        library.packed_attention(value, anchors, bits, packed, scale, ((2, 3), (1, 1)), points)
+        fused.packed_attention(value, anchors, bits, packed, scale, ((2, 3), (1, 1)), points)
 
 
 def test_planes_with_as_many_points_are_joined() -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpvformer.errors import OpsError
-from tpvformer.ops import backends, blocked, library, npu
+from tpvformer.ops import backends, blocked, fused, library, npu
 from tpvformer.ops.asked import REFERENCE, VARIABLE, asked, misfit
 from tpvformer.ops.backends import VENDOR_DEVICE, fallback, static_shapes, use_elementwise, use_kernel
 from tpvformer.ops.reference import LevelShapes, level_sizes
@@ -115,7 +115,7 @@ def takes_rows(device: torch.device) -> bool:
 
 def takes_packed(value: Tensor) -> bool:
     """Return whether ``packed_attention`` supports value (B,N,S,heads,D), with as few launches as can be."""
-    return use_kernel(library.ATTENTION, value) and library.has_packed(value.device.type)
+    return use_kernel(library.ATTENTION, value) and fused.has_packed(value.device.type)
 
 
 def packed_attention(
@@ -141,7 +141,7 @@ def packed_attention(
     else:
         _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
         anchors = anchors[:, :, :, None]
-    return library.packed_attention(value, anchors, bits, packed, scale, level_shapes, points)
+    return fused.packed_attention(value, anchors, bits, packed, scale, level_shapes, points)
 
 
 def image_cross_attention(
@@ -253,7 +253,7 @@ def modulated_deform_conv2d(
 
 def takes_raw(x: Tensor) -> bool:
     """Return whether ``raw_deform_conv2d`` supports x (N,C,H,W)."""
-    return use_kernel(library.CONVOLUTION, x, 1, 1) and library.has_raw(x.device.type)
+    return use_kernel(library.CONVOLUTION, x, 1, 1) and fused.has_raw(x.device.type)
 
 
 def raw_deform_conv2d(x: Tensor, raw: Tensor, weight: Tensor, padding: int, keep: bool = False) -> Tensor:
@@ -265,7 +265,7 @@ def raw_deform_conv2d(x: Tensor, raw: Tensor, weight: Tensor, padding: int, keep
     o, _, kh, kw = weight.shape
     rows = weight.permute(2, 3, 1, 0).reshape(-1, o)
     last = [t.permute(0, 2, 3, 1) for t in (x.to(weight.dtype), raw)]
-    return library.deform_conv_raw(*last, rows, (kh, kw, 1, padding, 1), keep).permute(0, 3, 1, 2)
+    return fused.deform_conv_raw(*last, rows, (kh, kw, 1, padding, 1), keep).permute(0, 3, 1, 2)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def bias_relu(x: Tensor, bias: Tensor, shortcut: Optional[Tensor] = None) -> Ten
     The bias gets no gradient. Call it only if ``fuses_bias`` is true.
     """
     last = None if shortcut is None else shortcut.permute(0, 2, 3, 1)
-    return library.bias_relu(x.permute(0, 2, 3, 1), bias, last).permute(0, 3, 1, 2)
+    return fused.bias_relu(x.permute(0, 2, 3, 1), bias, last).permute(0, 3, 1, 2)
 
 
 def kernels(device: torch.device) -> Dict[str, Optional[str]]:
