@@ -95,7 +95,7 @@ def outcome(model: TPVEncoder, batch: int, kind: Optional[torch.dtype] = None, r
     model.zero_grad()
     maps, rigs = inputs(batch)
     leaves = [m.requires_grad_() for m in maps]
-    out = (run or model)(leaves, rigs, SIZE, None, kind)
+    out = (run or model)(leaves, rigs, SIZE, product_type=kind)
     out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape))
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None), *grads]
@@ -119,6 +119,21 @@ def test_the_same_with_fewer_launches(batch: int, request: pytest.FixtureRequest
     for layer in model.layers:
         layer.plane_attn.recompute = True  # "cheap": keeps less, and is as before
     assert errors(outcome(model, batch, torch.bfloat16), truth).max() < 1e-4
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_hooks_and_replaced_layers_are_called(replaced: bool) -> None:
+    """Joined weights would pass over them: a hook that looks for NaN, an adapter in the place of a linear layer."""
+    model, called = encoder(), []
+    layer: Any = model.layers[1]
+    if replaced:
+        layer.ffn.linear1 = torch.nn.Sequential(layer.ffn.linear1)
+        layer.ffn.linear1[0].register_forward_hook(lambda *_: called.append(1))
+    else:
+        layer.image_attn.output.register_forward_pre_hook(lambda *_: called.append(1))
+    outcome(model, 1, torch.bfloat16)
+    assert called == [1]
 
 
 @pytest.mark.usefixtures("kernels")

@@ -19,7 +19,7 @@ from tpvformer.model.grid import own_plane_points, pillar_points
 from tpvformer.model.image_attention import ImageCrossAttention, join
 from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
 from tpvformer.model.projection import Projection, project
-from tpvformer.model.together import Weights, linear_parts, prepare
+from tpvformer.model.together import Weights, is_plain, linear_parts, prepare
 from tpvformer.ops import LevelShapes, takes_packed
 
 
@@ -212,7 +212,7 @@ class TPVEncoder(nn.Module):
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
         keeps = isinstance(first.plane_attn, CrossViewAttention) and not first.plane_attn.recompute
-        packs = keeps and takes_packed(heads)
+        packs = keeps and takes_packed(heads) and is_plain(self.layers)
         if packs:
             projections = join(projections, self.cfg)
         projections = [projection.seen_by(heads) for projection in projections]

@@ -18,6 +18,20 @@ from torch import Tensor, nn
 Weights = Dict[str, Tensor]  # of one module: names to joined, rounded parameters
 
 
+def is_plain(layers: nn.Module) -> bool:
+    """Return whether joined weights do what the modules in ``layers`` do: no hooks, no modules put between.
+
+    A forward hook sees a module's call, which joined weights leave out; an adapter replaces a linear layer.
+    """
+    if torch.compiler.is_compiling():
+        return True  # the modules are as they were; hooks are for eager code
+    return all(
+        not (m._forward_hooks or m._forward_pre_hooks)
+        and (type(m) in (nn.Linear, nn.LayerNorm, nn.ModuleList) or type(m).__module__.startswith("tpvformer."))
+        for m in layers.modules()
+    )
+
+
 def linear_parts(name: str, *layers: nn.Module) -> Dict[str, List[Tensor]]:
     """Return the parameters of linear layers with the same input, to be joined to "name.weight" and "name.bias"."""
     found: Dict[str, List[Tensor]] = {f"{name}.weight": [], f"{name}.bias": []}
