@@ -8,7 +8,7 @@ from typing import List
 
 import pytest
 import torch
-from rig import ring_of_cameras
+from rig_tools import ring_of_cameras
 
 from tpvformer.compat import load_config
 from tpvformer.config import ModelConfig

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Union
 
 import torch
 from programs import Overdue, Program
@@ -96,9 +96,10 @@ def environment(**extra: str) -> Dict[str, str]:
     return values
 
 
-def processes(size: int, code: str, *args: str, status: int = 0, **extra: str) -> List[str]:
-    """The outputs of ``size`` processes that run ``code`` as torchrun would start them, and end with ``status`` each;
-    ``extra`` for environment()."""
+def processes(size: int, code: str, *args: str, status: Union[int, List[int]] = 0, **extra: str) -> List[str]:
+    """The outputs of ``size`` processes that run ``code`` as torchrun would start them, and end with ``status``: one
+    number, or one for each. ``extra``: for environment()."""
+    expected = [status] * size if isinstance(status, int) else status
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -113,5 +114,5 @@ def processes(size: int, code: str, *args: str, status: int = 0, **extra: str) -
             for process in started:
                 process.wait()
         outputs = [process.out for process in started]
-        assert [process.poll() for process in started] == [status] * size, "\n".join(outputs)
+        assert [process.poll() for process in started] == expected, "\n".join(outputs)
     return outputs
