@@ -279,7 +279,8 @@ def follow(model: Any, counts: Counts) -> None:
 def cameras_a_query(model: Any, batch: Any) -> Dict[int, float]:
     """Return the mean number of cameras that see a query, by the number of queries of a launch."""
     height, width = batch.images.shape[2:4]
-    seen = [p.query_visible.sum().item() for p in model.encoder.project(batch.lidar2img, (height, width))]
+    grid2img = batch.grid2img if hasattr(batch, "grid2img") else batch.lidar2img  # older commits have the latter
+    seen = [p.query_visible.sum().item() for p in model.encoder.project(grid2img, (height, width))]
     sizes = [model.encoder.cfg.grid.plane_sizes[i] * len(batch.tokens) for i in range(len(seen))]
     found: Dict[int, float] = {}
     for size in set(sizes):

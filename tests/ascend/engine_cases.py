@@ -14,13 +14,14 @@ from small import CPU, PUBLISHED, shrunk, trained
 from tpvformer import ops
 from tpvformer.config import OptimConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.loader import make_loader
 from tpvformer.engine import train as run
 from tpvformer.engine.bench import step as bench
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device import preflight as limits
-from tpvformer.engine.device.accelerator import pick_device, profiler
+from tpvformer.engine.device.accelerator import pick_device, pin_options, profiler
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.evaluate import evaluate
 from tpvformer.engine.logging.log import RunLog
@@ -37,7 +38,7 @@ def test_evaluation_matches_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for device in (CPU, NPU):
         model, log = run.build_model(config, device), RunLog(None, False)
         data = FrameDataset(config.data, config.model.grid, "val", 0)
-        loader = run.make_loader(data, config.data, 0, 1, False, 0, **run.pin_options(device))
+        loader = make_loader(data, config.data, 0, 1, False, 0, **pin_options(device))
         scores.append(evaluate(model, loader, config, World(), device, log))
     assert scores[1].loss == pytest.approx(scores[0].loss, rel=1e-5)
     assert scores[1].pts == scores[0].pts and scores[1].vox == scores[0].vox
