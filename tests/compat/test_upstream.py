@@ -320,7 +320,9 @@ PUBLISHED = ("tpv_lidarseg", "tpv_lidarseg_dim64", "tpv_lidarseg_dim96", "tpv04_
 def test_published_configurations_as_files_of_the_reference(tmp_path: Path, name: str) -> None:
     bases = ("dataset_params", "optimizer", "train_data_loader", "val_data_loader")
     stand_in.write_config(tmp_path / f"config/{name}.py", stand_in.published(name), bases)
-    assert load_config(tmp_path / f"config/{name}.py") == load_config(ROOT / f"config/{name}.py")
+    ours = load_config(ROOT / f"config/{name}.py")
+    expected = dataclasses.replace(ours, data=dataclasses.replace(ours.data, workers=1))  # the files have num_workers=1
+    assert load_config(tmp_path / f"config/{name}.py") == expected
 
 
 def test_edits_are_honoured(tmp_path: Path) -> None:
