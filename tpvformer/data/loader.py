@@ -125,6 +125,7 @@ def heard(batches: Iterator[Batch]) -> Iterator[Batch]:
             except (EOFError, OSError) as err:
                 if "DataLoader worker process" in str(err):
                     raise
+                _end_workers(batches)
                 said = f"{type(err).__name__} {err}".rstrip()
                 raise RuntimeError(f"a DataLoader worker is gone ({said})") from err
             if batch is None:
@@ -162,7 +163,7 @@ def _end_all_if_one_died(batches: Any) -> None:
 
 def _end_workers(batches: Any) -> None:
     """Kill the workers of PyTorch's iterator, in place of its own shutdown: they ignore the SIGTERM that it sends."""
-    if batches._shutdown:
+    if getattr(batches, "_shutdown", True):
         return
     batches._shutdown = True
     signal_handling._remove_worker_pids(id(batches))  # else each kill below raises an error here
