@@ -82,7 +82,7 @@ def test_the_first_view_shows_prediction_beside_truth_in_the_palettes_colours(br
         assert share(right, COLORS[label]) > 0.001, label
     assert share(left, COLORS[CAR]) == 0 and share(left, COLORS[BARRIER]) > 1.5 * share(right, COLORS[BARRIER])
     assert counts(browser, BARRIER) == ["60", "40"] and counts(browser, CAR) == ["0", "20"]
-    assert browser.run("document.querySelector('#caption').textContent").startswith("This model was never taught free")
+    assert browser.run("document.querySelector('#caption').textContent").startswith("This model was not taught free")
     tags = "[...document.querySelectorAll('.tag')].map((tag) => tag.textContent)"
     assert browser.run(tags) == ["Prediction", "Truth"]
 
