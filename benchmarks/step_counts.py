@@ -320,7 +320,9 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
             counts.clear()
             counts.section = "preprocess"
             with counts:
-                stepper.clear()
+                (
+                    stepper.zero_grad if hasattr(stepper, "zero_grad") else stepper.clear
+                )()  # older commits have the latter
                 prediction = predict(model, moved, config)
                 counts.section = "loss"
                 loss = total_loss(prediction, moved, config.loss, config.data)
