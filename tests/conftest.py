@@ -47,14 +47,21 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Plain operations, nothing to compile, on one thread: the quickest way through tiny tensors on a busy machine."""
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: several test processes with as many threads as cores wait for each other, five times as
+    long in test_model.py."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick(one_thread: None) -> Iterator[None]:
+    """Plain operations, nothing to compile, on one thread: the quickest way through tiny tensors on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPVFORMER_OPS", "reference")
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from tpvformer.model.aggregator import TPVAggregator
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("cfg", [CROSS, HW, BEV], ids=["cross_view", "hw", "bev"])
 def test_a_batch_equals_its_samples(cfg: ModelConfig) -> None:

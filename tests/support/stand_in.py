@@ -69,8 +69,8 @@ def tree(name: str) -> Dict[str, Any]:
     return json.loads((GOLDEN / f"{name}.mmcv.json").read_text())
 
 
-def write_config(file: Path, values: Dict[str, Any], bases: Sequence[str] = ()) -> None:
-    """A configuration file in the reference's format; the keys named in ``bases`` go into a ``_base_`` file each."""
+def write_config(file: Path, values: Dict[str, Any], bases: Sequence[str] = ()) -> Path:
+    """A configuration file, returned, in the reference's format; the keys named in ``bases`` go into a ``_base_`` file each."""
     lines: List[str] = [f"_base_ = {[f'./_base_/{base}.py' for base in bases]!r}"] if bases else []
     for name, value in values.items():
         if name in bases:
@@ -78,6 +78,7 @@ def write_config(file: Path, values: Dict[str, Any], bases: Sequence[str] = ()) 
         else:
             lines.append(f"{name} = {value!r}")
     _write(file, "\n".join(lines) + "\n")
+    return file
 
 
 def furnish(folder: Path, epochs: int = 1) -> None:
