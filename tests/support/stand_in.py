@@ -70,7 +70,7 @@ def tree(name: str) -> Dict[str, Any]:
 
 
 def write_config(file: Path, values: Dict[str, Any], bases: Sequence[str] = ()) -> Path:
-    """A configuration file in the reference's format, which is returned; keys in ``bases`` go into a ``_base_`` file each."""
+    """Write and return a configuration in the reference's format; keys in ``bases`` go into a ``_base_`` file each."""
     lines: List[str] = [f"_base_ = {[f'./_base_/{base}.py' for base in bases]!r}"] if bases else []
     for name, value in values.items():
         if name in bases:
