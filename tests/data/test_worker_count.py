@@ -57,7 +57,9 @@ def test_the_choice(frames, config, monkeypatch, cores: int, on_card: bool, numb
     monkeypatch.setattr(worker_count, "seconds_to_read", lambda data: 0.11)
     data, choice = choose_workers(frames, config.data, cores, on_card)
     assert choice is not None and data.workers == choice.number == number
-    assert choice.said(cores).startswith(f"{number} loader workers: this process has {cores} cores, and a sample")
+    assert choice.said(cores).startswith(
+        f"{number} loader worker{'s' if number > 1 else ''}: this process has {cores} cores, and a sample"
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1, 7])
@@ -125,7 +127,7 @@ def test_a_training_with_more_workers_from_the_second_epoch_on_is_the_same(confi
     monkeypatch.setattr(StepClock, "steady", lambda clock: (0.03, 0.4) if clock._all else None)
     train.train(config, tmp_path / "raised", "cpu")
     (log,) = (tmp_path / "raised").glob("*.log")
-    assert log.read_text().count(" loader workers") == 2
+    assert log.read_text().count(" loader worker") == 2
     ours, theirs = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
                     for name in ("raised", "alone"))  # fmt: skip
     assert [line.get("loss") for line in ours] == [line.get("loss") for line in theirs]

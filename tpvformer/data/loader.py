@@ -230,9 +230,9 @@ def make_loader(
 ) -> DataLoader:
     """Build the loader of one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
-    Training drops the last incomplete batch; validation keeps it. One worker reads if ``cfg.workers`` is None; see
-    worker_count.py for a better number. Raises DataError if there are fewer samples
-    than one training batch, or if samples of one batch would have unequal numbers of cameras.
+    Training drops the last incomplete batch; validation keeps it. One worker reads if ``cfg.workers`` is None;
+    worker_count.py chooses better. Raises DataError if there are fewer samples than one training batch, or if samples
+    of one batch would have unequal numbers of cameras.
     """
     odd = dataset.other_cameras if cfg.batch_size > 1 else None
     if odd is not None:

@@ -30,7 +30,7 @@ class WorkerChoice:
     def said(self, cores: int) -> str:
         """Return the line for the log; ``cores`` are those of this process."""
         return (
-            f"{self.number} loader workers: this process has {cores} cores, and a sample is read in "
+            f"{self.number} loader worker{'' if self.number == 1 else 's'}: this process has {cores} cores, and a sample is read in "
             f"{1000 * self.reading:.0f} ms (data.workers sets another number)"
         )
 
