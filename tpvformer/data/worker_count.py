@@ -29,9 +29,10 @@ class WorkerChoice:
 
     def said(self, cores: int) -> str:
         """Return the line for the log; ``cores`` are those of this process."""
+        workers = f"{self.number} loader worker{'' if self.number == 1 else 's'}"
         return (
-            f"{self.number} loader worker{'' if self.number == 1 else 's'}: this process has {cores} cores, and a sample is read in "
-            f"{1000 * self.reading:.0f} ms (data.workers sets another number)"
+            f"{workers}: this process has {cores} cores, and a sample is read in {1000 * self.reading:.0f} ms "
+            "(data.workers sets another number)"
         )
 
     def raised(self, step: float, waiting: float) -> Optional[int]:
