@@ -7,6 +7,8 @@ from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from tpvformer.data.detection.boxes import Boxes
+
 
 class Held(NamedTuple):
     """Content of a frame that is in memory instead of in files."""
@@ -34,3 +36,4 @@ class Record:
     crop: Optional[Tuple[int, int]] = None  # rows, columns that images are cut to, from the upper left
     held: Optional[Held] = None  # images and points in memory; ``images`` and ``scan`` are then empty
     scan_columns: Optional[int] = None  # declared float32 values per point, x, y, z first; None: five, if they fit
+    boxes: Optional[Boxes] = None  # annotated objects, lidar frame; None: not asked for, or not known

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tpvformer.data.detection.boxes import Boxes
 from tpvformer.errors import DataError as DataError  # public import path
 
 LIDAR_BIT, CAMERA_BIT = 1, 2  # bits of a voxel mask: observed by the lidar, by a camera
@@ -46,6 +47,7 @@ class Frame:
     camera_slots: Sequence[int] = ()  # the embedding of each camera; empty: the first N in order
     valid_sizes: Sequence[Tuple[int, int]] = ()  # (h, w) of each image without padding; empty: no image is padded
     lost_points: int = 0  # number of scan points left out because their coordinates are not finite (no return)
+    boxes: Optional[Boxes] = None  # annotated objects, lidar frame; None: not asked for, or not known
     no_scan: str = ""  # why a sample of an info file has no points; empty if it has points, and for rigs
 
     def pictures(self) -> List[np.ndarray]:
@@ -74,6 +76,7 @@ class Sample:
     ray_origins: Optional[Tensor] = None  # (O, 3) float32, metres in the grid's frame
     replaced: str = ""  # error of the unreadable sample that this one replaces; empty if it replaces none
     camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
+    boxes: Optional[Boxes] = None  # annotated objects, the grid's frame; None: not asked for, or not known
 
 
 @dataclass
@@ -100,6 +103,7 @@ class Batch:
     row_counts: List[int] = field(default_factory=list)  # each plane's part of R, on the host
     ray_lengths: List[int] = field(default_factory=list)  # number of origins of each sample; ints, to slice with
     replaced: List[str] = field(default_factory=list)  # errors of the samples that could not be read and were replaced
+    boxes: List[Optional[Boxes]] = field(default_factory=list)  # as Sample.boxes; empty if not asked for
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:
