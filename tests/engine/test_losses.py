@@ -19,7 +19,7 @@ from tpvformer.data.types import Batch
 from tpvformer.engine import losses
 from tpvformer.model import Prediction
 from tpvformer.model.image_head import ImageLogits
-from tpvformer.model.tpvformer import TaughtPrediction
+from tpvformer.model.tpvformer import FullPrediction
 
 GOLDEN = Path(__file__).parents[1] / "golden_data" / "data_side"
 CASES = ("points_17", "voxel_18", "points_missing_classes", "points_confident", "batch2_voxel_17")
@@ -94,7 +94,7 @@ def test_what_single_cameras_say_is_a_mean_over_the_labelled_voxels_each_sees() 
     m = batch.voxel_coords.shape[1]
     logits, visible = torch.randn(2, 3, K, m, requires_grad=True), torch.rand(2, 3, m) < 0.5
     plain = logits_for(batch, dense=False)
-    prediction = TaughtPrediction(*plain, ImageLogits(logits, visible))
+    prediction = FullPrediction(*plain, ImageLogits(logits, visible), None)
     weighted = replace(LIDARSEG, image=0.5)
     parts = []
     for i in range(2):

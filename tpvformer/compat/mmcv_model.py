@@ -45,6 +45,7 @@ def read_model(model: Node) -> ModelConfig:
         layers=layers,
         dropout=_DROPOUT,
         image_head=False,
+        detection=None,
         position_dims=facts.list("position_dims", 3 if view_attn == "cross_view" else 2),
         pillar_anchors=facts.list("pillar_anchors", 3),
         image_points=facts.list("image_points", 3),

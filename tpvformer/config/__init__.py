@@ -13,7 +13,15 @@ from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hi
 
 from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
 from tpvformer.config.ranges import short
-from tpvformer.config.sections import BackboneConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from tpvformer.config.sections import (
+    BackboneConfig,
+    DataConfig,
+    DetectionConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from tpvformer.config.words import plain
 from tpvformer.labels import LABEL_MAPS
 from tpvformer.untrusted.names import is_file_name
@@ -25,6 +33,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DetectionConfig",
     "GridConfig",
     "LossConfig",
     "ModelConfig",
@@ -80,6 +89,16 @@ class Config:
             )
         if self.loss.image and (not self.data.cells_are_even or self.data.fill_label != self.data.ignore_label):
             raise ConfigError("loss.image reads voxels that hold points, in even cells; set data.even_cells=true")
+        if bool(self.loss.detection) != (self.model.detection is not None):
+            raise ConfigError(
+                f"loss.detection is {self.loss.detection} and model.detection is "
+                f"{'null' if self.model.detection is None else 'set'}; expected a weight above 0 with a head, or 0 "
+                "without one"
+            )
+        if self.model.detection is not None and self.data.format != "nuscenes":
+            raise ConfigError(f"model.detection needs boxes, which data.format={self.data.format} does not have")
+        if not self.loss.detection and not self.loss.segmentation:
+            raise ConfigError("loss.segmentation and loss.detection are both 0; expected at least one above 0")
         if not kind:
             return
         wanted, given = OCCUPANCY_GRIDS[kind], (grid.shape, grid.pc_range, grid.frame)
@@ -143,13 +162,24 @@ def _assign(node: Dict[str, Any], kind: Any, path: str, value: Any) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
             raise ConfigError(f"override {path}: {kind.__name__} has no field {head!r}{hint}")
         parent, kind = kind, hints[head]
-        if head is not name and not dataclasses.is_dataclass(kind):
+        if head is name:
+            break
+        kind = _section(kind)
+        if kind is None:
             raise ConfigError(f"override {path}: {head!r} of {parent.__name__} is a value and has no fields")
-        if head is not name:
-            node = node[head]
-    if dataclasses.is_dataclass(kind):
+        if node[head] is None:  # a section that is left out: one of its fields asks for it
+            node[head] = dataclasses.asdict(kind())
+        node = node[head]
+    if _section(kind) is not None and (value is not None or dataclasses.is_dataclass(kind)):
         raise ConfigError(f"override {path}: {name!r} is a section; name one of its fields")
     node[name] = _coerce(value, kind, f"override {path}")
+
+
+def _section(kind: Any) -> Any:
+    """Return the dataclass of a field that holds a section, or may hold one; None for a field that holds a value."""
+    if get_origin(kind) is Union:
+        kind = get_args(kind)[0]
+    return kind if dataclasses.is_dataclass(kind) else None
 
 
 def _coerce(value: Any, kind: Any, where: str) -> Any:
@@ -197,8 +227,10 @@ def from_dict(tree: Dict[str, Any]) -> Config:
         values = {}
         for name, value in node.items():
             here = f"{where}.{name}" if where else name
-            nested = dataclasses.is_dataclass(hints[name])
-            values[name] = build(hints[name], value, here) if nested else _coerce(value, hints[name], here)
+            section = _section(hints[name])
+            left_out = value is None and section is not hints[name]
+            nested = section is not None and not left_out
+            values[name] = build(section, value, here) if nested else _coerce(value, hints[name], here)
         return kind(**values)
 
     return build(Config, tree, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Tuple, get_args
 
+from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
@@ -25,6 +26,7 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
+Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class ModelConfig:
     plane_own_logit: float = 10.0  # cross_view: initial logit of a query's own plane
     dropout: float = 0.1
     image_head: bool = False  # a layer that training alone uses, for loss.image
+    detection: Optional[DetectionConfig] = None  # a head for 3-D boxes; it needs loss.detection (docs/detection.md)
 
     def __post_init__(self) -> None:
         def need(ok: bool, text: str) -> None:
@@ -184,13 +187,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Configure the losses, weight 1 each. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves
+    """Configure the losses. Inputs are "points" or "voxel"; ``lovasz_input`` "none" leaves
     Lovász-softmax out."""
 
     lovasz_input: LovaszInput = "points"
     ce_input: LossInput = "voxel"
     class_weights: Tuple[float, ...] = ()  # of cross-entropy on voxels, one a class; empty: all the same
     affinity: bool = False  # the two scene-class affinity losses on voxels; see engine/losses/affinity.py
+    segmentation: float = 1.0  # weight of the losses of points and voxels; 0: boxes alone, labels are not needed
+    detection: float = 0.0  # weight of the losses of 3-D boxes; needs model.detection (engine/losses/detection.py)
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
 
     def __post_init__(self) -> None:
@@ -238,6 +243,8 @@ class TrainConfig:
     # null: true where launching kernels one by one costs more than running them (docs/verification.md)
     compile: Optional[bool] = None
     seed: int = 0
+    # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
+    freeze: Tuple[Part, ...] = ()
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never
     save_every_steps: int = 0

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tpvformer.config import DataConfig, GridConfig
+from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.formats import format_of, open_records
 from tpvformer.data.frames import read_frame
 from tpvformer.data.images.cache import ImageCache
@@ -31,13 +32,23 @@ from tpvformer.labels import raw_to_class
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
+def open_frames(config: Config, split: str) -> FrameDataset:
+    """Return the frames of a split with the labels that ``config`` trains on. Raises ConfigError and DataError."""
+    box_map = None if config.model.detection is None else BoxMap.of(config.model)
+    labels = bool(config.loss.segmentation) and split != "test"
+    return FrameDataset(
+        config.data, config.model.grid, split, config.train.seed, labels, box_map=None if split == "test" else box_map
+    )
+
+
 class FrameDataset(Dataset[Sample]):
     """The frames of one split, in the order of its info file, its rig file, or SemanticKITTI's sequences.
 
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
     its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
-    empty, without points. Raises ConfigError and DataError.
+    empty, without points. With ``box_map`` samples hold the annotated boxes and the detection head's targets. Raises
+    ConfigError and DataError.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class FrameDataset(Dataset[Sample]):
         seed: int,
         require_labels: bool = True,
         require_scans: bool = True,
+        box_map: Optional[BoxMap] = None,
     ) -> None:
         try:
             self._to_class = raw_to_class(cfg.label_map)
@@ -56,7 +68,7 @@ class FrameDataset(Dataset[Sample]):
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
-        self._require_scans = require_scans
+        self._require_scans, self._box_map = require_scans, box_map
         self._records = open_records(cfg, split)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
@@ -185,7 +197,10 @@ class FrameDataset(Dataset[Sample]):
     def sample(self, index: int, augment: bool) -> Sample:
         """Return one sample, with or without the augmentations of the current epoch, for any split."""
         rng = self._random(index) if augment else None
-        return make_sample(self.load_frame(index), self._cfg, self.grid, rng)
+        sample = make_sample(self.load_frame(index), self._cfg, self.grid, rng)
+        if self._box_map is not None and sample.boxes is not None:
+            sample.box_targets = draw_targets(sample.boxes, self._box_map)
+        return sample
 
     def __getitem__(self, index: int) -> Sample:
         try:

@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from multiprocessing.queues import Queue
 from types import TracebackType
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 from weakref import WeakSet
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
@@ -22,6 +22,7 @@ import cv2
 
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.detection.targets import Targets
 from tpvformer.data.samplers import TrainSampler, ValSampler
 from tpvformer.data.types import Batch, Sample
 from tpvformer.errors import DataError
@@ -90,7 +91,21 @@ def collate(
         ray_lengths=[len(o) for o in origins],
         replaced=[s.replaced for s in samples if s.replaced],
         pin_device=pin_device,
+        **_stack_targets([s.box_targets for s in samples if s.box_targets is not None]),
     )
+
+
+def _stack_targets(targets: Sequence[Targets]) -> Dict[str, Any]:
+    """Return the fields of a Batch that the detection head learns from; nothing without targets."""
+    if not targets:
+        return {}
+    heatmaps, cells, labels, values = ([torch.from_numpy(part) for part in column] for column in zip(*targets))
+    return {
+        "heatmaps": _stack(heatmaps),
+        "box_cells": _pad(cells, 0),
+        "box_labels": _pad(labels, -1),
+        "box_values": _pad(values, 0),
+    }
 
 
 _LOCK_SECONDS = 5.0  # workers hold the lock for microseconds

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tpvformer.data.detection.boxes import Boxes
+from tpvformer.data.detection.targets import Targets
 from tpvformer.errors import DataError as DataError  # public import path
 
 LIDAR_BIT, CAMERA_BIT = 1, 2  # bits of a voxel mask: observed by the lidar, by a camera
@@ -77,6 +78,7 @@ class Sample:
     replaced: str = ""  # error of the unreadable sample that this one replaces; empty if it replaces none
     camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
     boxes: Optional[Boxes] = None  # annotated objects, the grid's frame; None: not asked for, or not known
+    box_targets: Optional[Targets] = None  # what the detection head learns from them
 
 
 @dataclass
@@ -104,6 +106,11 @@ class Batch:
     ray_lengths: List[int] = field(default_factory=list)  # number of origins of each sample; ints, to slice with
     replaced: List[str] = field(default_factory=list)  # errors of the samples that could not be read and were replaced
     boxes: List[Optional[Boxes]] = field(default_factory=list)  # as Sample.boxes; empty if not asked for
+    # what the detection head learns (data/detection/targets.py), N the most boxes of a sample
+    heatmaps: Optional[Tensor] = None  # (B, 10, Y, X) float32
+    box_cells: Optional[Tensor] = None  # (B, N) int64, padded with 0
+    box_labels: Optional[Tensor] = None  # (B, N) int64, padded with -1
+    box_values: Optional[Tensor] = None  # (B, N, 10) float32, padded with 0
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:

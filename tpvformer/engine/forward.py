@@ -27,7 +27,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     corner, as in the published models.
 
     In training the point logits are None if no loss reads them, and a model with an image head returns a
-    TaughtPrediction.
+    FullPrediction, as a model with a detection head always does.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxel_coords, config)

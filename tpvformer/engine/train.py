@@ -16,7 +16,7 @@ from tpvformer import __version__
 from tpvformer.compat import checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, TrainConfig
-from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
 from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch
@@ -222,8 +222,7 @@ def build_loaders(
 
     Raises ConfigError and DataError, in all processes if their data differ.
     """
-    seed, grid = config.train.seed, config.model.grid
-    train_set = FrameDataset(config.data, grid, "train", seed)
+    train_set = open_frames(config, "train")
     check_cameras(train_set, config)
     if train_set.camera_note:
         log.line(train_set.camera_note)
@@ -232,7 +231,7 @@ def build_loaders(
     train_loader = loading.loader(train_set, train=True)
     val_loader = None
     if evaluates:
-        val_set = FrameDataset(config.data, grid, "val", seed)
+        val_set = open_frames(config, "val")
         check_cameras(val_set, config)
         check_same_cameras(train_set, val_set)
         if val_set.camera_note and val_set.infos != train_set.infos:
@@ -265,7 +264,9 @@ def _build_compiled(
 def build_model(config: Config, device: torch.device) -> TPVFormer:
     """Return the model on the device, with fresh weights from the configured seed."""
     torch.manual_seed(config.train.seed)
-    return settle(TPVFormer(config.model), config, device)
+    model = TPVFormer(config.model)
+    model.freeze(config.train.freeze)
+    return settle(model, config, device)
 
 
 def settle(model: TPVFormer, config: Config, device: torch.device) -> TPVFormer:

@@ -37,9 +37,18 @@ class TPVAggregator(nn.Module):
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         return first, last
 
+    @property
+    def first_layer(self) -> nn.Linear:
+        """Return the decoder's first layer, which hidden units of voxels come from."""
+        return self._linears()[0]
+
+    def three_planes(self, x: Tensor) -> Tensor:
+        """Return the features (B,Q,C) of all three planes, given those of the model's planes."""
+        return x
+
     def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Apply the first linear layer, without bias, and the configured up-sampling: three maps (B,D,rows,cols)."""
-        grid = self.cfg.grid
+        x, grid = self.three_planes(x), self.cfg.grid
         scale = (grid.scale_w, grid.scale_h, grid.scale_z)
         up = ((scale[1], scale[0]), (scale[2], scale[1]), (scale[0], scale[2]))
         hidden = F.linear(x, self._linears()[0].weight)
@@ -120,9 +129,9 @@ class BEVAggregator(TPVAggregator):
         super().__init__(cfg)
         self.height = nn.Parameter(torch.randn(cfg.grid.z, cfg.dim))  # same scale as a plane after LayerNorm
 
-    def plane_maps(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Return the maps as of three planes, from the features (B,HW,C) of plane hw."""
+    def three_planes(self, x: Tensor) -> Tensor:
+        """Return the features of three planes, from those (B,HW,C) of plane hw."""
         batch, grid = x.shape[0], self.cfg.grid
         zh = self.height[:, None].expand(batch, -1, grid.h, -1).flatten(1, 2)
         wz = x.new_zeros(batch, grid.w * grid.z, x.shape[2])
-        return super().plane_maps(torch.cat([x, zh, wz], 1))
+        return torch.cat([x, zh, wz], 1)

@@ -11,6 +11,7 @@ from tpvformer.config import ModelConfig
 from tpvformer.model import activation_checkpoint as recompute
 from tpvformer.model.aggregator import BEVAggregator, TPVAggregator
 from tpvformer.model.backbone import Bottleneck, ResNet
+from tpvformer.model.detection import DetectionHead, DetectionMaps
 from tpvformer.model.encoder import FFN, TPVEncoder
 from tpvformer.model.image_attention import ImageCrossAttention
 from tpvformer.model.image_head import ImageHead, ImageLogits
@@ -25,12 +26,13 @@ class Prediction(NamedTuple):
     point_logits: Optional[Tensor]
 
 
-class TaughtPrediction(NamedTuple):
-    """Hold a Prediction and each camera's logits of the chosen voxels; for training models with an image head."""
+class FullPrediction(NamedTuple):
+    """Hold a Prediction and the outputs of the other heads that the model has; None for a head that it lacks."""
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
-    image: ImageLogits
+    image: Optional[ImageLogits]  # each camera's logits of the chosen voxels; in training only
+    detection: Optional[DetectionMaps]
 
 
 class TPVFormer(nn.Module):
@@ -56,6 +58,22 @@ class TPVFormer(nn.Module):
         self.neck = FPN(config.backbone.out_channels, config.dim, config.num_levels)
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
         self.image_head = ImageHead(config) if config.image_head else None
+        self.detection = DetectionHead(config) if config.detection is not None else None
+        self._frozen: Tuple[nn.Module, ...] = ()
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Stop the learning of parts, named as in the state dict: no gradients, and always in evaluation mode."""
+        modules = [getattr(self, name) for name in parts]
+        self._frozen = tuple(module for module in modules if module is not None)
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TPVFormer":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     @property
     def product_type(self) -> Optional[torch.dtype]:
@@ -134,8 +152,8 @@ class TPVFormer(nn.Module):
         voxels: Optional[Tensor] = None,
         camera_slots: Optional[Tensor] = None,
         rows: Optional[Sequence[Tensor]] = None,
-    ) -> Union[Prediction, TaughtPrediction]:
-        """Predict a batch.
+    ) -> Union[Prediction, FullPrediction]:
+        """Predict a batch: a FullPrediction where the model has other heads to read, else a Prediction.
 
         images (B,N,3,H,W): BGR minus the mean colour, padded to a multiple of 32. lidar2img (B,N,4,4): lidar metres to
         pixels of those images, times depth. points (B,P,3): positions in voxels, x, y, z (indices as in the data set).
@@ -151,11 +169,22 @@ class TPVFormer(nn.Module):
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]
+        image, boxes = None, self.boxes(planes)
         if self.training and self.image_head is not None and voxels is not None:
             size = (images.shape[3], images.shape[4])
             image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
-            return TaughtPrediction(voxel_logits, point_logits, image)
-        return Prediction(voxel_logits, point_logits)
+        if image is None and boxes is None:
+            return Prediction(voxel_logits, point_logits)
+        return FullPrediction(voxel_logits, point_logits, image, boxes)
+
+    def boxes(self, planes: Tensor) -> Optional[DetectionMaps]:
+        """Return the maps of 3-D boxes from plane features (B,Q,C); None for a model without that head."""
+        if self.detection is None:
+            return None
+        maps: DetectionMaps = self.detection(
+            self.aggregator.three_planes(planes), self.aggregator.first_layer, self.image_autocast
+        )
+        return maps
 
     def _check(self, images: Tensor, lidar2img: Tensor, points: Optional[Tensor]) -> None:
         if images.dim() != 5 or images.shape[2] != 3:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config
+from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
+from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.loader import ListRows, collate
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS
 from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
@@ -24,6 +26,7 @@ from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 SIZE = (1600, 900)  # width, height of nuScenes images
 POINTS = 34_720  # points of a full lidar turn
+BOXES = 40  # annotated objects of a frame
 GROUND_LABEL = 11  # driveable surface
 SECTORS = 60  # horizontal sectors, one obstacle in each
 NEAREST, FARTHEST, TALLEST = 5.0, 60.0, 12.0  # metres: distance and height of the obstacles
@@ -72,6 +75,18 @@ def random_frame(size: Tuple[int, int], points: int, cameras: int, rng: np.rando
     return Frame("random", images, [c.channel for c in CAMERAS], nuscenes_rig(size, cameras), cloud, labels)
 
 
+def random_boxes(config: Config, rng: np.random.RandomState) -> Boxes:
+    """Return BOXES boxes on the grid, as large as cars."""
+    low, high = np.array(config.model.grid.pc_range).reshape(2, 3)
+    return Boxes(
+        centres=rng.uniform(low, high, (BOXES, 3)).astype(np.float32),
+        sizes=rng.uniform((4, 1.7, 1.5), (5, 2, 1.8), (BOXES, 3)).astype(np.float32),
+        yaws=rng.uniform(-math.pi, math.pi, BOXES).astype(np.float32),
+        velocities=rng.uniform(-5, 5, (BOXES, 2)).astype(np.float32),
+        labels=rng.randint(0, len(DETECTION_CLASSES), BOXES),
+    )
+
+
 def random_labels(kind: str, rng: np.random.RandomState) -> DenseLabels:
     """Return dense labels with a tenth of the voxels occupied; masks, if any, observe every second voxel."""
     grid = OCCUPANCY_GRIDS[kind]
@@ -97,7 +112,10 @@ def random_batch(config: Config, size: Tuple[int, int], points: int, list_rows: 
             dense = random_labels(config.data.occupancy, rng)
             origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
             frame = dataclasses.replace(frame, dense=dense, ray_origins=origins)
-        samples.append(make_sample(frame, config.data, config.model.grid, rng))
+        sample = make_sample(frame, config.data, config.model.grid, rng)
+        if config.model.detection is not None:
+            sample.box_targets = draw_targets(random_boxes(config, rng), BoxMap.of(config.model))
+        samples.append(sample)
     return collate(samples, config.data.ignore_label, list_rows=list_rows)
 
 

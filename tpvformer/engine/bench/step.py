@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tpvformer import ops
 from tpvformer.config import Config
-from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.dataset import open_frames
 from tpvformer.data.samplers import TrainSampler
 from tpvformer.data.types import Batch
 from tpvformer.engine.bench.inputs import POINTS, SIZE, pinned, random_batch, roughen
@@ -293,8 +293,7 @@ def _deform_conv(shapes: Dict[Shape, int], device: torch.device) -> Dict[str, An
 
 def _configured(config: Config, device: torch.device) -> Tuple[Elapsed, Iterator[Batch]]:
     """Return the time to read one sample in this process, and the training loader's batches, epoch after epoch."""
-    seed = config.train.seed
-    dataset = FrameDataset(config.data, config.model.grid, "train", seed)
+    dataset = open_frames(config, "train")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)

@@ -11,7 +11,7 @@ import torch
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config
-from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.dataset import open_frames
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.distributed import collectives as distributed
@@ -47,7 +47,7 @@ def evaluate_checkpoint(
     try:
         for remark in remarks:
             log.warn(remark)
-        data = FrameDataset(config.data, config.model.grid, "val", config.train.seed)
+        data = open_frames(config, "val")
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
@@ -73,7 +73,7 @@ def evaluate_checkpoint(
         if out is not None and world.is_main:
             write_scores(out, result, config)
         if controls:
-            train_set = FrameDataset(config.data, config.model.grid, "train", config.train.seed)
+            train_set = open_frames(config, "train")
             run_controls(model, loader, train_set, data, config, world, place, log, result)
     finally:
         log.close()
@@ -94,7 +94,7 @@ def predict_test_set(
     try:
         for remark in remarks:
             log.warn(remark)
-        data = FrameDataset(config.data, config.model.grid, "test", config.train.seed, require_labels=False)
+        data = open_frames(config, "test")
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)

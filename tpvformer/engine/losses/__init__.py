@@ -24,28 +24,42 @@ from torch.nn import functional as F
 from tpvformer.config import DataConfig, LossConfig
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.engine.losses.affinity import affinity
+from tpvformer.engine.losses.detection import detection_losses
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
     from tpvformer.model import Prediction
+    from tpvformer.model.detection import DetectionMaps
     from tpvformer.model.image_head import ImageLogits
 
 
 def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the mean loss of the samples, a scalar, with the term of the image head.
+    """Return the mean loss of the samples, a scalar, with the terms of the image head and of the boxes.
 
     ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are
     (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
     """
-    losses = sample_losses(prediction, batch, loss_cfg, data_cfg)
-    image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a TaughtPrediction has it
+    losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
+    boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
+    if boxes is not None:
+        losses = losses + loss_cfg.detection * detection_losses(boxes, batch, together=True)
+    image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a FullPrediction may have it
     if image is not None:
         losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
     return losses.mean()
 
 
 def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the loss of each sample, (B,) float32; inputs as for ``total_loss``."""
+    """Return the loss of each sample on its own, (B,) float32, without the image head; inputs as for ``total_loss``."""
+    losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
+    boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
+    if boxes is None or batch.heatmaps is None:
+        return losses
+    return losses + loss_cfg.detection * detection_losses(boxes, batch, together=False)
+
+
+def segmentation_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
+    """Return the loss (B,) float32 of points and voxels; inputs as for ``total_loss``."""
     ignore = data_cfg.ignore_label
     inputs = {loss_cfg.lovasz_input, loss_cfg.ce_input}
     if "points" in inputs:
@@ -67,7 +81,7 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
         loss = lovasz_labels(voxel_logits, labels, ignore) + loss
     if loss_cfg.affinity:
         loss = affinity(voxel_logits, labels, ignore, data_cfg.fill_label) + loss
-    return loss
+    return loss if loss_cfg.segmentation == 1 else loss_cfg.segmentation * loss
 
 
 @lru_cache(maxsize=4)  # cached: each copy from the host may synchronise with the device
