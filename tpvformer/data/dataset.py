@@ -19,6 +19,7 @@ from tpvformer.data.formats import format_of, open_records
 from tpvformer.data.frames import read_frame
 from tpvformer.data.images.cache import ImageCache
 from tpvformer.data.images.letterbox import read_pictures
+from tpvformer.data.nuscenes.boxes import require_boxes
 from tpvformer.data.nuscenes.infos.cameras import given_to, note_on
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
@@ -37,7 +38,8 @@ class FrameDataset(Dataset[Sample]):
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
     its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
-    empty, without points. Raises ConfigError and DataError.
+    empty, without points. ``boxes`` gives samples their annotated objects; a set without them is refused. Raises
+    ConfigError and DataError.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FrameDataset(Dataset[Sample]):
         seed: int,
         require_labels: bool = True,
         require_scans: bool = True,
+        boxes: bool = False,
     ) -> None:
         try:
             self._to_class = raw_to_class(cfg.label_map)
@@ -57,7 +60,9 @@ class FrameDataset(Dataset[Sample]):
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
         self._require_scans = require_scans
-        self._records = open_records(cfg, split)
+        self._records = open_records(cfg, split, boxes)
+        if boxes:
+            require_boxes(self._records, self.infos, cfg.root, cfg.version)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None

@@ -11,12 +11,12 @@ from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import image_fault, label_fault, scan_fault
 from tpvformer.data.check.report import Report
 from tpvformer.data.check.tree import Tree, check_folder, check_tables, name_archive
-from tpvformer.data.nuscenes.infos.build import LIDAR, pose_numbers
+from tpvformer.data.nuscenes.infos.build import LIDAR
 from tpvformer.data.nuscenes.infos.declared import check_distortion
 from tpvformer.data.nuscenes.infos.plausible import FAR, far_text, intrinsics_problem
 from tpvformer.data.nuscenes.lidarseg import label_table
 from tpvformer.data.nuscenes.splits import scenes_of
-from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
+from tpvformer.data.nuscenes.tables import Progress, Row, pose_numbers, read_table, stream_table, table_path
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import gc_paused
 from tpvformer.geometry import is_degenerate, lidar_to_image, rotations
