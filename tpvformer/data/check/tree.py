@@ -48,7 +48,9 @@ def check_tables(report: Report, folder: Path) -> bool:
             report.fault("tables", f"{folder / name}.json is missing; it is part of the archive {archive}")
     extra = [name for name in missing if name not in NEEDED]
     if extra:
-        report.notes.append(f"{', '.join(extra)} missing among the tables: only nuscenes-devkit needs them")
+        report.notes.append(
+            f"{', '.join(extra)} missing among the tables: only detection and nuscenes-devkit need them"
+        )
     return not any(name in NEEDED for name in missing)
 
 

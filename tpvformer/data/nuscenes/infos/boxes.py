@@ -226,11 +226,7 @@ def _rows(stored: Any, record: Record) -> _Stored:
         raise ValueError("it has boxes in the global frame, but not the pose of the lidar")
     rows = list(stored)
     poses = [np.concatenate([numbers(row["translation"], 3), numbers(row["rotation"], 4)]) for row in rows]
-    unknown = [np.nan] * 3
-    velocities = [
-        np.resize(np.asarray(unknown if row.get("velocity") is None else row["velocity"], np.float64), 3)
-        for row in rows
-    ]
+    velocities = [numbers([np.nan] * 3 if row.get("velocity") is None else row["velocity"], 3) for row in rows]
     table = np.array(poses).reshape(-1, 7)
     centres, yaws, flat = to_lidar(
         record.ego2global @ record.lidar2ego, table, np.array(velocities, np.float64).reshape(-1, 3)

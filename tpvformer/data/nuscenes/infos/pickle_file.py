@@ -1,7 +1,8 @@
 """Write infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x read: {infos: [records], metadata}.
 
 Boxes have mmdetection3d's convention from before 1.0: width, length, height and -yaw - pi/2 in the lidar frame; names
-are those of detection classes, and nuScenes' categories for all others. ``gt_attributes`` is a key of ours. CAN bus is left out.
+are those of detection classes, and nuScenes' categories for all others. ``gt_attributes`` is a key of ours.
+CAN bus is left out.
 """
 
 from __future__ import annotations
