@@ -46,7 +46,9 @@ def check_tables_boxes(
     """
     if not box_tables_there(folder):
         lost = [name for name in BOX_TABLES if not (folder / f"{name}.json").is_file()]
-        report.notes.append(f"no boxes: {', '.join(lost)} missing among the tables, which only detection needs")
+        report.notes.append(
+            f"no boxes: {', '.join(lost)} missing among the tables: only detection and nuscenes-devkit need them"
+        )
         return
 
     def fault(text: str) -> None:

@@ -119,7 +119,7 @@ def read_annotations(
     place[[index[token] for token in tokens]] = np.arange(len(tokens))
     own = np.frombuffer(rows.samples, np.int64) if len(rows.samples) else np.zeros(0, np.int64)
     try:
-        stamps = np.array([row["timestamp"] for row in samples], np.float64)[own] / 1e6
+        stamps = np.array([row["timestamp"] for row in samples], np.float64)[own]
     except OverflowError:
         raise DataError(f"{table_path(folder, 'sample')}: holds a timestamp beyond 64 bits") from None
     velocity = _velocities(rows, stamps, folder, fault)
@@ -236,7 +236,10 @@ def _attributes(folder: Path) -> Dict[str, int]:
 
 
 def _velocities(rows: _Rows, stamps: np.ndarray, folder: Path, fault: Optional[Callable[[str], None]]) -> np.ndarray:
-    """Return (M, 3) float64, m/s in the global frame: centred differences, one-sided at an end; NaN where unknown."""
+    """Return (M, 3) float64, m/s in the global frame: centred differences, one-sided at an end; NaN where unknown.
+
+    ``stamps`` (M,) are microseconds, whose differences are exact.
+    """
     count = len(stamps)
     own, before, after = np.array(rows.links, np.int64).reshape(-1, 3).T
     row_of = np.full(len(rows.numbers) + 1, -1, np.int64)  # the last is that of no neighbour
@@ -258,7 +261,7 @@ def _velocities(rows: _Rows, stamps: np.ndarray, folder: Path, fault: Optional[C
     here = np.arange(count)
     first, last = np.where(row_of[before] >= 0, row_of[before], here), np.where(row_of[after] >= 0, row_of[after], here)
     places = np.array(rows.poses).reshape(-1, 7)[:, :3]
-    times = stamps[last] - stamps[first]
+    times = (stamps[last] - stamps[first]) / 1e6
     allowed = LONGEST_GAP * ((first != here).astype(int) + (last != here))
     known = (times > 0) & (times <= allowed)
     safe = np.where(known, times, 1.0)[:, None]
