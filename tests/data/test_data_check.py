@@ -308,6 +308,13 @@ def test_boxes_of_an_info_file_are_checked(root, tmp_path, capsys):
     assert re.search(r"(?m)^boxes: .*record 3 .* box 0 has the size", capsys.readouterr().out)
 
 
+def test_a_box_far_away_is_a_note(root, capsys):
+    edit(root, "sample_annotation", lambda rows: [rows[0]["translation"].__setitem__(0, 300.0)])
+    assert check(root) == 0
+    assert "note: sample" in (said := capsys.readouterr().out)
+    assert "m from the lidar" in said
+
+
 def test_a_set_without_annotations_has_no_fault(root, capsys):
     edit(root, "sample_annotation", list.clear)
     assert check(root) == 0

@@ -31,7 +31,8 @@ from tpvformer.untrusted.pickle import load_pickle
 
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
 real = pytest.mark.skipif(
-    not (REAL / "sample").is_dir(), reason="no real nuScenes frame: TPVFORMER_REAL_DATA names no folder with sample/"
+    not os.environ.get("TPVFORMER_REAL_DATA") or not (REAL / "sample").is_dir(),
+    reason="TPVFORMER_REAL_DATA does not name the folder nuscenes_real",
 )
 GRID = GridConfig(h=10, w=10, z=4)
 
