@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any, Callable, List
@@ -11,9 +12,11 @@ from typing import Any, Callable, List
 import cv2
 import numpy as np
 import pytest
+from box_tools import infos_of
 
 from tpvformer.cli import main
 from tpvformer.data.check.files import image_fault, jpeg_size
+from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
 REAL = Path(os.environ.get("TPVFORMER_REAL_DATA", ""))
@@ -172,7 +175,7 @@ def test_a_missing_archive_is_guessed_and_long_lists_are_cut(root, capsys):
     said = capsys.readouterr().out
     assert "note: 1 scenes are there in part (scene-0061; missing in " in said
     assert "lidarseg.json is missing; it is part of the archive nuScenes-lidarseg-mini-v1.0" in said
-    assert "note: attribute missing among the tables: only nuscenes-devkit needs them" in said
+    assert "note: no boxes: attribute missing among the tables: only detection and nuscenes-devkit need them" in said
 
 
 @pytest.mark.parametrize(
@@ -263,3 +266,56 @@ def test_jpeg_sizes_and_other_formats(tmp_path):
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     assert image_fault(tmp_path / "a.png", "t", (64, 36), False) is None
     assert "is 64x36 pixels" in (image_fault(tmp_path / "a.png", "t", (64, 40), False) or "")
+
+
+BOX_FAULTS = [
+    (lambda rows: rows[0].update(size=[1, 0, 1]), "boxes: .*row {token} .* has the size .1, 0, 1."),
+    (lambda rows: rows[0].update(translation=[0, 0, float("nan")]), "boxes: .*row {token} has no usable pose"),
+    (lambda rows: [r.update(translation=[9e3, 0, 0]) for r in rows[:1]], "boxes: .* a box lies .* m from the lidar"),
+    (
+        lambda rows: [r.update(size=[r["size"][1], r["size"][0], r["size"][2]]) for r in rows],
+        "boxes: .*lidar points lie",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), BOX_FAULTS)
+def test_damaged_annotations_are_named(root, capsys, change, text):
+    token = table(root, "sample_annotation")[0]["token"]
+    edit(root, "sample_annotation", change)
+    assert check(root) == 1
+    said = capsys.readouterr().out
+    assert re.search("(?m)^" + text.format(token=token), said), said
+    assert said.endswith("1 faults\n")
+
+
+def test_boxes_of_an_info_file_are_checked(root, tmp_path, capsys):
+    path = infos_of(root, tmp_path / "infos")
+    asked = ["data", "check", "--infos", str(path), "--root", str(root)]
+    assert main(asked) == 0
+    assert re.search("note: [0-9]+ boxes of the classes of detection in 6 samples", capsys.readouterr().out)
+    content = load_pickle(path)
+    for info in content["infos"]:
+        info["gt_boxes"][:, 6] += 1.57
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    assert main(asked) == 1
+    assert (
+        "is the yaw, the order of length and width, or the frame of the boxes another one?" in capsys.readouterr().out
+    )
+    content["infos"][3]["gt_boxes"][0, 3] = np.nan
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    assert main(asked) == 1
+    assert re.search(r"(?m)^boxes: .*record 3 .* box 0 has the size", capsys.readouterr().out)
+
+
+def test_a_box_far_away_is_a_note(root, capsys):
+    edit(root, "sample_annotation", lambda rows: [rows[0]["translation"].__setitem__(0, 300.0)])
+    assert check(root) == 0
+    assert "note: sample" in (said := capsys.readouterr().out)
+    assert "m from the lidar" in said
+
+
+def test_a_set_without_annotations_has_no_fault(root, capsys):
+    edit(root, "sample_annotation", list.clear)
+    assert check(root) == 0
+    assert "note: no boxes: sample_annotation.json has no rows, as in the test set" in capsys.readouterr().out

@@ -63,16 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _INFOS = (
-    "Reads six tables (scene, sample, sensor, calibrated_sensor, sample_data, ego_pose), writes two files a split: "
-    "nuscenes_infos_<split>.pkl in the layout of TPVFormer, BEVFormer and mmdetection3d 0.x, without boxes and CAN "
-    "bus, which TPVFormer does not read; nuscenes_infos_<split>.safetensors, which this package reads faster and "
-    "which cannot execute code. data.train_infos and data.val_infos accept either."
+    "Reads six tables (scene, sample, sensor, calibrated_sensor, sample_data, ego_pose), and sample_annotation, "
+    "instance, category and attribute for boxes; writes two files a split: nuscenes_infos_<split>.pkl in the layout of "
+    "TPVFormer, BEVFormer and mmdetection3d 0.x, without CAN bus, which TPVFormer does not read; "
+    "nuscenes_infos_<split>.safetensors, which this package reads faster "
+    "and which cannot execute code. data.train_infos and data.val_infos accept either."
 )
 
 
 _CHECK = (
-    "Compares the files of the tree with the tables, then checks calibration, poses, images, scans and labels of "
-    "every key frame. Each fault is one line with its token. Exit status: 0 no fault, 1 faults, 2 wrong arguments."
+    "Compares the files of the tree with the tables, then checks calibration, poses, boxes, images, scans and labels "
+    "of every key frame. Each fault is one line with its token. Exit status: 0 no fault, 1 faults, 2 wrong arguments."
 )
 
 

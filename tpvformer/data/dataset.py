@@ -20,6 +20,7 @@ from tpvformer.data.formats import format_of, open_records
 from tpvformer.data.frames import read_frame
 from tpvformer.data.images.cache import ImageCache
 from tpvformer.data.images.letterbox import read_pictures
+from tpvformer.data.nuscenes.boxes import require_boxes
 from tpvformer.data.nuscenes.infos.cameras import given_to, note_on
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
@@ -47,8 +48,8 @@ class FrameDataset(Dataset[Sample]):
     ``split`` "train" draws the augmentations the configuration asks for, "val" and "test" draw none. ``require_labels``
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
     its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
-    empty, without points. With ``box_map`` samples hold the annotated boxes and the detection head's targets. Raises
-    ConfigError and DataError.
+    empty, without points. With ``box_map`` samples hold the annotated boxes and the detection head's targets, and a set
+    without boxes is refused. Raises ConfigError and DataError.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class FrameDataset(Dataset[Sample]):
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
         self._require_scans, self._box_map = require_scans, box_map
-        self._records = open_records(cfg, split)
+        self._records = open_records(cfg, split, box_map is not None)
+        if box_map is not None:
+            require_boxes(self._records, self.infos, cfg.root, cfg.version)
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, List, Mapping, NamedTuple, Tuple, Union
 
 from tpvformer.config import DataConfig
+from tpvformer.data.nuscenes.boxes import with_table_boxes
 from tpvformer.data.nuscenes.infos.read import read_pickle_infos, read_tensor_infos
 from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX
 from tpvformer.data.nuscenes.lidarseg import label_table
@@ -25,7 +26,7 @@ class Format(NamedTuple):
 
     name: str
     matches: Callable[[Any], bool]
-    read: Callable[[Any, str], List[Record]]  # of the source and data.root
+    read: Callable[[Any, str, bool], List[Record]]  # of the source and data.root; True: with boxes, if it has any
     labels: str  # what names the labels of points: the "records", or nuScenes' "tables"; "voxels": labels of voxels
     camera_names: bool = True  # whether a camera's name chooses its embedding
     lidar_forward: str = "y"  # the axis of the lidar frame that points ahead
@@ -33,21 +34,23 @@ class Format(NamedTuple):
 
 # a source has the first format that matches it
 _BY_SOURCE: Tuple[Format, ...] = (
-    Format("rig content", lambda source: isinstance(source, Mapping), lambda source, _: rig_records(source), "records"),
-    Format("rig file", lambda source: _is_rig(source), lambda source, _: read_rig(source), "records"),
+    Format(
+        "rig content", lambda source: isinstance(source, Mapping), lambda source, *_: rig_records(source), "records"
+    ),
+    Format("rig file", lambda source: _is_rig(source), lambda source, *_: read_rig(source), "records"),
     Format(
         "tensor infos",
         lambda source: Path(source).suffix == SUFFIX,
-        lambda source, _: read_tensor_infos(source),
+        lambda source, _, boxes: read_tensor_infos(source, boxes),
         "tables",
     ),
-    Format("pickle infos", lambda source: True, lambda source, _: read_pickle_infos(source), "tables"),
+    Format("pickle infos", lambda source: True, lambda source, _, boxes: read_pickle_infos(source, boxes), "tables"),
 )
 # data.format says that the source is a list of sequences
 _SEQUENCES = Format(
     "semantickitti",
     lambda source: isinstance(source, str),
-    lambda source, root: load_sequences(root, source),
+    lambda source, root, _: load_sequences(root, source),
     "voxels",
     camera_names=False,
     lidar_forward="x",
@@ -66,18 +69,24 @@ def format_of(source: Source, declared: str = "nuscenes") -> Format:
     return next(known for known in _BY_SOURCE if known.matches(source))
 
 
-def load_infos(source: Source) -> List[Record]:
-    """Return the records of an info file, a rig file or a rig's content.
+def load_infos(source: Source, boxes: bool = False) -> List[Record]:
+    """Return the records of an info file, a rig file or a rig's content; with the boxes of an info file if asked.
 
     Raises DataError where it is of another kind or a record is incomplete.
     """
-    return format_of(source).read(source, "")
+    return format_of(source).read(source, "", boxes)
 
 
-def open_records(cfg: DataConfig, split: str) -> List[Record]:
-    """Return the records of a split. Raises ConfigError and DataError."""
+def open_records(cfg: DataConfig, split: str, boxes: bool = False) -> List[Record]:
+    """Return the records of a split. Raises ConfigError and DataError.
+
+    ``boxes``: read annotated objects from the info file, or, where a record lacks these or their attributes, from
+    nuScenes' tables; Record.boxes stays None where neither has them, in a rig file and in SemanticKITTI.
+    """
     source = cfg.infos(split)
-    return format_of(source, cfg.format).read(source, cfg.root)
+    chosen = format_of(source, cfg.format)
+    records = chosen.read(source, cfg.root, boxes)
+    return with_table_boxes(records, cfg.root, cfg.version) if boxes and chosen.labels == "tables" else records
 
 
 def has_labels(cfg: DataConfig, split: str) -> bool:

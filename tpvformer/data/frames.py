@@ -56,6 +56,7 @@ def read_frame(
         camera_slots=record.slots,
         valid_sizes=valid_sizes,
         lost_points=cloud.lost,
+        boxes=record.boxes,
         no_scan=no_scan,
     )
 

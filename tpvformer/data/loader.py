@@ -90,6 +90,7 @@ def collate(
         camera_slots=_stack_slots(samples),
         ray_lengths=[len(o) for o in origins],
         replaced=[s.replaced for s in samples if s.replaced],
+        boxes=[s.boxes for s in samples] if any(s.boxes is not None for s in samples) else [],
         pin_device=pin_device,
         **_stack_targets([s.box_targets for s in samples if s.box_targets is not None]),
     )

@@ -71,6 +71,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         voxel_mask=voxel_mask,
         ray_origins=ray_origins,
         camera_slots=torch.tensor(frame.camera_slots) if frame.camera_slots else None,
+        boxes=frame.boxes if frame.boxes is None or grid.frame == "lidar" else frame.boxes.transformed(lidar2grid),
     )
 
 

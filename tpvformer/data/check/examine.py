@@ -7,19 +7,20 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
+from tpvformer.data.check.boxes import check_tables_boxes
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import image_fault, label_fault, scan_fault
 from tpvformer.data.check.report import Report
 from tpvformer.data.check.tree import Tree, check_folder, check_tables, name_archive
-from tpvformer.data.nuscenes.infos.build import LIDAR, pose_numbers
+from tpvformer.data.nuscenes.infos.build import LIDAR
 from tpvformer.data.nuscenes.infos.declared import check_distortion
 from tpvformer.data.nuscenes.infos.plausible import FAR, far_text, intrinsics_problem
 from tpvformer.data.nuscenes.lidarseg import label_table
 from tpvformer.data.nuscenes.splits import scenes_of
-from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
+from tpvformer.data.nuscenes.tables import Progress, Row, pose_numbers, read_table, stream_table, table_path
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import gc_paused
-from tpvformer.geometry import is_degenerate, lidar_to_image, rotations
+from tpvformer.geometry import is_degenerate, lidar_to_image, matrices, rotations
 
 _TO_LIDAR_AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x forward, y left becomes x right, y forward
 
@@ -29,6 +30,7 @@ class _Shot(NamedTuple):
 
     token: str
     ego_pose: str
+    calibration: str
     file: str
     size: Tuple[int, int]  # width, height; 0, 0 where the table gives none
     there: bool
@@ -41,6 +43,7 @@ class _Chosen(NamedTuple):
     channel_of: Dict[str, str]  # by calibration
     channels: Set[str]  # the lidar and every mounted camera
     shots: Dict[str, Dict[str, _Shot]]  # by sample and channel
+    mounts: Dict[str, np.ndarray]  # pose (7,) of each usable calibration
 
 
 def examine(
@@ -66,7 +69,7 @@ def examine(
         with gc_paused():
             chosen = _choose(report, folder, scenes if splits else None)
             _walk(report, root, folder, chosen, progress)
-            _check_poses(report, folder, chosen, progress)
+            places = _check_poses(report, folder, chosen, progress)
         labels = _check_labels(report, root, folder)
         if (folder / "map.json").is_file():
             maps = [row["filename"].rsplit("/", 1)[-1] for row in read_table(folder, "map", "filename")]
@@ -74,8 +77,28 @@ def examine(
     except DataError as err:
         report.fault("tables", str(err))
         return report
+    _check_boxes(report, root, folder, chosen, places, progress)
     _check_files(report, root, chosen, labels, whole, progress)
     return report
+
+
+def _check_boxes(
+    report: Report,
+    root: Path,
+    folder: Path,
+    chosen: _Chosen,
+    places: Dict[str, np.ndarray],
+    progress: Optional[Progress],
+) -> None:
+    """Check the annotated boxes of the samples whose lidar has a usable pose."""
+    poses, scans = {}, {}
+    for token, shots in chosen.shots.items():
+        shot = shots.get(LIDAR)
+        if shot is not None and shot.calibration in chosen.mounts and shot.ego_pose in places:
+            poses[token] = matrices(places[shot.ego_pose]) @ matrices(chosen.mounts[shot.calibration])
+            if shot.there:
+                scans[token] = root / shot.file
+    check_tables_boxes(report, folder, poses, scans, progress)
 
 
 def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen:
@@ -90,7 +113,7 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
     if not samples:
         report.fault("tables", f"{folder}: no sample of the scenes asked for is in the sample table")
     sensors = {row["token"]: row for row in read_table(folder, "sensor", "channel", "modality")}
-    channel_of, channels, poses = {}, {LIDAR}, {}
+    channel_of, channels, poses, mounts = {}, {LIDAR}, {}, {}
     fields = ("sensor_token", "translation", "rotation", "camera_intrinsic")
     for row in read_table(folder, "calibrated_sensor", *fields):
         sensor = sensors.get(row["sensor_token"])
@@ -104,13 +127,15 @@ def _choose(report: Report, folder: Path, scenes: Optional[Set[str]]) -> _Chosen
             channels.add(sensor["channel"])
             _check_intrinsics(report, row, sensor["channel"])
         pose = _check_pose(report, "calibration", row, folder / "calibrated_sensor.json")
+        if pose is not None:
+            mounts[row["token"]] = pose
         if pose is not None and sensor["modality"] == "camera":
             poses.setdefault(sensor["channel"], pose)
             distance = float(np.linalg.norm(pose[:3]))
             if distance > FAR:
                 report.notes.append(f"calibrated_sensor {row['token']}: {sensor['channel']} {far_text(distance)}")
     report.notes += remarks([_mount(channel, pose) for channel, pose in sorted(poses.items())], _TO_LIDAR_AXES.T)
-    return _Chosen(samples, channel_of, channels, {token: {} for token in samples})
+    return _Chosen(samples, channel_of, channels, {token: {} for token in samples}, mounts)
 
 
 def _check_pose(report: Report, kind: str, row: Row, path: Path) -> Optional[np.ndarray]:
@@ -167,7 +192,9 @@ def _walk(report: Report, root: Path, folder: Path, chosen: _Chosen, progress: O
                 continue
             if channel not in chosen.channels or not row["is_key_frame"]:
                 continue
-            shot = _Shot(row["token"], row["ego_pose_token"], row["filename"], _size(row), there)
+            shot = _Shot(
+                row["token"], row["ego_pose_token"], row["calibrated_sensor_token"], row["filename"], _size(row), there
+            )
             if chosen.shots[row["sample_token"]].setdefault(channel, shot) is not shot:
                 report.fault("tables", f"sample {row['sample_token']}: two key frames of {channel} in sample_data.json")
             tree.need(row["filename"])
@@ -194,7 +221,10 @@ def _size(row: Row) -> Tuple[int, int]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
-def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Optional[Progress]) -> None:
+def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Optional[Progress]) -> Dict[str, np.ndarray]:
+    """Return the usable poses (7,) of the lidar's key frames, by the token of the ego_pose."""
+    lidar = {shots[LIDAR].ego_pose for shots in chosen.shots.values() if LIDAR in shots}
+    places: Dict[str, np.ndarray] = {}
     wanted = {shot.ego_pose: token for token, shots in chosen.shots.items() for shot in shots.values()}
     path = table_path(folder, "ego_pose")
     seen: Set[str] = set()
@@ -204,10 +234,13 @@ def _check_poses(report: Report, folder: Path, chosen: _Chosen, progress: Option
                 if row["token"] in seen:
                     report.fault("poses", f"{path}: two rows have the token {row['token']}")
                 seen.add(row["token"])
-                _check_pose(report, "poses", row, path)
+                pose = _check_pose(report, "poses", row, path)
+                if pose is not None and row["token"] in lidar:
+                    places[row["token"]] = pose
     for token, sample in wanted.items():
         if token not in seen:
             report.fault("poses", f"sample {sample}: ego_pose {token} is not in {path}")
+    return places
 
 
 def _check_labels(report: Report, root: Path, folder: Path) -> Dict[str, str]:

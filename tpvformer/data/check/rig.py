@@ -8,6 +8,7 @@ from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from tpvformer.data.check.boxes import check_info_boxes
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import RAW_CLASSES, image_fault
 from tpvformer.data.check.report import Report
@@ -77,6 +78,8 @@ def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[R
             scans += 1
             labels += bool(record.labels)
             _check_scan(report, record)
+    if not records[0].rig:
+        check_info_boxes(report, path, records)
     images = sum(bool(stored) for record in records for stored in record.images)
     report.checked = f"{len(records)} frames: {images} images, {scans} scans and {labels} label files looked at"
     return report, records

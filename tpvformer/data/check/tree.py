@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Set
 
 from tpvformer.data.check.report import Folder, Report
+from tpvformer.data.nuscenes.annotations import BOX_TABLES
 
 NEEDED = ("scene", "sample", "sensor", "calibrated_sensor", "sample_data", "ego_pose")
 TABLES = (
@@ -46,7 +47,7 @@ def check_tables(report: Report, folder: Path) -> bool:
         if name in NEEDED:
             archive = "v1.0-mini" if folder.name.endswith("mini") else f"{folder.name}_meta"
             report.fault("tables", f"{folder / name}.json is missing; it is part of the archive {archive}")
-    extra = [name for name in missing if name not in NEEDED]
+    extra = [name for name in missing if name not in (*NEEDED, *BOX_TABLES)]
     if extra:
         report.notes.append(f"{', '.join(extra)} missing among the tables: only nuscenes-devkit needs them")
     return not any(name in NEEDED for name in missing)

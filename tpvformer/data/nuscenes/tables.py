@@ -15,6 +15,7 @@ from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.names import has_unseen, is_file_name, short
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time; as Python objects their rows take about ten times as much
+LARGEST = 1e12  # metres: a larger coordinate is an error; a comparison with NaN is false as well
 Row = Dict[str, Any]
 Progress = Callable[[str, int, int], None]  # (table, bytes done, bytes in all)
 
@@ -144,7 +145,8 @@ def _check_names(path: Path, name: str, rows: List[Row]) -> None:
 
 _TYPES: Dict[str, Tuple[type, ...]] = {
     "timestamp": (int, float), "is_key_frame": (bool,), "translation": (list,), "rotation": (list,),
-    "camera_intrinsic": (list,),
+    "camera_intrinsic": (list,), "size": (list,), "attribute_tokens": (list,), "num_lidar_pts": (int,),
+    "num_radar_pts": (int,),
 }  # fmt: skip
 
 
@@ -177,3 +179,15 @@ def _check(path: Path, rows: List[Any], fields: Tuple[str, ...]) -> None:
                     f"{path}: a row's {name} is {_shown(row[name], 40)}, not {expected[0].__name__} ({text}); "
                     "unpack the nuScenes metadata archive again"
                 )
+
+
+def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
+    """Return translation and quaternion of a row as seven numbers. Raises DataError where they are not usable."""
+    numbers = (*row["translation"], *row["rotation"])
+    numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
+    if numeric and all(abs(n) < LARGEST for n in numbers) and abs(sum(n * n for n in numbers[3:]) - 1) < 0.02:
+        return numbers
+    raise DataError(
+        f"{path}: row {row['token']} has no usable pose (translation {short(row['translation'])}, rotation "
+        f"{short(row['rotation'])}); expected 3 finite metres and a unit quaternion of 4"
+    )

@@ -14,14 +14,13 @@ from tpvformer.data.nuscenes.infos.columns import Infos, Shots
 from tpvformer.data.nuscenes.infos.declared import check_distortion
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, intrinsics_problem, too_far
 from tpvformer.data.nuscenes.splits import scenes_of
-from tpvformer.data.nuscenes.tables import Progress, Row, read_table, stream_table, table_path
+from tpvformer.data.nuscenes.tables import Progress, Row, pose_numbers, read_table, stream_table, table_path
 from tpvformer.errors import DataError
 from tpvformer.files import gc_paused
 from tpvformer.geometry import is_degenerate, relative
 from tpvformer.untrusted.names import short
 
 LIDAR = "LIDAR_TOP"
-LARGEST = 1e12  # metres: a larger coordinate is an error; a comparison with NaN is false as well
 SWEEPS = 10  # sweeps listed before each key frame, as in the public info files
 
 
@@ -231,18 +230,6 @@ def _read_poses(tables: Tables, chains: List[List[SampleData]], progress: Option
                 f"{path}: no row {token}, which the sample_data row {shot.token} "
                 f"({shot.file}) needs; expected tables of one download"
             )
-
-
-def pose_numbers(row: Row, path: Path) -> Tuple[float, ...]:
-    """Return translation and quaternion of a row as seven numbers. Raises DataError where they are not usable."""
-    numbers = (*row["translation"], *row["rotation"])
-    numeric = len(row["translation"]) == 3 and len(numbers) == 7 and all(type(n) in (int, float) for n in numbers)
-    if numeric and all(abs(n) < LARGEST for n in numbers) and abs(sum(n * n for n in numbers[3:]) - 1) < 0.02:
-        return numbers
-    raise DataError(
-        f"{path}: row {row['token']} has no usable pose (translation {short(row['translation'])}, rotation "
-        f"{short(row['rotation'])}); expected 3 finite metres and a unit quaternion of 4"
-    )
 
 
 def _columns(tables: Tables, rows: List[int], chains: List[List[SampleData]], prefix: str) -> Infos:

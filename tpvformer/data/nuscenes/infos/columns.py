@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
+from tpvformer.data.nuscenes.annotations import Annotations
 from tpvformer.geometry import lidar_to_image
 
 
@@ -40,6 +41,7 @@ class Infos:
     intrinsics: np.ndarray  # (N, C, 3, 3) float64, pixels
     sweeps: Shots  # S, of each key frame the latest first
     sweep_start: np.ndarray  # (N + 1,) int64: the sweeps of sample i are sweep_start[i] to sweep_start[i + 1]
+    boxes: Optional[Annotations] = None  # objects of the N key frames; None: not read, or the tables have none
 
     def __len__(self) -> int:
         return len(self.tokens)

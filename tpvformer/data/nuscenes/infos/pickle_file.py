@@ -1,6 +1,8 @@
 """Write infos as the pickle that TPVFormer, BEVFormer and mmdetection3d 0.x read: {infos: [records], metadata}.
 
-Boxes, velocities and CAN bus, which detectors read from such files, are left out: TPVFormer does not use them.
+Boxes have mmdetection3d's convention from before 1.0: width, length, height and -yaw - pi/2 in the lidar frame; names
+are those of detection classes, and nuScenes' categories for all others. ``gt_attributes`` is a key of ours.
+CAN bus is left out.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ from typing import Any, Dict, Generator, List
 
 import numpy as np
 
+from tpvformer.data.detection.boxes import ATTRIBUTES, CATEGORY_LABELS, DETECTION_CLASSES
+from tpvformer.data.nuscenes.annotations import Annotations
+from tpvformer.data.nuscenes.infos.boxes import turned
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
 from tpvformer.files import atomic_file, gc_paused
+from tpvformer.labels import RAW_NAMES
 
 PROTOCOL = 4  # the newest that Python 3.7 reads and that stores arrays as in the public files
 _ARRAYS = "numpy.core.multiarray"  # the module of numpy's array constructor, in the name that all versions import
@@ -62,9 +68,34 @@ def to_records(infos: Infos) -> List[Dict[str, Any]]:
                 "ego2global_rotation": scans[i]["ego2global_rotation"],
                 "timestamp": int(infos.timestamps[i]),
                 "scene_token": infos.scenes[i],
+                **({} if infos.boxes is None else _box_columns(infos.boxes, i)),
             }
         )
     return records
+
+
+def box_name(category: int) -> str:
+    """Return the name in ``gt_names`` of a category, an index of RAW_NAMES."""
+    name = RAW_NAMES[category]
+    label = CATEGORY_LABELS.get(name, len(DETECTION_CLASSES))
+    return DETECTION_CLASSES[label] if label < len(DETECTION_CLASSES) else name
+
+
+def _box_columns(found: Annotations, frame: int) -> Dict[str, np.ndarray]:
+    """Return the boxes of one key frame as mmdetection3d before 1.0 stores them."""
+    own = slice(int(found.starts[frame]), int(found.starts[frame + 1]))
+    boxes = np.concatenate([found.centres[own], found.sizes[own], found.yaws[own, None]], axis=1)
+    names = [box_name(category) for category in found.categories[own]]
+    attributes = [ATTRIBUTES[i] if i >= 0 else "" for i in found.attributes[own]]
+    return {
+        "gt_boxes": turned(boxes),
+        "gt_names": np.array(names, np.str_),
+        "gt_velocity": found.velocities[own].copy(),
+        "num_lidar_pts": found.lidar_points[own].copy(),
+        "num_radar_pts": found.radar_points[own].copy(),
+        "valid_flag": found.lidar_points[own] + found.radar_points[own] > 0,
+        "gt_attributes": np.array(attributes, np.str_),
+    }
 
 
 def _shot_records(shots: Shots) -> List[Dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tpvformer.data.nuscenes.infos.boxes import check_boxes, pickled_boxes
 from tpvformer.data.nuscenes.infos.cameras import by_name
 from tpvformer.data.nuscenes.infos.columns import Infos
 from tpvformer.data.nuscenes.infos.declared import check_distortions, scan_columns
@@ -33,22 +34,22 @@ _NEW = "the info format of mmdetection3d 1.x"
 _DEPTH = "the info format of BEVDepth"
 
 
-def read_pickle_infos(path: Union[str, Path]) -> List[Record]:
-    """Return the records of an info pickle, cameras in the order of their embeddings.
+def read_pickle_infos(path: Union[str, Path], boxes: bool = False) -> List[Record]:
+    """Return the records of an info pickle, cameras in the order of their embeddings; with its ``boxes`` if asked.
 
     Raises DataError where the file is of another kind or a record is incomplete.
     """
     refuse_other_kinds(path)
     with gc_paused(), np.errstate(all="ignore"):  # _checked looks for values that are not finite
-        return by_name(_from_pickle(path))
+        return by_name(_from_pickle(path, boxes))
 
 
-def read_tensor_infos(path: Union[str, Path]) -> List[Record]:
+def read_tensor_infos(path: Union[str, Path], boxes: bool = False) -> List[Record]:
     """Return the records of a tensor file, as ``read_pickle_infos`` does."""
-    return by_name(_from_tensors(path))
+    return by_name(_from_tensors(path, boxes))
 
 
-def _from_pickle(path: Union[str, Path]) -> List[Record]:
+def _from_pickle(path: Union[str, Path], boxes: bool) -> List[Record]:
     stored = load_pickle(path)
     listed = _listed(stored)
     if listed is None:
@@ -62,7 +63,11 @@ def _from_pickle(path: Union[str, Path]) -> List[Record]:
     if not listed:
         raise DataError(f"{path}: {_NO_FRAMES}")
     new = isinstance(stored, Mapping) and "infos" not in stored
-    return _records(path, listed, *_reader_of(path, listed[0], new))
+    records = _records(path, listed, *_reader_of(path, listed[0], new))
+    if not boxes:
+        return records
+    found = pickled_boxes(path, stored, listed, records)
+    return [record if own is None else replace(record, boxes=own) for record, own in zip(records, found)]
 
 
 def _listed(stored: Any) -> Optional[Sequence[Any]]:
@@ -275,7 +280,7 @@ def _below(channel: str, name: str) -> str:
     return name if "/" in name or not name else f"samples/{channel}/{name}"
 
 
-def _from_tensors(path: Union[str, Path]) -> List[Record]:
+def _from_tensors(path: Union[str, Path], boxes: bool) -> List[Record]:
     file = TensorFile(path)
     count, width = file.count, len(file.cameras)
     tokens, scans = file.text("tokens", count), [file_of(name) for name in file.text("scans.files", count)]
@@ -299,6 +304,11 @@ def _from_tensors(path: Union[str, Path]) -> List[Record]:
         )
         for i in range(count)
     ]
+    found = file.boxes() if boxes else None
+    if found is not None:
+        for i, own in enumerate(found):
+            check_boxes(f"{path}: record {i} (sample {tokens[i]})", own)
+        records = [replace(record, boxes=own) for record, own in zip(records, found)]
     if (too_far(lidar2img) & there).any():
         return _checked(path, records)
     for i, record in enumerate(records):

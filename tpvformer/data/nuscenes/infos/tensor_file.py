@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
+from tpvformer.data.detection.boxes import ATTRIBUTES, BICYCLE_RACK, NO_ATTRIBUTE, Boxes
+from tpvformer.data.nuscenes.annotations import OTHER, Annotations
 from tpvformer.data.nuscenes.infos.columns import Infos, Shots
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file, to_path
 
 LAYOUT = "tpvformer infos 1"
 SUFFIX = ".safetensors"
-_DTYPES = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 1 << 20  # bytes; ours takes about 3000
 _SHOTS = ("timestamps", "sensor2ego", "ego2global", "rotation", "translation")
@@ -38,6 +40,7 @@ def write_tensors(infos: Infos, path: Path) -> None:
         **_text("scenes", infos.scenes),
         **_shots("scans", infos.scans),
         **_shots("images", infos.images),
+        **({} if infos.boxes is None else _boxes(infos.boxes)),
     }
     meta = {"layout": LAYOUT, "version": infos.version, "cameras": json.dumps(infos.cameras)}
     header: Dict[str, Any] = {"__metadata__": meta}
@@ -65,6 +68,20 @@ def _text(name: str, values: List[str]) -> Dict[str, np.ndarray]:
 def _shots(name: str, shots: Shots) -> Dict[str, np.ndarray]:
     arrays = {f"{name}.{column}": getattr(shots, column) for column in _SHOTS}
     return {**arrays, **_text(f"{name}.tokens", shots.tokens), **_text(f"{name}.files", shots.files)}
+
+
+def _boxes(found: Annotations) -> Dict[str, np.ndarray]:
+    """Return the columns of the objects that are detected; the others are left out."""
+    labels = found.labels
+    kept = labels != OTHER
+    before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    numbers = (found.centres, found.sizes, found.yaws[:, None], found.velocities)
+    whole = (labels, found.lidar_points, found.radar_points, found.attributes)
+    return {
+        "boxes.starts": before[found.starts],
+        "boxes.numbers": np.concatenate(numbers, axis=1)[kept].astype(np.float32),
+        "boxes.whole": np.stack(whole, axis=1)[kept],
+    }
 
 
 class TensorFile:
@@ -110,7 +127,7 @@ class TensorFile:
 
     def array(self, name: str, *shape: Any) -> np.ndarray:
         """Return an array as a view of the file; ``shape`` is the expected one, None: any length. Raises DataError."""
-        dtype = _DTYPES["U8" if name.endswith(".bytes") else "I64" if name in _WHOLE_NUMBERS else "F64"]
+        dtype = _DTYPES["U8" if name.endswith(".bytes") else _OTHER_NUMBERS.get(name, "F64")]
         entry = self._header.get(name)
         try:
             found = tuple(entry["shape"])
@@ -139,6 +156,25 @@ class TensorFile:
         except UnicodeDecodeError:
             raise self._damaged(f"the texts {name!r} are not UTF-8") from None
 
+    def boxes(self) -> Optional[List[Boxes]]:
+        """Return the boxes of each key frame; None where the file has none. Raises DataError."""
+        if "boxes.starts" not in self._header:
+            return None
+        starts = self.array("boxes.starts", self.count + 1)
+        count = int(starts[-1])
+        if starts[0] != 0 or (np.diff(starts) < 0).any() or count >= 1 << 40:
+            raise self._damaged("its boxes are not those of its key frames")
+        numbers, whole = self.array("boxes.numbers", count, 9), self.array("boxes.whole", count, 4)
+        labels, attributes = whole[:, 0], whole[:, 3]
+        bad = (labels < 0) | (labels > BICYCLE_RACK) | (attributes < NO_ATTRIBUTE) | (attributes >= len(ATTRIBUTES))
+        if (bad | ((whole[:, 1:3] < 0) | (whole[:, 1:3] >= 1 << 32)).any(1)).any():
+            raise self._damaged("a box has a class, a number of points or an attribute that does not exist")
+        columns = [numbers[:, :3], numbers[:, 3:6], numbers[:, 6], numbers[:, 7:], labels]
+        columns = [np.array(column) for column in columns]  # copies: views would read the file again and again
+        points, attributes = whole[:, 1] + whole[:, 2], np.array(attributes)
+        spans = [slice(a, b) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist())]
+        return [Boxes(*(c[span] for c in columns), None, points[span], attributes[span]) for span in spans]
+
     def lidar2img(self) -> np.ndarray:
         """Return the projections (N, C, 4, 4), float64, as ``Infos.lidar2img`` does."""
         return self.array("lidar2img", self.count, len(self.cameras), 4, 4)
@@ -149,8 +185,11 @@ _TEXTS = (
     "scenes",
     *(f"{shots}.{column}" for shots in ("scans", "images") for column in ("tokens", "files")),
 )
-_WHOLE_NUMBERS = {
+_WHOLE_NUMBERS = (
     "timestamps",
     *(f"{shots}.timestamps" for shots in ("scans", "images")),
     *(f"{name}.ends" for name in _TEXTS),
-}
+    "boxes.starts",
+    "boxes.whole",
+)
+_OTHER_NUMBERS = {**dict.fromkeys(_WHOLE_NUMBERS, "I64"), "boxes.numbers": "F32"}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Callable, Generator, Iterator, Optional, Sequence
 
 from tpvformer.config import Config
+from tpvformer.data.nuscenes.boxes import add_boxes
 from tpvformer.data.nuscenes.infos.build import SWEEPS, build
 from tpvformer.data.nuscenes.infos.pickle_file import write_pickle
 from tpvformer.data.nuscenes.infos.tensor_file import write_tensors
 from tpvformer.data.nuscenes.splits import default_splits, further, scenes_of
 from tpvformer.data.nuscenes.tables import Progress, version_below
-from tpvformer.errors import ConfigError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.files import folder_prefix
 
 WRITERS = {"pkl": write_pickle, "safetensors": write_tensors}  # by suffix
@@ -44,9 +45,16 @@ def write_infos(
         raise ConfigError(f"version is {version}, which has no official splits; {further(folder)}")
     out = root.parent if out is None else out
     before = folder_prefix(root.as_posix() if prefix is None else prefix)
-    for split, infos in build(root, version, splits, before, sweeps, progress).items():
+    made = build(root, version, splits, before, sweeps, progress)
+    try:
+        add_boxes(made, folder, progress)
+    except DataError as err:
+        warn(f"the infos get no boxes, which only detection needs: {err}")
+    for split, infos in made.items():
         scenes, wanted = len(set(infos.scenes)), len(set(scenes_of(folder, split)))
         what = f"{len(infos)} samples of {scenes} scenes, {len(infos.cameras)} cameras, {len(infos.sweeps)} sweeps"
+        if infos.boxes is not None:
+            what += f", {len(infos.boxes.yaws)} boxes"
         if scenes < wanted:
             warn(f"{split}: {scenes} of its {wanted} scenes are in {folder}")
         for kind in formats:
