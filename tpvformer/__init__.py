@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpvformer.api import TPVFormer, list_models
+    from tpvformer.api import TPVFormer, decode_boxes, list_models
 
-__all__ = ["TPVFormer", "list_models"]
+__all__ = ["TPVFormer", "decode_boxes", "list_models"]
 __version__ = "0.1.0"
 
 

@@ -19,6 +19,7 @@ from tpvformer.compat.config_file import shipped
 from tpvformer.compat.hub import upload
 from tpvformer.compat.pretrained import EMBEDDED, find_weights, open_pretrained, save_folder
 from tpvformer.config import Config
+from tpvformer.data.detection.decode import decode as decode_boxes  # noqa: F401  # a public name
 from tpvformer.data.rig.from_arrays import Images, Rig
 from tpvformer.data.rig.from_many import Moment, Moments, moments
 from tpvformer.data.transforms import make_sample

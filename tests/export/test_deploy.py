@@ -22,9 +22,9 @@ from docs_tools import FENCE, text_of
 from engine_tools import MODEL, ROOT, tiny_config, write_config
 from rig_tools import camera
 
-from tpvformer import TPVFormer, ops
+from tpvformer import TPVFormer, decode_boxes, ops
 from tpvformer.cli import main
-from tpvformer.config import Config, DataConfig, ModelConfig
+from tpvformer.config import Config, DataConfig, DetectionConfig, ModelConfig
 from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.forward import point_places
 from tpvformer.errors import ConfigError
@@ -38,7 +38,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 DOCUMENT = ROOT / "docs" / "export.md"
 SIZE = (77, 45)
 ROW = (camera("CAM_FRONT", 0), camera("CAM_FRONT_RIGHT", 50))
-HW = dataclasses.replace(MODEL, view_attn="hw", position_dims=(8, 8), num_levels=3)  # the less, the sooner it is traced
+HEAD = DetectionConfig(scale=2, channels=8, group_channels=4, blocks=1)
+# the less, the sooner it is traced
+HW = dataclasses.replace(MODEL, view_attn="hw", position_dims=(8, 8), num_levels=3, detection=HEAD)
 BEV = dataclasses.replace(MODEL, planes=("hw",), view_attn="hw", position_dims=(8, 8), layers=("self_cross", "self"))
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 RELEASE = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -63,7 +65,9 @@ def traced_once() -> Iterator[None]:
 @functools.lru_cache(maxsize=None)
 def lively(model: ModelConfig) -> TPVFormer:
     """None of its weights is left at a constant."""
-    made = TPVFormer(dataclasses.replace(tiny_config(DataConfig()), model=model), device="cpu")
+    config = tiny_config(DataConfig())
+    loss = dataclasses.replace(config.loss, detection=0.0 if model.detection is None else 1.0)
+    made = TPVFormer(dataclasses.replace(config, model=model, loss=loss), device="cpu")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.network.parameters():
@@ -82,11 +86,11 @@ def inputs(points: int, seed: int = 0) -> Tuple[np.ndarray, np.ndarray, np.ndarr
     return images, np.stack(matrices).astype(np.float32), rng.uniform(-60, 60, (points, 3)).astype(np.float32)
 
 
-def plain(made: TPVFormer, given: Tuple[np.ndarray, ...]) -> Tuple[np.ndarray, np.ndarray]:
+def plain(made: TPVFormer, given: Tuple[np.ndarray, ...]) -> Tuple[np.ndarray, ...]:
     """What the model says, by the oracle's operations."""
     with torch.no_grad():
-        voxels, points = Rig(made.network, made.config)(*(torch.from_numpy(array) for array in given))
-    return voxels.numpy(), points.numpy()
+        outputs = Rig(made.network, made.config)(*(torch.from_numpy(array) for array in given))
+    return tuple(output.numpy() for output in outputs)
 
 
 def test_what_is_exported_is_what_predict_says() -> None:
@@ -180,8 +184,15 @@ def test_onnxruntime_says_the_same(model: ModelConfig, onnx_file: Callable[[Mode
     for number in (1, 33):
         images, lidar2img, points = given = inputs(number, seed=number)
         out = session.run(None, {"images": images, "lidar2img": lidar2img, "points": points})
-        for ours, expected in zip(out, plain(made, given)):
+        wanted = plain(made, given)
+        assert [output.name for output in session.get_outputs()] == list(traced.output_names(made.config))
+        assert len(out) == len(wanted) == (2 if model.detection is None else 4)
+        for ours, expected in zip(out, wanted):
             assert ours.shape == expected.shape and np.abs(ours - expected).max() < 1e-4
+    if model.detection is not None:
+        assert facts["box_class_names"][0] == "car"
+        found, expected = (decode_boxes(*both[2:], facts["pc_range"]) for both in (out, wanted))
+        assert len(found) == len(expected) > 0 and np.abs(found.centres - expected.centres).max() < 1e-2
 
 
 @exporting

@@ -71,18 +71,21 @@ class Report:
         return "\n".join(self.lines() + [f"  warning: {text}" for text in self.warnings])
 
 
-def load_weights(model: Model, path: PathLike) -> Report:
+def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = ()) -> Report:
     """Load the weights of a file into ``model``, in place, and report how each entry was treated.
 
     Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; the weights of a
     detector, a classifier or a bare ResNet with this backbone. Each may be flat or under a key such as ``state_dict``,
     with or without wrappers' prefixes (``module.``). Raises CheckpointError with the entries that are unknown, missing,
-    of another shape or not finite; the model is then unchanged.
+    of another shape or not finite; the model is then unchanged. A part of the model that ``fresh`` names, such as
+    "detection", keeps its weights if the file has none of them.
     """
-    return load_content(model, read_archive(path), str(path))
+    return load_content(model, read_archive(path), str(path), fresh=fresh)
 
 
-def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False) -> Report:
+def load_content(
+    model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False, fresh: Sequence[str] = ()
+) -> Report:
     """Load weights as ``load_weights`` does, from what ``read_archive`` returned; ``source`` is its name in messages.
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
@@ -98,7 +101,7 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
         values, report = _from_detector(tensors, model, content, source)
     report.ignored += beside
     report.missing = [name for name in state if name not in values]
-    _refuse_missing(source, report)
+    _refuse_missing(source, report, [part for part in fresh if not any(n.startswith(f"{part}.") for n in values)])
     _refuse_shapes(source, values, state)
     _refuse_whole_numbers(source, values, state)
     strange = nonfinite(values)
@@ -116,11 +119,16 @@ def load_content(model: Model, content: Dict[str, Any], source: str, allow_nonfi
 def export_reference(model: Model) -> Dict[str, Tensor]:
     """Return CPU copies of the weights under the reference's names, in its order, with the geometry that it stores.
 
-    Raises CheckpointError for a model with the plane hw alone, which the reference does not have.
+    Raises CheckpointError for a model with the plane hw alone or with a detection head, which the reference lacks.
     """
     if len(model.config.planes) == 1:
         raise CheckpointError(
             "the reference has no model with the plane hw alone, hence no names for its weights; "
+            "tpvformer convert SOURCE FOLDER keeps them under ours"
+        )
+    if model.config.detection is not None:
+        raise CheckpointError(
+            "the reference has no head for boxes, hence no names for its weights; "
             "tpvformer convert SOURCE FOLDER keeps them under ours"
         )
     state = model.state_dict()
@@ -198,11 +206,15 @@ def _refuse_unknown(source: str, names: Sequence[str], mend: str = "was it made 
         raise CheckpointError(f"{source}: {len(names)} entries have no place in this model: {some(names)}; {mend}")
 
 
-def _refuse_missing(source: str, report: Report) -> None:
-    """Raise CheckpointError for missing tensors. Batch counters may be absent; a detector needs only the backbone."""
+def _refuse_missing(source: str, report: Report, fresh: Sequence[str]) -> None:
+    """Raise CheckpointError for missing tensors, except of the parts ``fresh``.
+
+    Batch counters may be absent; a detector needs only the backbone.
+    """
     lacking = [name for name in report.missing if not name.endswith(".num_batches_tracked")]
     if report.kind == "backbone":
         lacking = [name for name in lacking if name.startswith("backbone.")]
+    lacking = [name for name in lacking if name.split(".")[0] not in fresh]
     if lacking:
         raise CheckpointError(
             f"{source}: {len(lacking)} tensors of this model are not in the {report.kind} file: {some(lacking)}; "

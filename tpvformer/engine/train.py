@@ -59,6 +59,7 @@ from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 
+HEADS = ("detection", "image_head")  # parts that may start from random weights beside loaded ones
 _STARTING = 1800.0  # seconds to read the infos and compile kernels; a longer start counts as a hang
 
 
@@ -314,7 +315,7 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
     elif config.train.load_from is None:
         _warn_dead_backbone(run)
     elif starting_weights(config.train.load_from).exists():
-        report = load_weights(run.model, starting_weights(config.train.load_from))
+        report = load_weights(run.model, starting_weights(config.train.load_from), fresh=HEADS)
         for line in report.lines():
             log.line(line)
         for text in report.warnings:

@@ -33,7 +33,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
             program,
             (),
             input_names=list(traced.INPUTS),
-            output_names=list(traced.OUTPUTS),
+            output_names=list(traced.output_names(config)),
             opset_version=OPSET,
             dynamo=True,
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tpvformer import ops
 from tpvformer.config import Config
+from tpvformer.data.detection.boxes import DETECTION_CLASSES
 from tpvformer.data.images.preprocess import MEAN_BGR, padded_shape
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
 from tpvformer.errors import ConfigError
@@ -28,6 +29,7 @@ from tpvformer.model import TPVFormer
 
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
+BOX_OUTPUTS = ("heatmaps", "values")  # of a model with the head of 3-D boxes
 Size = Tuple[int, int]  # width, height in pixels
 _LONGEST = 8192  # pixels; longest side of an image
 _POINTS = 8  # points of the traced example; the number of points stays dynamic
@@ -44,7 +46,7 @@ class Rig(nn.Module):
         super().__init__()
         self.network, self.config = network, config
 
-    def forward(self, images: Tensor, lidar2img: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, lidar2img: Tensor, points: Tensor) -> Tuple[Tensor, ...]:
         height, width = images.shape[1:3]
         padded = padded_shape(height, width)
         mean = torch.tensor(MEAN_BGR[::-1]).view(3, 1, 1)
@@ -52,7 +54,9 @@ class Rig(nn.Module):
         shown = F.pad(shown, (0, padded[1] - width, 0, padded[0] - height))
         prediction = self.network(shown[None], lidar2img[None], self._places(points)[None])
         assert prediction.point_logits is not None
-        return prediction.voxel_logits[0], prediction.point_logits[0]
+        logits = (prediction.voxel_logits[0], prediction.point_logits[0])
+        boxes = getattr(prediction, "detection", None)
+        return logits if boxes is None else (*logits, boxes.heatmaps[0], boxes.values[0])
 
     def _places(self, points: Tensor) -> Tensor:
         """Return the positions where points are decoded, in voxels, as data/voxels/ and engine/forward.py do."""
@@ -82,6 +86,11 @@ def trace(network: TPVFormer, config: Config, cameras: int, size: Size) -> Any:
         network.image_autocast = autocast
 
 
+def output_names(config: Config) -> Tuple[str, ...]:
+    """Return the names of the program's outputs."""
+    return OUTPUTS if config.model.detection is None else OUTPUTS + BOX_OUTPUTS
+
+
 def facts(config: Config, cameras: int) -> Dict[str, Any]:
     """Return what a reader of the file needs beside the logits: range and frame of the grid, classes, cameras."""
     grid = config.model.grid
@@ -90,6 +99,7 @@ def facts(config: Config, cameras: int) -> Dict[str, Any]:
         "frame": grid.frame,
         "class_names": list(class_names(config.data.label_map)),
         "cameras": list(CAMERA_ORDER[:cameras]) if cameras <= len(CAMERA_ORDER) else [],
+        **({} if config.model.detection is None else {"box_class_names": list(DETECTION_CLASSES)}),
     }
 
 

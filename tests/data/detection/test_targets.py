@@ -25,7 +25,7 @@ from tpvformer.errors import ConfigError
 MODEL = ModelConfig(
     grid=GridConfig(w=40, h=24, z=4, pc_range=(-40.0, -30.0, -3.0, 40.0, 30.0, 3.0)), detection=DetectionConfig(scale=2)
 )
-AREA = BoxMap.of(MODEL)
+AREA, RANGE = BoxMap.of(MODEL), MODEL.grid.pc_range
 
 
 def boxes_apart(seed: int, spacing: float = 8.0) -> Boxes:
@@ -58,7 +58,7 @@ def as_output(boxes: Boxes) -> "tuple[np.ndarray, np.ndarray]":
 
 def test_decoding_inverts_the_targets() -> None:
     truth = boxes_apart(0)
-    found = decode(*as_output(truth), MODEL)
+    found = decode(*as_output(truth), RANGE)
     assert len(found) == len(truth) and found.scores is not None and (found.scores > 0.99).all()
     order = [int(np.abs(found.centres - centre).sum(1).argmin()) for centre in truth.centres]
     found = found.take(np.array(order))
@@ -112,25 +112,27 @@ def test_circles_are_squared_metres_within_a_group() -> None:
     truth = boxes_apart(1).take(np.array([0, 1, 2, 3]))
     near = np.array([[0, 0, 0], [1.5, 0, 0], [20, 0, 0], [20, 1.5, 0]], np.float32)
     # cars suppress each other up to 2 m; a pedestrian and a cone, of another group, up to 0.42 m
-    found = decode(*as_output(replace(truth, centres=near, labels=np.array([0, 0, 8, 9]))), MODEL)
+    found = decode(*as_output(replace(truth, centres=near, labels=np.array([0, 0, 8, 9]))), RANGE)
     assert sorted(found.labels.tolist()) == [0, 8, 9]
     assert CIRCLES[0] == 4.0
 
 
 def test_scores_and_numbers_are_limited() -> None:
     heatmaps = np.full((10, *AREA.shape), np.log(0.1 / 0.9) - 0.01)
-    assert len(decode(heatmaps, np.zeros((6, 10, *AREA.shape)), MODEL)) == 0
+    assert len(decode(heatmaps, np.zeros((6, 10, *AREA.shape)), RANGE)) == 0
     rng = np.random.RandomState(0)
-    found = decode(rng.rand(10, *AREA.shape) * 4, rng.randn(6, 10, *AREA.shape), MODEL)
+    found = decode(rng.rand(10, *AREA.shape) * 4, rng.randn(6, 10, *AREA.shape), RANGE)
     assert found.scores is not None and len(found) <= 498 and (np.diff(found.scores) <= 0).all()
     assert all((found.labels == label).sum() <= 83 for label in range(10))
-    broken = decode(rng.rand(10, *AREA.shape), np.full((6, 10, *AREA.shape), np.nan), MODEL)
+    broken = decode(rng.rand(10, *AREA.shape), np.full((6, 10, *AREA.shape), np.nan), RANGE)
     assert len(broken) == 0
 
 
 def test_output_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"heatmaps have shape \(10, 24, 40\); expected \(10, 48, 80\)"):
-        decode(np.zeros((10, 24, 40)), np.zeros((6, 10, 24, 40)), MODEL)
+    with pytest.raises(ValueError, match=r"values have shape \(6, 9, 24, 40\); expected \(6, 10, 24, 40\)"):
+        decode(np.zeros((10, 24, 40)), np.zeros((6, 9, 24, 40)), RANGE)
+    with pytest.raises(ValueError, match=r"heatmaps have shape \(3, 24, 40\); expected \(10, rows, columns\)"):
+        decode(np.zeros((3, 24, 40)), np.zeros((6, 10, 24, 40)), RANGE)
     with pytest.raises(ConfigError, match="model.detection is null"):
         BoxMap.of(replace(MODEL, detection=None))
 

@@ -26,22 +26,21 @@ CIRCLES = (4.0, 12.0, 10.0, 1.0, 0.85, 0.175)
 _LARGEST = 10.0  # bound of log sizes, so that untrained weights give finite boxes
 
 
-def decode(heatmaps: np.ndarray, values: np.ndarray, model: ModelConfig) -> Boxes:
-    """Return the boxes of one sample with their scores, highest first, in the frame of the grid.
+def decode(heatmaps: np.ndarray, values: np.ndarray, pc_range: Sequence[float], min_score: float = 0.1) -> Boxes:
+    """Return the boxes of one sample with their scores, highest first, at most 500.
 
-    heatmaps (10, Y, X) are logits of the classes; values (6, 10, Y, X) are each group's values of a box at each cell
-    (``targets.draw_targets`` names them). Raises ConfigError for a model without the head, ValueError for other shapes.
+    heatmaps (10, Y, X) are logits of DETECTION_CLASSES; values (6, 10, Y, X) are each group's values of a box at each
+    cell (``targets.draw_targets`` names them). ``pc_range``: x0, y0, z0, x1, y1, z1 of the grid in metres, whose frame
+    the boxes are in. Boxes with a score below ``min_score`` are left out. Raises ValueError for other shapes.
     """
-    area = BoxMap.of(model)
-    for name, given, wanted in (
-        ("heatmaps", heatmaps.shape, (sum(map(len, GROUPS)), *area.shape)),
-        ("values", values.shape, (len(GROUPS), BOX_VALUES, *area.shape)),
-    ):
-        if given != wanted:
-            raise ValueError(f"{name} have shape {given}; expected {wanted}")
-    assert model.detection is not None
+    classes, expected = sum(map(len, GROUPS)), (len(GROUPS), BOX_VALUES, *heatmaps.shape[1:])
+    if heatmaps.ndim != 3 or heatmaps.shape[0] != classes:
+        raise ValueError(f"heatmaps have shape {heatmaps.shape}; expected ({classes}, rows, columns)")
+    if values.shape != expected:
+        raise ValueError(f"values have shape {values.shape}; expected {expected}")
+    area = BoxMap.over(pc_range, (heatmaps.shape[1], heatmaps.shape[2]))
     found = [
-        _decode_group(heatmaps[list(group)], values[g], group[0], CIRCLES[g], area, model.detection.min_score)
+        _decode_group(heatmaps[list(group)], values[g], group[0], CIRCLES[g], area, min_score)
         for g, group in enumerate(GROUPS)
     ]
     merged = Boxes(*(np.concatenate(column) for column in zip(*((*vars(b).values(),)[:6] for b in found))))
@@ -50,9 +49,11 @@ def decode(heatmaps: np.ndarray, values: np.ndarray, model: ModelConfig) -> Boxe
 
 
 def decode_batch(maps: Sequence[Tensor], model: ModelConfig) -> List[Boxes]:
-    """Return ``decode`` of each sample of the model's output, a DetectionMaps."""
+    """Return ``decode`` of each sample of the model's output, a DetectionMaps, in the grid's frame."""
+    assert model.detection is not None
     heatmaps, values = (tensor.detach().float().cpu().numpy() for tensor in maps)
-    return [decode(heat, value, model) for heat, value in zip(heatmaps, values)]
+    chosen = model.grid.pc_range, model.detection.min_score
+    return [decode(heat, value, *chosen) for heat, value in zip(heatmaps, values)]
 
 
 def _decode_group(

@@ -5,7 +5,7 @@ The map covers the x and y range of the grid. Row is y, column is x, as on plane
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -29,10 +29,14 @@ class BoxMap(NamedTuple):
         """Return the map of a model. Raises ConfigError for a model without the head."""
         if model.detection is None:
             raise ConfigError("model.detection is null; expected a head for boxes, for example model.detection.scale=1")
-        grid = model.grid
-        columns, rows = grid.w * model.detection.scale, grid.h * model.detection.scale
-        x0, y0, _, x1, y1, _ = grid.pc_range
-        return cls((x0, y0), ((x1 - x0) / columns, (y1 - y0) / rows), (rows, columns))
+        grid, scale = model.grid, model.detection.scale
+        return cls.over(grid.pc_range, (grid.h * scale, grid.w * scale))
+
+    @classmethod
+    def over(cls, pc_range: Sequence[float], shape: Tuple[int, int]) -> BoxMap:
+        """Return the map of (rows, columns) cells over a range x0, y0, z0, x1, y1, z1 in metres."""
+        x0, y0, _, x1, y1, _ = pc_range
+        return cls((x0, y0), ((x1 - x0) / shape[1], (y1 - y0) / shape[0]), shape)
 
 
 class Targets(NamedTuple):
