@@ -81,12 +81,15 @@ def open_records(cfg: DataConfig, split: str, boxes: bool = False) -> List[Recor
     """Return the records of a split. Raises ConfigError and DataError.
 
     ``boxes``: read annotated objects from the info file, or, where a record lacks these or their attributes, from
-    nuScenes' tables; Record.boxes stays None where neither has them, in a rig file and in SemanticKITTI.
+    nuScenes' tables; Record.boxes stays None where neither has them, in a rig file and in SemanticKITTI. Training does
+    not use attributes, so for them alone the tables are not read for the split "train".
     """
     source = cfg.infos(split)
     chosen = format_of(source, cfg.format)
     records = chosen.read(source, cfg.root, boxes)
-    return with_table_boxes(records, cfg.root, cfg.version) if boxes and chosen.labels == "tables" else records
+    if not boxes or chosen.labels != "tables":
+        return records
+    return with_table_boxes(records, cfg.root, cfg.version, attributes=split != "train")
 
 
 def has_labels(cfg: DataConfig, split: str) -> bool:

@@ -12,7 +12,7 @@ from typing import List
 import numpy as np
 import pytest
 from box_tools import BOX_LAYOUTS, VERSION, agree, boxed_layout, edit_table, infos_of, plain_boxes, stir, table
-from info_tools import edit, store
+from info_tools import store
 
 from tpvformer.config import DataConfig, DetectionConfig, GridConfig, ModelConfig
 from tpvformer.data.dataset import FrameDataset
@@ -82,6 +82,14 @@ def test_every_layout_gives_the_boxes_of_the_tables(root, tmp_path, layout):
         np.testing.assert_array_equal(boxes_of(record).attributes, wanted.attributes)  # by place, from the tables
     for record in load_infos(path, boxes=True):
         assert boxes_of(record).attributes is None
+
+
+def test_training_does_not_read_tables_for_attributes(root, tmp_path):
+    path = boxed_layout(root, infos_of(root, tmp_path / "infos"), "before 1.0")
+    edit_table(root, "sample_annotation", lambda rows: rows[0].update(size=[]))
+    assert all(boxes_of(r).attributes is None for r in open_records(config(root, path), "train", boxes=True))
+    with pytest.raises(DataError, match="has the size"):
+        open_records(config(root, path), "val", boxes=True)
 
 
 def test_a_file_without_boxes_gets_those_of_the_tables(root, tmp_path):
@@ -167,85 +175,6 @@ def test_lidar_points_lie_in_the_boxes(root, tmp_path):
         said += int(frame.boxes.points.sum())
         seen += int(points_inside(frame.boxes, frame.points).sum())
     assert 0.8 * said < seen < 1.1 * said
-
-
-TABLE_FAULTS = [
-    (lambda rows: rows[0].update(size=[1.0, -2.0, 1.0]), r"row {token} \(sample .*\) has the size \[1.0, -2.0, 1.0\]"),
-    (lambda rows: rows[0].update(size=[1.0, float("nan"), 1.0]), "has the size"),
-    (lambda rows: rows[0].update(size=[1.0, 2.0]), "has the size"),
-    (lambda rows: rows[0].update(translation=[1.0, float("nan"), 1.0]), "row {token} has no usable pose"),
-    (lambda rows: rows[0].update(rotation=[0, 0, 0, 0]), "row {token} has no usable pose"),
-    (lambda rows: rows[0].update(num_lidar_pts=-1), "has -1 lidar and"),
-    (lambda rows: rows[0].update(num_lidar_pts=1.5), "a row's num_lidar_pts is 1.5, not int"),
-    (lambda rows: rows[0].update(instance_token="nobody"), "belongs to the instance 'nobody'"),
-    (lambda rows: rows[0].update(attribute_tokens=["what"]), "has the attribute 'what'"),
-    (lambda rows: rows[0].update(next="nowhere"), "names the neighbour nowhere"),
-    (lambda rows: rows.append(dict(rows[0])), "two rows have the token {token}"),
-]
-
-
-@pytest.mark.parametrize(("change", "text"), TABLE_FAULTS)
-def test_a_damaged_annotation_is_one_sentence_and_stops_detection_alone(root, tmp_path, capsys, change, text):
-    bare = infos_of(root, tmp_path / "infos")
-    token = table(root, "sample_annotation")[0]["token"]
-    edit_table(root, "sample_annotation", change)
-    path = infos_of(root, tmp_path / "more")  # written without boxes
-    assert "the infos get no boxes, which only detection needs: " in capsys.readouterr().out
-    cfg = config(root, path)
-    assert len(FrameDataset(cfg, GRID, "val", 0)) == 6
-    with pytest.raises(DataError, match=text.format(token=token)):
-        open_records(cfg, "val", boxes=True)
-    open_records(config(root, bare), "val", boxes=True)  # has its own, with attributes
-
-
-def test_a_category_of_another_set_is_named(root, tmp_path):
-    path = infos_of(root, tmp_path / "infos", "pkl")
-    edit_table(root, "category", lambda rows: rows[0].update(name="other_vehicle"))
-    with pytest.raises(DataError, match="the category 'other_vehicle' is none of nuScenes' 32"):
-        with_table_boxes(load_infos(path), root, VERSION)
-
-
-def broken(key, change):
-    def edit(info):
-        info[key] = change(info[key].copy())
-
-    return edit
-
-
-def put(index, value):
-    def change(array):
-        array[index] = value
-        return array
-
-    return change
-
-
-INFO_FAULTS = [
-    (broken("gt_boxes", put((1, 3), np.nan)), r"box 1 has the size \[.*nan.*expected 3 metres above 0"),
-    (broken("gt_boxes", put((1, 4), -1)), "box 1 has the size"),
-    (broken("gt_boxes", put((1, 4), 0)), "box 1 has the size"),
-    (broken("gt_boxes", put((2, 0), np.inf)), "box 2 has the centre .*expected 3 finite metres"),
-    (broken("gt_boxes", put((2, 6), np.nan)), r"box 2 has the yaw \[nan\]; expected finite radians"),
-    (broken("gt_velocity", put((0, 1), np.inf)), "box 0 has the velocity .* or NaN where it is unknown"),
-    (broken("gt_names", put(0, "spaceship")), "a box has the class 'spaceship'; expected one of car, truck"),
-    (broken("gt_names", lambda a: a[:-1]), r"its gt_names has \d+ entries for \d+ boxes"),
-    (broken("gt_velocity", lambda a: a[:-1]), r"its gt_velocity has \d+ entries for \d+ boxes"),
-    (broken("num_lidar_pts", lambda a: a[:-1]), r"its num_lidar_pts has \d+ entries for \d+ boxes"),
-    (broken("num_lidar_pts", put(0, -3)), "the points of a box are no number from 0 on"),
-    (broken("gt_boxes", lambda a: a[:, :6]), "where numbers of shape"),
-    (broken("gt_boxes", lambda a: a.astype(str)), "where numbers of shape"),
-    (lambda info: info.pop("gt_names"), "its boxes have no 'gt_names'"),
-]
-
-
-@pytest.mark.parametrize(("change", "text"), INFO_FAULTS)
-def test_damaged_boxes_of_an_info_file_are_one_sentence(root, tmp_path, change, text):
-    cfg = config(root, infos_of(root, tmp_path / "infos"))
-    edit(cfg, lambda infos: change(infos[1]))
-    with pytest.raises(DataError, match=rf"record 1 \(sample \w+\): .*{text}.* tpvformer data infos") as caught:
-        open_records(cfg, "val", boxes=True)
-    assert "\n" not in str(caught.value)
-    assert FrameDataset(cfg, GRID, "val", 0).sample(1, False).boxes is None  # segmentation does not read them
 
 
 def test_the_convention_is_that_of_the_whole_file():

@@ -20,13 +20,15 @@ from tpvformer.geometry import matrices
 _SAME = 0.2  # metres between two places of one box
 
 
-def with_table_boxes(records: List[Record], root: Union[str, Path], version: str) -> List[Record]:
-    """Return the records with boxes from the tables where they have none, and with attributes where they lack these.
+def with_table_boxes(
+    records: List[Record], root: Union[str, Path], version: str, attributes: bool = True
+) -> List[Record]:
+    """Return the records with boxes from the tables where they have none, and with ``attributes`` where they lack them.
 
     A record stays as it is where the tables are absent, do not have its sample or have no annotation at all, or where
     it names no pose of the lidar. Raises DataError where the tables are damaged.
     """
-    wanted = [record for record in records if record.boxes is None or record.boxes.attributes is None]
+    wanted = [r for r in records if r.boxes is None or (attributes and r.boxes.attributes is None)]
     poses = {
         record.token: record.ego2global @ record.lidar2ego
         for record in wanted
@@ -40,7 +42,7 @@ def with_table_boxes(records: List[Record], root: Union[str, Path], version: str
     if read is None:
         return records
     place = {token: i for i, token in enumerate(read[0])}
-    made = []
+    made = []  # ``place`` has the records of ``poses`` alone
     for record in records:
         if record.token in place:
             found, held = read[1].boxes(place[record.token]), record.boxes
@@ -68,7 +70,8 @@ def require_boxes(records: Sequence[Record], source: str, root: Union[str, Path]
         raise DataError(
             f"{source}: {len(lost)} of {len(records)} records (the first is {lost[0].token}) have no boxes, nor do "
             f"the tables below {to_path(root, version)} have any of them; detection needs boxes, so make the infos "
-            "with tpvformer data infos, put nuScenes' tables there, or leave out model.detection"
+            "with tpvformer data infos, put nuScenes' tables there, or leave out model.detection (rig files and "
+            "SemanticKITTI hold no boxes)"
         )
 
 
