@@ -22,7 +22,7 @@ from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
 from tpvformer.predict.archive import archive_arrays, archive_path, truth_arrays, write_archive
-from tpvformer.predict.encoded_frame import predict_scene
+from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
 from tpvformer.runtime import compiling
 
 PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
@@ -92,8 +92,13 @@ class FramePredictions:
         points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.point_labels)} points"
         return (
             f"{path}: {'x'.join(map(str, classes.voxel_labels.shape))} voxels, {points}, "
-            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
+            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{_boxes(classes)}{left_out(frame)}"
         )
+
+
+def _boxes(classes: FrameClasses) -> str:
+    """Return the number of boxes in words; empty of a model without a detection head."""
+    return "" if classes.boxes is None else f", {len(classes.boxes)} boxes"
 
 
 def left_out(frame: Frame) -> str:
