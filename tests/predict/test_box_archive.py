@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, List
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from api_tools import CONFIG, images_of, lively
+from dense_tools import dense_config
 from rig_tools import THREE, write_rig
 from shown_boxes import CAR, CONE, boxed, some_boxes
 from tiny_nuscenes import write_tiny
@@ -20,12 +20,18 @@ from view_tools import archive, save
 
 from tpvformer import TPVFormer
 from tpvformer.cli import main
+from tpvformer.config import Config, DetectionConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.detection.boxes import BICYCLE_RACK, DETECTION_CLASSES, Boxes
+from tpvformer.data.detection.inside import points_inside
+from tpvformer.data.street.write import write_dataset
+from tpvformer.labels import CLASS_NAMES
+from tpvformer.model import TPVFormer as Network
 from tpvformer.predict import draw, encoded_frame
 from tpvformer.predict.archive import in_lidar_frame
 from tpvformer.predict.box_arrays import box_arrays, observed
-from tpvformer.predict.read_results import read_result
+from tpvformer.predict.frames import FramePredictions
+from tpvformer.predict.read_results import read_result, read_results
 from tpvformer.predict.result import Result
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -43,13 +49,15 @@ def same(found: Any, expected: Boxes) -> None:
 
 @pytest.fixture()
 def detector(monkeypatch: pytest.MonkeyPatch) -> TPVFormer:
-    """A model whose head finds the same three boxes everywhere."""
-    seen: List[Any] = []
-    decode = SimpleNamespace(decode_batch=lambda maps, model: seen.append((maps, model.grid)) or [some_boxes()])
-    monkeypatch.setitem(sys.modules, "tpvformer.data.detection.decode", decode)
-    made = lively(CONFIG)
-    made.network.boxes = lambda features: features.shape  # ty: ignore[invalid-assignment]
-    return made
+    """A model in whose output the same three boxes are found everywhere."""
+    monkeypatch.setattr(encoded_frame, "decode_batch", lambda maps, model: [some_boxes()])
+    return lively(with_head(CONFIG))
+
+
+def with_head(config: Config) -> Config:
+    head = DetectionConfig(channels=16, group_channels=8, blocks=1, min_score=0.05)
+    loss = dataclasses.replace(config.loss, detection=1.0)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, detection=head), loss=loss)
 
 
 def test_a_result_has_boxes_and_its_archive_too(detector: TPVFormer, tmp_path: Path) -> None:
@@ -77,7 +85,9 @@ def test_the_command_says_how_many(detector: TPVFormer, tmp_path: Path, capsys, 
     monkeypatch.setattr(frames, "build_model", lambda *_: detector.network)
     monkeypatch.setattr(frames, "load_weights", lambda *_: None)
     rig = write_rig(tmp_path, THREE)
-    (line,) = frames.FramePredictions(CONFIG, tmp_path / "w.pth", tmp_path / "out", str(rig), index=0, device="cpu")
+    (line,) = frames.FramePredictions(
+        detector.config, tmp_path / "w.pth", tmp_path / "out", str(rig), index=0, device="cpu"
+    )
     assert ", 3 boxes" in line
 
 
@@ -108,6 +118,35 @@ def test_boxes_of_a_grid_in_the_ego_frame_are_given_in_the_lidar_frame() -> None
     assert back.centres == pytest.approx(some_boxes().centres, abs=1e-5)
 
 
+def test_a_data_set_gives_predicted_and_true_boxes(tmp_path: Path) -> None:
+    """A head with fresh weights on a grid in the ego frame; lidar points lie in the true boxes."""
+    write_dataset(tmp_path / "street", 2, (64, 32), 6, 1, workers=1, occupancy=True)
+    config = with_head(dense_config(tmp_path / "street", "occ3d"))
+    network = Network(config.model)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    (line,) = FramePredictions(config, tmp_path / "w.pth", tmp_path / "out", index=0, device="cpu", truth=True)
+    (read,) = read_results([tmp_path / "out"])
+    dataset = FrameDataset(config.data, config.model.grid, "val", 0, boxes=True)
+    frame = dataset.load_frame(0)
+    found = read.boxes
+    assert found is not None and found.scores is not None and f", {len(found)} boxes" in line
+    assert 0 < len(found) <= 500 and found.scores.min() > 0.05 and (np.diff(found.scores) <= 0).all()
+    true = observed(frame.boxes)
+    assert true is not None and len(true) > 5 and frame.lidar2ego is not None
+    same(read.true_boxes, true)
+    held = points_inside(true, frame.points)
+    assert held.min() > 0
+    for label in set(true.labels.tolist()):
+        number, own = CLASS_NAMES.index(DETECTION_CLASSES[label]), true.labels == label
+        of_class = points_inside(true, frame.points[frame.labels == number])
+        assert (of_class[own] > 0.5 * held[own]).all(), DETECTION_CLASSES[label]
+    again = encoded_frame.predict_frame(network.eval(), dataset, 0, config, torch.device("cpu")).boxes
+    assert again is not None
+    again = again.transformed(np.linalg.inv(frame.lidar2ego))
+    assert again.centres == pytest.approx(found.centres, abs=1e-3)
+    assert again.scores == pytest.approx(found.scores, abs=1e-5)
+
+
 def test_true_boxes_without_points_and_racks_are_not_shown() -> None:
     rack = some_boxes(scores=False, labels=np.array([CAR, BICYCLE_RACK, CONE]))
     arrays = box_arrays(observed(rack), "true_box_")
@@ -125,13 +164,7 @@ def test_the_picture_of_a_data_set_has_boxes(detector: TPVFormer, tmp_path: Path
     monkeypatch.setattr(draw, "frame_picture", lambda *given: asked.append(given[-1]) or real(*given))
     monkeypatch.setattr(draw, "build_model", lambda *_: detector.network)
     monkeypatch.setattr(draw, "load_weights", lambda *_: None)
-    forward = encoded_frame.predict
-
-    def with_maps(*given: Any) -> SimpleNamespace:
-        return SimpleNamespace(**{**forward(*given)._asdict(), "detection": "maps"})
-
-    monkeypatch.setattr(encoded_frame, "predict", with_maps)
-    config = dataclasses.replace(CONFIG, data=write_tiny(tmp_path / "set"))
+    config = dataclasses.replace(with_head(CONFIG), data=write_tiny(tmp_path / "set"))
     draw.draw_frame(config, tmp_path / "w.pth", 0, tmp_path / "one.png", "cpu")
     read = FrameDataset.load_frame
     true = some_boxes(scores=False)

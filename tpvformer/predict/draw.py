@@ -49,7 +49,7 @@ def draw_frames(
     place, remarks = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
-    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
+    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed, boxes=config.model.detection is not None)
     check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):

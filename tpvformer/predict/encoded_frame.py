@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.detection.boxes import Boxes
+from tpvformer.data.detection.decode import decode_batch
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.model import TPVFormer
-from tpvformer.predict.detected import decoded, detection_maps
+from tpvformer.model.detection import DetectionMaps
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def predict_frame(
         voxels.cpu().numpy(),
         batch.voxel_labels[0].cpu().numpy(),
         confidence.cpu().numpy(),
-        decoded(getattr(logits, "detection", None), config)[0],
+        _decoded(getattr(logits, "detection", None), config),
     )
 
 
@@ -74,7 +75,7 @@ class EncodedFrame:
         with _asking(model):
             features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
-            self._detection = detection_maps(model, features)
+            self._detection = model.boxes(features)
 
     def voxel_logits(self) -> Tensor:
         """Return the logits (K,X,Y,Z) of the whole grid."""
@@ -108,8 +109,13 @@ class EncodedFrame:
             logits.argmax(0).cpu().numpy(),
             sample.voxel_labels.numpy(),
             confidence.cpu().numpy(),
-            decoded(self._detection, self._config)[0],
+            _decoded(self._detection, self._config),
         )
+
+
+def _decoded(maps: Optional[DetectionMaps], config: Config) -> Optional[Boxes]:
+    """Return the boxes of the first sample; None of a model without a detection head."""
+    return None if maps is None else decode_batch(maps, config.model)[0]
 
 
 def predict_scene(

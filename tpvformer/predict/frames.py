@@ -53,7 +53,10 @@ class FramePredictions:
         self._config, self._out, self._truth = config, out, truth
         self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
         split = split if rig is None else "test"
-        self._dataset = dataset = FrameDataset(self._data, config.model.grid, split, 0, truth, require_scans=truth)
+        detects = config.model.detection is not None
+        self._dataset = dataset = FrameDataset(
+            self._data, config.model.grid, split, 0, truth, require_scans=truth, boxes=truth and detects
+        )
         check_cameras(dataset, config)
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
