@@ -135,3 +135,28 @@ def lattice(pc_range: Sequence[float], cells: Union[Sequence[int], np.ndarray]) 
     """Return the lower corner (3,) and the pitch (3,), metres, of a grid that divides ``pc_range`` into ``cells``."""
     low, high = np.asarray(pc_range[:3], np.float64), np.asarray(pc_range[3:], np.float64)
     return low, (high - low) / np.asarray(cells)
+
+
+def segments_in_image(
+    segments: np.ndarray, to_pixels: np.ndarray, size: Sequence[float], nearest: float = 0.1
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Project lines and cut off what is nearer than ``nearest`` metres or outside of the image.
+
+    segments (S, 2, 3) metres; to_pixels (4, 4), as ``project`` takes it; size: (width, height) in pixels. Returns the
+    ends (V, 2, 2) float64 as (u, v) of the V lines that are seen, and their rows (V,) in ``segments``.
+    """
+    ends = np.asarray(segments, np.float64) @ np.asarray(to_pixels, np.float64)[:3, :3].T + to_pixels[:3, 3]
+    a, b, depth = np.moveaxis(ends, -1, 0)  # (S, 2) each: u * depth, v * depth, depth
+    start, stop = np.zeros(len(ends)), np.ones(len(ends))  # the part that is seen, as fractions of each line
+    # all limits are linear in homogeneous coordinates, so lines are cut before the division by depth
+    for side in (depth - nearest, a, size[0] * depth - a, b, size[1] * depth - b):
+        first, last = side.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            crossing = first / (first - last)
+        start = np.where((first < 0) & (last >= 0), np.maximum(start, crossing), start)
+        stop = np.where((first >= 0) & (last < 0), np.minimum(stop, crossing), stop)
+        stop = np.where((first < 0) & (last < 0), -1, stop)
+    kept = np.flatnonzero(start < stop)
+    parts = np.stack([start[kept], stop[kept]], 1)[..., None]
+    cut = ends[kept, :1] * (1 - parts) + ends[kept, 1:] * parts
+    return cut[..., :2] / cut[..., 2:], kept

@@ -50,7 +50,8 @@ LAW = {
         ("viz", "untrusted", "errors", "files", "geometry", "labels"),
         ("numpy", "cv2", "PIL", "matplotlib", "rerun"),
     ),
-    # two files of viz that draw what other folders hand on: the frames of a data set, a run's worst frames
+    # three files of viz that draw what other folders hand on: boxes, the frames of a data set, a run's worst frames
+    "viz/boxes.py": (("data", "geometry", "labels"), ("numpy", "cv2")),
     "viz/check_geometry.py": (("viz", "data", "config", "errors", "geometry", "labels"), ("numpy",)),
     "viz/report/write.py": (
         ("viz", "predict", "engine", "compat", "data", "config", "errors", "files", "labels"),

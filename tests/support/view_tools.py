@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -58,3 +59,15 @@ def save(path: Path, arrays: Arrays) -> Path:
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # ty: ignore[invalid-argument-type]  # its stub takes them for options
     return path
+
+
+def read_ply(path: Path) -> Any:
+    """The vertices and faces of a file that viz/ply.py wrote."""
+    head, body = path.read_bytes().split(b"end_header\n", 1)
+    counts: Dict[bytes, int] = {name: int(n) for name, n in re.findall(rb"element (\w+) (\d+)", head)}
+    vertex = np.dtype([("place", "<f4", 3), ("color", "u1", 3), ("label", "u1")])
+    vertices = np.frombuffer(body, vertex, counts[b"vertex"])
+    face = np.dtype([("count", "u1"), ("corner", "<i4", 4)])
+    faces = np.frombuffer(body, face, counts.get(b"face", 0), vertices.nbytes)
+    assert vertices.nbytes + faces.nbytes == len(body)
+    return vertices, faces

@@ -6,7 +6,7 @@ import importlib.util
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, List
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from dense_tools import dense_config
 from engine_tools import ROOT, tiny_config, tiny_model, write_config
 from rig_tools import THREE, write_rig
 from tiny_nuscenes import write_tiny
-from view_tools import archive, save
+from view_tools import archive, read_ply, save
 
 from tpvformer.cli import main
 from tpvformer.config import DataConfig
@@ -287,14 +287,3 @@ def test_ply_files_hold_every_point_and_cubes_that_face_outwards(tmp_path: Path)
     middles = vertices["place"].reshape(-1, 8, 3).mean(1).repeat(6, axis=0)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     assert ((corners.mean(1) - middles) * normals).sum(1).min() > 0
-
-
-def read_ply(path: Path) -> Any:
-    head, body = path.read_bytes().split(b"end_header\n", 1)
-    counts: Dict[bytes, int] = {name: int(n) for name, n in re.findall(rb"element (\w+) (\d+)", head)}
-    vertex = np.dtype([("place", "<f4", 3), ("color", "u1", 3), ("label", "u1")])
-    vertices = np.frombuffer(body, vertex, counts[b"vertex"])
-    face = np.dtype([("count", "u1"), ("corner", "<i4", 4)])
-    faces = np.frombuffer(body, face, counts.get(b"face", 0), vertices.nbytes)
-    assert vertices.nbytes + faces.nbytes == len(body)
-    return vertices, faces

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from engine_tools import ROOT
+from page_tools import MODE, ROW, press, share, shot, write
 from view_tools import archive, save
 
-from tpvformer.cli import main
 from tpvformer.labels import COLORS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt install chromium)")
 
 CAR, BARRIER, VEGETATION = 4, 1, 16
-ROW = '#classes label[data-label="{}"]'
-MODE = '#modes button[value="{}"]'
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +33,6 @@ def page(folder: Path) -> Path:
     return write(folder / "two.html", first, second)
 
 
-def write(path: Path, *frames: dict) -> Path:
-    files = [save(path.with_name(f"{path.stem}{i}.npz"), arrays) for i, arrays in enumerate(frames)]
-    assert main(["view", *map(str, files), "--html", str(path)]) == 0
-    return path
-
-
 @pytest.fixture(scope="module")
 def shared(folder: Path) -> Iterator[Browser]:
     with Browser(folder / "profile") as browser:
@@ -54,20 +46,6 @@ def browser(shared: Browser, page: Path) -> Iterator[Browser]:
     shared.open(page)
     yield shared
     assert shared.problems == []
-
-
-def share(picture: np.ndarray, color: Tuple[int, int, int], off: int = 0) -> float:
-    """The part of a picture (H, W, 3) that has this colour; ``off`` for enlarged pictures, whose colours mix."""
-    return float((np.abs(picture.astype(int) - color) <= off).all(-1).mean())
-
-
-def press(browser: Browser, selector: str) -> None:
-    browser.run(f"document.querySelector('{selector}').click()")
-    browser.settle()
-
-
-def shot(browser: Browser) -> np.ndarray:
-    return browser.picture("#canvas")
 
 
 def counts(browser: Browser, label: int) -> list:

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, default=2.0, metavar="N", help="frames a second of the video (default: %(default)s)"
     )
-    parser.add_argument("--ply", type=Path, metavar="DIR", help="<token>.points.ply and <token>.voxels.ply a frame")
+    parser.add_argument(
+        "--ply", type=Path, metavar="DIR", help="<token>.points.ply, .voxels.ply and .boxes.ply a frame"
+    )
     parser.add_argument("--rrd", type=Path, metavar="FILE", help="for the Rerun viewer; needs pip install rerun-sdk")
     parser.set_defaults(run=_run)
 

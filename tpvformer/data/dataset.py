@@ -49,7 +49,7 @@ class FrameDataset(Dataset[Sample]):
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
     its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
     empty, without points. With ``box_map`` samples hold the annotated boxes and the detection head's targets, and a set
-    without boxes is refused. Raises ConfigError and DataError.
+    without boxes is refused; with ``boxes`` frames hold those that the set has. Raises ConfigError and DataError.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class FrameDataset(Dataset[Sample]):
         require_labels: bool = True,
         require_scans: bool = True,
         box_map: Optional[BoxMap] = None,
+        boxes: bool = False,
     ) -> None:
         try:
             self._to_class = raw_to_class(cfg.label_map)
@@ -70,7 +71,7 @@ class FrameDataset(Dataset[Sample]):
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
         self._require_scans, self._box_map = require_scans, box_map
-        self._records = open_records(cfg, split, box_map is not None)
+        self._records = open_records(cfg, split, boxes or box_map is not None)
         if box_map is not None:
             require_boxes(self._records, self.infos, cfg.root, cfg.version)
         self._label_files: List[str] = []

@@ -13,11 +13,13 @@ import numpy as np
 
 from tpvformer.config.grids import Axes
 from tpvformer.config.words import either
+from tpvformer.data.detection.boxes import Boxes
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
 from tpvformer.geometry import transform_points
 from tpvformer.labels import class_names
+from tpvformer.predict.box_arrays import PREDICTED, TRUE, box_arrays, observed, read_boxes, read_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 
@@ -36,8 +38,16 @@ def archive_arrays(
 ) -> Dict[str, np.ndarray]:
     """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it."""
     arrays = _predicted(frame, classes, config)
+    if classes.boxes is not None:
+        arrays.update(box_arrays(in_lidar_frame(classes.boxes, frame, config), PREDICTED))
     arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
     return arrays
+
+
+def in_lidar_frame(boxes: Boxes, frame: Frame, config: Config) -> Boxes:
+    """Return boxes of the grid's frame in the lidar frame."""
+    grid = config.model.grid
+    return boxes if grid.frame == "lidar" else boxes.transformed(np.linalg.inv(frame_of_grid(frame, grid)))
 
 
 def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str, np.ndarray]:
@@ -81,7 +91,7 @@ def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarra
 def truth_arrays(
     frame: Frame, classes: FrameClasses, scanned: Optional[np.ndarray], config: Config, point_labels: bool
 ) -> Dict[str, np.ndarray]:
-    """Return the labels of the data set: of voxels, and with ``point_labels`` of points.
+    """Return the labels of the data set: of voxels, with ``point_labels`` of points, and the boxes, if it has them.
 
     Labels of voxels that points voted for are kept only where there are points; ``scanned`` is the array of that name.
     """
@@ -94,7 +104,7 @@ def truth_arrays(
     arrays = {"true_voxels": voxels}
     if point_labels and len(frame.points):
         arrays["true_point_labels"] = frame.labels
-    return arrays
+    return {**arrays, **box_arrays(observed(frame.boxes), TRUE)}
 
 
 def archive_path(folder: Path, token: str) -> Path:
@@ -147,6 +157,7 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
     lidar2grid = arrays.take("lidar2grid", "numbers", (4, 4), np.eye(4)).astype(np.float64)
     if abs(np.linalg.det(lidar2grid)) < 1e-6:
         raise DataError(f"{path}: lidar2grid has no inverse; expected a rigid transform")
+    box_names = read_names(arrays)
     token = arrays.text("token", path.stem)
     if not _names_a_file(token):
         raise DataError(f"{path}: its token cannot be the name of a file; expected letters, digits and the like")
@@ -166,6 +177,9 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
         scanned=_scanned(arrays, shape),
         true_voxels=None if true_voxels is None else true_voxels.astype(np.uint8),
         true_point_labels=None if true_labels is None else true_labels.astype(np.uint8),
+        boxes=read_boxes(arrays, PREDICTED, len(box_names)),
+        true_boxes=read_boxes(arrays, TRUE, len(box_names)),
+        box_names=box_names,
     )
 
 

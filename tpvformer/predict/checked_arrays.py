@@ -56,8 +56,9 @@ class CheckedArrays:
         shape: Sequence[Optional[int]],
         default: Optional[np.ndarray] = None,
         required: bool = False,
+        unknown: bool = False,
     ) -> np.ndarray:
-        """Return an array; None in ``shape`` allows any length."""
+        """Return an array; None in ``shape`` allows any length, ``unknown`` allows NaN."""
         if name not in self._arrays:
             if required or default is None:
                 raise DataError(f"{self.path}: has no array {name!r}; {_EXPECTED}")
@@ -69,7 +70,7 @@ class CheckedArrays:
             raise DataError(
                 f"{self.path}: {name} is {array.dtype} of shape {array.shape}; expected {kind} of shape {wanted}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not (np.isfinite(array) | (np.isnan(array) & unknown)).all():
             raise DataError(f"{self.path}: {name} holds numbers that are not finite; make the file again")
         if array.dtype.kind in "iu" and kind == "whole numbers" and name != "number" and array.size:
             low, high = int(array.min()), int(array.max())

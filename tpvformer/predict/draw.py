@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence, Tuple
+from typing import Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,14 +14,20 @@ from torch import nn
 from tpvformer.compat import load_weights
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.detection.boxes import DETECTION_CLASSES
 from tpvformer.data.formats import format_of
+from tpvformer.data.transforms import frame_of_grid
+from tpvformer.data.types import Frame
 from tpvformer.engine.device.accelerator import pick_device
 from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
 from tpvformer.labels import IGNORED, classes_of
-from tpvformer.predict.encoded_frame import predict_frame
+from tpvformer.predict.archive import in_lidar_frame
+from tpvformer.predict.box_arrays import observed
+from tpvformer.predict.encoded_frame import FrameClasses, predict_frame
+from tpvformer.viz.boxes import PictureBoxes, picture_boxes
 from tpvformer.viz.picture import frame_picture, write_png
 
 
@@ -43,7 +49,7 @@ def draw_frames(
     place, remarks = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
     data = dataclasses.replace(config.data, val_infos=infos)
-    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed)
+    dataset = FrameDataset(data, config.model.grid, "val", config.train.seed, boxes=config.model.detection is not None)
     check_cameras(dataset, config)
     for index in frames.values():
         if not 0 <= index < len(dataset):
@@ -88,6 +94,7 @@ def _draw(
         title,
         known,
         vehicle_place(config.model.grid.pc_range, axes),
+        _boxes(classes, frame, config, axes),
     )
     try:
         write_png(out, picture, title)
@@ -99,6 +106,27 @@ def _draw(
 def seen_from_above(voxels: np.ndarray, frame: str) -> np.ndarray:
     """Turn voxels (X,Y,Z) so that x points right and y forwards, as in the lidar frame; the ego's x points forwards."""
     return voxels if frame == "lidar" else voxels.swapaxes(0, 1)[::-1]
+
+
+def _boxes(classes: FrameClasses, frame: Frame, config: Config, axes: str) -> Optional[PictureBoxes]:
+    """Return the predicted and the true boxes as a picture shows them; None where there are neither."""
+    grid = config.model.grid
+    lidar2grid = np.eye(4) if grid.frame == "lidar" else frame_of_grid(frame, grid)
+    predicted = None if classes.boxes is None else in_lidar_frame(classes.boxes, frame, config)
+    above = above_view(grid.pc_range, axes)
+    return picture_boxes(predicted, observed(frame.boxes), DETECTION_CLASSES, lidar2grid, above)
+
+
+def above_view(pc_range: Sequence[float], frame: str) -> np.ndarray:
+    """Return the projection (4, 4) of metres in the grid's frame to that view: fractions from left and from top."""
+    (x0, y0), (x1, y1) = pc_range[:2], pc_range[3:5]
+    out = np.zeros((4, 4))
+    if frame == "lidar":
+        out[:2] = [1 / (x1 - x0), 0, 0, -x0 / (x1 - x0)], [0, -1 / (y1 - y0), 0, y1 / (y1 - y0)]
+    else:
+        out[:2] = [0, -1 / (y1 - y0), 0, y1 / (y1 - y0)], [-1 / (x1 - x0), 0, 0, x1 / (x1 - x0)]
+    out[2:, 3] = 1
+    return out
 
 
 def vehicle_place(pc_range: Sequence[float], frame: str) -> Tuple[float, float]:

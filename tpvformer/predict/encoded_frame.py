@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.detection.boxes import Boxes
+from tpvformer.data.detection.decode import decode_batch
 from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.model import TPVFormer
+from tpvformer.model.detection import DetectionMaps
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class FrameClasses:
     voxel_labels: np.ndarray
     true_voxels: np.ndarray
     confidence: np.ndarray  # (X,Y,Z) float16: the probability of ``voxel_labels``; 0 where nothing was predicted
+    boxes: Optional[Boxes] = None  # with scores, the grid's frame; None of a model without a detection head
 
 
 def predict_frame(
@@ -48,7 +52,11 @@ def predict_frame(
         at, shape = tuple(batch.voxel_coords[0].T), batch.voxel_labels.shape[1:]
         voxels, confidence = (values.new_zeros(shape).index_put_(at, values) for values in (voxels, confidence))
     return FrameClasses(
-        points.cpu().numpy(), voxels.cpu().numpy(), batch.voxel_labels[0].cpu().numpy(), confidence.cpu().numpy()
+        points.cpu().numpy(),
+        voxels.cpu().numpy(),
+        batch.voxel_labels[0].cpu().numpy(),
+        confidence.cpu().numpy(),
+        _decoded(getattr(logits, "detection", None), config),
     )
 
 
@@ -67,6 +75,7 @@ class EncodedFrame:
         with _asking(model):
             features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
+            self._detection = model.boxes(features)
 
     def voxel_logits(self) -> Tensor:
         """Return the logits (K,X,Y,Z) of the whole grid."""
@@ -96,8 +105,17 @@ class EncodedFrame:
         self._marks.end("model")
         confidence = logits.softmax(0).amax(0).half()
         return FrameClasses(
-            points.cpu().numpy(), logits.argmax(0).cpu().numpy(), sample.voxel_labels.numpy(), confidence.cpu().numpy()
+            points.cpu().numpy(),
+            logits.argmax(0).cpu().numpy(),
+            sample.voxel_labels.numpy(),
+            confidence.cpu().numpy(),
+            _decoded(self._detection, self._config),
         )
+
+
+def _decoded(maps: Optional[DetectionMaps], config: Config) -> Optional[Boxes]:
+    """Return the boxes of the first sample; None of a model without a detection head."""
+    return None if maps is None else decode_batch(maps, config.model)[0]
 
 
 def predict_scene(

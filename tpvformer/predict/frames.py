@@ -22,7 +22,7 @@ from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
 from tpvformer.predict.archive import archive_arrays, archive_path, truth_arrays, write_archive
-from tpvformer.predict.encoded_frame import predict_scene
+from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
 from tpvformer.runtime import compiling
 
 PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
@@ -53,7 +53,10 @@ class FramePredictions:
         self._config, self._out, self._truth = config, out, truth
         self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
         split = split if rig is None else "test"
-        self._dataset = dataset = FrameDataset(self._data, config.model.grid, split, 0, truth, require_scans=truth)
+        detects = config.model.detection is not None
+        self._dataset = dataset = FrameDataset(
+            self._data, config.model.grid, split, 0, truth, require_scans=truth, boxes=truth and detects
+        )
         check_cameras(dataset, config)
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
@@ -92,8 +95,13 @@ class FramePredictions:
         points = f"without points ({frame.no_scan})" if frame.no_scan else f"{len(classes.point_labels)} points"
         return (
             f"{path}: {'x'.join(map(str, classes.voxel_labels.shape))} voxels, {points}, "
-            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{left_out(frame)}"
+            f"mean confidence {classes.confidence.mean(dtype=np.float64):.3f}{_boxes(classes)}{left_out(frame)}"
         )
+
+
+def _boxes(classes: FrameClasses) -> str:
+    """Return the number of boxes in words; empty of a model without a detection head."""
+    return "" if classes.boxes is None else f", {len(classes.boxes)} boxes"
 
 
 def left_out(frame: Frame) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tpvformer.config import Config
+from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
 from tpvformer.data.rig.from_arrays import checked_points
 from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
@@ -19,7 +20,7 @@ from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.geometry import lattice, transform_points
 from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
-from tpvformer.predict.archive import archive_arrays, frame_prediction, write_archive
+from tpvformer.predict.archive import archive_arrays, frame_prediction, in_lidar_frame, write_archive
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.frames import seconds_of
 
@@ -59,6 +60,11 @@ class Voxels:
 class Result:
     """Hold the predicted ``voxels`` and the classes of ``points``, if given; ``label`` classifies further points.
 
+    ``boxes`` are the detected objects in the lidar frame, as ``points`` are, for a model with a detection head; None
+    otherwise. They have metres, radians and m/s: ``centres`` (N,3), ``sizes`` (N,3) as length, width, height, ``yaws``
+    (N,) from x counter-clockwise, ``velocities`` (N,2), ``labels`` (N,) and ``scores`` (N,) from 0 to 1, with all that
+    passed the decoder's threshold. ``box_names`` holds the class name of each of their labels.
+
     ``seconds`` is the time by part: "decode", "preprocess", "model", "postprocess"; a model's first prediction takes
     longer. ``token`` is the frame's name: that of a rig's frame, or "given". A notebook shows a result as a picture.
     """
@@ -91,6 +97,9 @@ class Result:
         )
         self.points = frame.points  # (P,3) float32, metres, lidar frame
         self.point_labels = self._classes.point_labels.astype(np.uint8)  # (P,)
+        found = self._classes.boxes
+        # N boxes with scores, lidar frame; None of a model without a detection head
+        self.boxes: Optional[Boxes] = None if found is None else in_lidar_frame(found, frame, config)
         marks.end("postprocess")
         self.seconds: Dict[str, float] = seconds_of(marks)
 
@@ -111,6 +120,11 @@ class Result:
     def names(self) -> Dict[int, str]:
         """Return the class name of each label."""
         return dict(enumerate(self.voxels.class_names))
+
+    @property
+    def box_names(self) -> Dict[int, str]:
+        """Return the class name of each label of ``boxes``."""
+        return dict(enumerate(DETECTION_CLASSES))
 
     def save(self, path: PathLike) -> Path:
         """Write the archive of ``tpvformer predict`` (docs/rig.md), with the given points; return the path.
@@ -151,7 +165,8 @@ class Result:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.voxels.labels.shape))
-        return f"Result({shape} voxels, {len(self.voxels.class_names)} classes, {len(self.points)} points)"
+        boxes = "" if self.boxes is None else f", {len(self.boxes)} boxes"
+        return f"Result({shape} voxels, {len(self.voxels.class_names)} classes, {len(self.points)} points{boxes})"
 
 
 class Results(List[Result]):

@@ -10,6 +10,7 @@ import numpy as np
 
 from tpvformer.geometry import transform_points
 from tpvformer.labels import COLORS, LABEL_MAPS, Classes
+from tpvformer.viz.boxes import DETECTION_CLASSES, EDGES, Boxes, Lines, joined, moved, predicted_lines, true_lines
 
 
 class CameraView(NamedTuple):
@@ -30,7 +31,7 @@ class CameraView(NamedTuple):
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """P points in the lidar frame and (X, Y, Z) voxels in the grid's frame; ``lidar2grid`` maps lidar to grid.
+    """P points and boxes in the lidar frame, (X, Y, Z) voxels in the grid's frame; ``lidar2grid`` maps lidar to grid.
 
     On an axis of n voxels from low to high, voxel i begins at low + i (high - low) / n and is (high - low) / n long.
     """
@@ -50,11 +51,20 @@ class FramePrediction:
     scanned: Optional[np.ndarray] = None  # (X, Y, Z) bool: voxels that hold points
     true_voxels: Optional[np.ndarray] = None  # (X, Y, Z) uint8
     true_point_labels: Optional[np.ndarray] = None  # (P,) uint8
+    boxes: Optional[Boxes] = None  # predicted, with scores; None of a model without a detection head
+    true_boxes: Optional[Boxes] = None
+    box_names: Tuple[str, ...] = DETECTION_CLASSES  # by label of boxes
     labels_of: str = ""  # the data set, where ``voxels`` are its labels; empty where a model predicted them
 
     def grid_points(self) -> np.ndarray:
         """Return the points in the grid's frame: (P, 3) float64, metres."""
         return transform_points(self.points, self.lidar2grid)
+
+    def box_lines(self, in_grid: bool, edges: np.ndarray = EDGES) -> Lines:
+        """Return the lines of the true boxes, white, and of the predicted ones, in the grid's frame or the lidar's."""
+        matrix = self.lidar2grid if in_grid else np.eye(4)
+        predicted = predicted_lines(moved(self.boxes, matrix), self.box_names, edges)
+        return joined(true_lines(moved(self.true_boxes, matrix), edges), predicted)
 
     def grid2img(self, camera: CameraView) -> np.ndarray:
         """Return the (4, 4) projection of metres in the grid's frame to the camera's pixels times depth."""

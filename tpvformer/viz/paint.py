@@ -9,6 +9,7 @@ import numpy as np
 
 from tpvformer.geometry import inside, project
 from tpvformer.labels import NUSCENES, Classes
+from tpvformer.viz.boxes import Lines, draw_lines
 
 BACKGROUND = (31, 27, 24)
 INK = (235, 232, 228)
@@ -45,19 +46,23 @@ def paint_points(
     lidar2img: np.ndarray,
     camera_names: Sequence[str] = (),
     classes: Classes = NUSCENES,
+    lines: Optional[Lines] = None,
 ) -> np.ndarray:
     """Paint the points on all cameras and return them as one picture, up to three cameras in a row.
 
     images: N of (H, W, 3) uint8, not necessarily equal; points (P, 3) metres, lidar frame; labels (P,) classes, or None
-    to colour by distance; lidar2img (N, 4, 4). The six nuScenes cameras are arranged as around the vehicle: the front
-    three above the back three. Returns (H', W', 3) uint8 BGR.
+    to colour by distance; lidar2img (N, 4, 4); lines of boxes, lidar frame, are drawn over the points. The six nuScenes
+    cameras are arranged as around the vehicle: the front three above the back three. Returns (H', W', 3) uint8 BGR.
     """
     colors = distance_colors(points) if labels is None else class_colors(labels, classes)
-    return in_tiles(
-        images,
-        camera_names,
-        lambda tile, i, scale: paint_tile(tile, images[i].shape, points, colors, lidar2img[i], scale),
-    )
+
+    def draw(tile: np.ndarray, i: int, scale: float) -> None:
+        height, width = images[i].shape[:2]
+        paint_tile(tile, (height, width), points, colors, lidar2img[i], scale)
+        if lines is not None:
+            draw_lines(tile, lines, lidar2img[i], (width, height))
+
+    return in_tiles(images, camera_names, draw)
 
 
 def in_tiles(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
 from tpvformer.labels import NUSCENES, Classes
+from tpvformer.viz.boxes import PictureBoxes, draw_lines
 from tpvformer.viz.legend import legend_panel
 from tpvformer.viz.paint import BACKGROUND, FONT, GAP, INK, caption, paint_points
 from tpvformer.viz.top_view import voxel_top_view
@@ -31,22 +32,28 @@ def frame_picture(
     title: str,
     classes: Classes = NUSCENES,
     vehicle: Tuple[float, float] = (0.5, 0.5),
+    boxes: Optional[PictureBoxes] = None,
 ) -> np.ndarray:
     """Draw the cameras with the predicted points on them; below, predicted voxels, true voxels and the legend.
 
     images: N of (H, W, 3) uint8 BGR; lidar2img (N, 4, 4); points (P, 3) metres, lidar frame; predicted (P,) classes;
     predicted_voxels and true_voxels (X, Y, Z) classes; classes that are not evaluated are not drawn. A model of lidar
     segmentation predicts a class for every voxel, free space too; the caller then sets voxels without points to 0.
-    ``vehicle`` as in ``voxel_top_view``.
+    ``vehicle`` as in ``voxel_top_view``. ``boxes`` are drawn on the cameras and on both views.
     Returns (H', W', 3) uint8 BGR.
     """
-    cameras = paint_points(images, points, predicted, lidar2img, camera_names, classes)
+    lines = None if boxes is None else boxes.on_images
+    cameras = paint_points(images, points, predicted, lidar2img, camera_names, classes, lines)
     width = cameras.shape[1]
     size = (width - _LEGEND - 2 * GAP) // 2
     views = []
-    for voxels, text in ((predicted_voxels, "predicted voxels, from above"), (true_voxels, "true voxels, from above")):
+    more = "" if boxes is None else " and boxes"
+    for voxels, kind in ((predicted_voxels, "predicted"), (true_voxels, "true")):
         view = voxel_top_view(voxels, size, classes, vehicle)
-        caption(view, text)
+        if boxes is not None:
+            lines = boxes.predicted if kind == "predicted" else boxes.true
+            draw_lines(view, lines, np.diag([size, size, 1, 1]) @ boxes.above, (size, size), 2)
+        caption(view, f"{kind} voxels{more}, from above")
         views.append(view)
     present = set(np.unique(predicted).tolist()) | set(np.unique(true_voxels).tolist())
     canvas = np.empty((_HEADER + cameras.shape[0] + GAP + size, width, 3), np.uint8)

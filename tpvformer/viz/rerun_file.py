@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 
 from tpvformer.files import replacing
-from tpvformer.geometry import inside, lattice, project
+from tpvformer.geometry import inside, lattice, project, segments_in_image
+from tpvformer.viz.boxes import Boxes, Lines, arrows, box_colors, certain, moved
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 
 
 def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
-    """Write the frames on the timeline "frame": predicted and true voxels, points, cameras with points on them.
+    """Write the frames on the timeline "frame": predicted and true voxels and boxes, points, cameras with
+    points and boxes on them.
 
     Raises ValueError where rerun is not installed or too old.
     """
@@ -37,8 +39,13 @@ def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
                 there = np.isin(result.true_voxels, kinds.drawn)
                 _log(rr, stream, "world/true", result, result.true_voxels, there)
             stream.log("world/lidar", rr.Points3D(result.grid_points(), class_ids=result.point_labels, radii=0.06))
+            boxes, true_boxes = (moved(some, result.lidar2grid) for some in (result.boxes, result.true_boxes))
+            _log_boxes(rr, stream, "world/boxes", boxes, result, box_colors(result.box_names))
+            white = np.full((len(result.box_names), 3), 255, np.uint8)
+            _log_boxes(rr, stream, "world/true_boxes", true_boxes, result, white)
+            lines = result.box_lines(False)
             for camera in result.cameras:
-                _log_camera(rr, stream, camera, result)
+                _log_camera(rr, stream, camera, result, lines)
         stream.flush()
         stream.disconnect()
 
@@ -51,10 +58,30 @@ def _log(rr, stream, name: str, result: FramePrediction, voxels: np.ndarray, the
     stream.log(name, boxes)
 
 
-def _log_camera(rr, stream, camera: CameraView, result: FramePrediction) -> None:
+def _log_boxes(rr, stream, name: str, boxes: Optional[Boxes], result: FramePrediction, colors: np.ndarray) -> None:
+    """Log the boxes, in the grid's frame, with ``colors`` (K, 3) by class, and arrows of those that move."""
+    if boxes is None:
+        return
+    kept = boxes.take(certain(boxes))
+    half_turns = kept.yaws / 2
+    turned = np.stack([0 * half_turns, 0 * half_turns, np.sin(half_turns), np.cos(half_turns)], 1)  # x, y, z, w
+    scores = [""] * len(kept) if kept.scores is None else [f" {score:.2f}" for score in kept.scores]
+    labels = [result.box_names[label] + score for label, score in zip(kept.labels, scores)]
+    solid = {"centers": kept.centres, "half_sizes": kept.sizes / 2, "quaternions": turned}
+    stream.log(name, rr.Boxes3D(**solid, colors=colors[kept.labels], labels=labels, show_labels=False))
+    moving, rows = arrows(kept)
+    start, end = moving[:, 0, 0], moving[:, 0, 1]
+    stream.log(f"{name}/velocities", rr.Arrows3D(origins=start, vectors=end - start, colors=colors[kept.labels[rows]]))
+
+
+def _log_camera(rr, stream, camera: CameraView, result: FramePrediction, lines: Lines) -> None:
     name = f"cameras/{camera.name}"
     stream.log(name, rr.EncodedImage(contents=camera.jpeg, media_type="image/jpeg"))
     pixels, depth = project(result.points, camera.lidar2img)
     seen = inside(pixels, depth, camera.size[1], camera.size[0])
     scaled = pixels[seen] * (camera.stored_width / camera.size[0])
     stream.log(f"{name}/points", rr.Points2D(scaled, class_ids=result.point_labels[seen], radii=2))
+    if result.boxes is not None or result.true_boxes is not None:
+        ends, rows = segments_in_image(lines.segments, camera.lidar2img, camera.size)
+        scaled = ends * (camera.stored_width / camera.size[0])
+        stream.log(f"{name}/boxes", rr.LineStrips2D(scaled, colors=lines.colors[rows]))

@@ -7,12 +7,13 @@ Below are the voxels seen from behind the vehicle and from straight above, and l
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Set, Tuple
 
 import cv2
 import numpy as np
 
 from tpvformer.files import replacing
+from tpvformer.viz.boxes import EDGES, LID, SHOWN_SCORE, certain, draw_lines
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, believed, shown
 from tpvformer.viz.legend import legend_strip
 from tpvformer.viz.paint import BACKGROUND, caption, class_colors, looking_around, paint_tile
@@ -32,7 +33,8 @@ def video_frame(result: FramePrediction) -> np.ndarray:
     there = believed(result, kinds)
     cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
     rows = [cameras[i : i + 3] for i in range(0, len(cameras), 3)]
-    legend = legend_strip(_WIDTH, kinds.drawn, set(np.unique(result.voxels[there]).tolist()), kinds.classes)
+    present = set(np.unique(result.voxels[there]).tolist()) | _classes_of_boxes(result)
+    legend = legend_strip(_WIDTH, kinds.drawn, present, kinds.classes)
     views = len(rows) * (TILE[1] + GAP) + _BEHIND[1]
     canvas = np.empty((views + len(legend), _WIDTH, 3), np.uint8)
     canvas[:] = BACKGROUND
@@ -52,10 +54,15 @@ def video_frame(result: FramePrediction) -> np.ndarray:
             tile[:] = voxels(size @ result.grid2img(camera), TILE)
             caption(tile, f"{_called(camera)}, voxels")
     below = canvas[len(rows) * (TILE[1] + GAP) : views]
-    below[:, : _BEHIND[0]] = voxels(_from_behind(result, kinds.forward, kinds.ground), _BEHIND)
-    below[:, _BEHIND[0] + GAP :] = voxels(_from_above(result, kinds.forward), _ABOVE)
+    behind, above = _from_behind(result, kinds.forward, kinds.ground), _from_above(result, kinds.forward)
+    for to_pixels, size, left, edges in ((behind, _BEHIND, 0, EDGES), (above, _ABOVE, _BEHIND[0] + GAP, LID)):
+        view = voxels(to_pixels, size)
+        draw_lines(view, result.box_lines(True, edges), to_pixels, size, 2)
+        below[:, left : left + size[0]] = view
     caption(below[:, _BEHIND[0] + GAP :], "from above", 0.8)
     said = f"labels of {result.labels_of}" if result.labels_of else "predicted voxels"
+    said += "" if result.boxes is None else f", boxes with a score of {SHOWN_SCORE:g} and more"
+    said += "" if result.true_boxes is None else ", true boxes in white"
     caption(below, f"{result.token}: {said}", 0.8)
     return canvas
 
@@ -67,8 +74,17 @@ def _photo(camera: CameraView, result: FramePrediction) -> np.ndarray:
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
     colors = class_colors(result.point_labels[said], kinds.classes)
     paint_tile(tile, (TILE[1], TILE[0]), result.points[said], colors, to_tile, 1.0)
+    draw_lines(tile, result.box_lines(False), to_tile, TILE)
     caption(tile, _called(camera))
     return tile
+
+
+def _classes_of_boxes(result: FramePrediction) -> Set[int]:
+    """Return the classes of voxels that have the name of a drawn box."""
+    if result.boxes is None:
+        return set()
+    names = {result.box_names[label] for label in result.boxes.labels[certain(result.boxes)]}
+    return {i for i, name in enumerate(result.class_names) if name in names}
 
 
 def _called(camera: CameraView) -> str:

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from tpvformer.viz.boxes import EDGES, LID, SHOWN_SCORE, SLOW, Boxes, box_colors, corners
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction, Shown, shown
 from tpvformer.viz.paint import looking_around
 
-SCRIPTS = ("mesh.js", "scene.js", "cameras.js", "viewer.js")
+SCRIPTS = ("mesh.js", "boxes.js", "scene.js", "cameras.js", "viewer.js")
 _STEPS = 32767  # the largest int16, in which the points' coordinates are stored
 
 
@@ -85,8 +86,19 @@ def _about(results: Sequence[FramePrediction], kinds: Shown, title: str) -> Dict
         }
         for result in results
     ]
+    boxes = {
+        "classes": [
+            {"name": name.replace("_", " "), "colour": colour}
+            for name, colour in zip(results[0].box_names, box_colors(results[0].box_names).tolist())
+        ],
+        "score": SHOWN_SCORE,
+        "slow": SLOW,
+        "edges": EDGES.tolist(),
+        "lid": LID.tolist(),
+    }
     return {
         "title": title,
+        "boxes": boxes,
         "classes": classes,
         "free": kinds.free,
         "forward": kinds.forward,
@@ -99,6 +111,14 @@ def _about(results: Sequence[FramePrediction], kinds: Shown, title: str) -> Dict
 def _cameras(result: FramePrediction) -> List[CameraView]:
     """Return the cameras in the order of ``looking_around``."""
     return [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
+
+
+def _rows(boxes: Boxes) -> np.ndarray:
+    """Return the rows (N, 28), float32, that page/boxes.js reads: corners, velocity (0 if unknown), score, label."""
+    scores = np.ones(len(boxes), np.float32) if boxes.scores is None else boxes.scores
+    velocities = np.nan_to_num(boxes.velocities)
+    places = np.concatenate([corners(boxes).reshape(-1, 24), velocities], 1).round(2)  # 1 cm
+    return np.concatenate([places, scores[:, None], boxes.labels[:, None]], 1).astype("<f4")
 
 
 def _step(points: np.ndarray) -> float:
@@ -127,5 +147,8 @@ def _blocks(result: FramePrediction, kinds: Shown) -> Iterator[Tuple[str, bytes]
         yield "labels", packed(result.point_labels)
         if result.true_point_labels is not None:
             yield "true-labels", packed(result.true_point_labels)
+    for name, boxes in (("boxes", result.boxes), ("true-boxes", result.true_boxes)):
+        if boxes is not None:
+            yield name, packed(_rows(boxes.transformed(result.lidar2grid)))
     for i, camera in enumerate(_cameras(result)):
         yield f"image{i}", camera.jpeg

@@ -7,9 +7,10 @@ from typing import Iterator, Optional, Sequence
 
 from tpvformer.errors import ConfigError
 from tpvformer.files import atomic_file
+from tpvformer.viz.boxes import certain, moved, predicted_lines, true_lines
 from tpvformer.viz.frame_prediction import FramePrediction, believed, shown
 from tpvformer.viz.picture import write_png
-from tpvformer.viz.ply import write_points, write_voxels
+from tpvformer.viz.ply import write_lines, write_points, write_voxels
 from tpvformer.viz.rerun_file import write_rerun
 from tpvformer.viz.video import VIDEOS, narrowed, video_frame, write_video
 from tpvformer.viz.viewer import write_page
@@ -55,7 +56,10 @@ def _page(path: Path, results: Sequence[FramePrediction], title: str) -> Iterato
 
 
 def _ply(folder: Path, results: Sequence[FramePrediction]) -> Iterator[str]:
-    """Write ``<token>.voxels.ply`` and ``<token>.points.ply`` a frame; yield a line a frame. Raises ConfigError."""
+    """Write ``<token>.voxels.ply`` and ``<token>.points.ply`` a frame; yield a line a frame. Raises ConfigError.
+
+    Boxes are written as ``<token>.boxes.ply`` and ``<token>.true_boxes.ply``, where the frame has them.
+    """
     for result in results:
         kinds = shown(result.class_names, result.frame)
         there = believed(result, kinds)
@@ -63,7 +67,15 @@ def _ply(folder: Path, results: Sequence[FramePrediction]) -> Iterator[str]:
             write_voxels(file, result.voxels, there, result.pc_range, kinds.classes)
         with atomic_file(folder / f"{result.token}.points.ply") as file:
             write_points(file, result.grid_points(), result.point_labels, kinds.classes)
-        yield f"{folder}: {result.token}, {int(there.sum())} voxels, {len(result.points)} points"
+        boxes, true_boxes = (moved(some, result.lidar2grid) for some in (result.boxes, result.true_boxes))
+        if boxes is not None:
+            with atomic_file(folder / f"{result.token}.boxes.ply") as file:
+                write_lines(file, predicted_lines(boxes, result.box_names))
+        if true_boxes is not None:
+            with atomic_file(folder / f"{result.token}.true_boxes.ply") as file:
+                write_lines(file, true_lines(true_boxes))
+        many = "" if boxes is None else f", {int(certain(boxes).sum())} boxes"
+        yield f"{folder}: {result.token}, {int(there.sum())} voxels, {len(result.points)} points{many}"
 
 
 def _pictures(

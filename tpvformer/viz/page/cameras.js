@@ -27,11 +27,14 @@ class Cameras {
 
   mark() { for (const { button } of this.tiles) button.setAttribute("aria-pressed", String(button.dataset.name === this.large)); }
 
-  // points: Float32Array of x, y, z; colours: Uint8Array of r, g, b, a, where a = 0 leaves a point out.
-  paint(points, colours) {
+  // points: Float32Array of x, y, z; colours: Uint8Array of r, g, b, a, where a = 0 leaves a point out. lines: of
+  // boxLines.
+  paint(points, colours, lines) {
     for (const { camera, canvas, picture } of this.tiles) {
-      if (canvas.width !== picture.width || canvas.height !== picture.height) { canvas.width = picture.width; canvas.height = picture.height; }
+      const enlarged = Math.max(1, Math.round(800 / picture.width)), wide = picture.width * enlarged, high = picture.height * enlarged;
+      if (canvas.width !== wide || canvas.height !== high) { canvas.width = wide; canvas.height = high; }
       const pen = canvas.getContext("2d"), m = camera.matrix, scale = picture.width / camera.width, seen = [];
+      pen.setTransform(enlarged, 0, 0, enlarged, 0, 0); // lines are thinner than the pixels of a small picture
       pen.drawImage(picture, 0, 0);
       for (let i = 0; i < points.length / 3; i++) {
         if (!colours[4 * i + 3]) continue;
@@ -47,6 +50,18 @@ class Cameras {
         pen.fillStyle = `rgb(${colours[4 * i]},${colours[4 * i + 1]},${colours[4 * i + 2]})`;
         pen.fillRect(u - side / 2, v - side / 2, side, side);
       }
+      const seenLines = [];
+      for (let i = 0; i < lines.count; i++) {
+        const ends = projected(lines.places.subarray(6 * i, 6 * i + 6), m, camera.width, camera.height);
+        if (ends) seenLines.push([ends.map((value) => value * scale), i]);
+      }
+      pen.lineCap = "round";
+      for (const under of [true, false])
+        for (const [[u, v, s, t], i] of seenLines) {
+          pen.strokeStyle = under ? "#14181cb0" : `rgb(${lines.colours.slice(4 * i, 4 * i + 3)})`;
+          pen.lineWidth = ((under ? 5 : 2.6) * picture.width) / 800;
+          pen.beginPath(); pen.moveTo(u, v); pen.lineTo(s, t); pen.stroke();
+        }
     }
   }
 }

@@ -64,8 +64,8 @@ function buildFaces(labels, [X, Y, Z], colours) {
   return { faces, ends };
 }
 
-// Draws the highest drawn voxel of each column, forward up, for browsers without WebGL.
-function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX) {
+// Draws the highest drawn voxel of each column, forward up, and boxes, for browsers without WebGL. lines: of boxLines.
+function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX, range, lines) {
   const width = forwardIsX ? Y : X, height = forwardIsX ? X : Y;
   const image = new ImageData(width, height);
   for (let x = 0; x < X; x++)
@@ -76,6 +76,17 @@ function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX) {
       const colour = z < 0 ? [40, 44, 50] : colours[labels[(x * Y + y) * Z + z]];
       image.data.set([...colour, 255], 4 * (row * width + column));
     }
-  canvas.width = width; canvas.height = height;
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  const small = document.createElement("canvas"), pen = canvas.getContext("2d");
+  small.width = width; small.height = height; small.getContext("2d").putImageData(image, 0, 0);
+  const enlarged = Math.max(1, Math.round(1000 / Math.max(width, height))); // lines are thinner than voxels
+  canvas.width = width * enlarged; canvas.height = height * enlarged;
+  pen.imageSmoothingEnabled = false; pen.drawImage(small, 0, 0, canvas.width, canvas.height);
+  const part = (v, axis) => (v - range[axis]) / (range[axis + 3] - range[axis]);
+  const place = (x, y) => (forwardIsX ? [1 - part(y, 1), 1 - part(x, 0)] : [part(x, 0), 1 - part(y, 1)]);
+  pen.lineWidth = 3;
+  for (let i = 0; i < lines.count; i++) {
+    const at = lines.places, [u, v] = place(at[6 * i], at[6 * i + 1]), [s, t] = place(at[6 * i + 3], at[6 * i + 4]);
+    pen.strokeStyle = `rgb(${lines.colours.slice(4 * i, 4 * i + 3)})`;
+    pen.beginPath(); pen.moveTo(u * canvas.width, v * canvas.height); pen.lineTo(s * canvas.width, t * canvas.height); pen.stroke();
+  }
 }

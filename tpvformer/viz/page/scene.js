@@ -35,6 +35,26 @@ void main() { // a point lies inside its voxel and would be hidden: it is drawn 
 const POINT_PAINT = `#version 300 es
 precision mediump float; in vec4 tone; out vec4 paint;
 void main() { if (tone.a == 0.0) discard; paint = vec4(tone.rgb, 1.0); }`;
+// A line is a strip of two triangles, as wide on the screen everywhere; what is behind the eye is cut off.
+const LINE_SHADER = `#version 300 es
+layout(location = 0) in vec3 start; layout(location = 1) in vec3 end; layout(location = 2) in vec4 colour;
+uniform mat4 eye; uniform vec2 screen; uniform float wide; out vec4 tone;
+void main() {
+  vec4 a = eye * vec4(start, 1.0), b = eye * vec4(end, 1.0);
+  float near_a = a.z + a.w, near_b = b.z + b.w;
+  tone = colour;
+  if (near_a <= 0.0 && near_b <= 0.0) { gl_Position = vec4(2.0, 2.0, 2.0, 1.0); return; }
+  if (near_a < 0.0) a = mix(a, b, near_a / (near_a - near_b) + 1e-4);
+  if (near_b < 0.0) b = mix(b, a, near_b / (near_b - near_a) + 1e-4);
+  vec2 way = (b.xy / b.w - a.xy / a.w) * screen;
+  way = length(way) > 1e-6 ? normalize(way) : vec2(1.0, 0.0);
+  vec4 here = gl_VertexID < 2 ? a : b;
+  vec2 aside = vec2(-way.y, way.x) * (gl_VertexID % 2 == 0 ? 1.0 : -1.0) + way * (gl_VertexID < 2 ? -1.0 : 1.0);
+  gl_Position = here + vec4(aside * wide / screen * here.w, 0.0, 0.0);
+}`;
+const LINE_PAINT = `#version 300 es
+precision mediump float; uniform float faint; in vec4 tone; out vec4 paint;
+void main() { paint = vec4(tone.rgb, faint); }`;
 
 class Scene {
   // Throws where the browser has no WebGL2. forward: the axis that points ahead, 0 or 1.
@@ -45,6 +65,8 @@ class Scene {
     this.ahead = forward ? [0, 1, 0] : [1, 0, 0];
     this.faces = this.program(FACE_SHADER, FACE_PAINT, ["eye", "low", "size", "frame", "long_is_first"]);
     this.dots = this.program(POINT_SHADER, POINT_PAINT, ["eye", "dot_size", "lift"]);
+    this.lines = this.program(LINE_SHADER, LINE_PAINT, ["eye", "screen", "wide", "faint"]);
+    gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
     gl.enable(gl.DEPTH_TEST); gl.enable(gl.CULL_FACE);
     gl.clearColor(24 / 255, 27 / 255, 31 / 255, 1);
     this.marks = this.vertices(new Float32Array(0), new Uint8Array(0));
@@ -96,7 +118,7 @@ class Scene {
   }
 
   // Draws one view for each layer, side by side. A layer: { faces: of buildFaces or null, points: Float32Array,
-  // colours: Uint8Array }.
+  // colours: Uint8Array, lines: of boxLines }.
   setLayers(layers) {
     const gl = this.gl;
     layers.forEach((layer, i) => {
@@ -107,9 +129,37 @@ class Scene {
       gl.vertexAttribDivisor(0, 1); gl.vertexAttribDivisor(1, 1);
       made.ends = layer.faces ? layer.faces.ends : [];
       made.dots = this.vertices(layer.points, layer.colours, made.dots);
+      made.lines = this.segments(layer.lines, made.lines);
     });
     this.shown = layers.length;
     this.draw();
+  }
+
+  segments({ places, colours, count }, old) {
+    const gl = this.gl, made = old || { array: gl.createVertexArray(), place: gl.createBuffer(), colour: gl.createBuffer() };
+    gl.bindVertexArray(made.array);
+    gl.bindBuffer(gl.ARRAY_BUFFER, made.place); gl.bufferData(gl.ARRAY_BUFFER, places, gl.DYNAMIC_DRAW);
+    for (const index of [0, 1]) { gl.enableVertexAttribArray(index); gl.vertexAttribPointer(index, 3, gl.FLOAT, false, 24, 12 * index); gl.vertexAttribDivisor(index, 1); }
+    gl.bindBuffer(gl.ARRAY_BUFFER, made.colour); gl.bufferData(gl.ARRAY_BUFFER, colours, gl.DYNAMIC_DRAW);
+    gl.enableVertexAttribArray(2); gl.vertexAttribPointer(2, 4, gl.UNSIGNED_BYTE, true, 0, 0); gl.vertexAttribDivisor(2, 1);
+    made.count = count;
+    return made;
+  }
+
+  // Draws the lines of boxes: where voxels hide them faintly, elsewhere fully.
+  drawLines({ array, count }, eye, width, height, ratio) {
+    const gl = this.gl;
+    if (!count) return;
+    gl.useProgram(this.lines.id); gl.bindVertexArray(array);
+    gl.uniformMatrix4fv(this.lines.at.eye, false, eye); gl.uniform2f(this.lines.at.screen, width, height);
+    gl.uniform1f(this.lines.at.wide, 1.8 * ratio);
+    gl.disable(gl.CULL_FACE); gl.depthMask(false);
+    for (const hidden of [true, false]) {
+      (hidden ? gl.enable : gl.disable).call(gl, gl.BLEND); gl.depthFunc(hidden ? gl.GREATER : gl.LEQUAL);
+      gl.uniform1f(this.lines.at.faint, hidden ? 0.4 : 1);
+      gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, count);
+    }
+    gl.disable(gl.BLEND); gl.depthFunc(gl.LESS); gl.depthMask(true); gl.enable(gl.CULL_FACE);
   }
 
   home() {
@@ -199,6 +249,7 @@ class Scene {
         if (what.count) gl.drawArrays(kind, 0, what.count);
         gl.enable(gl.CULL_FACE);
       }
+      this.drawLines(this.layers[i].lines, eye, part, height, ratio);
       if (i) { gl.enable(gl.SCISSOR_TEST); gl.scissor(i * part, 0, Math.ceil(ratio), height);
         gl.clearColor(0.3, 0.33, 0.37, 1); gl.clear(gl.COLOR_BUFFER_BIT); gl.clearColor(24 / 255, 27 / 255, 31 / 255, 1); gl.disable(gl.SCISSOR_TEST); }
     }

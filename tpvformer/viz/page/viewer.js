@@ -9,7 +9,7 @@ const RIGHT = 0, WRONG = 1, EXTRA = 2, MISSED = 3;
 const KINDS = [["right", [120, 160, 130]], ["wrong class", [235, 60, 50]], ["predicted where free", [255, 165, 0]], ["missed", [70, 150, 255]]];
 const MODES = { prediction: "Prediction", truth: "Truth", both: "Both", difference: "Difference" };
 
-const state = { frame: 0, mode: "prediction", on: DRAWN.slice(), kinds: [true, true, true, true], scanned: false, confidence: 0, data: null };
+const state = { frame: 0, mode: "prediction", on: DRAWN.slice(), kinds: [true, true, true, true], scanned: false, confidence: 0, score: Math.round(100 * about.boxes.score), data: null };
 const loaded = new Map(); // frame number: promise of its arrays; the last four are kept
 let scene = null, cameras = null, flat = null;
 
@@ -30,11 +30,12 @@ async function inflated(id) {
 async function read(number) {
   const frame = about.frames[number], id = (name) => `f${number}-${name}`;
   const pictures = Promise.all(frame.cameras.map((_, i) => createImageBitmap(new Blob([bytesOf(id(`image${i}`))], { type: "image/jpeg" }))));
-  const names = ["voxels", "confidence", "scanned", "true-voxels", "places", "labels", "true-labels"];
-  const [voxels, confidence, scanned, trueVoxels, places, labels, trueLabels] = await Promise.all(names.map((name) => inflated(id(name))));
+  const names = ["voxels", "confidence", "scanned", "true-voxels", "places", "labels", "true-labels", "boxes", "true-boxes"];
+  const [voxels, confidence, scanned, trueVoxels, places, labels, trueLabels, boxes, trueBoxes] = await Promise.all(names.map((name) => inflated(id(name))));
   const steps = places ? new Int16Array(places.buffer) : new Int16Array(0), points = new Float32Array(steps.length);
   for (let i = 0; i < steps.length; i++) points[i] = steps[i] * frame.step;
-  return { frame, voxels, confidence, scanned, trueVoxels, points, labels: labels || new Uint8Array(0), trueLabels, pictures: await pictures };
+  return { frame, voxels, confidence, scanned, trueVoxels, points, labels: labels || new Uint8Array(0), trueLabels,
+    boxes: boxes && new Float32Array(boxes.buffer), trueBoxes: trueBoxes && new Float32Array(trueBoxes.buffer), pictures: await pictures };
 }
 
 function load(number) {
@@ -108,11 +109,39 @@ function pointColours(data, mode, counts) {
   return out;
 }
 
+// Whether a class of boxes is switched on: by the class of voxels with its name, if there is one.
+const boxOn = about.boxes.classes.map(({ name }) => about.classes.findIndex((one, i) => one.name === name && DRAWN[i]));
+const boxShown = (label) => boxOn[label] === undefined || boxOn[label] < 0 || state.on[boxOn[label]];
+const sure = (data, i) => data.boxes[ROW * i + 26] >= state.score / 100 - 1e-6;
+
+// The lines of the boxes: the prediction's in the colours of their classes; the truth's too, but white in the difference.
+function linesOf(data, mode, edges) {
+  const byClass = (label) => about.boxes.classes[label].colour, none = new Float32Array(0);
+  const lines = (rows, kept, colourOf) => boxLines(rows || none, (i) => kept(i) && boxShown(rows[ROW * i + 27]), colourOf, edges, about.boxes.slow);
+  const found = () => lines(data.boxes, (i) => sure(data, i), byClass);
+  if (!$("boxes").checked) return boxLines(none, null, null, edges, 0);
+  if (mode === "prediction") return found();
+  return mode === "truth" ? lines(data.trueBoxes, () => true, byClass) : joinedLines(lines(data.trueBoxes, () => true, () => [255, 255, 255]), found());
+}
+
+function countBoxes(data) {
+  const all = data.boxes ? data.boxes.length / ROW : 0, parts = [];
+  let many = 0;
+  for (let i = 0; i < all; i++) if (sure(data, i)) many++;
+  if (data.boxes) parts.push(`${many} of ${all} predicted`);
+  if (data.trueBoxes) parts.push(`${data.trueBoxes.length / ROW} true${state.mode === "difference" ? ", white" : ""}`);
+  $("many").textContent = parts.join("; ");
+  $("least").textContent = `${state.score} %`;
+  $("boxed").hidden = $("boxes-row").hidden = !parts.length;
+  $("score").hidden = $("score-row").hidden = !data.boxes;
+}
+
 const zeros = (n) => new Array(n).fill(0);
 
 function show() {
   const data = state.data, truth = Boolean(data.trueVoxels), pointTruth = Boolean(data.trueLabels);
-  const usable = { prediction: true, truth: truth || pointTruth, both: truth && scene, difference: truth || pointTruth };
+  const boxTruth = Boolean(data.trueBoxes), anyTruth = truth || pointTruth || boxTruth;
+  const usable = { prediction: true, truth: anyTruth, both: (truth || boxTruth) && scene, difference: anyTruth };
   const mode = usable[state.mode] ? state.mode : "prediction";
   const sides = mode === "both" ? ["prediction", "truth"] : [mode];
   const withVoxels = $("voxels").checked, withPoints = $("points").checked, byPoint = !withVoxels && withPoints;
@@ -121,18 +150,22 @@ function show() {
     const labels = side === "prediction" || truth ? voxelLabels(data, side, counts) : null;
     const hasColour = side === "prediction" || pointTruth;
     const tones = hasColour ? pointColours(data, side, many) : new Uint8Array(4 * data.labels.length);
-    return { labels, palette: differ ? KINDS.map((kind) => kind[1]) : COLOURS, tones, counts: byPoint ? many : counts };
+    const lines = linesOf(data, side, scene ? about.boxes.edges : about.boxes.lid);
+    return { labels, lines, palette: differ ? KINDS.map((kind) => kind[1]) : COLOURS, tones, counts: byPoint ? many : counts };
   });
   if (scene) {
-    scene.setLayers(layers.map(({ labels, palette, tones }) => ({
+    scene.setLayers(layers.map(({ labels, lines, palette, tones }) => ({
+      lines,
       faces: withVoxels && labels ? buildFaces(labels, data.frame.grid, palette) : null,
       points: withPoints ? data.points : new Float32Array(0), colours: withPoints ? tones : new Uint8Array(0),
     })));
-  } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x");
-  cameras.paint(data.points, layers[0].tones);
+  } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x", data.frame.range, layers[0].lines);
+  cameras.paint($("dots").checked ? data.points : new Float32Array(0), layers[0].tones, scene ? layers[0].lines : linesOf(data, sides[0], about.boxes.edges));
+  countBoxes(data);
   const kind = { prediction: "by predicted class", truth: "by true class", difference: "right or wrong" }[sides[0]];
-  $("painted").textContent = !data.points.length ? "" : sides[0] === "prediction" || pointTruth
-    ? `On the pictures: lidar points ${kind}.` : "No points on the pictures: these have no true labels.";
+  $("dots-row").hidden = !data.points.length;
+  $("painted").textContent = !data.points.length || !$("dots").checked ? "" : sides[0] === "prediction" || pointTruth
+    ? `coloured ${kind}` : "no points: these have no true labels";
   $("tag-left").textContent = sides.length > 1 || truth ? MODES[sides[0]] : "";
   $("tag-right").textContent = sides.length > 1 ? MODES[sides[1]] : "";
   const difference = mode === "difference";
@@ -182,7 +215,7 @@ async function go(number) {
 
 // Sets what is shown at first, by what the frame has: truth, lidar, confidence.
 function begin(data) {
-  if (data.trueVoxels && scene && innerWidth > 700) state.mode = "both";
+  if ((data.trueVoxels || data.trueBoxes) && scene && innerWidth > 700) state.mode = "both";
   $("points").checked = false; $("points").disabled = !data.points.length;
   let text = "";
   if (about.labels) text = `Labels of ${about.labels}; no model predicted them. Free space is not drawn.`;
@@ -240,6 +273,9 @@ function build() {
   $("voxels").onchange = $("points").onchange = show;
   $("scanned").onchange = () => { state.scanned = $("scanned").checked; show(); };
   $("confidence").oninput = () => { state.confidence = Number($("confidence").value); $("percent").textContent = `${state.confidence} %`; show(); };
+  $("boxes").onchange = $("dots").onchange = show;
+  $("score").value = state.score;
+  $("score").oninput = () => { state.score = Number($("score").value); show(); };
   $("modes").hidden = Boolean(about.labels);
   $("frame").max = about.frames.length - 1; $("frames").hidden = about.frames.length < 2;
   $("frame").oninput = () => go(Number($("frame").value));
