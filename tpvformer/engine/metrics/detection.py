@@ -9,7 +9,7 @@ give these values too, instead of an error.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -76,8 +76,9 @@ class DetectionCounts:
 
     def __init__(self, scene_of: Sequence[int]) -> None:
         self._scene_of = np.asarray(scene_of, np.int64)
-        self._rows, self._errors = [np.zeros(0, ROW)], [np.zeros(0, ERROR_ROW)]
-        self._truths = [np.zeros(0, _SUMS)]
+        self._rows: List[np.ndarray] = [np.zeros(0, ROW)]
+        self._errors: List[np.ndarray] = [np.zeros(0, ERROR_ROW)]
+        self._truths: List[np.ndarray] = [np.zeros(0, _SUMS)]
 
     def add(
         self,
@@ -85,7 +86,7 @@ class DetectionCounts:
         truth: Boxes,
         predicted: Boxes,
         to_common: Optional[np.ndarray] = None,
-        ego: Sequence[float] = (0.0, 0.0),
+        ego: Union[np.ndarray, Sequence[float]] = (0.0, 0.0),
     ) -> None:
         """Add the sample of that number; both kinds of boxes in one frame, the predicted ones with scores.
 
@@ -114,22 +115,27 @@ class DetectionCounts:
 
     def result(self) -> DetectionScores:
         """Return the scores of all samples added."""
-        rows, errors, truths = (np.concatenate(parts) for parts in (self._rows, self._errors, self._truths))
-        rows, errors = (part[np.lexsort((part["index"], part["sample"]))] for part in (rows, errors))
+        rows, errors, truths = _ordered(self._rows), _ordered(self._errors), np.concatenate(self._truths)
         values = np.full((len(rows), 5), np.nan)
         values[(rows["hits"] >> ERRORS_AT & 1).astype(bool)] = errors["errors"]  # both are in the order of the samples
         order = np.lexsort((np.arange(len(rows)), rows["score"]))[::-1]
         return _score(rows[order], values[order], truths, self._scene_of)
 
 
+def _ordered(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the rows of all parts by sample, then by their index in it."""
+    whole: np.ndarray = np.concatenate(parts)
+    return whole[np.lexsort((whole["index"], whole["sample"]))]
+
+
 def _gathered(mine: np.ndarray) -> np.ndarray:
-    """Return the rows (n,) of a structured type of all processes, sorted by sample."""
+    """Return the rows (n,) of a structured type of all processes, sorted by sample; 8 bytes travel as an int64."""
     width = mine.dtype.itemsize // 8
     assert width * 8 == mine.dtype.itemsize
     words = torch.from_numpy(np.ascontiguousarray(mine).view(np.int64).reshape(-1).copy())
-    counts = gather(torch.tensor([len(mine)])).flatten().tolist()
-    padded = torch.nn.functional.pad(words, (0, max(counts) * width - len(words)))
-    parts = [row[: n * width].numpy().view(mine.dtype) for row, n in zip(gather(padded), counts)]
+    lengths = gather(torch.tensor([len(mine)])).flatten().tolist()
+    padded = torch.nn.functional.pad(words, (0, max(lengths) * width - len(words)))
+    parts = [row[: n * width].numpy().view(mine.dtype) for row, n in zip(gather(padded), lengths)]
     whole = np.concatenate(parts)
     return whole[np.argsort(whole["sample"], kind="stable")]
 

@@ -56,7 +56,9 @@ class _Placed(NamedTuple):
     boxes: Boxes
 
     def take(self, index: np.ndarray) -> _Placed:
-        return _Placed(*(value[index] for value in self[:-1]), self.boxes.take(index))
+        """Return the boxes at ``index``: integers or a mask."""
+        numbers = self.centres[index], self.yaws[index], self.velocities[index], self.distances[index]
+        return _Placed(*numbers, self.boxes.take(index))
 
 
 def match_sample(
@@ -79,7 +81,8 @@ def match_sample(
     truths = np.zeros((len(DETECTION_CLASSES), len(rings) + 1), np.int32)
     np.add.at(truths, (true.boxes.labels, true_rings), 1)
 
-    rows, partner = np.zeros(len(chosen), ROW), np.full(len(chosen), -1)
+    rows: np.ndarray = np.zeros(len(chosen), ROW)
+    partner = np.full(len(chosen), -1)
     rows["sample"], rows["index"], rows["label"], rows["ring"] = sample, chosen, guess.boxes.labels, guess_rings
     rows["score"] = guess.boxes.scores
     for label in np.unique(guess.boxes.labels):
@@ -98,7 +101,7 @@ def match_sample(
                 found = _greedy(np.where(shared, distance, np.inf), limit)
             rows["ring_hits"][ours] |= ((found >= 0) << k).astype(np.uint8)
     matched = np.flatnonzero(partner >= 0)
-    errors = np.zeros(len(matched), ERROR_ROW)
+    errors: np.ndarray = np.zeros(len(matched), ERROR_ROW)
     errors["sample"], errors["index"] = sample, chosen[matched]
     errors["errors"] = _errors(true.take(partner[matched]), guess.take(matched))
     return Matched(rows, errors, truths)
