@@ -24,11 +24,11 @@ class Place(NamedTuple):
     ego: np.ndarray  # (3,) metres, global
 
 
-def places(root: Path, version: str, scenes: Sequence[str]) -> List[Place]:
-    """The samples of these scenes; the ego poses in the tables are moved to whole metres."""
+def places(root: Path, version: str, scenes: Sequence[str], whole: bool = True) -> List[Place]:
+    """The samples of these scenes; ``whole``: the ego poses in the tables are moved to whole metres."""
     folder = root / version
     rows = {n: json.loads((folder / f"{n}.json").read_text()) for n in ("scene", "sample", "sample_data", "ego_pose")}
-    for row in rows["ego_pose"]:
+    for row in rows["ego_pose"] if whole else ():
         row["translation"] = [float(np.round(v)) for v in row["translation"]]
     (folder / "ego_pose.json").write_text(json.dumps(rows["ego_pose"]))
     poses = {row["token"]: row for row in rows["ego_pose"]}

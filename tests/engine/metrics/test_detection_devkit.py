@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Sequence
 
 import detection_tools as tools
 import numpy as np
 import programs
 import pytest
+from engine_tools import tiny_config
 from needs import PYTHON, has_devkit
 
+from tpvformer.config import DataConfig
+from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
 from tpvformer.data.street.write import MINI_VAL, write_dataset
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation import box_submission
+from tpvformer.engine.evaluation import boxes as box_scores
+from tpvformer.engine.evaluation.boxes import with_attributes
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics.detection import ERROR_NAMES, DetectionCounts, DetectionScores
-from tpvformer.engine.metrics.detection_matching import DISTANCES
+from tpvformer.engine.metrics.detection_matching import DISTANCES, placed
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS
 
 pytestmark = pytest.mark.skipif(
@@ -139,3 +148,41 @@ def test_a_ring_is_what_the_devkit_says_of_its_boxes_alone(
     expected = np.mean([list(theirs["label_aps"][label].values()) for label in present])
     assert whole.ring_map[RING_NAMES[ring]] == pytest.approx(expected, abs=CLOSE)
     assert expected > 0.02
+
+
+def test_a_submission_is_scored_as_the_evaluation_is(tmp_path: Path, monkeypatch) -> None:
+    """From the grid's frame, with real tilted lidars, by way of the JSON file."""
+    root = tmp_path / "set"
+    write_dataset(root, 3, (96, 54), 7, 4, workers=1)
+    where = tools.places(root, VERSION, MINI_VAL, whole=False)
+    infos = str(root / "nuscenes_infos_val.pkl")
+    config = tiny_config(DataConfig(root=str(root), version=VERSION, train_infos=infos, val_infos=infos, workers=0))
+    data = FrameDataset(config.data, config.model.grid, "val", 0)
+    assert data.tokens == [place.token for place in where]
+    poses = [data.grid2global(i) for i in range(len(data))]
+    tracks = tools.random_tracks(where, 30, 8)
+    truth = [b.transformed(np.linalg.inv(p)) for b, p in zip(tools.truth_of(tracks, len(where)), poses)]
+    centres, yaws, _ = ([*each] for each in zip(*(placed(b, p) for b, p in zip(truth, poses))))
+    counts = [0] * len(where)
+    for track in tracks:  # the tables hold what the boxes in the grid's frame say, in double precision
+        for k, row in zip(track.samples, track.rows):
+            row["centres"], row["yaws"] = centres[k][counts[k]], yaws[k][counts[k]]
+            counts[k] += 1
+    tools.write_annotations(root, VERSION, tracks, where)
+    near = [tools.Place(place.token, place.scene, place.seconds, np.zeros(3)) for place in where]
+    predicted = dict(zip(data.tokens, map(with_attributes, tools.guesses(truth, near, 8))))
+    for module in (box_scores, box_submission):
+        monkeypatch.setattr(module, "decoded", lambda tokens, _: [predicted[token] for token in tokens])
+    tally, out = box_scores.BoxTally(config, data), tmp_path / "results_nusc.json"
+    with box_submission.BoxSubmission(out, data, config, "val", (), World()) as writer:
+        for token, boxes in zip(data.tokens, truth):
+            batch: Any = SimpleNamespace(tokens=[token], boxes=[boxes])
+            tally.add(batch.tokens, batch)
+            writer.add(batch, batch.tokens)
+        writer.finish(RunLog(None, False))
+    theirs, own = judged(root, out), tally.metrics()
+    apart = [abs(own["nds"].value / 100 - theirs["nd_score"]), abs(own["map"].value / 100 - theirs["mean_ap"])]
+    apart += [abs(own[f"m{name}"].value - theirs["tp_errors"][error]) for name, error in zip(ERROR_NAMES, DEVKIT_NAMES)]
+    print("largest difference to the devkit", max(apart), "of nds", own["nds"].text)
+    assert max(apart) < CLOSE
+    assert own["map"].value > 10

@@ -11,7 +11,7 @@ import pytest
 from tpvformer.data.detection.attributes import attributes_of
 from tpvformer.data.detection.boxes import ATTRIBUTES, BICYCLE_RACK, DETECTION_CLASSES, Boxes
 from tpvformer.engine.metrics.detection import DetectionCounts, DetectionScores
-from tpvformer.engine.metrics.detection_matching import Matched, match_sample
+from tpvformer.engine.metrics.detection_matching import Matched, match_sample, placed
 from tpvformer.engine.metrics.detection_named import detection_metrics, detection_table
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS
 
@@ -221,3 +221,16 @@ def test_attributes_follow_class_and_speed() -> None:
     walker = ["pedestrian.standing", "pedestrian.moving", "pedestrian.standing"]
     assert found == vehicle * 5 + [""] * 3 + cycle * 2 + walker + [""] * 3
     assert attributes_of(Boxes.none()).shape == (0,)
+
+
+def test_a_tilted_lidar_loses_nothing() -> None:
+    rng = np.random.RandomState(4)
+    level = random_boxes(rng, 50)
+    tilt = np.eye(4)
+    c, s = np.cos(0.05), np.sin(0.05)
+    tilt[:3, :3] = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]) @ [[1, 0, 0], [0, c, -s], [0, s, c]]
+    tilt[:3, 3] = 800, -1200, 2
+    centres, yaws, velocities = placed(level.transformed(np.linalg.inv(tilt)), tilt)
+    assert np.allclose(centres, level.centres, atol=2e-4), "float32 at a kilometre"
+    assert np.allclose(velocities, level.velocities, atol=1e-5)
+    assert np.allclose(np.sin(yaws - level.yaws), 0, atol=1e-5)

@@ -107,15 +107,24 @@ def match_sample(
     return Matched(rows, errors, truths)
 
 
-def _place(boxes: Boxes, matrix: np.ndarray, ego: np.ndarray) -> _Placed:
-    """Return the boxes in the frame that ``matrix`` leads to; the heading is that seen from above."""
+def placed(boxes: Boxes, matrix: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return centres (N, 3), yaws (N,) and velocities (N, 2) in the frame that ``matrix`` (4, 4) leads to, in float64.
+
+    Headings and velocities are taken to be level there, as nuScenes' are in the global frame: this undoes, up to
+    rounding, what Boxes.transformed leaves of them in the frame of a tilted lidar. Float32 is too coarse for kilometres.
+    """
     rotation = matrix[:3, :3]
     centres = boxes.centres.astype(np.float64) @ rotation.T + matrix[:3, 3]
+    level = rotation[:2, :2] - np.outer(rotation[:2, 2], rotation[2, :2]) / rotation[2, 2]  # z such that none is left
     yaws = boxes.yaws.astype(np.float64)
-    heading = np.stack([np.cos(yaws), np.sin(yaws)], 1) @ rotation[:2, :2].T
-    velocities = boxes.velocities.astype(np.float64) @ rotation[:2, :2].T
-    distances = np.sqrt(((centres[:, :2] - ego) ** 2).sum(1))
-    return _Placed(centres, np.arctan2(heading[:, 1], heading[:, 0]), velocities, distances, boxes)
+    heading = np.stack([np.cos(yaws), np.sin(yaws)], 1) @ level.T
+    velocities = boxes.velocities.astype(np.float64) @ level.T
+    return centres, np.arctan2(heading[:, 1], heading[:, 0]), velocities
+
+
+def _place(boxes: Boxes, matrix: np.ndarray, ego: np.ndarray) -> _Placed:
+    centres, yaws, velocities = placed(boxes, matrix)
+    return _Placed(centres, yaws, velocities, np.sqrt(((centres[:, :2] - ego) ** 2).sum(1)), boxes)
 
 
 def _in_range(placed: _Placed) -> np.ndarray:
