@@ -111,7 +111,7 @@ def placed(boxes: Boxes, matrix: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np
     """Return centres (N, 3), yaws (N,) and velocities (N, 2) in the frame that ``matrix`` (4, 4) leads to, in float64.
 
     Headings and velocities are taken to be level there, as nuScenes' are in the global frame: this undoes, up to
-    rounding, what Boxes.transformed leaves of them in the frame of a tilted lidar. Float32 is too coarse for kilometres.
+    rounding, what Boxes.transformed leaves of them in a tilted lidar's frame. Float32 is too coarse for kilometres.
     """
     rotation = matrix[:3, :3]
     centres = boxes.centres.astype(np.float64) @ rotation.T + matrix[:3, 3]
