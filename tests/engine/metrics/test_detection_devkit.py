@@ -26,7 +26,8 @@ from tpvformer.engine.evaluation import box_submission
 from tpvformer.engine.evaluation import boxes as box_scores
 from tpvformer.engine.evaluation.boxes import with_attributes
 from tpvformer.engine.logging.log import RunLog
-from tpvformer.engine.metrics.detection import ERROR_NAMES, DetectionCounts, DetectionScores
+from tpvformer.engine.metrics.detection import DetectionCounts, DetectionScores
+from tpvformer.engine.metrics.detection_curves import ERROR_NAMES
 from tpvformer.engine.metrics.detection_matching import DISTANCES, placed
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS
 

@@ -1,9 +1,7 @@
 """Compute nuScenes' detection scores (NDS, mAP, the errors of true positives) from matched boxes.
 
-Rules and constants are those of detection_cvpr_2019: precision at 101 recalls; AP is the mean of what exceeds 0.1 from
-recall 0.11 on, over 0.9; errors are running means over falling confidence, averaged from recall 0.11 to the largest
-reached, 1 where that is below. A class without truth has AP 0 and errors 1. Unlike nuscenes-devkit, no boxes at all
-give these values too, instead of an error.
+Rules and constants are those of detection_cvpr_2019; detection_matching.py and detection_curves.py have them. Unlike
+nuscenes-devkit, no boxes at all give AP 0 and errors 1, as a class without truth does, instead of an exception.
 """
 
 from __future__ import annotations
@@ -17,21 +15,12 @@ import torch
 from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
 from tpvformer.engine.distributed.collectives import gather
 from tpvformer.engine.metrics.bootstrap import LEVEL, SEED
-from tpvformer.engine.metrics.detection_matching import DISTANCES, ERROR_ROW, ERRORS_AT, ROW, Matched, match_sample
+from tpvformer.engine.metrics.detection_curves import ERROR_NAMES, RowsByClass, means
+from tpvformer.engine.metrics.detection_matching import ERROR_ROW, ERRORS_AT, ROW, Matched, match_sample
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS
 
-ERROR_NAMES = ("ate", "ase", "aoe", "ave", "aae")
 DRAWS = 200  # of the bootstrap over scenes
-MOST_ROWS = 1_000_000  # predictions; a larger set gets no interval, which would take minutes
-_RECALLS = np.linspace(0, 1, 101)
-_FIRST = 11  # index of the first recall that counts
-_MIN_PRECISION = 0.1
-_AP_SHARE = 5.0  # weight of mAP in NDS against one error
-# classes that an error is not defined for
-_WITHOUT = {
-    "traffic_cone": ("aoe", "ave", "aae"),
-    "barrier": ("ave", "aae"),
-}
+MOST_ROWS = 5_000_000  # predictions; a larger set gets no interval, which would take minutes
 _SUMS = np.dtype([("sample", "<i8"), ("truths", "<i4", (len(DETECTION_CLASSES), len(RINGS) + 1))])
 
 
@@ -140,120 +129,43 @@ def _gathered(mine: np.ndarray) -> np.ndarray:
     return whole[np.argsort(whole["sample"], kind="stable")]
 
 
-class _Ordered:
-    """The rows of one class by falling score, with their weights."""
-
-    def __init__(self, score: np.ndarray, hits: np.ndarray, weights: np.ndarray, positives: float) -> None:
-        self.score, self.positives, self.weights = score.astype(np.float64), positives, weights
-        self.seen = np.cumsum(weights)
-        self.hits = [(hits >> k & 1).astype(bool) for k in range(len(DISTANCES))]
-
-    def ap(self, k: int) -> float:
-        """Return the AP of matches within DISTANCES[k]."""
-        found = np.cumsum(self.weights * self.hits[k])
-        if not self.positives or not len(found) or not found[-1]:
-            return 0.0
-        precision = np.interp(_RECALLS, found / self.positives, found / self.seen, right=0)[_FIRST:]
-        return float(np.maximum(precision - _MIN_PRECISION, 0).mean() / (1 - _MIN_PRECISION))
-
-    def errors(self, values: np.ndarray) -> List[float]:
-        """Return the five errors; values (n, 5) of the rows, read where they match within 2 m."""
-        hit = self.hits[ERRORS_AT]
-        if not self.positives or not hit.any():
-            return [1.0] * values.shape[1]
-        recall = np.cumsum(self.weights * hit) / self.positives
-        confidence = np.interp(_RECALLS, recall, self.score, right=0)
-        reached = np.flatnonzero(confidence)
-        last = reached[-1] if len(reached) else 0
-        if last < _FIRST:
-            return [1.0] * values.shape[1]
-        scores, weights, found = self.score[hit], self.weights[hit], []
-        for column in values[hit].T:
-            mean = _running_mean(column, weights)
-            at = np.interp(confidence[::-1], scores[::-1], mean[::-1])[::-1]
-            found.append(float(at[_FIRST : last + 1].mean()))
-        return found
-
-
-def _running_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted mean (n,) of the values so far without the NaN; 0 before the first, 1 if all are NaN."""
-    known = ~np.isnan(values)
-    if not known.any():
-        return np.ones(len(values))
-    count = np.cumsum(weights * known)
-    total = np.cumsum(np.where(known, values, 0) * weights)
-    return np.divide(total, count, out=np.zeros(len(values)), where=count != 0)
-
-
-def _defined() -> np.ndarray:
-    """Return which errors (10, 5) classes have."""
-    return np.array([[error not in _WITHOUT.get(name, ()) for error in ERROR_NAMES] for name in DETECTION_CLASSES])
-
-
-def _tables(
-    rows: np.ndarray, values: np.ndarray, weights: np.ndarray, truths: np.ndarray
-) -> Tuple[np.ndarray, np.ndarray]:
-    """Return AP (10, 4) and errors (10, 5) of rows by falling score with weights above 0; truths (10,)."""
-    ap, errors = np.zeros((len(DETECTION_CLASSES), len(DISTANCES))), np.ones((len(DETECTION_CLASSES), 5))
-    for label in range(len(DETECTION_CLASSES)):
-        own = np.flatnonzero(rows["label"] == label)
-        ordered = _Ordered(rows["score"][own], rows["hits"][own], weights[own], float(truths[label]))
-        ap[label] = [ordered.ap(k) for k in range(len(DISTANCES))]
-        errors[label] = ordered.errors(values[own])
-    errors[~_defined()] = np.nan
-    return ap, errors
-
-
-def _means(ap: np.ndarray, errors: np.ndarray) -> Tuple[float, ...]:
-    """Return nds, map and the five mean errors."""
-    mean_ap, means = float(ap.mean()), np.nanmean(errors, 0)
-    nds = (_AP_SHARE * mean_ap + np.maximum(0, 1 - means).sum()) / (_AP_SHARE + len(means))
-    return (float(nds), mean_ap, *means.tolist())
-
-
 def _score(rows: np.ndarray, values: np.ndarray, truths: np.ndarray, scene_of: np.ndarray) -> DetectionScores:
     """Return the scores of rows (n,) ROW by falling score, their errors (n, 5), truths (samples,) _SUMS."""
     by_ring = truths["truths"].sum(0, dtype=np.int64)
-    ap, errors = _tables(rows, values, np.ones(len(rows)), by_ring.sum(1))
+    whole = RowsByClass(rows, values)
+    ap, errors = whole.unweighted(by_ring.sum(1))
     rings: Dict[str, Optional[float]] = {}
     for ring, name in enumerate(RING_NAMES):
-        inside = rows[rows["ring"] == ring]
-        found = []
-        for label in np.flatnonzero(by_ring[:, ring]):
-            own = inside[inside["label"] == label]
-            count = float(by_ring[label, ring])
-            ordered = _Ordered(own["score"], own["ring_hits"], np.ones(len(own)), count)
-            found.append(np.mean([ordered.ap(k) for k in range(len(DISTANCES))]))
-        rings[name] = float(np.mean(found)) if found else None
+        inside, counts = rows["ring"] == ring, by_ring[:, ring]
+        of_ring, _ = RowsByClass(rows[inside], values[inside], "ring_hits").unweighted(counts)
+        rings[name] = float(of_ring[counts > 0].mean()) if counts.any() else None
     return DetectionScores(
-        *_means(ap, errors),
+        *means(ap, errors),
         ap,
         errors,
         tuple(by_ring.sum(1).tolist()),
         rings,
-        _intervals(rows, values, truths, scene_of),
+        _intervals(rows, whole, truths, scene_of),
         len(truths),
     )
 
 
 def _intervals(
-    rows: np.ndarray, values: np.ndarray, truths: np.ndarray, scene_of: np.ndarray
+    rows: np.ndarray, divided: RowsByClass, truths: np.ndarray, scene_of: np.ndarray
 ) -> Dict[str, Tuple[float, float]]:
     """Return the bounds by metric: scenes are drawn with replacement, and every row counts as often as its scene."""
     _, scenes = np.unique(scene_of[truths["sample"]], return_inverse=True)
     many = int(scenes.max()) + 1 if len(scenes) else 0
     if many < 2 or len(rows) > MOST_ROWS:
         return {}
-    place = np.zeros(len(scene_of), np.int64)
+    place, per_scene = np.zeros(len(scene_of), np.int64), np.zeros((many, len(DETECTION_CLASSES)), np.int64)
     place[truths["sample"]] = scenes
-    of_row, per_scene = place[rows["sample"]], np.zeros((many, len(DETECTION_CLASSES)), np.int64)
     np.add.at(per_scene, scenes, truths["truths"].sum(2))
+    of_rows = [place[rows["sample"][own]] for own in divided.of_class]
     generator, found = np.random.RandomState(SEED), []
     for _ in range(DRAWS):
         times = np.bincount(generator.randint(0, many, many), minlength=many).astype(np.float64)
-        weights = times[of_row]
-        drawn = weights > 0
-        found.append(_means(*_tables(rows[drawn], values[drawn], weights[drawn], times @ per_scene)))
+        found.append(means(*divided.tables([times[scene] for scene in of_rows], times @ per_scene)))
     bounds = np.quantile(np.array(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     names = ("nds", "map", *(f"m{name}" for name in ERROR_NAMES))
     return {name: (float(low), float(high)) for name, low, high in zip(names, *bounds)}

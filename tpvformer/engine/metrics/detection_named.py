@@ -16,7 +16,8 @@ import math
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from tpvformer.data.detection.boxes import DETECTION_CLASSES
-from tpvformer.engine.metrics.detection import ERROR_NAMES, DetectionScores
+from tpvformer.engine.metrics.detection import DetectionScores
+from tpvformer.engine.metrics.detection_curves import ERROR_NAMES
 from tpvformer.engine.metrics.detection_matching import DISTANCES
 from tpvformer.engine.metrics.iou import labelled, percent
 from tpvformer.engine.metrics.named import RING_NAMES, Metric, with_unit
