@@ -97,11 +97,14 @@ def test_boxes_join_the_named_metrics(config: Config, monkeypatch, tmp_path: Pat
     assert numbers_of("eval", record)["eval/nds"] == found.metrics["nds"].value
 
 
-def test_boxes_alone_lead(config: Config, monkeypatch) -> None:
+def test_boxes_alone_lead(config: Config, monkeypatch, capsys) -> None:
     found = evaluated(config, monkeypatch)
     assert not found.boxes_lead, "segmentation is trained too"
     alone = dataclasses.replace(found, boxes_lead=True)
     assert alone.primary_metric == ("nds", alone.metrics["nds"].value)
+    report(alone, config, RunLog(None, True))
+    said = capsys.readouterr().out
+    assert "mate" in said and "miou" not in said
     values = alone.as_dict(class_names(config.data.label_map))
     assert values["leading"] == "nds"
     assert numbers_of("eval", {"step": 1, **values})["eval/ap/car"] == alone.metrics["map"].classes["car"]

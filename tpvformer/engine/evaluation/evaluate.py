@@ -182,7 +182,11 @@ def permute_cameras(batch: Batch) -> Batch:
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
-    """Log the tables of all metrics, line by line."""
+    """Log the tables of all metrics, line by line; those of segmentation are left out where it is not trained."""
+    if result.boxes_lead and "nds" in result.metrics:
+        for line in detection_table(result.metrics, result.scenes):
+            log.line(line)
+        return
     if result.pts is not None and result.vox is not None:
         for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
             log.line(line)
