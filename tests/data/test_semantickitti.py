@@ -308,7 +308,7 @@ def test_two_steps_an_evaluation_and_what_is_made_of_them(folder: Path, tmp_path
     assert "sample 08/000000" in report and "middles of labelled voxels" in report
     for arguments, complaint in (
         (["--permute-cameras"], "controls compare the classes of lidar points"),
-        (["--submission", str(tmp_path / "s.zip")], "a submission is for nuScenes' lidarseg server"),
+        (["--submission", str(tmp_path / "s.zip")], "a submission is for nuScenes' servers"),
     ):
         assert main(["eval", *weights, *arguments]) == 2
         assert complaint in capsys.readouterr().err

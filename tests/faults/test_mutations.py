@@ -243,8 +243,9 @@ def test_jpegs(tmp_path: Path) -> None:
 
 def test_files_of_runs(tmp_path: Path) -> None:
     metric = {"value": 30.0, "interval": [20.0, 40.0], "rings": {"0-20 m": 31.0}, "iou": {"car": 12.0}}
+    error = {"value": 0.7, "interval": [0.5, 0.9], "rings": {}, "unit": "m", "ate": {"car": 0.7, "bus": None}}
     scores = {
-        "loss": 1.0, "samples": 3, "scenes": 1, "pts": {"miou": 1.0}, "metrics": {"miou_points": metric},
+        "loss": 1.0, "samples": 3, "scenes": 1, "pts": {"miou": 1.0}, "metrics": {"miou_points": metric, "mate": error},
         "leading": "miou_points", "confusion": {"classes": ["a", "b"], "counts": [[1, 2], [3, 4]]},
         "worst": [{"token": "t", "loss": 2.0}],
     }  # fmt: skip

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("val", "test"), default="val", help="test has no labels, so no scores (default: val)"
     )
     parser.add_argument(
-        "--submission", type=Path, metavar="ZIP", help="write predictions for nuScenes' lidarseg server"
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="write predictions for nuScenes' servers: FILE.zip for lidarseg, FILE.json for detection",
     )
     parser.add_argument(
         "--also-uses",

@@ -170,6 +170,25 @@ class FrameDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def grid2global(self, index: int) -> Optional[np.ndarray]:
+        """Return the transform (4, 4) float64 from the grid's frame to the global one; None where it is not known."""
+        record = self._records[index]
+        if record.ego2global is None or self.grid.frame == "ego":
+            return record.ego2global
+        return None if record.lidar2ego is None else record.ego2global @ record.lidar2ego
+
+    def ego_place(self, index: int) -> np.ndarray:
+        """Return where the ego frame's origin is, (x, y) in metres: in the global frame if ``grid2global`` knows it.
+
+        Otherwise it is that in the grid's frame, and (0, 0) where the lidar's place on the vehicle is not known.
+        """
+        record = self._records[index]
+        if record.ego2global is not None and self.grid2global(index) is not None:
+            return record.ego2global[:2, 3]
+        if self.grid.frame == "ego" or record.lidar2ego is None:
+            return np.zeros(2)
+        return np.linalg.inv(record.lidar2ego)[:2, 3]
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which selects the augmentations. Call it between epochs."""
         self._epoch.fill_(epoch)

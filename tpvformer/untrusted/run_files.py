@@ -26,15 +26,32 @@ def _file_name(value: Any, where: str) -> None:
 
 _percent = number(-1.0, 101.0, none=True)
 _time = number(0.0, 1e12, none=True)
-_metric = fields(
+_share = fields(
     {
         "value": _percent,
         "interval": nothing_or(list_of(number(-1.0, 101.0), 2, 2)),
         "rings": map_of(_percent),
-        "iou": map_of(_percent),
+        **{name: map_of(_percent) for name in ("iou", "ap")},
     },
-    needed=("value", "interval", "rings", "iou"),
+    needed=("value", "interval", "rings"),
 )
+_size = number(none=True)
+_error = fields(
+    {
+        "value": _size,
+        "interval": nothing_or(list_of(number(), 2, 2)),
+        "rings": map_of(_size),
+        "unit": text(100),
+        **{name: map_of(_size) for name in ("ate", "ase", "aoe", "ave", "aae")},
+    },
+    needed=("value", "interval", "rings", "unit"),
+)
+
+
+def _metric(value: Any, where: str) -> None:
+    (_error if isinstance(value, dict) and "unit" in value else _share)(value, where)
+
+
 _scores = nothing_or(fields({"miou": _percent}))
 _evaluation: Dict[str, Schema] = {
     "loss": number(none=True),

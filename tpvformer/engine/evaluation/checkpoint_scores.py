@@ -17,8 +17,10 @@ from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.baselines import run_controls
+from tpvformer.engine.evaluation.box_submission import submission_to
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, report, write_scores
-from tpvformer.engine.evaluation.submission import TEST_VERSION, Submission, predict_all
+from tpvformer.engine.evaluation.submission import predict_all
+from tpvformer.engine.evaluation.submission_file import TEST_VERSION
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
@@ -40,7 +42,8 @@ def evaluate_checkpoint(
 
     ``weights`` is a checkpoint of this package or of the reference, or a model that is already on the device.
     ``controls`` adds the scores with exchanged cameras, of a constant class and of colour alone. ``out`` receives all
-    scores as JSON, ``submission`` the predictions in the challenge's format (``uses``: see submission.py).
+    scores as JSON, ``submission`` the predictions in the challenge's format: FILE.json takes boxes (box_submission.py),
+    any other name the classes of points (submission.py); ``uses``: see submission_file.py.
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
@@ -58,7 +61,7 @@ def evaluate_checkpoint(
         loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         kept = contextlib.nullcontext()
         if submission is not None:
-            kept = Submission(submission, data, config.data, "val", uses, world)
+            kept = submission_to(submission, data, config, "val", uses, world)
         with kept as writer, _in_words(config, place, "the evaluation"):
             model = _loaded(config, weights, world, place, log)
             keep = None if writer is None else writer.add
@@ -100,7 +103,7 @@ def predict_test_set(
             log.line(data.camera_note)
         loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         told = _in_words(config, place, "the predictions")
-        with Submission(submission, data, config.data, "test", uses, world) as writer, told:
+        with submission_to(submission, data, config, "test", uses, world) as writer, told:
             predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)
             writer.finish(log)
     finally:

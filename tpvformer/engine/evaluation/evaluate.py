@@ -17,11 +17,13 @@ from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
 from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum, share_buffers
+from tpvformer.engine.evaluation.boxes import BoxTally
 from tpvformer.engine.forward import predict
 from tpvformer.engine.logging.log import RunLog, finite
 from tpvformer.engine.losses import sample_losses
 from tpvformer.engine.metrics import Scores, scores, table
 from tpvformer.engine.metrics.collect import MetricCounts, rows_by_scene
+from tpvformer.engine.metrics.detection_named import detection_table
 from tpvformer.engine.metrics.named import Metric, named_table
 from tpvformer.engine.prefetch import on_device
 from tpvformer.errors import ConfigError
@@ -41,8 +43,9 @@ class Evaluation:
     """Hold the scores of points (``pts``) and of the voxels they lie in (``vox``), and the mean loss over samples.
 
     ``pts`` and ``vox`` are None if the data set has no points. ``metrics`` holds all metrics under their full names
-    (metrics/named.py defines them). ``confusion`` holds the counts of the primary metric, [truth][predicted]; ``worst``
-    the samples of the highest loss.
+    (metrics/named.py and detection_named.py define them). ``confusion`` holds the counts of the primary metric of
+    segmentation, [truth][predicted]; ``worst`` the samples of the highest loss. ``boxes_lead``: a model that learns
+    boxes alone is chosen by them.
     """
 
     pts: Optional[Scores]
@@ -53,15 +56,19 @@ class Evaluation:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     confusion: Sequence[Sequence[int]] = ()
     worst: Sequence[Tuple[str, float]] = ()
+    boxes_lead: bool = False
 
     def __repr__(self) -> str:
-        named = [f"{name} {m.value:.2f} %" for name, m in self.metrics.items() if m.value is not None]
+        named = [f"{name} {m.text}" for name, m in self.metrics.items() if m.value is not None]
         return f"Evaluation({', '.join(named)}; loss {self.loss:.3f} over {self.samples} samples)"
 
     @property
     def primary_metric(self) -> Tuple[str, Optional[float]]:
-        """Return name and value of the metric that chooses the best checkpoint; those of dense labels come first."""
-        name = primary_metric_name(self.metrics)
+        """Return name and value of the metric that chooses the best checkpoint; those of dense labels come first.
+
+        It is ``nds`` where segmentation is not trained and the set has boxes.
+        """
+        name = "nds" if self.boxes_lead and "nds" in self.metrics else primary_metric_name(self.metrics)
         return name, self.metrics[name].value if name in self.metrics else miou(self.pts)
 
     def as_dict(self, names: Sequence[str]) -> Dict[str, object]:
@@ -80,7 +87,7 @@ class Evaluation:
 
 
 def primary_metric_name(metrics: Mapping[str, Metric]) -> str:
-    """Return the name of the metric that chooses the best checkpoint; those of dense labels come first."""
+    """Return the name of the primary metric of segmentation; those of dense labels come first."""
     return next((name for name in _PRIMARY if name in metrics), "miou_points")
 
 
@@ -109,6 +116,7 @@ def evaluate(
     """
     data = cast(FrameDataset, loader.dataset)
     tally = MetricCounts(config, rows_by_scene(data.scenes, data.tokens), data.has_masks, device, data.has_points)
+    box_tally = BoxTally.of(config, data)
     sums = torch.zeros(3, dtype=torch.int64, device=device)  # loss in units, samples, samples without a finite loss
     share_buffers(model)
     tokens: List[str] = []
@@ -129,6 +137,8 @@ def evaluate(
             tokens += batch.tokens
             each.append(losses)
             tally.add(prediction, batch)
+            if box_tally is not None:
+                box_tally.add(prediction, batch)
             if keep is not None:
                 keep(batch, prediction)
             if i % config.train.print_every == 0:
@@ -146,9 +156,12 @@ def evaluate(
     if data.has_points:
         pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
     metrics = tally.metrics()
+    if box_tally is not None:
+        metrics.update(box_tally.metrics())
     confusion = tally.confusion(_PRIMARY[primary_metric_name(metrics)]).tolist()
     worst = worst_of(tokens, torch.cat(each).tolist() if each else [])
-    return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst)
+    boxes_alone = getattr(config.loss, "segmentation", 1.0) == 0
+    return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst, boxes_alone)
 
 
 def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, float]]:
@@ -169,11 +182,16 @@ def permute_cameras(batch: Batch) -> Batch:
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
-    """Log the tables of all metrics, line by line."""
+    """Log the tables of all metrics, line by line; those of segmentation are left out where it is not trained."""
+    if result.boxes_lead and "nds" in result.metrics:
+        for line in detection_table(result.metrics, result.scenes):
+            log.line(line)
+        return
     if result.pts is not None and result.vox is not None:
         for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
             log.line(line)
-    for line in named_table(result.metrics, result.scenes):
+    segmentation = {name: metric for name, metric in result.metrics.items() if metric.of_class == "iou"}
+    for line in named_table(segmentation, result.scenes) + detection_table(result.metrics, result.scenes):
         log.line(line)
 
 

@@ -133,7 +133,8 @@ class Writers:
 def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
     """Return the numbers of a record to draw as curves, by names such as "train/loss".
 
-    An evaluation gives the loss, each metric, and the IoU of each class under the primary metric. The result is empty
+    An evaluation gives the loss, each metric, and the IoU of each class under the primary metric (the AP, where boxes
+    alone are trained). The result is empty
     for records without a step or without curves.
     """
     if kind not in ("train", "eval") or "step" not in values:
@@ -142,7 +143,9 @@ def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
     for name, metric in values.get("metrics", {}).items():
         found[f"eval/{name}"] = metric["value"]
         if name == values["leading"]:
-            found.update({f"eval/iou/{label}": value for label, value in metric["iou"].items()})
+            kind = "ap" if name == "nds" else "iou"
+            of_classes = values["metrics"].get("map" if name == "nds" else name, {}).get(kind, {})
+            found.update({f"eval/{kind}/{label}": value for label, value in of_classes.items()})
     return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 

@@ -13,6 +13,8 @@
 | ray_iou@1, @2, @4 | lidar-like rays, correct within 1, 2, 4 m | those of the labels | left out |
 | ray_iou | mean of the three | those of the labels | left out |
 
+The metrics of 3-D boxes (nds, map, ...) are in detection_named.py.
+
 SemanticKITTI has sc_iou, ssc_miou over its classes 1..19, and sc_precision and sc_recall of "occupied".
 
 Voxels labelled ``data.ignore_label`` are not counted. The classes of RayIoU are 0..16 for Occ3D labels, and 1..16 for
@@ -49,17 +51,26 @@ RING_NAMES = tuple(f"{a:g}-{b:g} m" for a, b in zip((0.0, *RINGS[:-1]), RINGS)) 
 
 @dataclass(frozen=True)
 class Metric:
-    """Hold one metric in percent with its interval, classes and rings; None where nothing can be scored."""
+    """Hold one metric in ``unit`` with its interval, classes and rings; None where nothing can be scored."""
 
     value: Optional[float]
     interval: Optional[Tuple[float, float]]  # 95 %, bootstrap over scenes; None for fewer than two
-    classes: Mapping[str, Optional[float]]  # IoU by name
+    classes: Mapping[str, Optional[float]]  # IoU by name, or what ``of_class`` says
     rings: Mapping[str, Optional[float]]  # the same metric by distance ring
+    unit: str = "%"
+    of_class: str = "iou"  # what ``classes`` holds
+
+    @property
+    def text(self) -> str:
+        """Return the value with its unit."""
+        return with_unit(self.value, self.unit)
 
     def as_dict(self) -> Dict[str, object]:
-        """Return plain values for JSON."""
+        """Return plain values for JSON; the unit is given unless it is percent."""
         bounds = None if self.interval is None else list(self.interval)
-        return {"value": self.value, "interval": bounds, "iou": dict(self.classes), "rings": dict(self.rings)}
+        unit = {} if self.unit == "%" else {"unit": self.unit}
+        classes = {self.of_class: dict(self.classes)}
+        return {"value": self.value, "interval": bounds, **classes, "rings": dict(self.rings), **unit}
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,11 @@ def measure(definition: MetricSpec, counts: Tensor) -> Metric:
         classes={name: _plain(value) for name, value in zip(definition.classes, iou)},
         rings=dict(zip(RING_NAMES, by_ring())),
     )
+
+
+def with_unit(value: Optional[float], unit: str) -> str:
+    """Format a value: percentages with two decimals, others with three and their unit; "n/a" for None."""
+    return percent(value) if unit == "%" or value is None else f"{value:.3f} {unit}"
 
 
 def _plain(value: Tensor) -> Optional[float]:

@@ -167,7 +167,7 @@ def _cap(times: Sequence[float]) -> float:
 
 
 # metrics of the chart "Validation": the first four of these that the run has
-_SHOWN = ("occ3d_miou", "ssc_miou", "miou_points", "ray_iou", "miou_voxels", "sc_iou")
+_SHOWN = ("occ3d_miou", "ssc_miou", "nds", "map", "miou_points", "ray_iou", "miou_voxels", "sc_iou")
 
 
 def _worst(worst: Sequence[Record], pictures: Sequence[Optional[bytes]], hint: str) -> str:

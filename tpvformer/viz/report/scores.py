@@ -24,10 +24,12 @@ def metric_table(record: Record) -> str:
     head = "".join(f"<th>{escape(ring)}</th>" for ring in rings)
     rows = []
     for name, metric in metrics.items():
-        value, bounds = metric["value"], metric["interval"]
+        value, bounds, unit = metric["value"], metric["interval"], metric.get("unit")
         sure = f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else "–"
-        drawn = ""
-        if value is not None:
+        drawn, shown = "", percent(value)
+        if unit is not None:
+            shown = "–" if value is None else f"{value:.3f} {unit}"
+        elif value is not None:
             low, high = bounds or (value, value)
             drawn = (
                 f'<span class="range"><i style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
@@ -35,7 +37,7 @@ def metric_table(record: Record) -> str:
             )
         far = "".join(f"<td>{percent(metric['rings'].get(ring))}</td>" for ring in rings)
         rows.append(
-            f"<tr><td>{escape(name)}</td><td><b>{percent(value)}</b></td><td>{sure}</td>"
+            f"<tr><td>{escape(name)}</td><td><b>{escape(shown)}</b></td><td>{sure}</td>"
             f'<td class="left">{drawn}</td>{far}</tr>'
         )
     return (
@@ -55,13 +57,14 @@ def class_table(evals: Sequence[Record], classes: Classes) -> str:
     seen, first = _seen(evals[-1]), shown[0]
     head = "".join(f"<th>{escape(name)}</th>" for name in shown)
     rows = []
-    for label in dict.fromkeys(label for name in shown for label in metrics[name]["iou"]):
-        value = metrics[first]["iou"].get(label)
+    of_classes = {name: metrics[name].get("iou", {}) for name in shown}
+    for label in dict.fromkeys(label for name in shown for label in of_classes[name]):
+        value = of_classes[first].get(label)
         red, green, blue = colors.get(label, (128, 128, 128))
         chip = f'<i class="chip" style="background:rgb({red},{green},{blue})"></i>'
         bar = "" if value is None else f'<span class="bar"><i style="width:{value:.1f}%"></i></span>'
         past = spark([_iou(record, first, label) for record in evals])
-        values = "".join(f"<td>{percent(metrics[name]['iou'].get(label))}</td>" for name in shown)
+        values = "".join(f"<td>{percent(of_classes[name].get(label))}</td>" for name in shown)
         many = f"{seen[label]:,}".replace(",", " ") if label in seen else "–"
         rows.append(
             f'<tr><td>{chip}{escape(label.replace("_", " "))}</td><td class="left">{bar}</td>{values}'
