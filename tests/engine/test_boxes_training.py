@@ -11,14 +11,20 @@ from typing import Any, Dict
 import numpy as np
 import pytest
 import torch
-from engine_tools import POINTS, ROOT, processes, tiny_config, tiny_model, write_config
+from engine_tools import CPU, POINTS, ROOT, processes, tiny_config, tiny_model, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.compat.checkpoints import export_reference
 from tpvformer.config import Config, DataConfig, DetectionConfig, override
+from tpvformer.data.dataset import open_frames
 from tpvformer.data.detection.boxes import DETECTION_CLASSES
+from tpvformer.data.loader import make_loader
 from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
+from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.evaluation.baselines import mean_places, run_controls
+from tpvformer.engine.evaluation.evaluate import evaluate
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.errors import CheckpointError, DataError
 from tpvformer.model import TPVFormer
 from tpvformer.untrusted.pickle import load_pickle
@@ -109,6 +115,23 @@ def test_boxes_alone_need_no_labels(data: DataConfig, tmp_path: Path) -> None:
         run.train(config, tmp_path / "joint", "cpu")
     outcome = run.train(override(config, ["loss.segmentation=0"]), tmp_path / "alone", "cpu")
     assert np.isfinite(outcome["final_loss"])
+
+
+def test_controls_of_boxes(data: DataConfig, capsys: pytest.CaptureFixture) -> None:
+    """The mean places by hand, and their scores beside those of the model."""
+    config = boxes_config(data)
+    frames = open_frames(config, "train")
+    known = [frames.boxes(i) for i in range(len(frames))]
+    cars = np.concatenate([boxes.centres[boxes.labels == 0] for boxes in known if boxes is not None])
+    placed = mean_places(frames)
+    assert placed.labels[0] == 0 and np.allclose(placed.centres[0], cars.mean(0))
+    model, loader, log = run.build_model(config, CPU), make_loader(frames, data, 0, 1, False, 0), RunLog(None, True)
+    real = evaluate(model, loader, config, World(), CPU, log)
+    outcome = run_controls(model, loader, frames, frames, config, World(), CPU, log, real)
+    log.close()
+    assert outcome["model_nds"] == real.metrics["nds"].value
+    assert {"cameras_exchanged_map", "mean_places_nds", "mean_places_map"} < set(outcome)
+    assert sum("map      of " in line for line in capsys.readouterr().out.splitlines()) == 3
 
 
 def test_a_set_without_boxes_trains_segmentation_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.data.detection.boxes import Boxes
 from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.formats import format_of, open_records
 from tpvformer.data.frames import read_frame
@@ -169,6 +170,13 @@ class FrameDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def boxes(self, index: int) -> Optional[Boxes]:
+        """Return the annotated boxes of a sample in the grid's frame; None where they are unknown or not asked for."""
+        record = self._records[index]
+        if record.boxes is None or self.grid.frame == "lidar":
+            return record.boxes
+        return None if record.lidar2ego is None else record.boxes.transformed(record.lidar2ego)
 
     def grid2global(self, index: int) -> Optional[np.ndarray]:
         """Return the transform (4, 4) float64 from the grid's frame to the global one; None where it is not known."""

@@ -1,4 +1,5 @@
-"""Score baselines to compare a model with: exchanged cameras, the best constant class, and colour without a network.
+"""Score baselines to compare a model with: exchanged cameras, the best constant class, colour without a network, and
+boxes at the mean place of their class.
 
 A model that uses its images loses most of its score when its cameras are exchanged, and scores far above the colour
 baseline.
@@ -6,7 +7,7 @@ baseline.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Optional, Tuple
+from typing import Dict, Iterable, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
 from tpvformer.data.types import Frame
 from tpvformer.engine.distributed.collectives import World, all_reduce_sum
+from tpvformer.engine.evaluation.boxes import BoxTally, with_attributes
 from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, permute_cameras
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics import Scores, percent, scores
+from tpvformer.engine.metrics.named import Metric
 from tpvformer.geometry import inside, project
 from tpvformer.labels import EVALUATED, class_names
 
+BOX_METRICS = ("nds", "map")
 FIT_FRAMES = 200  # training frames that the colour table is made from, spread over the whole set
 SHADES = 16  # steps of each colour channel
 BINS = SHADES**3 + 1  # the last is for points that no camera sees
@@ -40,7 +45,11 @@ def run_controls(
     log: RunLog,
     real: Evaluation,
 ) -> Dict[str, Optional[float]]:
-    """Log and return point mIoU (percent): the model, the model with exchanged cameras, and the two baselines."""
+    """Log and return point mIoU (percent): the model, the model with exchanged cameras, and the two baselines.
+
+    For a model that detects boxes also NDS and mAP (percent): the model, with exchanged cameras, and a box of each
+    class at its mean place.
+    """
     names = class_names(config.data.label_map)
     blind = evaluate(model, loader, config, world, device, log, change=permute_cameras)
     constant, constant_scores, colour_scores = baselines(train_set, val_set, config, world, device)
@@ -57,7 +66,46 @@ def run_controls(
         ("the colour of the point alone, no network", "colour_only"),
     ):
         log.line(f"miou pts of {title:<58} : {percent(outcome[key]):>8}")
+    if BOX_METRICS[0] not in real.metrics:
+        return outcome
+    for title, key, metrics in (
+        ("this model", "model", real.metrics),
+        ("this model, every camera with its neighbour's calibration", "cameras_exchanged", blind.metrics),
+        (
+            "a box of each class at its mean place",
+            "mean_places",
+            _mean_places_scores(train_set, val_set, config, world),
+        ),
+    ):
+        for name in BOX_METRICS:
+            outcome[f"{key}_{name}"] = value = metrics[name].value
+            log.line(f"{name:<8} of {title:<58} : {percent(value):>8}")
     return outcome
+
+
+def _mean_places_scores(
+    train_set: FrameDataset, val_set: FrameDataset, config: Config, world: World
+) -> Mapping[str, Metric]:
+    """Return the metrics of ``mean_places`` of the training set, over all processes."""
+    constant = with_attributes(mean_places(train_set))
+    tally = BoxTally(config, val_set)
+    for i in range(world.rank, len(val_set), world.size):
+        tally.match(i, val_set.boxes(i), constant)
+    return tally.metrics()
+
+
+def mean_places(data: FrameDataset) -> Boxes:
+    """Return one box of each class with the mean place, size and velocity of its boxes, in the grid's frame."""
+    known = [boxes for boxes in map(data.boxes, range(len(data))) if boxes is not None]
+    labels = np.concatenate([boxes.labels for boxes in known])
+    columns = [np.concatenate([getattr(b, name) for b in known]) for name in ("centres", "sizes", "velocities")]
+    present = [label for label in range(len(DETECTION_CLASSES)) if (labels == label).any()]
+    centres, sizes, velocities = (
+        np.array([np.nan_to_num(column[labels == label]).mean(0) for label in present]) for column in columns
+    )
+    count = len(present)
+    zeros, ones = np.zeros(count, np.float32), np.ones(count, np.float32)
+    return Boxes(centres, sizes, zeros, velocities, np.array(present), scores=ones)
 
 
 def baselines(

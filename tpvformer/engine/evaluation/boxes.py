@@ -54,15 +54,16 @@ class BoxTally:
     def add(self, prediction: Prediction, batch: Batch) -> None:
         """Match one batch. It waits for the device, as boxes are decoded on the CPU."""
         truths = batch.boxes or [None] * len(batch.tokens)
-        self._unknown += sum(truth is None for truth in truths)
-        if all(truth is None for truth in truths):
-            return
-        found = decoded(prediction, self._config)
-        assert found is not None
-        for token, truth, boxes in zip(batch.tokens, truths, found):
-            if truth is not None:
-                i = self._index[token]
-                self._counts.add(i, truth, boxes, self._data.grid2global(i), self._data.ego_place(i))
+        found = None if all(truth is None for truth in truths) else decoded(prediction, self._config)
+        for i, token in enumerate(batch.tokens):
+            self.match(self._index[token], truths[i], Boxes.none() if found is None else found[i])
+
+    def match(self, index: int, truth: Optional[Boxes], found: Boxes) -> None:
+        """Match the boxes found in one sample with its true ones; both are in the grid's frame."""
+        if truth is None:
+            self._unknown += 1
+        else:
+            self._counts.add(index, truth, found, self._data.grid2global(index), self._data.ego_place(index))
 
     def metrics(self) -> Dict[str, Metric]:
         """Return the metrics over all processes, each of which must call it; none for a set without boxes.
