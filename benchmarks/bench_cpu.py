@@ -2,11 +2,12 @@
 
     python benchmarks/bench_cpu.py [--threads 1] [--out FILE]
     python benchmarks/bench_cpu.py --against REV-or-PATH [--steps 2] [--threads 1] [--out FILE]
+    python benchmarks/bench_cpu.py --configs A B [--size 800x448] [--steps 2] [--threads 1] [--out FILE]
 
 The first form prints the limits (matrix products at the model's sizes, a convolution, a copy) and the attention kernels
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
-the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. All
-times are CPU time of the process.
+the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
+third does the same with two configurations of this checkout. All times are CPU time of the process.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 PARSER.add_argument("--against", metavar="REV-or-PATH", help="another commit or another checkout")
+PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout")
+PARSER.add_argument("--size", default="800x448", help="size of images with --configs (default: %(default)s)")
 PARSER.add_argument(
     "--steps", type=int, default=2, help="steps that count, of each case and side (default: %(default)s)"
 )
@@ -48,7 +51,10 @@ def main() -> int:
     from tpvformer.engine.logging.environment import environment_info
 
     torch.set_num_threads(args.threads)
-    numbers = {"limits": limits(), "cpu_ms": kernels()} if args.against is None else compare(args)
+    if args.configs:
+        numbers = compare_configs(args)
+    else:
+        numbers = {"limits": limits(), "cpu_ms": kernels()} if args.against is None else compare(args)
     result = {**environment_info(torch.device("cpu"), "python benchmarks/bench_cpu.py"), **machine(), **numbers}
     result.update(command=" ".join(["python", *sys.argv]), threads=args.threads)
     print(json.dumps(numbers, indent=1))
@@ -174,32 +180,44 @@ def compare(args: argparse.Namespace) -> Dict[str, Any]:
             other = Path(folder)
         found: Dict[str, Any] = {}
         for name, (config, size) in CASES.items():
-            options = ["--precision", args.precision, "--threads", str(args.threads)]
-            sides = {
-                side: subprocess.Popen(
-                    [sys.executable, __file__, "--serve", str(path / config), size, *options],
-                    env={**os.environ, "PYTHONPATH": str(path)}, cwd=path, text=True,
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                )
-                for side, path in (("before", other), ("after", ROOT))
-            }  # fmt: skip
-            runs: Dict[str, List[Dict[str, float]]] = {side: [] for side in sides}
-            for _ in range(args.steps + 1):
-                for side, child in sides.items():
-                    assert child.stdin is not None and child.stdout is not None
-                    print(file=child.stdin, flush=True)
-                    runs[side].append(json.loads(child.stdout.readline()))
-            for child in sides.values():
-                child.communicate()
-            found[name] = {
-                part: {
-                    side: round(statistics.median(run[part] for run in steps[1:]), 1) for side, steps in runs.items()
-                }
-                for part in runs["before"][0]
-            }
-            for pair in found[name].values():
-                pair["ratio"] = round(pair["after"] / max(pair["before"], 1e-9), 3)
+            sides = {"before": (other, str(other / config)), "after": (ROOT, str(ROOT / config))}
+            found[name] = alternate(sides, size, args)
     return {"against": args.against, "precision": args.precision, "cpu_ms": found}
+
+
+def compare_configs(args: argparse.Namespace) -> Dict[str, Any]:
+    """Time steps of two configurations in turn; the first step compiles and is not counted."""
+    sides = dict(zip(("before", "after"), ((ROOT, str(ROOT / name)) for name in args.configs)))
+    found = {args.size: alternate(sides, args.size, args)}
+    return {"configs": args.configs, "precision": args.precision, "cpu_ms": found}
+
+
+def alternate(sides: Dict[str, Tuple[Path, str]], size: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
+    """Return medians and ratio of each part of a step; a side is a checkout and a configuration."""
+    options = ["--precision", args.precision, "--threads", str(args.threads)]
+    children = {
+        side: subprocess.Popen(
+            [sys.executable, __file__, "--serve", config, size, *options],
+            env={**os.environ, "PYTHONPATH": str(path)}, cwd=path, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for side, (path, config) in sides.items()
+    }  # fmt: skip
+    runs: Dict[str, List[Dict[str, float]]] = {side: [] for side in children}
+    for _ in range(args.steps + 1):
+        for side, child in children.items():
+            assert child.stdin is not None and child.stdout is not None
+            print(file=child.stdin, flush=True)
+            runs[side].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.communicate()
+    found = {
+        part: {side: round(statistics.median(run[part] for run in steps[1:]), 1) for side, steps in runs.items()}
+        for part in runs["before"][0]
+    }
+    for pair in found.values():
+        pair["ratio"] = round(pair["after"] / max(pair["before"], 1e-9), 3)
+    return found
 
 
 if __name__ == "__main__":

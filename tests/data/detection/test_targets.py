@@ -9,6 +9,7 @@ import pytest
 
 from tpvformer.config import DetectionConfig, GridConfig, ModelConfig
 from tpvformer.config.detection import GROUP_SIZES
+from tpvformer.data.detection.attributes import attributes_of
 from tpvformer.data.detection.boxes import (
     BICYCLE_RACK,
     CATEGORY_LABELS,
@@ -19,6 +20,8 @@ from tpvformer.data.detection.boxes import (
 )
 from tpvformer.data.detection.decode import CIRCLES, circle_nms, decode
 from tpvformer.data.detection.targets import BoxMap, draw_targets, gaussian_radius
+from tpvformer.engine.metrics.detection import DetectionCounts
+from tpvformer.engine.metrics.detection_named import detection_metrics
 from tpvformer.errors import ConfigError
 
 # x and y have other cells and another number of them, so that an exchange of the axes is seen
@@ -154,3 +157,19 @@ def test_boxes_move_to_another_frame() -> None:
     moved = boxes.transformed(turn)
     assert moved.centres.tolist() == [[8, 21, 6]] and moved.yaws[0] == pytest.approx(0.5 + np.pi / 2)
     assert np.isnan(moved.velocities).all()  # of a velocity of which one part is unknown, nothing is known
+
+
+def test_encoded_truth_scores_all_there_is() -> None:
+    """mAP is 1, and so is NDS: every class, box and attribute comes back (velocities are known and tell attributes)."""
+    truth = boxes_apart(4, spacing=6.0)
+    rng = np.random.RandomState(5)
+    near = np.linalg.norm(truth.centres[:, :2], axis=1) < 29  # within the range of every class
+    truth = replace(truth, velocities=rng.uniform(-3, 3, truth.velocities.shape).astype(np.float32)).take(near)
+    truth = replace(truth, attributes=attributes_of(truth))
+    assert set(truth.labels.tolist()) == set(range(10))
+    found = decode(*as_output(truth), RANGE)
+    counts = DetectionCounts([0])
+    counts.add(0, truth, replace(found, attributes=attributes_of(found)), None, np.zeros(2))
+    counts.sum_over_processes()
+    metrics = detection_metrics(counts.result())
+    assert metrics["map"].value == pytest.approx(100) and metrics["nds"].value == pytest.approx(100, abs=1e-3)
