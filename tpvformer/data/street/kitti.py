@@ -1,8 +1,9 @@
 """A sequence of SemanticKITTI on disk: the ego drives down a street and one camera and the lidar record every fifth
 frame (formats: data/semantickitti.py).
 
-Differences: the labels are the whole solids (solid.py), where a sensor observed them, not accumulated scans; the lidar
-has the beams of rig.py; scans, poses and the frames without voxels are left out.
+Differences: the labels are the whole solids (solid.py), where a sensor observed them, not accumulated scans; nothing
+but the ego moves, so no label is one of moving things; the lidar has the beams of rig.py; scans, poses and the frames
+without voxels are left out.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ class SequenceRecord:
 
 def record_sequence(task: SequenceTask) -> SequenceRecord:
     """Render every fifth frame of a sequence and write image, voxels and calibration. Raises OSError."""
-    ride, rng = start_ride(task.seed, task.index, task.frames), np.random.default_rng([task.seed, task.index, 2])
-    shadows, folder = cast_shadows(ride.street), Path(task.folder)
+    ride = start_ride(task.seed, task.index, task.frames, still=True)
+    rng = np.random.default_rng([task.seed, task.index, 2])
+    shadows, folder = cast_shadows(ride.street).with_movers(ride.street), Path(task.folder)
     for name in ("image_2", "voxels"):
         (folder / name).mkdir(parents=True)
     size = SIZES[task.index % len(SIZES)]

@@ -1,4 +1,4 @@
-"""Shadows on the ground. The sun does not move during a scene, so one map is used for all of its frames."""
+"""Shadows on the ground. The sun does not move during a scene, so what stands still has one map for all frames."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ class ShadowMap:
     x0: float
     y0: float
 
+    def with_movers(self, street: Street) -> ShadowMap:
+        """Return the map with the shadows of what moves, where it is in ``street``."""
+        if not len(street.movers.rows):
+            return self
+        cells = self.cells.copy()
+        _shadows(street.prims[street.movers.rows], street.light.sun, cells, self.x0, self.y0)
+        return ShadowMap(cells, self.x0, self.y0)
+
 
 @kernel(fastmath=True)
 def _shadows(prims: np.ndarray, sun: np.ndarray, cells: np.ndarray, x0: float, y0: float) -> None:
@@ -57,10 +65,11 @@ def _shadows(prims: np.ndarray, sun: np.ndarray, cells: np.ndarray, x0: float, y
 
 
 def cast_shadows(street: Street) -> ShadowMap:
-    """Compute the shadow map of a street."""
+    """Compute the shadow map of what stands still on a street."""
     x0, y0, x1, y1 = street.bounds
     cells = np.zeros((int((x1 - x0) / SHADOW_CELL), int((y1 - y0) / SHADOW_CELL)), np.uint8)
-    _shadows(street.prims, street.light.sun, cells, x0, y0)
+    still = np.delete(street.prims, street.movers.rows, axis=0)
+    _shadows(still, street.light.sun, cells, x0, y0)
     return ShadowMap(cells, x0, y0)
 
 
