@@ -47,7 +47,7 @@ class Builder:
     ) -> None:
         """Add a primitive: ``at`` is the centre of its underside, ``half`` its half sizes along x, y, z."""
         x, y, z = at
-        seed = float(self.rng.integers(1, 30000))
+        seed = 1.0 + math.floor(29999 * self.rng.random())
         row = [x, y, z + half[2], *half, 1.0, 0.0, shape, taper, self.label, texture, seed, -1]
         self.rows.append([*row, *color, *accent])
 

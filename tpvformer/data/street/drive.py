@@ -146,8 +146,9 @@ def record_scene(task: Task) -> SceneRecord:
         poses: Dict[str, np.ndarray] = {}
         streets: Dict[str, Street] = {}
         hits: Dict[int, int] = {}
-        things = _near(ride, k * rig.KEYFRAME_MICROSECONDS * 1e-6)
-        view = Visibility(ride.street, list(things), LIDAR_REACH + 2 * LONGEST)
+        moment = k * rig.KEYFRAME_MICROSECONDS * 1e-6
+        things = _near(ride, moment)
+        view = Visibility(ride.street.at(moment), list(things), ride.ego(moment)[0], LIDAR_REACH + 2 * LONGEST)
         for channel, delay, extension in [
             (rig.LIDAR_CHANNEL, 0, "pcd.bin"),
             *((c.channel, c.trigger_us, "jpg") for c in rig.CAMERAS),
@@ -169,7 +170,10 @@ def record_scene(task: Task) -> SceneRecord:
             else:
                 camera = next(c for c in rig.CAMERAS if c.channel == channel)
                 view.look(street, camera, sensor2scene)
-                gain, shaded = street.light.exposure * rng.uniform(0.92, 1.08), shadows.with_movers(street)
+                gain, shaded = (
+                    street.light.exposure * rng.uniform(0.92, 1.08),
+                    shadows.with_movers(street, sensor2scene),
+                )
                 image, _, _ = render_camera(
                     street, shaded, sensor2scene, camera.intrinsic(task.size), task.size, gain, grain
                 )
@@ -200,7 +204,7 @@ def _in_global(ride: Ride, thing: Thing) -> Thing:
     (x, y), (vx, vy) = ride.to_global(*thing.centre[:2]), thing.velocity
     co, si = math.cos(ride.yaw), math.sin(ride.yaw)
     velocity = (co * vx - si * vy, si * vx + co * vy)
-    return dataclasses.replace(thing, centre=(x, y, thing.centre[2]), yaw=thing.yaw + ride.yaw, velocity=velocity)
+    return Thing(thing.label, thing.attribute, (x, y, thing.centre[2]), thing.size, thing.yaw + ride.yaw, velocity)
 
 
 def _lives(frames: List[KeyFrame]) -> List[KeyFrame]:

@@ -22,6 +22,7 @@ STEP = 0.4  # metres before and after a kerb over which one who crosses it rises
 SIDEWAYS = 0.36  # m/s^2: vehicles drive through bends no faster than this allows
 LANE, TRACK = 1.45, 0.45  # half widths of a lane and of a strip for cycles or walkers, metres
 RESERVE = 1.0  # seconds: in longer scenes what stands still keeps off the lanes
+NEAREST = 0.5  # share of those on strips that take the one that is nearest to the ego
 FREE = 6.0  # seconds of a scene after which paths of one's own have become rare
 
 
@@ -80,18 +81,22 @@ def footprint(road: Road, path: Path, turn: float, reach: Sequence[float], secon
 
     ``reach`` is its half length and half width in metres, ``turn`` its heading from the road's where it stands still.
     """
-    long = wide = 0.0
-    for t in (0.0, seconds) if path.moves else (0.0,):
+    if not path.moves:
+        return _around(road, path.u, turn, reach)
+    boxes = []
+    for t in (0.0, seconds):
         slope = road.curvature * (path.u + path.du * t - road.vertex)
-        heading = math.atan(slope)
-        if path.moves:
-            turn = math.atan2(path.ds + slope * path.du, path.du) - heading
-        a, b = reach[0], reach[1]
-        here = a * abs(math.cos(heading + turn)) + b * abs(math.sin(heading + turn))
-        long = max(long, here)
-        across = (a * abs(math.sin(turn)) + b * abs(math.cos(turn))) / math.cos(heading)
-        wide = max(wide, across + 0.5 * abs(road.curvature) * here * here)
-    return long, wide
+        turn = math.atan2(path.ds + slope * path.du, path.du) - math.atan(slope)
+        boxes.append(_around(road, path.u + path.du * t, turn, reach))
+    return max(boxes[0][0], boxes[1][0]), max(boxes[0][1], boxes[1][1])
+
+
+def _around(road: Road, u: float, turn: float, reach: Sequence[float]) -> Tuple[float, float]:
+    """Return half length and half width of what contains an object at ``u``, turned from the road's heading."""
+    heading = math.atan(road.curvature * (u - road.vertex))
+    long = reach[0] * abs(math.cos(heading + turn)) + reach[1] * abs(math.sin(heading + turn))
+    wide = (reach[0] * abs(math.sin(turn)) + reach[1] * abs(math.cos(turn))) / math.cos(heading)
+    return long, wide + 0.5 * abs(road.curvature) * long * long
 
 
 @kernel()
@@ -120,6 +125,7 @@ class Space:
         self.seconds = seconds
         self.count = 0
         self.rows = np.empty((512, 6))  # u, s, half length, half width, du, ds
+        self._box = np.empty(6)
 
     def take(self, path: Path, long: float, wide: float) -> None:
         if self.count == len(self.rows):
@@ -129,48 +135,51 @@ class Space:
 
     def free(self, path: Path, long: float, wide: float, gap: float) -> bool:
         """Tell whether a box on this path stays ``gap`` metres away from all others during the whole scene."""
-        box = np.array([path.u, path.s, long + gap, wide + gap, path.du, path.ds])
-        return bool(_free(self.rows, self.count, box, -BEFORE, self.seconds))
+        self._box[:] = path.u, path.s, long + gap, wide + gap, path.du, path.ds
+        return bool(_free(self.rows, self.count, self._box, -BEFORE, self.seconds))
 
 
 class Traffic:
-    """Draws the lanes of a street, and the paths of what moves."""
+    """Draws the lanes of a street, the strips beside them for cycles and walkers, and the paths of what moves."""
 
     def __init__(self, rng: Rng, layout: Layout, road: Road, speed: float, seconds: float) -> None:
         self.rng, self.layout, self.seconds = rng, layout, seconds
         bend = abs(road.curvature)
         self.fastest = math.sqrt(SIDEWAYS / bend) if bend else math.inf
         self.lanes = self._lanes(min(speed, self.fastest))
-        sides = (layout.ego_s + side * (CORRIDOR + rng.uniform(0.9, 5.0)) for side in (1, -1))
-        beside = [s for s in sides if all(abs(s - lane) > LANE + TRACK + 0.7 for lane, _ in self.lanes)]
-        walks = [side * (layout.edge(side) - rng.uniform(0.6, layout.walk(side) - 0.5)) for side in (1, -1)]
-        self.tracks = [(s, self._sign() * rng.uniform(2.5, 5.5)) for s in beside]
-        near = [s for s in (s + side * 1.8 for s in beside for side in (1, -1)) if self._clear(s)]
-        self.walks = [(s, self._sign() * rng.uniform(0.8, 1.6)) for s in (*walks, *near)]
+        side = -self._side_of_lane()
+        strips = [layout.ego_s + side * (CORRIDOR + a) for a in (rng.uniform(0.9, 1.4), rng.uniform(2.7, 3.2))]
+        strips = [s for s in strips if abs(s) < layout.half - 0.5 and self._clear(s)]
+        walks = [side * (layout.edge(side) - rng.uniform(0.55, 0.9)) for side in (1, -1)]
+        self.tracks = [(s, self._sign() * rng.uniform(2.5, 5.5)) for s in strips[:1]]
+        self.walks = [(s, self._sign() * rng.uniform(0.8, 1.6)) for s in (*strips[1:], *walks)]
 
     def _sign(self) -> float:
         return 1.0 if self.rng.random() < 0.5 else -1.0
 
+    def _side_of_lane(self) -> float:
+        """Return the side of the ego, 1 left, -1 right, on which a lane is, or either one."""
+        return math.copysign(1.0, self.lanes[1][0] - self.layout.ego_s) if len(self.lanes) > 1 else self._sign()
+
     def _clear(self, s: float) -> bool:
-        """Tell whether a strip at ``s`` leaves the ego's path and the lanes free."""
-        if abs(s - self.layout.ego_s) < CORRIDOR + 0.9:
-            return False
+        """Tell whether a strip at ``s`` leaves the lanes free."""
         return all(abs(s - lane) > LANE + TRACK + 0.7 for lane, _ in self.lanes)
 
     def _lanes(self, speed: float) -> List[Tuple[float, float]]:
-        """Return the s and the rate of each lane; the first is the ego's, whose traffic keeps its distance."""
+        """Return the s and the rate of the ego's lane, whose traffic keeps its distance, and of one beside it.
+
+        The second is left out where the carriageway has no room for it.
+        """
         rng, layout = self.rng, self.layout
-        lanes = [(layout.ego_s, speed)]
-        for side in (1, -1):
-            edge = layout.half - LANE - (2.5 if rng.random() < 0.6 else 0.0)  # often beside a row of parked cars
-            s = layout.ego_s + side * (CORRIDOR + LANE + rng.uniform(0.0, 1.0))
-            while side * s < edge:
-                if layout.median and abs(s - layout.median_s) < layout.median + LANE:
-                    s = layout.median_s + side * (layout.median + LANE + rng.uniform(0.1, 0.4))
-                    continue
-                rate = rng.uniform(4.0, min(9.0, max(self.fastest, 4.5))) if rng.random() > 0.12 else 0.0
+        lanes, first = [(layout.ego_s, speed)], self._sign()
+        for side in (first, -first):
+            s = layout.ego_s + side * (CORRIDOR + LANE + rng.uniform(0.0, 0.8))
+            if layout.median and abs(s - layout.median_s) < layout.median + LANE:
+                s = layout.median_s + side * (layout.median + LANE + rng.uniform(0.1, 0.4))
+            if side * s < layout.half - LANE:
+                rate = rng.uniform(4.0, 9.0) if rng.random() > 0.12 else 0.0
                 lanes.append((s, self.direction(s) * min(rate, self.fastest)))
-                s += side * (2 * LANE + rng.uniform(0.5, 1.0))
+                break
         return lanes
 
     def direction(self, s: float) -> float:
@@ -225,7 +234,7 @@ class Traffic:
         rng = self.rng
         if not strips or rng.random() < math.exp(-self.seconds / FREE):
             return lambda: (where(), du, ds)
-        s, rate = strips[int(rng.integers(len(strips)))]
+        s, rate = strips[0 if rng.random() < NEAREST else int(rng.integers(len(strips)))]
         return lambda: (s, rate, 0.0)
 
 

@@ -15,10 +15,10 @@ from tpvformer.data.street import furniture, vehicles
 from tpvformer.data.street import raycast as rc
 from tpvformer.data.street.builder import ATTRIBUTES, MOVING, Builder, Rng
 from tpvformer.data.street.layout import CORRIDOR, MARGIN, Layout
-from tpvformer.data.street.motion import Movers, Path, Road, Space, Traffic, footprint
+from tpvformer.data.street.motion import RESERVE, Movers, Path, Road, Space, Traffic, footprint
 
 GAP = 0.8  # metres between the collision boxes of two objects
-TRIES = 6  # random places that are tried before an object is dropped
+TRIES = (6, 24)  # random places that are tried before an object is dropped: at one moment, in a longer scene
 CLEAR = 14.0  # metres before and behind the ego that stay free in its lane
 FASTEST = 11.0  # m/s, at least the rate of every path
 
@@ -36,6 +36,7 @@ class Thing:
     velocity: Tuple[float, float] = (0.0, 0.0)
 
 
+Density = Tuple[float, float]  # objects on 100 m: at one moment, in a longer scene, where much of the room is reserved
 Course = Callable[[], Tuple[float, float, float]]  # draws s, du, ds of a path
 
 
@@ -46,7 +47,7 @@ class Placer:
         self.rng, self.road, self.rects, self.travel, self.seconds = rng, road, rects, travel, seconds
         speed = travel / seconds if seconds else 0.0
         self.traffic = Traffic(rng, layout, road, speed, seconds)
-        self.space = Space(seconds)
+        self.space, self.long = Space(seconds), seconds > RESERVE
         far = 0.0 if seconds else travel / 2  # without a duration, the whole stretch is kept free
         self.space.take(Path(far, layout.ego_s, speed), CLEAR + far - GAP, CORRIDOR - GAP)
         self.rows: List[np.ndarray] = []
@@ -88,7 +89,7 @@ class Placer:
     def scatter(
         self,
         maker: Callable[[Rng], Builder],
-        density: float,
+        density: Density,
         where: Callable[[], float],
         reach: float,
         wobble: float = 0.08,
@@ -98,17 +99,17 @@ class Placer:
         ``where`` draws the lateral position s, ``wobble`` is the spread of the heading in radians.
         """
         rng = self.rng
-        for _ in range(rng.poisson(density * (self.travel + 2 * reach) / 100)):
+        for _ in range(rng.poisson(density[self.long] * (self.travel + 2 * reach) / 100)):
             built = maker(rng)
             turn = rng.normal(0, wobble) + (math.pi if rng.random() < 0.5 else 0.0)
-            for _ in range(TRIES):
+            for _ in range(TRIES[self.long]):
                 if self.put(built, Path(rng.uniform(-reach, self.travel + reach), where()), turn):
                     break
 
     def stream(
         self,
         maker: Callable[[Rng], Builder],
-        density: float,
+        density: Density,
         where: Callable[[], float],
         reach: float,
         course: Callable[[Callable[[], float]], Course],
@@ -118,9 +119,9 @@ class Placer:
         ``course`` is a method of Traffic.
         """
         rng, most = self.rng, self.travel + 2 * reach + FASTEST * self.seconds
-        for _ in range(rng.poisson(density * most / 100)):
+        for _ in range(rng.poisson(density[self.long] * most / 100)):
             built, draw = maker(rng), course(where)
-            for k in range(TRIES):
+            for k in range(TRIES[self.long]):
                 s, du, ds = draw()
                 low, high = -reach - max(du, 0.0) * self.seconds, self.travel + reach - min(du, 0.0) * self.seconds
                 if k == 0 and rng.random() > (high - low) / most:
@@ -196,26 +197,26 @@ def populate(
     put, move = placer.scatter, placer.stream  # large objects first: later there would be no room for them
     drive, ride, walk = placer.traffic.drive, placer.traffic.ride, placer.traffic.walk
     about = at.either(0.7, at.close, at.walk)
-    move(vehicles.bus, 1.5, at.lane, 34, drive)
-    put(vehicles.bus, 1.1, at.kerb, 34)
-    put(vehicles.trailer, 3.2, at.either(0.7, at.kerb, at.beyond), 34)
-    put(vehicles.construction, 3.8, at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)
-    move(vehicles.truck, 2.7, at.lane, 36, drive)
-    put(vehicles.truck, 2.3, at.kerb, 36)
-    put(furniture.barrier, 6.0, at.either(0.7, at.close, at.kerb), 30)
-    move(vehicles.car, 9.3, at.lane, 42, drive)
-    put(vehicles.car, 6.2, at.kerb, 42)
-    move(vehicles.motorcyclist, 5.2, about, 27, ride)
-    put(vehicles.motorcycle, 7.0, about, 27, wobble=0.6)
-    move(vehicles.cyclist, 7.0, about, 27, ride)
-    put(vehicles.bicycle, 11.5, about, 27, wobble=0.8)
-    move(furniture.pedestrian, 11.5, at.either(0.6, at.close, at.walk), 27, walk)
-    put(furniture.pedestrian, 8.0, at.either(0.6, at.close, at.walk), 27, wobble=1.5)
-    put(furniture.cone, 25.5, at.close, 26, wobble=1.0)
-    put(furniture.tree, 24.0, at.either(0.75, at.beyond, at.walk), 55)
-    put(furniture.lamp, 5.0, at.walk, 50)
-    put(furniture.shelter, 1.2, at.walk, 40)
-    put(furniture.wall, 3.0, at.beyond, 45)
-    put(furniture.bush, 16.0, at.beyond, 50)
-    put(furniture.hedge, 10.0, at.beyond, 50)
+    move(vehicles.bus, (1.5, 2.4), at.lane, 34, drive)
+    put(vehicles.bus, (1.1, 2.0), at.kerb, 34)
+    put(vehicles.trailer, (3.2, 4.0), at.either(0.7, at.kerb, at.beyond), 34)
+    put(vehicles.construction, (3.8, 6.0), at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)
+    move(vehicles.truck, (2.7, 3.4), at.lane, 36, drive)
+    put(vehicles.truck, (2.3, 2.8), at.kerb, 36)
+    put(furniture.barrier, (6.0, 6.0), at.either(0.7, at.close, at.kerb), 30)
+    move(vehicles.car, (9.3, 8.0), at.lane, 42, drive)
+    put(vehicles.car, (6.2, 5.0), at.kerb, 42)
+    move(vehicles.motorcyclist, (5.2, 5.6), about, 27, ride)
+    put(vehicles.motorcycle, (7.0, 6.0), about, 27, wobble=0.6)
+    move(vehicles.cyclist, (7.0, 8.5), about, 27, ride)
+    put(vehicles.bicycle, (11.5, 11.0), about, 27, wobble=0.8)
+    move(furniture.pedestrian, (11.5, 19.0), at.either(0.6, at.close, at.walk), 27, walk)
+    put(furniture.pedestrian, (8.0, 9.0), at.either(0.6, at.close, at.walk), 27, wobble=1.5)
+    put(furniture.cone, (25.5, 29.0), at.close, 26, wobble=1.0)
+    put(furniture.tree, (24.0, 20.0), at.either(0.75, at.beyond, at.walk), 55)
+    put(furniture.lamp, (5.0, 5.0), at.walk, 50)
+    put(furniture.shelter, (1.2, 1.2), at.walk, 40)
+    put(furniture.wall, (3.0, 3.0), at.beyond, 45)
+    put(furniture.bush, (16.0, 14.0), at.beyond, 50)
+    put(furniture.hedge, (10.0, 8.0), at.beyond, 50)
     return np.concatenate(placer.rows), placer.things, placer.movers()

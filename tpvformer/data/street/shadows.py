@@ -22,6 +22,9 @@ from tpvformer.data.street.world import Street
 from tpvformer.runtime.compiling import inner, kernel
 
 SHADOW_CELL = 0.3  # metres
+LONGEST = 8.0  # metres: a bus is 3.4 m high and the sun at least 26 degrees above the horizon
+FAR = 70.0  # metres: farther shadows of what moves are not drawn
+WIDEST = 1.5  # more than the tangent of half the field of view of any camera
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,19 @@ class ShadowMap:
     x0: float
     y0: float
 
-    def with_movers(self, street: Street) -> ShadowMap:
-        """Return the map with the shadows of what moves, where it is in ``street``."""
-        if not len(street.movers.rows):
+    def with_movers(self, street: Street, camera2scene: np.ndarray) -> ShadowMap:
+        """Return the map with the shadows that a camera can see of what moves, where it is in ``street``.
+
+        Left out is what is farther from the camera's field of view than a shadow is long, or more than FAR away.
+        """
+        prims = street.prims[street.movers.rows]
+        depth = (prims[:, [X, Y]] - camera2scene[:2, 3]) @ camera2scene[:2, 2]
+        aside = np.abs((prims[:, [X, Y]] - camera2scene[:2, 3]) @ camera2scene[:2, 0])
+        prims = prims[(depth > -LONGEST) & (depth < FAR) & (aside < WIDEST * np.maximum(depth, 0) + 1.5 * LONGEST)]
+        if not len(prims):
             return self
         cells = self.cells.copy()
-        _shadows(street.prims[street.movers.rows], street.light.sun, cells, self.x0, self.y0)
+        _shadows(prims, street.light.sun, cells, self.x0, self.y0)
         return ShadowMap(cells, self.x0, self.y0)
 
 

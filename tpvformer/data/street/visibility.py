@@ -1,6 +1,6 @@
 """The share of each annotated object that the six cameras see, for nuScenes' visibility levels.
 
-Twelve places inside every primitive of an object, weighted with the primitive's size, stand for its surface. A place is
+Eight places inside every primitive of an object, weighted with the primitive's size, stand for its surface. A place is
 seen if it lies inside the image of a camera and the ray from that camera to it meets this object first, at the
 camera's own time. What a place's own object hides of it counts as seen, so an object in the open has 100 %.
 """
@@ -16,7 +16,7 @@ from tpvformer.data.street.rig import REFERENCE_SIZE, Camera
 from tpvformer.data.street.world import Street
 from tpvformer.runtime.compiling import kernel
 
-PLACES = 12  # of a primitive: 3 along x, 2 along y, 2 along z
+PLACES = 8  # of a primitive: 2 along x, y and z
 LEVELS = (0.4, 0.6, 0.8)  # lower bounds of the second, third and fourth visibility level
 
 
@@ -39,11 +39,11 @@ def _look(
     for r in range(rows.shape[0]):
         prim = prims[rows[r]]
         if (prim[X] - ox) * pose[0, 2] + (prim[Y] - oy) * pose[1, 2] < -7.0:
-            continue  # behind the camera, and no object is longer than twice that
+            continue  # behind the camera
         for n in range(seen.shape[1]):
             if seen[r, n] > 0:
                 continue
-            a, b, c = 0.7 * (n % 3 - 1), n // 3 % 2 - 0.5, n // 6 - 0.5
+            a, b, c = n % 2 - 0.5, n // 2 % 2 - 0.5, n // 4 - 0.5
             if prim[SHAPE] == FRUSTUM:
                 shrink = 1 - prim[TAPER] * (1 + c) / 2
                 a, b = a * shrink, b * shrink
@@ -68,18 +68,22 @@ def _look(
 class Visibility:
     """Collects what the cameras of one key frame see of some objects."""
 
-    def __init__(self, street: Street, things: Sequence[int], reach: float) -> None:
-        """Prepare for the ``things`` (indices of Street.things), all within ``reach`` metres of the cameras."""
-        self.rows = np.flatnonzero(np.isin(street.prims[:, OBJECT], np.asarray(things, np.float64)))
-        self.seen, self.reach = np.zeros((len(self.rows), PLACES), np.uint8), reach
-        prims = street.prims[self.rows]
+    def __init__(self, street: Street, things: Sequence[int], middle: Sequence[float], reach: float) -> None:
+        """Prepare for the ``things`` (indices of Street.things), all within ``reach`` metres of the scene's x, y."""
+        prims = street.prims
+        near = np.hypot(prims[:, X] - middle[0], prims[:, Y] - middle[1]) < reach
+        self.near = np.flatnonzero(near)  # what can be hit or hide
+        prims = prims[self.near]
+        self.rows = np.flatnonzero(np.isin(prims[:, OBJECT], np.asarray(things, np.float64)))
+        self.seen, self.reach = np.zeros((len(self.rows), PLACES), np.uint8), 2 * reach
+        prims = prims[self.rows]
         x, y, z = prims[:, HX], prims[:, HY], prims[:, HZ]
         self.weights, self.owners = x * y + x * z + y * z, prims[:, OBJECT].astype(np.int64)
 
     def look(self, street: Street, camera: Camera, sensor2scene: np.ndarray) -> None:
         """Add what a camera sees; ``street`` is that of the camera's time."""
         scene2image = camera.intrinsic(REFERENCE_SIZE) @ sensor2scene[:3, :3].T
-        size, scene = np.array(REFERENCE_SIZE), (street.prims, street.road.row(), street.rects)
+        size, scene = np.array(REFERENCE_SIZE), (street.prims[self.near], street.road.row(), street.rects)
         _look(self.rows, self.seen, np.ascontiguousarray(sensor2scene), scene2image, size, self.reach, *scene)
 
     def shares(self) -> Dict[int, float]:

@@ -69,8 +69,9 @@ class Street:
         things = list(self.things)
         poses, velocities = self.movers.poses(self.road, seconds)
         for i, (x, y, z, yaw), velocity in zip(self.movers.things, poses.tolist(), velocities.tolist()):
-            centre = (x, y, z + things[i].size[2] / 2)
-            things[i] = dataclasses.replace(things[i], centre=centre, yaw=yaw, velocity=tuple(velocity))
+            old = things[i]
+            centre = (x, y, z + old.size[2] / 2)
+            things[i] = Thing(old.label, old.attribute, centre, old.size, yaw, tuple(velocity))
         return things
 
 
