@@ -67,7 +67,7 @@ class Placer:
         x, y, heading = self.road.at(path.u, path.s)
         if path.moves:
             heading = math.atan2(path.ds + math.tan(heading) * path.du, path.du)
-            base = float(self.road.height(np.float64(path.u), np.float64(path.s)))
+            base = float(self.road.height(np.array(path.u), np.array(path.s)))
         else:
             heading += turn
             region, _ = rc.region_at(x, y, self.road.row(), self.rects)
