@@ -10,7 +10,7 @@ import datetime
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import cv2
 import numpy as np
@@ -56,8 +56,7 @@ class Reading:
     ego_rotation: Tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Sight:
+class Sight(NamedTuple):
     """An annotated object at a key frame."""
 
     thing: Thing  # in the global frame, at the lidar's time

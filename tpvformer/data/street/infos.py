@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import Tuple
 
 import numpy as np
 
@@ -61,20 +61,20 @@ def _boxes(record: SceneRecord, k: int, lidar2global: np.ndarray) -> Row:
     ``gt_boxes`` (N, 7) float64 holds the middle of the box (its gravity centre), width, length, height, and -yaw - pi/2
     where yaw is that of the box in the lidar frame, counter-clockwise from its x axis. mmdetection3d 1.x differs.
     """
-    rotation, centre = lidar2global[:3, :3].T, lidar2global[:3, 3]
+    rotation, origin = lidar2global[:3, :3].T, lidar2global[:3, 3]
     sights = record.frames[k].sights
-    boxes: List[np.ndarray] = []
-    for sight in sights.values():
-        thing = sight.thing
-        turn = rotation @ rig.rotation_matrix(rig.euler_quaternion(thing.yaw))
-        yaw = np.arctan2(-turn[0, 1], turn[0, 0])  # of pyquaternion's yaw, pitch and roll
-        boxes.append(np.array([*(rotation @ (thing.centre - centre)), *thing.size, -yaw - np.pi / 2]))
-    flat = [np.array([*_velocity(record, i, k), 0.0]) for i in sights]
+    things = [sight.thing for sight in sights.values()]
+    centres = (np.array([thing.centre for thing in things]).reshape(-1, 3) - origin) @ rotation.T
+    yaw = np.array([thing.yaw for thing in things])
+    co, si = np.cos(yaw), np.sin(yaw)  # below: pyquaternion's yaw of the box's rotation in the lidar frame
+    yaw = np.arctan2(rotation[0, 0] * si - rotation[0, 1] * co, rotation[0, 0] * co + rotation[0, 1] * si)
+    sizes = np.array([thing.size for thing in things]).reshape(-1, 3)
+    velocities = np.array([_velocity(record, i, k) for i in sights]).reshape(-1, 2)
     points = np.array([sight.points for sight in sights.values()], np.int64)
     return {
-        "gt_boxes": np.array(boxes).reshape(-1, 7),
-        "gt_names": np.array([CLASS_NAMES[RAW_TO_CLASS[sight.thing.label]] for sight in sights.values()], np.str_),
-        "gt_velocity": np.array([(rotation @ v)[:2] for v in flat]).reshape(-1, 2),
+        "gt_boxes": np.concatenate([centres, sizes, -yaw[:, None] - np.pi / 2], 1),
+        "gt_names": np.array([CLASS_NAMES[RAW_TO_CLASS[thing.label]] for thing in things], np.str_),
+        "gt_velocity": velocities @ rotation[:2, :2].T,
         "num_lidar_pts": points,
         "num_radar_pts": np.zeros_like(points),
         "valid_flag": points > 0,

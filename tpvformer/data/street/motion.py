@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, List, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ NEAREST = 0.5  # share of those on strips that take the one that is nearest to t
 FREE = 6.0  # seconds of a scene after which paths of one's own have become rare
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """Where one is at time 0, metres in road coordinates, and the rates of both, m/s."""
 
     u: float
@@ -153,6 +152,8 @@ class Traffic:
         walks = [side * (layout.edge(side) - rng.uniform(0.55, 0.9)) for side in (1, -1)]
         self.tracks = [(s, self._sign() * rng.uniform(2.5, 5.5)) for s in strips[:1]]
         self.walks = [(s, self._sign() * rng.uniform(0.8, 1.6)) for s in (*strips[1:], *walks)]
+        kinds = ((self.lanes[1:], LANE), (self.tracks, TRACK), (self.walks, TRACK)) if seconds > RESERVE else ()
+        self.reserved = [(s, half) for lanes, half in kinds for s, _ in lanes]
 
     def _sign(self) -> float:
         return 1.0 if self.rng.random() < 0.5 else -1.0
@@ -190,13 +191,7 @@ class Traffic:
 
     def blocked(self, s: float, wide: float) -> bool:
         """Tell whether what stands at ``s`` would be in a lane that the scene needs."""
-        if self.seconds <= RESERVE:
-            return False
-        return any(
-            abs(s - lane) < wide + half
-            for lanes, half in ((self.lanes[1:], LANE), (self.tracks, TRACK), (self.walks, TRACK))
-            for lane, _ in lanes
-        )
+        return any(abs(s - middle) < wide + half for middle, half in self.reserved)
 
     def drive(self, where: Callable[[], float]) -> Callable[[], Tuple[float, float, float]]:
         """Draw a lane and return what draws s, du, ds in it; a scene of one frame needs none, but any place."""

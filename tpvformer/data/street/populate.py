@@ -6,8 +6,7 @@ Small objects are close to the ego's path, where the cameras resolve them, large
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Callable, List, Tuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -18,13 +17,12 @@ from tpvformer.data.street.layout import CORRIDOR, MARGIN, Layout
 from tpvformer.data.street.motion import RESERVE, Movers, Path, Road, Space, Traffic, footprint
 
 GAP = 0.8  # metres between the collision boxes of two objects
-TRIES = (6, 24)  # random places that are tried before an object is dropped: at one moment, in a longer scene
+TRIES = (6, 18)  # random places that are tried before an object is dropped: at one moment, in a longer scene
 CLEAR = 14.0  # metres before and behind the ego that stay free in its lane
 FASTEST = 11.0  # m/s, at least the rate of every path
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     """One annotated object: raw label, attribute ("" for none), centre of its box, size (width, length, height) in
     metres, heading, velocity (x, y) in m/s."""
 

@@ -23,8 +23,8 @@ from tpvformer.runtime.compiling import inner, kernel
 
 SHADOW_CELL = 0.3  # metres
 LONGEST = 8.0  # metres: a bus is 3.4 m high and the sun at least 26 degrees above the horizon
-FAR = 70.0  # metres: farther shadows of what moves are not drawn
-WIDEST = 1.5  # more than the tangent of half the field of view of any camera
+FAR = 50.0  # metres: farther shadows of what moves are not drawn
+WIDEST = 1.1  # more than the tangent of half the field of view of any camera
 
 
 @dataclass(frozen=True)
