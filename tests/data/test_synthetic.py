@@ -90,10 +90,14 @@ def test_a_camera_sees_what_the_lidar_hits(seed):
 
 
 def test_stored_calibration_carries_the_motion_of_the_ego(root, tables):
-    """The labels on disk, projected with the infos, land on the picture taken from the tables' own camera pose."""
+    """The labels on disk, projected with the infos, land on the picture taken from the tables' own camera pose.
+
+    The picture shows what moves where it was for the lidar: this is about the ego's motion.
+    """
     scene = tables["scene"][0]
     ride = start_ride(SEED, 0, FRAMES)
-    shadows = cast_shadows(ride.street)
+    street = ride.street.at((FRAMES - 1) * rig.KEYFRAME_MICROSECONDS * 1e-6)
+    shadows = cast_shadows(street)
     scene2global = rig.pose((*ride.offset, 0), rig.euler_quaternion(ride.yaw))
     token = scene["last_sample_token"]
     info = next(i for i in load_pickle(root / "nuscenes_infos_val.pkl")["infos"] if i["token"] == token)
@@ -108,7 +112,7 @@ def test_stored_calibration_carries_the_motion_of_the_ego(root, tables):
         sensor2scene = np.linalg.inv(scene2global) @ pose_of(ego) @ SENSORS[channel]
         size = (480, 270)
         intrinsic = next(c for c in rig.CAMERAS if c.channel == channel).intrinsic(size)
-        _, seen, depth = render_camera(ride.street, shadows, sensor2scene, intrinsic, size, np.ones(3), 0)
+        _, seen, depth = render_camera(street, shadows, sensor2scene, intrinsic, size, np.ones(3), 0)
         camera2lidar = np.eye(4)
         camera2lidar[:3, :3] = record["sensor2lidar_rotation"]
         camera2lidar[:3, 3] = record["sensor2lidar_translation"]

@@ -3,8 +3,9 @@
     python tests/support/devkit_check.py DATA_ROOT
 
 Loads the tables, validates and scores two predictions for mini_val (the labels themselves, and the labels with a tenth
-exchanged), and compares the devkit's projection of a sweep onto an image with the info file's matrices. Prints one line
-a check; the exit status is 1 if one fails. Needs nuscenes-devkit 1.2.0 and what it imports, nothing of this package.
+exchanged), and compares the devkit's projection of a sweep onto an image with the info file's matrices, and its boxes
+and velocities with the info file's. Prints one line a check; the exit status is 1 if one fails. Needs nuscenes-devkit
+1.2.0 and what it imports, nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any, Dict
 
 import numpy as np
+from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.eval.lidarseg.evaluate import LidarSegEval
 from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.eval.lidarseg.validate_submission import validate_submission
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
+from pyquaternion import Quaternion
 
 SPLIT = "mini_val"
 SPLIT_SCENES = ("scene-0103", "scene-0916")
@@ -94,6 +97,23 @@ def check_boxes(nusc: NuScenes, token: str) -> None:
     check("boxes hold the lidar points they count", good >= 0.95 * len(boxes) > 0, f"{good} of {len(boxes)}")
 
 
+def check_infos(nusc: NuScenes, info: Dict[str, Any]) -> None:
+    """The boxes of the info file are the devkit's, written as mmdetection3d 0.x writes them."""
+    _, boxes, _ = nusc.get_sample_data(nusc.get("sample", info["token"])["data"]["LIDAR_TOP"])
+    rows = [[*box.center, *box.wlh, -box.orientation.yaw_pitch_roll[0] - np.pi / 2] for box in boxes]
+    apart = np.abs(np.array(rows) - info["gt_boxes"])
+    apart[:, 6] = np.minimum(apart[:, 6], 2 * np.pi - apart[:, 6])
+    check(f"the infos' {len(rows)} boxes are the devkit's", apart.max() < 1e-6, f"differ by at most {apart.max():.1e}")
+    turns = [Quaternion(info[f"{name}_rotation"]).rotation_matrix for name in ("ego2global", "lidar2ego")]
+    theirs = np.array([[*nusc.box_velocity(box.token)[:2], 0] for box in boxes]) @ turns[0] @ turns[1]
+    unknown = np.isnan(theirs[:, 0])
+    check("velocities are unknown for the same", bool((np.isnan(info["gt_velocity"][:, 0]) == unknown).all()))
+    worst = np.abs(theirs[~unknown, :2] - info["gt_velocity"][~unknown]).max()
+    check(f"{(~unknown).sum()} velocities are the devkit's", worst < 1e-5, f"differ by at most {worst:.1e} m/s")
+    names = [category_to_detection_name(box.name) for box in boxes]
+    check("so are the classes", names == list(info["gt_names"]))
+
+
 def main(folder: str) -> int:
     root = Path(folder)
     log = io.StringIO()
@@ -106,6 +126,7 @@ def main(folder: str) -> int:
         info = pickle.load(file)["infos"][-1]  # noqa: S301 - a file that this test suite has just written
     check_projection(nusc, root, info)
     check_boxes(nusc, info["token"])
+    check_infos(nusc, info)
     return min(failures, 1)
 
 

@@ -6,6 +6,7 @@ Hues are drawn at random for every object, so that only shape, size and pattern 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Dict, List, Sequence, Tuple, Union
@@ -46,7 +47,7 @@ class Builder:
     ) -> None:
         """Add a primitive: ``at`` is the centre of its underside, ``half`` its half sizes along x, y, z."""
         x, y, z = at
-        seed = float(self.rng.integers(1, 30000))
+        seed = 1.0 + math.floor(29999 * self.rng.random())
         row = [x, y, z + half[2], *half, 1.0, 0.0, shape, taper, self.label, texture, seed, -1]
         self.rows.append([*row, *color, *accent])
 
@@ -61,8 +62,9 @@ class Builder:
                     rc.ELLIPSOID, sf.WHEEL, (x, side, 0.0), (radius, 0.14, radius), (0.3, 0.3, 0.3), (0.75, 0.75, 0.75)
                 )
 
+    @functools.cached_property
     def reach(self) -> Point:
-        """Return half length, half width and height of the whole object, metres."""
+        """Half length, half width and height of the whole object, metres; not to be asked for before it is complete."""
         rows = self.rows
         return (
             max(abs(r[rc.X]) + r[rc.HX] for r in rows),
@@ -107,7 +109,7 @@ def contrast(rng: Rng, color: np.ndarray) -> np.ndarray:
 ATTRIBUTES: Dict[int, str] = {
     CAR: "vehicle.parked",
     TRUCK: "vehicle.parked",
-    BUS: "vehicle.stopped",
+    BUS: "vehicle.parked",
     TRAILER: "vehicle.parked",
     CONSTRUCTION: "vehicle.parked",
     MOTORCYCLE: "cycle.without_rider",
@@ -115,4 +117,13 @@ ATTRIBUTES: Dict[int, str] = {
     ADULT: "pedestrian.standing",
     BARRIER: "",
     CONE: "",
+}
+# the same of one that moves
+MOVING: Dict[int, str] = {
+    CAR: "vehicle.moving",
+    TRUCK: "vehicle.moving",
+    BUS: "vehicle.moving",
+    MOTORCYCLE: "cycle.with_rider",
+    BICYCLE: "cycle.with_rider",
+    ADULT: "pedestrian.moving",
 }

@@ -25,21 +25,23 @@ def write_dense_labels(
     scene: str,
     token: str,
     scan: str,
-    street: Street,
+    streets: Mapping[str, Street],
     ego2scene: np.ndarray,
     sensors2scene: Mapping[str, np.ndarray],
 ) -> None:
-    """Write both kinds for one key frame.
+    """Write both kinds for one key frame: what is where at the lidar's time.
 
-    ``scan`` is the base name of its lidar file; ``ego2scene`` (4,4) at the lidar's time; ``sensors2scene`` by channel,
-    each at its own time. Raises OSError where a file cannot be written.
+    ``scan`` is the base name of its lidar file; ``ego2scene`` (4,4) at the lidar's time; ``streets`` and
+    ``sensors2scene`` by channel, each at its own time. Raises OSError where a file cannot be written.
     """
+    street = streets[rig.LIDAR_CHANNEL]
     grid = OCCUPANCY_GRIDS["occ3d"]
     mask_lidar, mask_camera = (np.zeros(grid.shape, np.uint8) for _ in range(2))
     lidar2scene = sensors2scene[rig.LIDAR_CHANNEL]
     observe_by_lidar(mask_lidar, street, lidar2scene, ego2scene, grid.pc_range)
     for camera in rig.CAMERAS:
-        observe_by_camera(mask_camera, street, camera, sensors2scene[camera.channel], ego2scene, grid.pc_range)
+        channel = camera.channel
+        observe_by_camera(mask_camera, streets[channel], camera, sensors2scene[channel], ego2scene, grid.pc_range)
     folder = root / OCC3D_FOLDER / scene / token
     folder.mkdir(parents=True)
     classes = fill_voxels(street, ego2scene, grid.shape, grid.pc_range)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
@@ -24,6 +25,8 @@ from tpvformer.data.street.builder import (
 
 CONE_TONES = ((0.88, 0.33, 0.06), (0.85, 0.16, 0.08))
 BARRIER_TONES = ((0.8, 0.15, 0.1), (0.85, 0.45, 0.1))
+LEAF_TONES = ((0.2, 0.42, 0.14), (0.36, 0.46, 0.16), (0.52, 0.42, 0.16), (0.46, 0.24, 0.14))
+LEAF_SHARES = (0.6, 0.9, 0.96)  # of the tones before
 HOUSE_TONES = ((0.72, 0.66, 0.55), (0.56, 0.52, 0.47), (0.6, 0.36, 0.28), (0.7, 0.7, 0.68))
 
 
@@ -100,9 +103,7 @@ def shelter(rng: Rng) -> Builder:
 
 
 def _leaf(rng: Rng) -> np.ndarray:
-    tone = [(0.2, 0.42, 0.14), (0.36, 0.46, 0.16), (0.52, 0.42, 0.16), (0.46, 0.24, 0.14)][
-        int(rng.choice(4, p=[0.6, 0.3, 0.06, 0.04]))
-    ]
+    tone = LEAF_TONES[bisect.bisect(LEAF_SHARES, rng.random())]
     return np.clip(np.array(tone) * rng.uniform(0.7, 1.35) + rng.uniform(-0.06, 0.06, 3), 0.04, 0.8)
 
 

@@ -1,8 +1,9 @@
 """A sequence of SemanticKITTI on disk: the ego drives down a street and one camera and the lidar record every fifth
 frame (formats: data/semantickitti.py).
 
-Differences: the labels are the whole solids (solid.py), where a sensor observed them, not accumulated scans; the lidar
-has the beams of rig.py; scans, poses and the frames without voxels are left out.
+Differences: the labels are the whole solids (solid.py), where a sensor observed them, not accumulated scans; nothing
+but the ego moves, so no label is one of moving things; the lidar has the beams of rig.py; scans, poses and the frames
+without voxels are left out.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class SequenceRecord:
 
 def record_sequence(task: SequenceTask) -> SequenceRecord:
     """Render every fifth frame of a sequence and write image, voxels and calibration. Raises OSError."""
-    ride, rng = start_ride(task.seed, task.index, task.frames), np.random.default_rng([task.seed, task.index, 2])
+    ride = start_ride(task.seed, task.index, task.frames, still=True)
+    rng = np.random.default_rng([task.seed, task.index, 2])
     shadows, folder = cast_shadows(ride.street), Path(task.folder)
     for name in ("image_2", "voxels"):
         (folder / name).mkdir(parents=True)
@@ -95,7 +97,9 @@ def record_sequence(task: SequenceTask) -> SequenceRecord:
     grid = OCCUPANCY_GRIDS["semantickitti"]
     for k, frame in enumerate(frames):
         grain, gain = int(rng.integers(1, 1 << 20)), ride.street.light.exposure * rng.uniform(0.92, 1.08)
-        image, _, _ = render_camera(ride.street, shadows, poses[k] @ camera2lidar, intrinsic, size, gain, grain)
+        camera = poses[k] @ camera2lidar
+        shaded = shadows.with_movers(ride.street, camera)
+        image, _, _ = render_camera(ride.street, shaded, camera, intrinsic, size, gain, grain)
         (folder / "image_2" / f"{frame}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         now = _observed(ride.street, poses[k : k + 1], poses[k], grid)
         ever = _observed(ride.street, poses[k:], poses[k], grid)  # from the later positions on the road as well

@@ -6,88 +6,88 @@ Small objects are close to the ego's path, where the cameras resolve them, large
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Callable, List, Tuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import numpy as np
 
 from tpvformer.data.street import furniture, vehicles
 from tpvformer.data.street import raycast as rc
-from tpvformer.data.street.builder import ATTRIBUTES, Builder, Rng
+from tpvformer.data.street.builder import ATTRIBUTES, MOVING, Builder, Rng
 from tpvformer.data.street.layout import CORRIDOR, MARGIN, Layout
+from tpvformer.data.street.motion import RESERVE, Movers, Path, Road, Space, Traffic, footprint
 
 GAP = 0.8  # metres between the collision boxes of two objects
-TRIES = 6  # random places that are tried before an object is dropped
-CLEAR = 14.0  # metres before and after the driven stretch that stay free in the ego's lane
+TRIES = (6, 18)  # random places that are tried before an object is dropped: at one moment, in a longer scene
+CLEAR = 14.0  # metres before and behind the ego that stay free in its lane
+FASTEST = 11.0  # m/s, at least the rate of every path
 
 
-@dataclass(frozen=True)
-class Road:
-    """The middle line of the road, a parabola."""
-
-    curvature: float  # 1/m
-    vertex: float  # x of its vertex, metres
-    kerb: float  # height of everything but the carriageway, metres
-
-    def middle(self, u: float) -> float:
-        return 0.5 * self.curvature * (u - self.vertex) ** 2
-
-    def at(self, u: float, s: float) -> Tuple[float, float, float]:
-        """Return scene x, y and the heading of the road at road coordinates (u, s)."""
-        return u, s + self.middle(u), math.atan(self.curvature * (u - self.vertex))
-
-    def row(self) -> np.ndarray:
-        """Return the fields as (3,) float64 for the compiled code."""
-        return np.array([self.curvature, self.vertex, self.kerb])
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One annotated object: raw label, centre of its box, size (width, length, height) in metres, heading."""
+class Thing(NamedTuple):
+    """One annotated object: raw label, attribute ("" for none), centre of its box, size (width, length, height) in
+    metres, heading, velocity (x, y) in m/s."""
 
     label: int
+    attribute: str
     centre: Tuple[float, float, float]
     size: Tuple[float, float, float]
     yaw: float
+    velocity: Tuple[float, float] = (0.0, 0.0)
+
+
+Density = Tuple[float, float]  # objects on 100 m: at one moment, in a longer scene, where much of the room is reserved
+Course = Callable[[], Tuple[float, float, float]]  # draws s, du, ds of a path
 
 
 class Placer:
-    """Place objects without collisions. Collision boxes are in road coordinates."""
+    """Place objects without collisions, at any time of the scene."""
 
-    def __init__(self, rng: Rng, road: Road, rects: np.ndarray, ego_s: float, travel: float) -> None:
-        self.rng, self.road, self.rects, self.ego_s, self.travel = rng, road, rects, ego_s, travel
-        self.taken: List[Tuple[float, float, float, float]] = []  # u, s, half length, half width
+    def __init__(self, rng: Rng, road: Road, rects: np.ndarray, layout: Layout, travel: float, seconds: float) -> None:
+        self.rng, self.road, self.rects, self.travel, self.seconds = rng, road, rects, travel, seconds
+        speed = travel / seconds if seconds else 0.0
+        self.traffic = Traffic(rng, layout, road, speed, seconds)
+        self.space, self.long = Space(seconds), seconds > RESERVE
+        far = 0.0 if seconds else travel / 2  # without a duration, the whole stretch is kept free
+        self.space.take(Path(far, layout.ego_s, speed), CLEAR + far - GAP, CORRIDOR - GAP)
         self.rows: List[np.ndarray] = []
         self.things: List[Thing] = []
+        self.moving: List[Tuple[int, int, Path, np.ndarray]] = []  # thing, first row, path, centres in its own frame
+        self.count = 0  # rows
 
-    def _free(self, u: float, s: float, long: float, wide: float, gap: float) -> bool:
-        if abs(s - self.ego_s) < CORRIDOR + wide and -CLEAR - long < u < self.travel + CLEAR + long:
-            return False
-        return all(abs(u - a) > long + c + gap or abs(s - b) > wide + d + gap for a, b, c, d in self.taken)
+    def put(self, built: Builder, path: Path, turn: float = 0.0, gap: float = GAP) -> bool:
+        """Place an object on a path; one that stands still is turned by ``turn`` radians from the road's direction.
 
-    def put(self, built: Builder, u: float, s: float, turn: float = 0.0, gap: float = GAP) -> bool:
-        """Place an object at (u, s), turned by ``turn`` radians from the road's direction; False where it collides."""
-        reach = built.reach()
-        co, si = abs(math.cos(turn)), abs(math.sin(turn))
-        long, wide = reach[0] * co + reach[1] * si, reach[0] * si + reach[1] * co
-        if not self._free(u, s, long, wide, gap):
+        Returns False where it collides.
+        """
+        reach = built.reach
+        long, wide = footprint(self.road, path, turn, reach, self.seconds)
+        if not path.moves and self.traffic.blocked(path.s, wide) or not self.space.free(path, long, wide, gap):
             return False
-        x, y, heading = self.road.at(u, s)
-        region, _ = rc.region_at(x, y, self.road.row(), self.rects)
-        base = self.road.kerb if self.rects[region, rc.RAISED] > 0 else 0.0
-        rows = built.place(x, y, base, heading + turn)
+        x, y, heading = self.road.at(path.u, path.s)
+        if path.moves:
+            heading = math.atan2(path.ds + math.tan(heading) * path.du, path.du)
+            base = float(self.road.height(np.array(path.u), np.array(path.s)))
+        else:
+            heading += turn
+            region, _ = rc.region_at(x, y, self.road.row(), self.rects)
+            base = self.road.kerb if self.rects[region, rc.RAISED] > 0 else 0.0
+        rows = built.place(x, y, base, heading)
         if built.label in ATTRIBUTES:
             rows[:, rc.OBJECT] = len(self.things)
+            if path.moves:
+                local = np.array(built.rows)[:, [rc.X, rc.Y, rc.Z]]
+                self.moving.append((len(self.things), self.count, path, local))
+            attribute = (MOVING if path.moves else ATTRIBUTES)[built.label]
             size = (2 * reach[1], 2 * reach[0], reach[2])
-            self.things.append(Thing(built.label, (x, y, base + reach[2] / 2), size, heading + turn))
-        self.taken.append((u, s, long, wide))
+            self.things.append(Thing(built.label, attribute, (x, y, base + reach[2] / 2), size, heading))
+        self.space.take(path, long, wide)
         self.rows.append(rows)
+        self.count += len(rows)
         return True
 
     def scatter(
         self,
         maker: Callable[[Rng], Builder],
-        density: float,
+        density: Density,
         where: Callable[[], float],
         reach: float,
         wobble: float = 0.08,
@@ -97,12 +97,47 @@ class Placer:
         ``where`` draws the lateral position s, ``wobble`` is the spread of the heading in radians.
         """
         rng = self.rng
-        for _ in range(rng.poisson(density * (self.travel + 2 * reach) / 100)):
+        for _ in range(rng.poisson(density[self.long] * (self.travel + 2 * reach) / 100)):
             built = maker(rng)
             turn = rng.normal(0, wobble) + (math.pi if rng.random() < 0.5 else 0.0)
-            for _ in range(TRIES):
-                if self.put(built, rng.uniform(-reach, self.travel + reach), where(), turn):
+            for _ in range(TRIES[self.long]):
+                if self.put(built, Path(rng.uniform(-reach, self.travel + reach), where()), turn):
                     break
+
+    def stream(
+        self,
+        maker: Callable[[Rng], Builder],
+        density: Density,
+        where: Callable[[], float],
+        reach: float,
+        course: Callable[[Callable[[], float]], Course],
+    ) -> None:
+        """Let about ``density`` objects on every 100 m of the same stretch move, as many at any time of the scene.
+
+        ``course`` is a method of Traffic.
+        """
+        rng, most = self.rng, self.travel + 2 * reach + FASTEST * self.seconds
+        for _ in range(rng.poisson(density[self.long] * most / 100)):
+            built, draw = maker(rng), course(where)
+            for k in range(TRIES[self.long]):
+                s, du, ds = draw()
+                low, high = -reach - max(du, 0.0) * self.seconds, self.travel + reach - min(du, 0.0) * self.seconds
+                if k == 0 and rng.random() > (high - low) / most:
+                    break  # it is not in sight during the scene
+                turn = 0.0 if self.traffic.direction(s) > 0 else math.pi
+                if self.put(built, Path(rng.uniform(low, high), s, du, ds), turn):
+                    break
+
+    def movers(self) -> Movers:
+        """Return the objects that move."""
+        first = [np.arange(start, start + len(local)) for _, start, _, local in self.moving]
+        return Movers(
+            things=np.array([thing for thing, _, _, _ in self.moving], np.int64),
+            paths=np.array([(p.u, p.s, p.du, p.ds) for _, _, p, _ in self.moving]).reshape(-1, 4),
+            rows=np.concatenate([np.zeros(0, np.int64), *first]),
+            owners=np.repeat(np.arange(len(self.moving)), [len(local) for _, _, _, local in self.moving]),
+            local=np.concatenate([np.zeros((0, 3)), *(local for _, _, _, local in self.moving)]),
+        )
 
 
 class Places:
@@ -143,30 +178,43 @@ def _houses(placer: Placer, layout: Layout, side: int) -> None:
         long, deep = rng.uniform(4, 9), rng.uniform(3, 6)
         s = side * (layout.edge(side) + rng.uniform(2.0, 8.0) + deep)
         if rng.random() < 0.8 and not (wide and abs(u + long - middle) < long + wide + 3):
-            placer.put(furniture.building(rng, long, deep), u + long, s, gap=0.2)
+            placer.put(furniture.building(rng, long, deep), Path(u + long, s), gap=0.2)
         u += 2 * long + rng.uniform(0.5, 6)
 
 
-def populate(rng: Rng, layout: Layout, road: Road, rects: np.ndarray, travel: float) -> Tuple[np.ndarray, List[Thing]]:
-    """Return the primitives (P, PRIM_COLUMNS) of all objects on the street, and the annotated objects."""
-    placer, at = Placer(rng, road, rects, layout.ego_s, travel), Places(rng, layout)
+def populate(
+    rng: Rng, layout: Layout, road: Road, rects: np.ndarray, travel: float, seconds: float
+) -> Tuple[np.ndarray, List[Thing], Movers]:
+    """Return all objects' primitives (P, PRIM_COLUMNS) at time 0, the annotated objects, and those of them that move.
+
+    The scene lasts ``seconds``, in which the ego drives ``travel`` metres.
+    """
+    placer, at = Placer(rng, road, rects, layout, travel, seconds), Places(rng, layout)
     for side in (1, -1):
         _houses(placer, layout, side)
-    put = placer.scatter  # large objects first: later there would be no room for them
-    put(vehicles.bus, 2.6, at.either(0.6, at.lane, at.kerb), 34)
-    put(vehicles.trailer, 3.2, at.either(0.7, at.kerb, at.beyond), 34)
-    put(vehicles.construction, 3.8, at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)
-    put(vehicles.truck, 3.8, at.either(0.5, at.lane, at.kerb), 36)
-    put(furniture.barrier, 6.0, at.either(0.7, at.close, at.kerb), 30)
-    put(vehicles.car, 11.0, at.either(0.6, at.lane, at.kerb), 42)
-    put(vehicles.motorcycle, 13.0, at.either(0.7, at.close, at.walk), 27, wobble=0.6)
-    put(vehicles.bicycle, 22.0, at.either(0.7, at.close, at.walk), 27, wobble=0.8)
-    put(furniture.pedestrian, 22.0, at.either(0.6, at.close, at.walk), 27, wobble=1.5)
-    put(furniture.cone, 30.0, at.close, 26, wobble=1.0)
-    put(furniture.tree, 24.0, at.either(0.75, at.beyond, at.walk), 55)
-    put(furniture.lamp, 5.0, at.walk, 50)
-    put(furniture.shelter, 1.2, at.walk, 40)
-    put(furniture.wall, 3.0, at.beyond, 45)
-    put(furniture.bush, 16.0, at.beyond, 50)
-    put(furniture.hedge, 10.0, at.beyond, 50)
-    return np.concatenate(placer.rows), placer.things
+    put, move = placer.scatter, placer.stream  # large objects first: later there would be no room for them
+    drive, ride, walk = placer.traffic.drive, placer.traffic.ride, placer.traffic.walk
+    about = at.either(0.7, at.close, at.walk)
+    move(vehicles.bus, (1.5, 2.4), at.lane, 34, drive)
+    put(vehicles.bus, (1.1, 2.0), at.kerb, 34)
+    put(vehicles.trailer, (3.2, 4.0), at.either(0.7, at.kerb, at.beyond), 34)
+    put(vehicles.construction, (4.0, 6.2), at.either(0.6, at.kerb, at.beyond), 34, wobble=0.5)
+    move(vehicles.truck, (2.6, 3.3), at.lane, 36, drive)
+    put(vehicles.truck, (2.3, 2.8), at.kerb, 36)
+    put(furniture.barrier, (6.0, 6.0), at.either(0.7, at.close, at.kerb), 30)
+    move(vehicles.car, (9.3, 8.0), at.lane, 42, drive)
+    put(vehicles.car, (6.8, 5.4), at.kerb, 42)
+    move(vehicles.motorcyclist, (5.2, 5.6), about, 27, ride)
+    put(vehicles.motorcycle, (7.0, 6.0), about, 27, wobble=0.6)
+    move(vehicles.cyclist, (7.0, 7.5), about, 27, ride)
+    put(vehicles.bicycle, (11.5, 11.0), about, 27, wobble=0.8)
+    move(furniture.pedestrian, (11.5, 17.0), at.either(0.6, at.close, at.walk), 27, walk)
+    put(furniture.pedestrian, (8.0, 8.0), at.either(0.6, at.close, at.walk), 27, wobble=1.5)
+    put(furniture.cone, (25.5, 34.0), at.close, 26, wobble=1.0)
+    put(furniture.tree, (24.0, 24.0), at.either(0.75, at.beyond, at.walk), 55)
+    put(furniture.lamp, (5.0, 5.0), at.walk, 50)
+    put(furniture.shelter, (1.2, 1.2), at.walk, 40)
+    put(furniture.wall, (3.0, 3.0), at.beyond, 45)
+    put(furniture.bush, (16.0, 15.0), at.beyond, 50)
+    put(furniture.hedge, (10.0, 9.0), at.beyond, 50)
+    return np.concatenate(placer.rows), placer.things, placer.movers()

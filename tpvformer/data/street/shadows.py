@@ -1,4 +1,4 @@
-"""Shadows on the ground. The sun does not move during a scene, so one map is used for all of its frames."""
+"""Shadows on the ground. The sun does not move during a scene, so what stands still has one map for all frames."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from tpvformer.data.street.world import Street
 from tpvformer.runtime.compiling import inner, kernel
 
 SHADOW_CELL = 0.3  # metres
+LONGEST = 8.0  # metres: a bus is 3.4 m high and the sun at least 26 degrees above the horizon
+FAR = 50.0  # metres: farther shadows of what moves are not drawn
+WIDEST = 1.1  # more than the tangent of half the field of view of any camera
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,21 @@ class ShadowMap:
     cells: np.ndarray
     x0: float
     y0: float
+
+    def with_movers(self, street: Street, camera2scene: np.ndarray) -> ShadowMap:
+        """Return the map with the shadows that a camera can see of what moves, where it is in ``street``.
+
+        Left out is what is farther from the camera's field of view than a shadow is long, or more than FAR away.
+        """
+        prims = street.prims[street.movers.rows]
+        depth = (prims[:, [X, Y]] - camera2scene[:2, 3]) @ camera2scene[:2, 2]
+        aside = np.abs((prims[:, [X, Y]] - camera2scene[:2, 3]) @ camera2scene[:2, 0])
+        prims = prims[(depth > -LONGEST) & (depth < FAR) & (aside < WIDEST * np.maximum(depth, 0) + 1.5 * LONGEST)]
+        if not len(prims):
+            return self
+        cells = self.cells.copy()
+        _shadows(prims, street.light.sun, cells, self.x0, self.y0)
+        return ShadowMap(cells, self.x0, self.y0)
 
 
 @kernel(fastmath=True)
@@ -57,10 +75,11 @@ def _shadows(prims: np.ndarray, sun: np.ndarray, cells: np.ndarray, x0: float, y
 
 
 def cast_shadows(street: Street) -> ShadowMap:
-    """Compute the shadow map of a street."""
+    """Compute the shadow map of what stands still on a street."""
     x0, y0, x1, y1 = street.bounds
     cells = np.zeros((int((x1 - x0) / SHADOW_CELL), int((y1 - y0) / SHADOW_CELL)), np.uint8)
-    _shadows(street.prims, street.light.sun, cells, x0, y0)
+    still = np.delete(street.prims, street.movers.rows, axis=0)
+    _shadows(still, street.light.sun, cells, x0, y0)
     return ShadowMap(cells, x0, y0)
 
 

@@ -10,8 +10,8 @@ import hashlib
 from typing import Any, Dict, List, Sequence, Tuple
 
 from tpvformer.data.street import rig
-from tpvformer.data.street.builder import ATTRIBUTES
 from tpvformer.data.street.drive import VERSION, SceneRecord
+from tpvformer.data.street.visibility import level
 from tpvformer.labels import RAW_NAMES
 
 Row = Dict[str, Any]
@@ -62,8 +62,8 @@ def constant_tables(token: Tokens) -> Dict[str, List[Row]]:
         ],
         "attribute": [{"token": token("attribute", n), "name": n, "description": ""} for n in ATTRIBUTE_NAMES],
         "visibility": [
-            {"token": str(i + 1), "level": level, "description": f"visibility of the whole object is {level[1:]} %"}
-            for i, level in enumerate(VISIBILITY)
+            {"token": str(i + 1), "level": name, "description": f"visibility of the whole object is {name[1:]} %"}
+            for i, name in enumerate(VISIBILITY)
         ],
         "sensor": [
             {"token": token("sensor", c), "channel": c, "modality": "lidar" if c == rig.LIDAR_CHANNEL else "camera"}
@@ -96,37 +96,36 @@ def _calibration(token: Tokens, scene: str, size: Tuple[int, int]) -> List[Row]:
 
 
 def _annotations(token: Tokens, record: SceneRecord) -> Tuple[List[Row], List[Row]]:
-    """Return the instances, and an annotation for every frame in which the lidar hit the object."""
+    """Return the instances, and an annotation for every frame of an object's life (SceneRecord)."""
     instances, annotations = [], []
-    for i, thing in enumerate(record.things):
-        seen = [k for k, frame in enumerate(record.frames) if i in frame.hits]
-        if not seen:
-            continue
+    for i in sorted({i for frame in record.frames for i in frame.sights}):
+        seen = record.annotated(i)
         names = [token("annotation", record.name, i, k) for k in seen]
         instance = token("instance", record.name, i)
-        attribute = ATTRIBUTES[thing.label]
         instances.append(
             {
                 "token": instance,
-                "category_token": token("category", thing.label),
+                "category_token": token("category", record.frames[seen[0]].sights[i].thing.label),
                 "nbr_annotations": len(seen),
                 "first_annotation_token": names[0],
                 "last_annotation_token": names[-1],
             }
         )
         for n, k in enumerate(seen):
+            sight = record.frames[k].sights[i]
+            thing = sight.thing
             annotations.append(
                 {
                     "token": names[n],
                     "sample_token": token("sample", record.name, k),
                     "instance_token": instance,
-                    "visibility_token": "",
-                    "attribute_tokens": [token("attribute", attribute)] if attribute else [],
+                    "visibility_token": str(level(sight.share)),
+                    "attribute_tokens": [token("attribute", thing.attribute)] if thing.attribute else [],
                     "translation": list(thing.centre),
                     "size": list(thing.size),
                     "rotation": list(rig.euler_quaternion(thing.yaw)),
                     **_linked(names, n),
-                    "num_lidar_pts": record.frames[k].hits[i],
+                    "num_lidar_pts": sight.points,
                     "num_radar_pts": 0,
                 }
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tpvformer.data.street import raycast as rc
 from tpvformer.data.street import surface as sf
 from tpvformer.data.street.builder import (
@@ -112,4 +114,26 @@ def bicycle(rng: Rng) -> Builder:
     b.box(sf.PLAIN, (0.4, 0, 1.12), (0.08, 0.36, 0.06), DARK)
     if rng.random() < 0.5:
         b.box(sf.LATTICE, (0.72, 0, 0.85), (0.18, 0.24, 0.16), accent, c)  # a basket
+    return b
+
+
+def _rider(b: Builder, seat: float, x: float) -> None:
+    """Seat a person on the cycle, at height ``seat`` and ``x``; in nuScenes, riders belong to their cycle."""
+    coat, trousers = hue(b.rng), hue(b.rng) * 0.5
+    skin = np.array([0.75, 0.55, 0.42]) * b.rng.uniform(0.45, 1.1)
+    for side in (0.17, -0.17):
+        b.add(rc.FRUSTUM, sf.CLOTH, (x + 0.2, side, 0.35), (0.18, 0.1, (seat - 0.3) / 2), trousers)
+    b.add(rc.FRUSTUM, sf.CLOTH, (x + 0.05, 0, seat), (0.2, 0.26, 0.29), coat, taper=0.2)
+    b.add(rc.ELLIPSOID, sf.PLAIN, (x + 0.12, 0, seat + 0.56), (0.13, 0.13, 0.15), skin)
+
+
+def motorcyclist(rng: Rng) -> Builder:
+    b = motorcycle(rng)
+    _rider(b, 0.88, -0.3)
+    return b
+
+
+def cyclist(rng: Rng) -> Builder:
+    b = bicycle(rng)
+    _rider(b, 1.0, -0.3)
     return b

@@ -1,21 +1,24 @@
 """The content of a street, and drawing one at random.
 
 Scene frame: x along the road's general direction, y left, z up, metres. Road coordinates: u = x, and s = y minus the y
-of the road's middle line, a parabola. The ego drives along s = ``ego_s`` from u = 0 to ``travel``.
+of the road's middle line, a parabola. The ego drives along s = ``ego_s`` from u = 0 to ``travel``. Time is in seconds
+after the first key frame.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
 from tpvformer.data.street import raycast as rc
 from tpvformer.data.street.builder import Rng
 from tpvformer.data.street.layout import KERB_HEIGHT, MARGIN, Layout
-from tpvformer.data.street.populate import Road, Thing, populate
+from tpvformer.data.street.motion import Movers, Road
+from tpvformer.data.street.populate import Thing, populate
 
 STEEPEST = 0.45  # slope of the parabola at the ends of the street: about 25 degrees
 
@@ -35,15 +38,41 @@ class Light:
 
 @dataclass(frozen=True)
 class Street:
-    """Everything that a ray can hit; ``raycast`` defines the columns."""
+    """Everything that a ray can hit, at one moment; ``raycast`` defines the columns."""
 
     prims: np.ndarray  # (P, PRIM_COLUMNS) float64
     rects: np.ndarray  # (R, RECT_COLUMNS) float64, first match wins
     road: Road
-    things: Sequence[Thing]
+    things: Sequence[Thing]  # at time 0
+    movers: Movers
     light: Light
     bounds: Tuple[float, float, float, float]  # x0, y0, x1, y1 of the built area
     ego_s: float
+
+    def at(self, seconds: float) -> Street:
+        """Return the street at that time; ``things`` stay as they are."""
+        movers = self.movers
+        if not len(movers.rows):
+            return self
+        poses, _ = movers.poses(self.road, seconds)
+        x, y, z, yaw = poses[movers.owners].T
+        co, si = np.cos(yaw), np.sin(yaw)
+        a, b, c = movers.local.T
+        prims = self.prims.copy()
+        prims[movers.rows, rc.X], prims[movers.rows, rc.Y] = x + a * co - b * si, y + a * si + b * co
+        prims[movers.rows, rc.Z] = z + c
+        prims[movers.rows, rc.COS], prims[movers.rows, rc.SIN] = co, si
+        return dataclasses.replace(self, prims=prims)
+
+    def things_at(self, seconds: float) -> List[Thing]:
+        """Return the annotated objects at that time."""
+        things = list(self.things)
+        poses, velocities = self.movers.poses(self.road, seconds)
+        for i, (x, y, z, yaw), velocity in zip(self.movers.things, poses.tolist(), velocities.tolist()):
+            old = things[i]
+            centre = (x, y, z + old.size[2] / 2)
+            things[i] = Thing(old.label, old.attribute, centre, old.size, yaw, tuple(velocity))
+        return things
 
 
 def _light(rng: Rng) -> Light:
@@ -61,16 +90,20 @@ def _light(rng: Rng) -> Light:
     )
 
 
-def build_street(rng: Rng, travel: float) -> Street:
-    """Draw a random street along which the ego drives ``travel`` metres."""
+def build_street(rng: Rng, travel: float, seconds: float = 0.0) -> Street:
+    """Draw a random street along which the ego drives ``travel`` metres in ``seconds``.
+
+    With 0 seconds it is drawn for one moment: the whole stretch is free, and what moves may collide at other times.
+    """
     layout = Layout(rng, travel)
     bend = 0.0
     if rng.random() < 0.65:
         bend = math.copysign(rng.uniform(0.3, 1.0), rng.uniform(-1, 1)) * STEEPEST / (MARGIN + 30 + travel / 2)
-    road = Road(bend, travel / 2 + rng.uniform(-30, 30), KERB_HEIGHT)
+    vertex, median = travel / 2 + rng.uniform(-30, 30), (layout.median_s, layout.median)
+    road = Road(bend, vertex, KERB_HEIGHT, layout.half, median, layout.junction)
     sag = [road.middle(u) for u in (-MARGIN, travel + MARGIN, road.vertex)]
     bounds = (-MARGIN, min(sag) - 32.0, travel + MARGIN, max(sag) + 32.0)
     rects = np.array(layout.rects)
-    prims, things = populate(rng, layout, road, rects, travel)
+    prims, things, movers = populate(rng, layout, road, rects, travel, seconds)
     assert prims.shape[1] == rc.PRIM_COLUMNS and rects.shape[1] == rc.RECT_COLUMNS
-    return Street(prims, rects, road, things, _light(rng), bounds, layout.ego_s)
+    return Street(prims, rects, road, things, movers, _light(rng), bounds, layout.ego_s)

@@ -31,7 +31,7 @@ from tpvformer.data.worker_processes import interrupts_held
 from tpvformer.errors import ConfigError
 from tpvformer.runtime.cores import cores
 
-GENERATOR = 4  # version; raised whenever the same parameters give other files
+GENERATOR = 5  # version; raised whenever the same parameters give other files
 PARAMETERS = "synthetic.json"
 RIG = "rig.json"  # the first validation frame, described as a rig
 MINI_VAL = ("scene-0103", "scene-0916")
@@ -234,10 +234,10 @@ def _fill(root: Path, wanted: Dict[str, Any], workers: int, progress: Optional[P
     _write_tables(root, token, records, names, size)
     for split in ("train", "val"):
         infos = [
-            frame_info(token, record.name, k, frame, size)
+            frame_info(token, record, k, size)
             for record, (_, part) in zip(records, names)
             if part == split
-            for k, frame in enumerate(record.frames)
+            for k in range(len(record.frames))
         ]
         stored = [prefixed(info, wanted.get("prefix", "")) for info in infos]
         content = {"infos": stored, "metadata": {"version": VERSION}}
