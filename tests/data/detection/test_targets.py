@@ -18,7 +18,7 @@ from tpvformer.data.detection.boxes import (
     GROUPS,
     Boxes,
 )
-from tpvformer.data.detection.decode import CIRCLES, circle_nms, decode
+from tpvformer.data.detection.decode import CIRCLES, circle_nms, decode, peaks
 from tpvformer.data.detection.targets import BoxMap, draw_targets, gaussian_radius
 from tpvformer.engine.metrics.detection import DetectionCounts
 from tpvformer.engine.metrics.detection_named import detection_metrics
@@ -118,6 +118,16 @@ def test_circles_are_squared_metres_within_a_group() -> None:
     found = decode(*as_output(replace(truth, centres=near, labels=np.array([0, 0, 8, 9]))), RANGE)
     assert sorted(found.labels.tolist()) == [0, 8, 9]
     assert CIRCLES[0] == 4.0
+
+
+def test_a_cell_beside_a_higher_one_is_no_box() -> None:
+    heatmaps, values = np.full((10, *AREA.shape), -8.0), np.zeros((6, 10, *AREA.shape))
+    heatmaps[8, 10, 20:24] = [1.0, 2.0, 1.5, 1.7]  # a metre and more apart: the circle of pedestrians is 0.42 m
+    heatmaps[8, 11, 22] = 1.0
+    heatmaps[9, 10, 22] = 0.5  # another class
+    found = decode(heatmaps, values, RANGE)
+    assert list(zip(found.labels.tolist(), found.centres[:, 0].tolist())) == [(8, -19.0), (8, -17.0), (9, -18.0)]
+    assert peaks(np.zeros((1, 3, 3))).all()
 
 
 def test_scores_and_numbers_are_limited() -> None:

@@ -1,7 +1,9 @@
 """Decode the output of the detection head to boxes, in NumPy: what onnxruntime returns is decoded by the same code.
 
-A cell is a candidate of each class whose score is high enough. Candidates of one group of classes suppress each other
-where their centres are close (circle NMS, CenterPoint, arXiv:2006.11275).
+A cell is a candidate of a class if its score is high enough and none of its eight neighbours has a higher one
+(CenterNet, arXiv:1904.07850). Candidates of one group of classes suppress each other where their centres are close
+(circle NMS, CenterPoint, arXiv:2006.11275). Circles alone are smaller than a cell for some classes: with cells of half
+a metre, mAP on the synthetic street was 22.6 % by circles and 29.3 % with both (docs/detection.md).
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def _decode_group(
 ) -> Boxes:
     """Return the boxes of one group; its classes are numbered from ``first``."""
     scores = 1 / (1 + np.exp(-heatmaps.astype(np.float32).clip(-80, 80)))
-    flat = np.flatnonzero(scores > min_score)
+    flat = np.flatnonzero((scores > min_score) & peaks(scores))
     order = np.argsort(-scores.flat[flat], kind="stable")[:CANDIDATES]
     labels, rows, columns = np.unravel_index(flat[order], scores.shape)
     at = values[:, rows, columns].T.astype(np.float64)
@@ -78,6 +80,13 @@ def _decode_group(
     near = np.flatnonzero((np.abs(boxes.centres[:, :2]) <= REACH).all(1))  # False for NaN
     kept = near[circle_nms(boxes.centres[near, :2], circle)]
     return boxes.take(kept[:GROUP_BOXES])
+
+
+def peaks(scores: np.ndarray) -> np.ndarray:
+    """Return which cells (C, Y, X) have no higher neighbour in their class."""
+    padded = np.pad(scores, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    rows = np.maximum(np.maximum(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
+    return scores >= np.maximum(np.maximum(rows[:, :, :-2], rows[:, :, 1:-1]), rows[:, :, 2:])
 
 
 def circle_nms(centres: np.ndarray, circle: float) -> np.ndarray:
