@@ -20,7 +20,7 @@ class Elapsed(NamedTuple):
     cpu: float
 
 
-# in order of time; "decode" only if real data is read
+# in order of time; "decode" only if real data is read; "aggregator" with the detection head, where there is one
 FORWARD = ("transfer", "backbone", "neck", "encoder", "aggregator")
 BACKWARD = ("backward aggregator", "backward encoder", "backward images")
 PARTS = ("decode", *FORWARD, "loss", *BACKWARD, "optimiser")
