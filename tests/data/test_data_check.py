@@ -309,7 +309,10 @@ def test_boxes_of_an_info_file_are_checked(root, tmp_path, capsys):
 
 
 def test_a_box_far_away_is_a_note(root, capsys):
-    edit(root, "sample_annotation", lambda rows: [rows[0]["translation"].__setitem__(0, 300.0)])
+    def move(rows):
+        rows[0]["translation"][0] += 400.0
+
+    edit(root, "sample_annotation", move)
     assert check(root) == 0
     assert "note: sample" in (said := capsys.readouterr().out)
     assert "m from the lidar" in said
