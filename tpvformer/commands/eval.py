@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--permute-cameras",
         action="store_true",
-        help="also score exchanged cameras, a constant class, and colour without a network",
+        help="also score exchanged cameras, a constant class, colour without a network; boxes at mean places",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
     parser.add_argument(
