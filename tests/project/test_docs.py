@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Tuple
 
@@ -102,19 +103,28 @@ def test_the_shapes_are_drawn_right() -> None:
     def remember(module: Any, given: Any, out: Any) -> None:
         shapes.extend(tuple(t.shape) for t in ([out] if torch.is_tensor(out) else out))
 
-    config = load_config(str(ROOT / "config" / "tpv_lidarseg_dim64.py")).model
+    config = load_config(str(ROOT / "config" / "tpv_detection.py")).model
+    assert replace(config, detection=None) == load_config(str(ROOT / "config" / "tpv_lidarseg_dim64.py")).model
     with FakeTensorMode(), torch.no_grad():
         model = TPVFormer(config).eval()
-        for module in (model.backbone, model.neck, model.encoder):
+        assert model.detection is not None
+        head = model.detection
+        for module in (model.backbone, model.neck, model.encoder, head.reduce, head.shared, head.groups):
             module.register_forward_hook(remember)
         images, matrices, points = torch.empty(1, 6, 3, 928, 1600), torch.empty(1, 6, 4, 4), torch.empty(1, 100, 3)
-        shapes.extend(tuple(logits.shape) for logits in model(images, matrices, points))
+        head.reduce.register_forward_pre_hook(lambda module, given: shapes.append(tuple(given[0].shape)))
+        found = model(images, matrices, points)
+        logits = found.voxel_logits, found.point_logits, *found.detection
+        shapes.extend(tuple(tensor.shape) for tensor in logits)
     drawn = text_of(DOCS / "architecture.md").replace(" ", "")
     levels = shapes[3:7]
     expected = [f"(B*6,{','.join(map(str, shape[1:]))})" for shape in shapes[:3]]
     expected += [f"(B,6,{','.join(map(str, shape[1:]))})" for shape in levels]
     expected += [f"(B,6,{sum(h * w for _, _, h, w in levels)},{config.dim})", "(B,46400,64)", "(B,17,200,200,16)"]
-    assert shapes[7:] == [(1, 46400, 64), (1, 17, 200, 200, 16), (1, 17, 100)]
+    assert shapes[7] == (1, 46400, 64) and shapes[12:14] == [(1, 17, 200, 200, 16), (1, 17, 100)]
+    of_boxes = [f"(B,{','.join(map(str, shape[1:]))})" for shape in (*shapes[8:12], *shapes[14:])]
+    assert len(set(of_boxes)) == 5 and of_boxes[-1] == "(B,6,10,200,200)"
+    expected += of_boxes
     assert not [shape for shape in expected if shape not in drawn]
 
 

@@ -23,8 +23,9 @@ ATTRIBUTES = re.compile(r"^\| attribute of `(\w+)` \|.*\n\| --- \|.*\n((?:\|.*\n
 
 
 def public_callables() -> Dict[str, Callable]:
-    """Return each public method of the three classes, their constructor that a user calls, and ``list_models``."""
-    found: Dict[str, Callable] = {"list_models": api.list_models, "TPVFormer": api.TPVFormer}
+    """Return each public method of the three classes, their constructor that a user calls, and the functions."""
+    found: Dict[str, Callable] = {"TPVFormer": api.TPVFormer}
+    found.update({"list_models": api.list_models, "decode_boxes": api.decode_boxes})
     for kind in CLASSES:
         for name, member in vars(kind).items():
             if not name.startswith("_") and not isinstance(member, property):

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--permute-cameras",
         action="store_true",
-        help="also score exchanged cameras, a constant class, and colour without a network",
+        help="also score exchanged cameras, a constant class, colour without a network; boxes at mean places",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores as JSON")
     parser.add_argument(
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     if args.also_uses and args.submission is None:
-        raise ConfigError("--also-uses is for a submission; give --submission FILE.zip as well")
+        raise ConfigError("--also-uses is for a submission; give --submission FILE.zip or FILE.json as well")
     if args.split == "test":
         return _eval_test(args)
     from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
@@ -57,7 +57,7 @@ def _eval_test(args: argparse.Namespace) -> int:
         raise ConfigError(f"--split test has no published labels and so no scores; leave {option} out")
     if args.submission is None:
         raise ConfigError(
-            "--split test has no published labels and so no scores; give --submission FILE.zip for nuScenes' server"
+            "--split test has no published labels and so no scores; give --submission FILE.zip or FILE.json for nuScenes' server"
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
