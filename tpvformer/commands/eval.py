@@ -57,7 +57,8 @@ def _eval_test(args: argparse.Namespace) -> int:
         raise ConfigError(f"--split test has no published labels and so no scores; leave {option} out")
     if args.submission is None:
         raise ConfigError(
-            "--split test has no published labels and so no scores; give --submission FILE.zip or FILE.json for nuScenes' server"
+            "--split test has no published labels and so no scores; give --submission FILE.zip or FILE.json for "
+            "nuScenes' server"
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
