@@ -20,7 +20,7 @@ _data = "data/demo_boxes"
 config = replace(
     _demo,
     name="demo_boxes",
-    model=replace(_demo.model, detection=DetectionConfig(scale=2, channels=32, group_channels=16)),
+    model=replace(_demo.model, detection=DetectionConfig(scale=2, channels=32, group_channels=16, min_score=0.05)),
     data=replace(
         _demo.data,
         root=_data,
