@@ -16,7 +16,7 @@ from tpvformer.data.detection.corners import headings
 from tpvformer.geometry import segments_in_image
 from tpvformer.labels import CLASS_NAMES, COLORS
 
-SHOWN_SCORE = 0.3  # least score of the predicted boxes in pictures, videos and files; the page has a slider
+SHOWN_SCORE = 0.2  # least score of the predicted boxes in pictures, videos and files; the page has a slider
 SLOW = 0.3  # m/s: slower boxes have no arrow
 _TRUE = (255, 255, 255)
 _UNDER = (24, 20, 18)  # BGR, drawn below each line, because a box may have the colour of what it stands before
