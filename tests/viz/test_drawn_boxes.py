@@ -106,7 +106,7 @@ def test_classes_have_the_colours_of_voxels_of_their_name() -> None:
 
 
 def test_boxes_with_a_low_score_are_not_drawn() -> None:
-    assert set(predicted_lines(some_boxes(), DETECTION_CLASSES).labels.tolist()) == {0, 8}  # the cone has 0.2
+    assert set(predicted_lines(some_boxes(), DETECTION_CLASSES).labels.tolist()) == {0, 8}  # the cone has 0.1
     assert len(predicted_lines(None, DETECTION_CLASSES).segments) == 0
 
 

@@ -58,7 +58,7 @@ def slide(browser: Browser, percent: int) -> None:
 
 def test_the_slider_leaves_out_boxes_with_a_lower_score(browser: Browser) -> None:
     press(browser, MODE.format("prediction"))
-    assert browser.run("document.querySelector('#least').textContent") == "30 %"
+    assert browser.run("document.querySelector('#least').textContent") == "20 %"
     assert browser.run(MANY) == "2 of 3 predicted; 1 true"
     first = shot(browser)
     assert share(first, CAR) > 1e-4 and share(first, PEDESTRIAN) > 2e-5 and share(first, COLORS[8]) == 0
