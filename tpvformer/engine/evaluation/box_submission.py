@@ -38,7 +38,7 @@ def submission_to(
 
     Raises ConfigError for a name that does not fit what the model predicts, and what the writers raise.
     """
-    boxes, points = getattr(config.model, "detection", None) is not None, getattr(config.loss, "segmentation", 1.0) != 0
+    boxes, points = config.model.detection is not None, config.loss.segmentation != 0
     if target.suffix.lower() == ".json":
         if not boxes:
             raise ConfigError(

@@ -9,6 +9,7 @@ from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.detection.attributes import attributes_of
 from tpvformer.data.detection.boxes import Boxes
+from tpvformer.data.detection.decode import decode_batch
 from tpvformer.data.types import Batch
 from tpvformer.engine.distributed.collectives import agree
 from tpvformer.engine.metrics.collect import rows_by_scene
@@ -26,8 +27,6 @@ def decoded(prediction: Prediction, config: Config) -> Optional[List[Boxes]]:
     maps = getattr(prediction, "detection", None)
     if maps is None:
         return None
-    from tpvformer.data.detection.decode import decode_batch
-
     return [with_attributes(boxes) for boxes in decode_batch(maps, config.model)]
 
 
@@ -49,7 +48,7 @@ class BoxTally:
     @classmethod
     def of(cls, config: Config, data: FrameDataset) -> Optional[BoxTally]:
         """Return a new tally; None for a model without the head of boxes."""
-        return None if getattr(config.model, "detection", None) is None else cls(config, data)
+        return None if config.model.detection is None else cls(config, data)
 
     def add(self, prediction: Prediction, batch: Batch) -> None:
         """Match one batch. It waits for the device, as boxes are decoded on the CPU."""

@@ -160,7 +160,7 @@ def evaluate(
         metrics.update(box_tally.metrics())
     confusion = tally.confusion(_PRIMARY[primary_metric_name(metrics)]).tolist()
     worst = worst_of(tokens, torch.cat(each).tolist() if each else [])
-    boxes_alone = getattr(config.loss, "segmentation", 1.0) == 0
+    boxes_alone = config.loss.segmentation == 0
     return Evaluation(pts, vox, loss, samples, tally.scenes, metrics, confusion, worst, boxes_alone)
 
 
