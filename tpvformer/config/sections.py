@@ -7,6 +7,7 @@ from typing import Literal, Optional, Tuple, get_args
 
 from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
+from tpvformer.config.history import HistoryConfig
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
@@ -26,7 +27,7 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection"]
+Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class ModelConfig:
     dropout: float = 0.1
     image_head: bool = False  # a layer that training alone uses, for loss.image
     detection: Optional[DetectionConfig] = None  # a head for 3-D boxes; it needs loss.detection (docs/detection.md)
+    history: Optional[HistoryConfig] = None  # queries read the planes of past frames too (docs/time.md)
 
     def __post_init__(self) -> None:
         def need(ok: bool, text: str) -> None:
