@@ -67,6 +67,19 @@ def relative(
     return to_lidar @ to_lidar_ego @ ego @ sensor, translation
 
 
+def now2past(now2global: np.ndarray, past2global: np.ndarray) -> np.ndarray:
+    """Return past2global^-1 @ now2global, (..., 4, 4) float64: points of the present frame to that of the past.
+
+    As in ``relative``, positions are subtracted before any rotation.
+    """
+    back = np.linalg.inv(past2global[..., :3, :3])
+    made = np.zeros(np.broadcast_shapes(now2global.shape, past2global.shape))
+    made[..., :3, :3] = back @ now2global[..., :3, :3]
+    made[..., :3, 3] = _apply(back, now2global[..., :3, 3] - past2global[..., :3, 3])
+    made[..., 3, 3] = 1
+    return made
+
+
 def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return (matrix @ vector[..., None])[..., 0]
 
