@@ -86,6 +86,7 @@ RANGES: Dict[str, Range] = {
     "train.print_every": Range(1, _MANY),
     "train.accumulate": Range(1, 10**6),
     "train.seed": Range(-(2**63), 2**64 - 1),
+    "train.drop_past": Range(0, 1),
     "train.freeze": Range(0, 0, (0, 7)),
     "train.save_every_steps": Range(0, _MANY),
     "train.save_every_minutes": Range(0, _MANY),

@@ -247,6 +247,7 @@ class TrainConfig:
     seed: int = 0
     # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
     freeze: Tuple[Part, ...] = ()
+    drop_past: float = 0.1  # share of the samples that train without their past frames; for model.history
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never
     save_every_steps: int = 0

@@ -36,8 +36,13 @@ from tpvformer.labels import raw_to_class
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
-def open_frames(config: Config, split: str, past: int = 0, drop_past: float = 0.0) -> FrameDataset:
-    """Return the frames of a split with the labels that ``config`` trains on. Raises ConfigError and DataError."""
+def open_frames(config: Config, split: str) -> FrameDataset:
+    """Return the frames of a split with the labels that ``config`` trains on, and with the past that its model reads.
+
+    Raises ConfigError and DataError.
+    """
+    past = 0 if config.model.history is None else config.model.history.frames
+    drop_past = config.train.drop_past if past else 0.0
     box_map = None if config.model.detection is None else BoxMap.of(config.model)
     labels = bool(config.loss.segmentation) and split != "test"
     if split == "test":

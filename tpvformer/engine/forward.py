@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tpvformer.config import Config
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.engine.losses import needs_dense_voxels
+from tpvformer.engine.past import history_of
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -30,12 +31,15 @@ def predict(
     corner, as in the published models.
 
     In training the point logits are None if no loss reads them, and a model with an image head returns a
-    FullPrediction, as a model with a detection head or a history always does. ``history``: of the samples in the batch.
+    FullPrediction, as a model with a detection head or a history always does. ``history``: of the samples in the batch;
+    None: what the batch's past frames tell, if it has any.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxel_coords, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
-    bare = getattr(model, "module", model)  # without what averages gradients
+    bare: Any = getattr(model, "module", model)  # without what averages gradients
+    if history is None:
+        history = history_of(bare, batch, config)
     compiled = getattr(bare, "pixel_network", None)
     images = pixels(bare, batch, config) if compiled is None else compiled(batch, config.data)
     prediction: Prediction = model(
