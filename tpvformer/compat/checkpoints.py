@@ -119,16 +119,20 @@ def load_content(
 def export_reference(model: Model) -> Dict[str, Tensor]:
     """Return CPU copies of the weights under the reference's names, in its order, with the geometry that it stores.
 
-    Raises CheckpointError for a model with the plane hw alone or with a detection head, which the reference lacks.
+    Raises CheckpointError for a model with the plane hw alone, with a detection head or with weights that read the
+    past, which the reference lacks.
     """
     if len(model.config.planes) == 1:
         raise CheckpointError(
             "the reference has no model with the plane hw alone, hence no names for its weights; "
             "tpvformer convert SOURCE FOLDER keeps them under ours"
         )
-    if model.config.detection is not None:
+    cfg = model.config
+    reads_past = cfg.history is not None and cfg.view_attn == "cross_view"
+    if cfg.detection is not None or reads_past:
+        what = "head for boxes" if cfg.detection is not None else "attention to the past"
         raise CheckpointError(
-            "the reference has no head for boxes, hence no names for its weights; "
+            f"the reference has no {what}, hence no names for its weights; "
             "tpvformer convert SOURCE FOLDER keeps them under ours"
         )
     state = model.state_dict()

@@ -46,6 +46,7 @@ def read_model(model: Node) -> ModelConfig:
         dropout=_DROPOUT,
         image_head=False,
         detection=None,
+        history=None,
         position_dims=facts.list("position_dims", 3 if view_attn == "cross_view" else 2),
         pillar_anchors=facts.list("pillar_anchors", 3),
         image_points=facts.list("image_points", 3),

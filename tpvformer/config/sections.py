@@ -7,6 +7,7 @@ from typing import Literal, Optional, Tuple, get_args
 
 from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
+from tpvformer.config.history import HistoryConfig
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
@@ -26,7 +27,7 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection"]
+Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class ModelConfig:
     dropout: float = 0.1
     image_head: bool = False  # a layer that training alone uses, for loss.image
     detection: Optional[DetectionConfig] = None  # a head for 3-D boxes; it needs loss.detection (docs/detection.md)
+    history: Optional[HistoryConfig] = None  # queries read the planes of past frames too (docs/time.md)
 
     def __post_init__(self) -> None:
         def need(ok: bool, text: str) -> None:
@@ -245,6 +247,7 @@ class TrainConfig:
     seed: int = 0
     # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
     freeze: Tuple[Part, ...] = ()
+    drop_past: float = 0.1  # share of the samples that train without their past frames; for model.history
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never
     save_every_steps: int = 0

@@ -26,8 +26,10 @@ from tpvformer.data.nuscenes.infos.cameras import given_to, note_on
 from tpvformer.data.nuscenes.lidarseg import LabelFiles, label_table
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS, OccupancyLabels
 from tpvformer.data.nuscenes.ray_origins import ray_origins
+from tpvformer.data.past import PastReader
 from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame, Sample
+from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import raw_to_class
 
@@ -35,11 +37,18 @@ _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
 def open_frames(config: Config, split: str) -> FrameDataset:
-    """Return the frames of a split with the labels that ``config`` trains on. Raises ConfigError and DataError."""
+    """Return the frames of a split with the labels that ``config`` trains on, and with the past that its model reads.
+
+    Raises ConfigError and DataError.
+    """
+    past = 0 if config.model.history is None else config.model.history.frames
+    drop_past = config.train.drop_past if past else 0.0
     box_map = None if config.model.detection is None else BoxMap.of(config.model)
     labels = bool(config.loss.segmentation) and split != "test"
+    if split == "test":
+        box_map = None
     return FrameDataset(
-        config.data, config.model.grid, split, config.train.seed, labels, box_map=None if split == "test" else box_map
+        config.data, config.model.grid, split, config.train.seed, labels, True, box_map, past=past, drop_past=drop_past
     )
 
 
@@ -50,7 +59,9 @@ class FrameDataset(Dataset[Sample]):
     False reads sets without lidarseg (all point labels are then 0), and so does ``cfg.occupancy`` where there is none:
     its dense labels replace those that points vote for. ``require_scans`` False reads samples whose scan is absent or
     empty, without points. With ``box_map`` samples hold the annotated boxes and the detection head's targets, and a set
-    without boxes is refused; with ``boxes`` frames hold those that the set has. Raises ConfigError and DataError.
+    without boxes is refused; with ``boxes`` frames hold those that the set has. With ``past``, 1 to 3, samples hold the
+    frames before them (windows.py), which the split "train" drops with probability ``drop_past``; a set where no frame
+    has a past one is refused. Raises ConfigError and DataError.
     """
 
     def __init__(
@@ -63,6 +74,8 @@ class FrameDataset(Dataset[Sample]):
         require_scans: bool = True,
         box_map: Optional[BoxMap] = None,
         boxes: bool = False,
+        past: int = 0,
+        drop_past: float = 0.0,
     ) -> None:
         try:
             self._to_class = raw_to_class(cfg.label_map)
@@ -78,6 +91,9 @@ class FrameDataset(Dataset[Sample]):
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
+        self._past = None
+        if past:
+            self._past = PastReader(self._records, cfg, grid, self._pictures, past, drop_past, self.infos)
         self._scene_mates: Dict[str, List[int]] = {}
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
@@ -124,6 +140,21 @@ class FrameDataset(Dataset[Sample]):
     def scenes(self) -> List[str]:
         """Return the scene of each sample."""
         return [record.scene for record in self._records]
+
+    @property
+    def drives(self) -> List[List[int]]:
+        """Return the samples of each scene in the order of time, as ``windows.drives`` does."""
+        return drives(self._records)
+
+    @property
+    def timestamps(self) -> List[Optional[float]]:
+        """Return the time of each sample in seconds; None where it is not known."""
+        return [record.timestamp for record in self._records]
+
+    @property
+    def windows(self) -> List[Window]:
+        """Return the past frames of each sample, newest first; all are empty without ``past``."""
+        return [()] * len(self) if self._past is None else self._past.windows
 
     @property
     def slots_used(self) -> int:
@@ -180,10 +211,7 @@ class FrameDataset(Dataset[Sample]):
 
     def grid2global(self, index: int) -> Optional[np.ndarray]:
         """Return the transform (4, 4) float64 from the grid's frame to the global one; None where it is not known."""
-        record = self._records[index]
-        if record.ego2global is None or self.grid.frame == "ego":
-            return record.ego2global
-        return None if record.lidar2ego is None else record.ego2global @ record.lidar2ego
+        return grid2global(self._records[index], self.grid.frame)
 
     def ego_place(self, index: int) -> np.ndarray:
         """Return where the ego frame's origin is, (x, y) in metres: in the global frame if ``grid2global`` knows it.
@@ -231,6 +259,8 @@ class FrameDataset(Dataset[Sample]):
         sample = make_sample(self.load_frame(index), self._cfg, self.grid, rng)
         if self._box_map is not None and sample.boxes is not None:
             sample.box_targets = draw_targets(sample.boxes, self._box_map)
+        if self._past is not None:
+            sample.past = self._past.read(index, sample, rng)
         return sample
 
     def __getitem__(self, index: int) -> Sample:

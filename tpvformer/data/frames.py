@@ -40,11 +40,7 @@ def read_frame(
     sizes are brought to one canvas (images/letterbox.py). Raises DataError for a missing, short or unreadable file.
     """
     cloud, labels, no_scan = _points(record, root, label_file, to_class, require_scan)
-    images = _images(record, root, pictures)
-    lidar2img, valid_sizes = record.lidar2img, []
-    if len(set(record.sizes)) > 1:
-        to_canvas, valid_sizes = placements(record.sizes)
-        lidar2img = to_canvas @ lidar2img
+    images, lidar2img, valid_sizes = read_views(record, root, pictures)
     return Frame(
         record.token,
         images,
@@ -59,6 +55,17 @@ def read_frame(
         boxes=record.boxes,
         no_scan=no_scan,
     )
+
+
+def read_views(
+    record: Record, root: Union[str, Path], pictures: Pictures
+) -> Tuple[Tensor, np.ndarray, Sequence[Tuple[int, int]]]:
+    """Return images (N, H, W, 3), lidar2img (N, 4, 4) and valid sizes of a record, as ``Frame`` holds them."""
+    images = _images(record, root, pictures)
+    if len(set(record.sizes)) <= 1:
+        return images, record.lidar2img, []
+    to_canvas, valid_sizes = placements(record.sizes)
+    return images, to_canvas @ record.lidar2img, valid_sizes
 
 
 def _points(

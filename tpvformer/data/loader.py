@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from multiprocessing.queues import Queue
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 from weakref import WeakSet
 
 import torch  # before OpenCV: see "static TLS" in docs/ascend.md
@@ -23,8 +23,8 @@ import cv2
 from tpvformer.config import DataConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.detection.targets import Targets
-from tpvformer.data.samplers import TrainSampler, ValSampler
-from tpvformer.data.types import Batch, Sample
+from tpvformer.data.samplers import SceneSampler, TrainSampler, ValSampler
+from tpvformer.data.types import Batch, PastBatch, PastSample, Sample
 from tpvformer.errors import DataError
 
 
@@ -43,7 +43,7 @@ def _stack_drawn(tensors: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
     return _stack(drawn) if drawn else None
 
 
-def _stack_slots(samples: Sequence[Sample]) -> Optional[Tensor]:
+def _stack_slots(samples: Union[Sequence[Sample], Sequence[PastSample]]) -> Optional[Tensor]:
     """Stack the camera embedding indices; None if all samples use the first N in order."""
     if all(sample.camera_slots is None for sample in samples):
         return None
@@ -60,12 +60,7 @@ def collate(
 
     ``list_rows`` makes ``query_rows`` and ``row_counts`` of grid2img (B,N,4,4) and the network input's (h,w).
     """
-    for other in samples[1:]:
-        if other.images.shape != samples[0].images.shape:
-            raise DataError(
-                f"samples {samples[0].token} and {other.token} have images of shapes {tuple(samples[0].images.shape)} "
-                f"and {tuple(other.images.shape)}; a batch needs one, so rescale the images or set data.batch_size=1"
-            )
+    _refuse_other_shapes(samples)
     grid2img = _stack([s.grid2img for s in samples])
     rows, counts = (None, []) if list_rows is None else list_rows(grid2img, samples[0].image_shape)
     origins = [s.ray_origins for s in samples if s.ray_origins is not None]
@@ -91,8 +86,41 @@ def collate(
         ray_lengths=[len(o) for o in origins],
         replaced=[s.replaced for s in samples if s.replaced],
         boxes=[s.boxes for s in samples] if any(s.boxes is not None for s in samples) else [],
+        past=[_collate_past(frames, list_rows) for frames in zip(*(s.past for s in samples))],
         pin_device=pin_device,
         **_stack_targets([s.box_targets for s in samples if s.box_targets is not None]),
+    )
+
+
+def _refuse_other_shapes(samples: Union[Sequence[Sample], Sequence[PastSample]]) -> None:
+    """Raise DataError if image shapes differ."""
+    for other in samples[1:]:
+        if other.images.shape != samples[0].images.shape:
+            raise DataError(
+                f"samples {samples[0].token} and {other.token} have images of shapes {tuple(samples[0].images.shape)} "
+                f"and {tuple(other.images.shape)}; a batch needs one, so rescale the images or set data.batch_size=1"
+            )
+
+
+def _collate_past(frames: Sequence[PastSample], list_rows: Optional[ListRows]) -> PastBatch:
+    """Collate one past frame of each sample."""
+    _refuse_other_shapes(frames)
+    grid2img = _stack([f.grid2img for f in frames])
+    rows, counts = (None, []) if list_rows is None else list_rows(grid2img, frames[0].image_shape)
+    return PastBatch(
+        tokens=[f.token for f in frames],
+        images=_stack([f.images for f in frames]),
+        photometric=_stack_drawn([f.photometric for f in frames]),
+        keep_rows=_stack_drawn([f.keep_rows for f in frames]),
+        keep_columns=_stack_drawn([f.keep_columns for f in frames]),
+        grid2img=grid2img,
+        camera_slots=_stack_slots(frames),
+        query_rows=rows,
+        row_counts=counts,
+        now2past=_stack([f.now2past for f in frames]),
+        newer2past=_stack([f.newer2past for f in frames]),
+        seconds=_stack([f.seconds for f in frames]),
+        valid=_stack([f.valid for f in frames]),
     )
 
 
@@ -243,10 +271,12 @@ def make_loader(
     pin_memory: bool = False,
     pin_memory_device: str = "",
     list_rows: Optional[ListRows] = None,
+    by_scene: bool = False,
 ) -> DataLoader:
     """Build the loader of one rank; call ``loader.sampler.set_epoch`` before each training epoch.
 
-    Training drops the last incomplete batch; validation keeps it. One worker reads if ``cfg.workers`` is None;
+    Training drops the last incomplete batch; validation keeps it, and reads ``by_scene`` in the order of time, whole
+    scenes on one rank. One worker reads if ``cfg.workers`` is None;
     worker_count.py chooses better. Raises DataError if there are fewer samples than one training batch, or if samples
     of one batch would have unequal numbers of cameras.
     """
@@ -262,7 +292,13 @@ def make_loader(
             f"{world_size} ranks; set data.batch_size lower or use fewer ranks"
         )
     workers = 1 if cfg.workers is None else cfg.workers
-    sampler = TrainSampler(dataset, rank, world_size, seed) if train else ValSampler(len(dataset), rank, world_size)
+    sampler: Union[TrainSampler, SceneSampler, ValSampler]
+    if train:
+        sampler = TrainSampler(dataset, rank, world_size, seed)
+    elif by_scene:
+        sampler = SceneSampler(dataset.drives, rank, world_size)
+    else:
+        sampler = ValSampler(len(dataset), rank, world_size)
     return Loader(
         dataset,
         batch_size=cfg.batch_size,

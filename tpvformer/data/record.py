@@ -37,3 +37,4 @@ class Record:
     held: Optional[Held] = None  # images and points in memory; ``images`` and ``scan`` are then empty
     scan_columns: Optional[int] = None  # declared float32 values per point, x, y, z first; None: five, if they fit
     boxes: Optional[Boxes] = None  # annotated objects, lidar frame; None: not asked for, or not known
+    timestamp: Optional[float] = None  # seconds, from any origin that a scene's frames share; None if not known

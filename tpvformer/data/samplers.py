@@ -5,7 +5,7 @@ The same seed gives the same global batches, whatever the number of ranks they a
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, List, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -48,6 +48,31 @@ class ValSampler(Sampler[int]):
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self._mine = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine)
+
+
+class SceneSampler(Sampler[int]):
+    """Yield every sample exactly once over all ranks, each scene on one rank and in the order of time.
+
+    ``drives`` holds the samples of each scene in that order (``FrameDataset.drives``). The longest scenes are dealt
+    first, each to the rank with the fewest samples; a rank reads its scenes in the order of ``drives``. Ranks may have
+    unequal numbers of samples, and none where there are fewer scenes than ranks: ``least`` is the smallest number.
+    """
+
+    def __init__(self, drives: Sequence[Sequence[int]], rank: int, world_size: int) -> None:
+        hands: List[List[int]] = [[] for _ in range(world_size)]
+        counts = [0] * world_size
+        for scene in sorted(range(len(drives)), key=lambda scene: -len(drives[scene])):
+            poorest = counts.index(min(counts))
+            hands[poorest].append(scene)
+            counts[poorest] += len(drives[scene])
+        self.least = min(counts)
+        self._mine = [sample for scene in sorted(hands[rank]) for sample in drives[scene]]
 
     def __len__(self) -> int:
         return len(self._mine)

@@ -7,7 +7,7 @@ device (data/images/preprocess.py).
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -17,20 +17,33 @@ from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.images.grid_mask import grid_mask
 from tpvformer.data.images.photometric import draw_photometric
 from tpvformer.data.images.preprocess import padded_shape, scaled_shape
+from tpvformer.data.record import Record
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.errors import DataError
 from tpvformer.geometry import transform_points
 
 
-def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
-    """Return the tensors of one frame. Points are never augmented.
+class Views(NamedTuple):
+    """What the network is shown of one frame; the fields are those of Sample."""
+
+    images: Tensor
+    photometric: Optional[Tensor]
+    keep_rows: Optional[Tensor]
+    keep_columns: Optional[Tensor]
+    grid2img: Tensor
+    image_shape: Tuple[int, int]
+
+
+def make_views(
+    images: Tensor, lidar2img: np.ndarray, lidar2grid: np.ndarray, cfg: DataConfig, rng: Optional[np.random.RandomState]
+) -> Views:
+    """Return what the network is shown of images (N, H, W, 3) with lidar2img (N, 4, 4).
 
     ``rng`` draws the training augmentations that ``cfg`` asks for: mirroring first, then, in the reference's order, a
     photometric distortion for each camera and one GridMask for all. None (validation) draws none.
     """
-    cameras, height, width, _ = frame.images.shape
-    images, lidar2img = frame.images, frame.lidar2img
+    cameras, height, width, _ = images.shape
     if rng is not None and cfg.mirror and rng.randint(2):
         images, lidar2img = mirrored(images, lidar2img)
     shape = padded_shape(*scaled_shape(height, width, cfg.image_scale))
@@ -40,7 +53,14 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
     if rng is not None and cfg.grid_mask:
         keep_rows, keep_columns = (torch.from_numpy(keep) for keep in grid_mask(*shape, rng))
     to_pixels = np.diag([cfg.image_scale, cfg.image_scale, 1.0, 1.0])
+    grid2img = torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32))
+    return Views(images, photometric, keep_rows, keep_columns, grid2img, shape)
+
+
+def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[np.random.RandomState]) -> Sample:
+    """Return the tensors of one frame. Points are never augmented; ``rng`` draws for images as in ``make_views``."""
     lidar2grid = frame_of_grid(frame, grid)
+    views = make_views(frame.images, frame.lidar2img, lidar2grid, cfg, rng)
     points, labels, voxel_mask, ray_origins = frame.points, frame.labels, None, None
     if grid.frame != "lidar":
         points = transform_points(points, lidar2grid).astype(np.float32)
@@ -57,12 +77,7 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
             ray_origins = torch.from_numpy(transform_points(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
         token=frame.token,
-        images=images,
-        photometric=photometric,
-        keep_rows=keep_rows,
-        keep_columns=keep_columns,
-        grid2img=torch.from_numpy((to_pixels @ lidar2img @ np.linalg.inv(lidar2grid)).astype(np.float32)),
-        image_shape=shape,
+        **views._asdict(),
         grid_index=torch.from_numpy(cells.grid_index),
         point_labels=torch.from_numpy(labels.astype(np.int64)),
         voxel_labels=torch.from_numpy(voxel_labels),
@@ -85,7 +100,7 @@ def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]
     return images.flip(2), flip @ lidar2img
 
 
-def frame_of_grid(frame: Frame, grid: GridConfig) -> np.ndarray:
+def frame_of_grid(frame: Union[Frame, Record], grid: GridConfig) -> np.ndarray:
     """Return the transform (4, 4) float64 from the lidar frame to the grid's. Raises DataError without calibration."""
     if grid.frame == "lidar":
         return np.eye(4)

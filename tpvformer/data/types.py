@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -58,6 +58,28 @@ class Frame:
 
 
 @dataclass
+class PastSample:
+    """What the network is shown of an earlier frame; the first fields are those of Sample.
+
+    Where there is no such frame (the start of a scene, or a past that was dropped) ``valid`` is False, the images are
+    the present ones and nothing has moved: shapes are the same with a past and without.
+    """
+
+    token: str
+    images: Tensor
+    photometric: Optional[Tensor]
+    keep_rows: Optional[Tensor]
+    keep_columns: Optional[Tensor]
+    grid2img: Tensor
+    image_shape: Tuple[int, int]
+    camera_slots: Optional[Tensor]
+    now2past: Tensor  # (4, 4) float32, metres: from the present frame's grid to this frame's
+    newer2past: Tensor  # (4, 4) float32: from the grid of the frame that follows in the window, the present one at last
+    seconds: Tensor  # () float32: this long before the present frame
+    valid: Tensor  # () bool
+
+
+@dataclass
 class Sample:
     """Hold one sample as tensors. ``(h, w)`` is the shape of the network input, scaled and padded."""
 
@@ -79,6 +101,26 @@ class Sample:
     camera_slots: Optional[Tensor] = None  # (N,) int64: the embedding of each camera; None: the first N in order
     boxes: Optional[Boxes] = None  # annotated objects, the grid's frame; None: not asked for, or not known
     box_targets: Optional[Targets] = None  # what the detection head learns from them
+    past: Tuple[PastSample, ...] = ()  # earlier frames, newest first, as many for each sample; empty if not asked for
+
+
+@dataclass
+class PastBatch:
+    """Hold one past frame of each sample of a batch; the first fields are those of Batch."""
+
+    tokens: List[str]
+    images: Tensor  # (B, N, H, W, 3) uint8
+    photometric: Optional[Tensor]
+    keep_rows: Optional[Tensor]
+    keep_columns: Optional[Tensor]
+    grid2img: Tensor  # (B, N, 4, 4) float32
+    camera_slots: Optional[Tensor]
+    query_rows: Optional[Tensor]
+    row_counts: List[int]
+    now2past: Tensor  # (B, 4, 4) float32, as in PastSample
+    newer2past: Tensor  # (B, 4, 4) float32
+    seconds: Tensor  # (B,) float32
+    valid: Tensor  # (B,) bool: False where the sample has no such frame
 
 
 @dataclass
@@ -111,6 +153,7 @@ class Batch:
     box_cells: Optional[Tensor] = None  # (B, N) int64, padded with 0
     box_labels: Optional[Tensor] = None  # (B, N) int64, padded with -1
     box_values: Optional[Tensor] = None  # (B, N, 10) float32, padded with 0
+    past: List[PastBatch] = field(default_factory=list)  # earlier frames, newest first; empty if not asked for
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:
@@ -124,8 +167,13 @@ class Batch:
 
     def tensors(self) -> List[Tensor]:
         """Return the tensors of the batch that are on the device."""
-        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return [value for held in (self, *self.past) for value in vars(held).values() if isinstance(value, Tensor)]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
+        past = [dataclasses.replace(each, **_changed(each, change)) for each in self.past]
+        return dataclasses.replace(self, past=past, **_changed(self, change))
+
+
+def _changed(held: Union[Batch, PastBatch], change: Callable[[Tensor], Tensor]) -> Dict[str, Any]:
+    """Return the fields of ``held`` that are tensors, changed."""
+    return {name: change(value) for name, value in vars(held).items() if isinstance(value, Tensor)}

@@ -109,5 +109,5 @@ def _size(data: FrameDataset) -> Optional[int]:
         sample = data.sample(0, augment=False)
     except (DataError, OSError):
         return None
-    values = (getattr(sample, field.name) for field in dataclasses.fields(sample))
+    values = (value for held in (sample, *sample.past) for value in vars(held).values())
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))

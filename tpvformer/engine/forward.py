@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from tpvformer.config import Config
 from tpvformer.data.images.preprocess import network_images
 from tpvformer.engine.losses import needs_dense_voxels
+from tpvformer.engine.past import history_of
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
     from tpvformer.model import Prediction, TPVFormer
+    from tpvformer.model.history import PlaneHistory
 
 
-def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False) -> Prediction:
+def predict(
+    model: nn.Module, batch: Batch, config: Config, dense: bool = False, history: Optional[PlaneHistory] = None
+) -> Prediction:
     """Return logits at every occupied voxel, from the voxel head and from the point head.
 
     ``point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``: all points of a voxel have the same logits.
@@ -27,12 +31,15 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
     corner, as in the published models.
 
     In training the point logits are None if no loss reads them, and a model with an image head returns a
-    FullPrediction, as a model with a detection head always does.
+    FullPrediction, as a model with a detection head or a history always does. ``history``: of the samples in the batch;
+    None: what the batch's past frames tell, if it has any.
     """
     unread = model.training and "points" not in (config.loss.lovasz_input, config.loss.ce_input)
     places = point_places(batch.voxel_coords, config)
     dense = dense or needs_dense_voxels(config.loss, config.data)
-    bare = getattr(model, "module", model)  # without what averages gradients
+    bare: Any = getattr(model, "module", model)  # without what averages gradients
+    if history is None:
+        history = history_of(bare, batch, config)
     compiled = getattr(bare, "pixel_network", None)
     images = pixels(bare, batch, config) if compiled is None else compiled(batch, config.data)
     prediction: Prediction = model(
@@ -43,6 +50,7 @@ def predict(model: nn.Module, batch: Batch, config: Config, dense: bool = False)
         voxels=None if dense else batch.voxel_coords,
         camera_slots=batch.camera_slots,
         **listed_rows(batch),
+        **({} if history is None else {"history": history}),
     )
     return prediction
 
@@ -65,11 +73,17 @@ def point_places(voxels: Tensor, config: Config) -> Tensor:
     return voxels.float() + (0.5 if config.data.cells_are_even else 0.0)
 
 
-def planes(model: TPVFormer, batch: Batch, config: Config, prepared: Callable[[], None] = lambda: None) -> Tensor:
-    """Return the plane features (B,Q,C), without decoding any point or voxel.
+def planes(
+    model: TPVFormer,
+    batch: Batch,
+    config: Config,
+    prepared: Callable[[], None] = lambda: None,
+    history: Optional[PlaneHistory] = None,
+) -> Tensor:
+    """Return the plane features (B,Q,C), without decoding any point or voxel. ``history``: as for ``predict``.
 
     ``prepared`` is called after the pixels are normalised and before the network runs.
     """
     images = pixels(model, batch, config)
     prepared()
-    return model.planes(images, batch.grid2img, batch.camera_slots)
+    return model.planes(images, batch.grid2img, batch.camera_slots, history)

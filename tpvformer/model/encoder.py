@@ -6,7 +6,7 @@ If ``cfg.planes`` is hw alone, Q = HW.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,15 @@ from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.model.activation_checkpoint import checkpoint_all, checkpoint_before_matmul
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import own_plane_points, pillar_points
+from tpvformer.model.history import HWPast
+from tpvformer.model.history_attention import LayerPast
 from tpvformer.model.image_attention import ImageCrossAttention, join
 from tpvformer.model.plane_attention import CrossViewAttention, HWAttention
 from tpvformer.model.projection import Projection, project
 from tpvformer.model.together import Weights, is_plain, linear_parts, prepare
 from tpvformer.ops import LevelShapes, takes_packed
+
+Past = Union[LayerPast, HWPast, None]  # what a layer reads of past frames
 
 
 class CrossViewPosition(nn.Module):
@@ -113,17 +117,19 @@ class EncoderLayer(nn.Module):
         tokens: Tensor,
         level_shapes: LevelShapes,
         projections: Sequence[Projection],
+        past: Past = None,
     ) -> Tensor:
-        x = self.norms[0](self.plane_attn(x, position, plane_anchors))
+        x = self.norms[0](self.plane_attn(x, position, plane_anchors, past))
         if self.image_attn is not None:
             x = self.norms[1](self.image_attn(x, tokens, level_shapes, projections))
         return self.norms[-1](self.ffn(x))
 
-    def parts(self) -> List[Dict[str, List[Tensor]]]:
-        """Return the parameters of the sub-layers, for ``together.prepare``."""
-        assert isinstance(self.plane_attn, CrossViewAttention)
+    def parts(self, past: Past = None) -> List[Dict[str, List[Tensor]]]:
+        """Return the parameters of the sub-layers, for ``together.prepare``; those of the past come last."""
+        assert isinstance(self.plane_attn, CrossViewAttention) and not isinstance(past, HWPast)
         found = [self.plane_attn.parts(), self.ffn.parts()]
-        return found if self.image_attn is None else [*found, self.image_attn.parts()]
+        found += [] if self.image_attn is None else [self.image_attn.parts()]
+        return found if past is None else [*found, past.attention.parts()]
 
     def run_packed(
         self,
@@ -134,10 +140,14 @@ class EncoderLayer(nn.Module):
         level_shapes: LevelShapes,
         projections: Sequence[Projection],
         weights: Sequence[Weights],
+        past: Past = None,
     ) -> Tensor:
         """Return the same as ``forward``, with products in the type of ``weights``; see the sub-layers' functions."""
-        assert isinstance(self.plane_attn, CrossViewAttention)
-        x = self.norms[0](self.plane_attn.attend_packed(x, position, plane_anchors, weights[0]))
+        assert isinstance(self.plane_attn, CrossViewAttention) and not isinstance(past, HWPast)
+        out = self.plane_attn.attend_packed(x, position, plane_anchors, weights[0])
+        if past is not None:
+            out = out + past.attention.read_packed(x, position, past.frames, weights[-1])
+        x = self.norms[0](out)
         if self.image_attn is not None:
             x = self.norms[1](self.image_attn.attend_packed(x, tokens, level_shapes, projections, weights[2]))
         return self.norms[-1](self.ffn.run_in(x, weights[1]))
@@ -198,9 +208,11 @@ class TPVEncoder(nn.Module):
         camera_slots: Optional[Tensor] = None,
         rows: Optional[Sequence[Tensor]] = None,
         product_type: Optional[torch.dtype] = None,
+        pasts: Optional[Sequence[Past]] = None,
     ) -> Tensor:
         """Return (B,Q,C) float32 of maps (B,N,C,h_l,w_l), calibration (B,N,4,4) and the images' (H,W) in pixels.
 
+        ``pasts``: what each layer reads of past frames (``TPVFormer.pasts``); None: nothing.
         ``product_type`` is the type of values, offsets, logits and products where kernels take it; geometry, sums,
         norms and what is added up from layer to layer stay float32. None: that of the maps.
         """
@@ -212,7 +224,9 @@ class TPVEncoder(nn.Module):
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
         keeps = isinstance(first.plane_attn, CrossViewAttention) and not first.plane_attn.recompute
-        packs = keeps and takes_packed(heads) and is_plain(self.layers)
+        pasts = [None] * len(self.layers) if pasts is None else pasts
+        readers = [past.attention for past in pasts if isinstance(past, LayerPast)]
+        packs = keeps and takes_packed(heads) and all(map(is_plain, (self.layers, *readers)))
         if packs:
             projections = join(projections, self.cfg)
         projections = [projection.seen_by(heads) for projection in projections]
@@ -220,16 +234,16 @@ class TPVEncoder(nn.Module):
         x = torch.cat([self.plane_queries[name] for name in self.cfg.planes]).expand(tokens.shape[0], -1, -1)
         common = (position, self.plane_anchors, tokens, level_shapes, projections)
         if not packs:
-            for layer in self.layers:
-                x = checkpoint_all(self.recompute, layer, x, *common)
+            for layer, past in zip(self.layers, pasts):
+                x = checkpoint_all(self.recompute, layer, x, *common, past)
             return x
         kind = product_type or tokens.dtype
         common = (position, self.plane_anchors, tokens.to(kind), level_shapes, projections)
         layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
-        parts = [layer.parts() for layer in layers]
+        parts = [layer.parts(past) for layer, past in zip(layers, pasts)]
         weights = prepare([part for own in parts for part in own], kind)
-        for layer, own in zip(layers, parts):
-            x = checkpoint_all(self.recompute, layer.run_packed, x, *common, weights[: len(own)])
+        for layer, own, past in zip(layers, parts, pasts):
+            x = checkpoint_all(self.recompute, layer.run_packed, x, *common, weights[: len(own)], past)
             del weights[: len(own)]
         return x
 

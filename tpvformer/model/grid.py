@@ -50,15 +50,22 @@ def pillar_points(grid: GridConfig, plane: int, anchors: int) -> Tensor:
     return _cells_with_sweep(grid, plane, sweep(anchors, grid.extent[ACROSS[plane]])).float()
 
 
-def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
-    """Return the anchors of every query on the three planes: (Q, 3 planes, A, 2) float32 as (column, row), normalised.
+def query_points(grid: GridConfig, anchors: int) -> Tensor:
+    """Return the anchors of every query across its own plane: normalised (x, y, z), (Q, A, 3) float64.
 
-    Along the axis across a query's own plane the anchors run in CELLS from 0.5 to n - 0.5. On its own plane they
-    coincide.
+    Along the axis across the plane the anchors run in CELLS from 0.5 to n - 0.5.
     """
     cells = (grid.w, grid.h, grid.z)
     sweeps = [sweep(anchors, float(cells[axis])) for axis in ACROSS]
-    points = torch.cat([_cells_with_sweep(grid, plane, sweeps[plane]) for plane in range(len(PLANES))])
+    return torch.cat([_cells_with_sweep(grid, plane, sweeps[plane]) for plane in range(len(PLANES))])
+
+
+def cross_view_points(grid: GridConfig, anchors: int) -> Tensor:
+    """Return the anchors of every query on the three planes: (Q, 3 planes, A, 2) float32 as (column, row), normalised.
+
+    They are those of ``query_points``; on a query's own plane they coincide.
+    """
+    points = query_points(grid, anchors)
     return torch.stack([points[..., [col, row]] for row, col in PLANE_AXES], dim=1).float()
 
 

@@ -69,6 +69,16 @@ def hw_offsets(heads: int, queues: int, points: int) -> Tensor:
     return bias.expand(heads, queues, points, 2).flatten()
 
 
+def history_offsets(heads: int, points: int, anchors: int) -> Tensor:
+    """Return the bias of a plane's offsets into the past, flat (heads * 3 planes * points * 2), in cells.
+
+    The first point of every anchor is the anchor itself; further ones go outwards.
+    """
+    step = (torch.arange(points) % (points // anchors)).float()
+    bias = circle(heads, square=True)[:, None, None] * step[:, None]
+    return bias.expand(heads, 3, points, 2).flatten()
+
+
 def constant_linear(linear: nn.Module, bias: Union[Tensor, float]) -> None:
     """Set zero weights and the given bias, so that the linear layer starts as a constant."""
     assert isinstance(linear, nn.Linear)

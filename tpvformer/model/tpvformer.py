@@ -12,7 +12,9 @@ from tpvformer.model import activation_checkpoint as recompute
 from tpvformer.model.aggregator import BEVAggregator, TPVAggregator
 from tpvformer.model.backbone import Bottleneck, ResNet
 from tpvformer.model.detection import DetectionHead, DetectionMaps
-from tpvformer.model.encoder import FFN, TPVEncoder
+from tpvformer.model.encoder import FFN, Past, TPVEncoder
+from tpvformer.model.history import PlaneHistory, check_history, hw_past, remember
+from tpvformer.model.history_attention import HistoryReader
 from tpvformer.model.image_attention import ImageCrossAttention
 from tpvformer.model.image_head import ImageHead, ImageLogits
 from tpvformer.model.neck import FPN
@@ -27,12 +29,16 @@ class Prediction(NamedTuple):
 
 
 class FullPrediction(NamedTuple):
-    """Hold a Prediction and the outputs of the other heads that the model has; None for a head that it lacks."""
+    """Hold a Prediction and the outputs of the other heads that the model has; None for a head that it lacks.
+
+    ``history`` is that of a model with ``model.history``, as this frame sees it, itself included.
+    """
 
     voxel_logits: Tensor
     point_logits: Optional[Tensor]
     image: Optional[ImageLogits]  # each camera's logits of the chosen voxels; in training only
     detection: Optional[DetectionMaps]
+    history: Optional[PlaneHistory] = None
 
 
 class TPVFormer(nn.Module):
@@ -59,6 +65,8 @@ class TPVFormer(nn.Module):
         self.aggregator = {3: TPVAggregator, 1: BEVAggregator}[len(config.planes)](config)
         self.image_head = ImageHead(config) if config.image_head else None
         self.detection = DetectionHead(config) if config.detection is not None else None
+        reads = config.history is not None and config.view_attn == "cross_view"  # hw reads with the weights it has
+        self.history = HistoryReader(config) if reads else None
         self._frozen: Tuple[nn.Module, ...] = ()
 
     def freeze(self, parts: Sequence[str]) -> None:
@@ -115,9 +123,15 @@ class TPVFormer(nn.Module):
         maps: List[Tensor] = self.neck(self.backbone(images))
         return maps
 
-    def planes(self, images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor] = None) -> Tensor:
+    def planes(
+        self,
+        images: Tensor,
+        lidar2img: Tensor,
+        camera_slots: Optional[Tensor] = None,
+        history: Optional[PlaneHistory] = None,
+    ) -> Tensor:
         """Return the plane features (B,Q,C), which ``aggregator`` decodes; arguments as for ``forward``."""
-        return self.planes_from(self.image_features(images), images, lidar2img, camera_slots)
+        return self.planes_from(self.image_features(images), images, lidar2img, camera_slots, history=history)
 
     def features_and_planes(
         self,
@@ -125,10 +139,11 @@ class TPVFormer(nn.Module):
         lidar2img: Tensor,
         camera_slots: Optional[Tensor],
         rows: Optional[Sequence[Tensor]] = None,
+        history: Optional[PlaneHistory] = None,
     ) -> Tuple[List[Tensor], Tensor]:
         """Return ``image_features`` and the plane features (B,Q,C); arguments as for ``forward``."""
         features = self.image_features(images)
-        return features, self.planes_from(features, images, lidar2img, camera_slots, rows)
+        return features, self.planes_from(features, images, lidar2img, camera_slots, rows, history)
 
     def planes_from(
         self,
@@ -137,11 +152,21 @@ class TPVFormer(nn.Module):
         lidar2img: Tensor,
         camera_slots: Optional[Tensor] = None,
         rows: Optional[Sequence[Tensor]] = None,
+        history: Optional[PlaneHistory] = None,
     ) -> Tensor:
         """Return the plane features (B,Q,C) from given ``image_features``."""
         size = (images.shape[3], images.shape[4])
-        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, rows, self.product_type)
+        pasts = self.pasts(history)
+        out: Tensor = self.encoder(features, lidar2img, size, camera_slots, rows, self.product_type, pasts)
         return out
+
+    def pasts(self, history: Optional[PlaneHistory]) -> Optional[Sequence[Past]]:
+        """Return what each layer of the encoder reads of a history; None without one."""
+        if history is None:
+            return None
+        if self.history is not None:
+            return self.history.look(history)
+        return [hw_past(history, self.config, self.encoder.plane_anchors)] * len(self.config.layers)
 
     def forward(
         self,
@@ -152,6 +177,7 @@ class TPVFormer(nn.Module):
         voxels: Optional[Tensor] = None,
         camera_slots: Optional[Tensor] = None,
         rows: Optional[Sequence[Tensor]] = None,
+        history: Optional[PlaneHistory] = None,
     ) -> Union[Prediction, FullPrediction]:
         """Predict a batch: a FullPrediction where the model has other heads to read, else a Prediction.
 
@@ -160,11 +186,15 @@ class TPVFormer(nn.Module):
         lengths (B,): the number of real points of each sample; logits after them are zero. voxels (B,M,3): integer
         voxels to decode instead of the whole grid. camera_slots (B,N): the embedding of each camera; None: the first N
         in order. rows: for each plane the queries (B,N,R) int32 that each camera may see (visible_rows.py); used where
-        ``ops.takes_rows``. The arguments are not modified. Raises ValueError for other shapes.
+        ``ops.takes_rows``. history: what the samples' scenes looked like before, of a model with ``model.history``;
+        None: nothing is known, which is the model without a history. The arguments are not modified. Raises ValueError
+        for other shapes.
         """
         self._check(images, lidar2img, points)
-        listed = () if rows is None else (rows,)
-        features, planes = (self.plane_network or self.features_and_planes)(images, lidar2img, camera_slots, *listed)
+        if history is not None:
+            check_history(history, self.config, len(images))
+        more = (rows, history) if history is not None else () if rows is None else (rows,)
+        features, planes = (self.plane_network or self.features_and_planes)(images, lidar2img, camera_slots, *more)
         voxel_logits, point_logits = (self.place_network or self.aggregator)(planes, points, voxels)
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
@@ -173,9 +203,10 @@ class TPVFormer(nn.Module):
         if self.training and self.image_head is not None and voxels is not None:
             size = (images.shape[3], images.shape[4])
             image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
-        if image is None and boxes is None:
+        after = None if self.config.history is None else remember(planes, history, self.config.history.frames)
+        if image is None and boxes is None and after is None:
             return Prediction(voxel_logits, point_logits)
-        return FullPrediction(voxel_logits, point_logits, image, boxes)
+        return FullPrediction(voxel_logits, point_logits, image, boxes, after)
 
     def boxes(self, planes: Tensor) -> Optional[DetectionMaps]:
         """Return the maps of 3-D boxes from plane features (B,Q,C); None for a model without that head."""

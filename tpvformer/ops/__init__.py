@@ -98,14 +98,20 @@ def cross_view_attention(
 ) -> Tensor:
     """Compute view attention: each query samples around its own anchors on every plane (level).
 
-    value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample; offsets (B,Q,heads,L,P,2) in
-    pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns (B,Q,heads*D).
+    value (B,S,heads,D); anchors (Q,L,A,2) as (x,y) in [0,1], the same for every sample, or (B,Q,L,A,2); offsets
+    (B,Q,heads,L,P,2) in pixels of the level; weights (B,Q,heads,L,P). Point p belongs to anchor p // (P/A). Returns
+    (B,Q,heads*D).
     """
     maps = value[:, None]
     if not use_kernel(library.ATTENTION, maps):
         return fallback(value).cross_view_attention(value, level_shapes, anchors, offsets, weights)
     bits, scale = _everyone(value, offsets.shape[1])
-    return library.anchored_attention(maps, anchors[None, None], bits, offsets, weights, scale, level_shapes)
+    return library.anchored_attention(maps, _of_samples(anchors), bits, offsets, weights, scale, level_shapes)
+
+
+def _of_samples(anchors: Tensor) -> Tensor:
+    """Return anchors of ``cross_view_attention`` as the kernels take them, (1 or B,1,Q,L,A,2)."""
+    return anchors[:, None] if anchors.dim() == 5 else anchors[None, None]
 
 
 def takes_rows(device: torch.device) -> bool:
@@ -132,12 +138,12 @@ def packed_attention(
 
     value (B,N,S,heads,D). With ``visible`` as in ``image_cross_attention``, packed (B,Q,W) holds a query's offsets
     (heads,L,P,2) and its logits (heads,L,P), anchors are (B,N,Q,A,2), and weights are the softmax of a head's logits.
-    Without it the anchors are (Q,L,A,2) as in ``cross_view_attention``, each level has one more logit, the last one,
-    and weights are a softmax over points times a softmax over levels. Returns (B,Q,heads*D).
+    Without it the anchors are those of ``cross_view_attention``, each level has one more logit, the last one, and
+    weights are a softmax over points times a softmax over levels. Returns (B,Q,heads*D).
     """
     if visible is None:
         bits, scale = _everyone(value, packed.shape[1])
-        anchors = anchors[None, None]
+        anchors = _of_samples(anchors)
     else:
         _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
         anchors = anchors[:, :, :, None]
@@ -204,8 +210,8 @@ def projected_attention(
     groups = []
     for (anchors, visible), count in zip(places, points):
         if visible is None:
-            bits, scale = _everyone(value, len(anchors))
-            groups.append(blocked.Queries(anchors[None, None], bits, scale, count, True))
+            bits, scale = _everyone(value, anchors.shape[-4])
+            groups.append(blocked.Queries(_of_samples(anchors).float(), bits, scale, count, True))
         else:
             _, bits, scale = visible if isinstance(visible, Seen) else _seen(visible)
             groups.append(blocked.Queries(anchors[:, :, :, None].float(), bits, scale, count, False))

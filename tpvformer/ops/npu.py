@@ -213,9 +213,9 @@ def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
     """Compute ``ops.cross_view_attention``."""
-    centre = anchors.float().repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
+    centre = anchors.float().repeat_interleave(offsets.shape[4] // anchors.shape[-2], dim=-2)  # (..,Q,L,P,2)
     sizes = _levels(tuple(level_shapes), value.device)[2]
-    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets.float() / sizes, weights)
+    return ms_deform_attn(value, level_shapes, centre.unsqueeze(-4) + offsets.float() / sizes, weights)
 
 
 def image_cross_attention(

@@ -49,8 +49,8 @@ def cross_view_attention(
     value: Tensor, level_shapes: LevelShapes, anchors: Tensor, offsets: Tensor, weights: Tensor
 ) -> Tensor:
     """Compute view attention. See ``ops.cross_view_attention``."""
-    centre = anchors.repeat_interleave(offsets.shape[4] // anchors.shape[2], dim=2)  # (Q,L,P,2)
-    return ms_deform_attn(value, level_shapes, centre[:, None] + offsets / level_sizes(level_shapes, offsets), weights)
+    centre = anchors.repeat_interleave(offsets.shape[4] // anchors.shape[-2], dim=-2).unsqueeze(-4)  # (..,Q,1,L,P,2)
+    return ms_deform_attn(value, level_shapes, centre + offsets / level_sizes(level_shapes, offsets), weights)
 
 
 def image_cross_attention(

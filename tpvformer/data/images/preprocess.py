@@ -8,7 +8,7 @@ other devices.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Tuple, Union
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tpvformer.config import DataConfig
 from tpvformer.data.images import preprocess_opencv as pixels_opencv
 from tpvformer.data.images import preprocess_planes as pixels_planes
 from tpvformer.data.images import preprocess_tensor as pixels_tensor
-from tpvformer.data.types import Batch
+from tpvformer.data.types import Batch, PastBatch
 
 MEAN_BGR = (103.530, 116.280, 123.675)  # the deviation is 1: the pretrained backbone expects caffe-style input
 STRIDE = 32  # of the coarsest backbone level
@@ -33,7 +33,7 @@ def padded_shape(height: int, width: int) -> Tuple[int, int]:
     return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
-def network_images(batch: Batch, cfg: DataConfig, planes: bool = False) -> Tensor:
+def network_images(batch: Union[Batch, PastBatch], cfg: DataConfig, planes: bool = False) -> Tensor:
     """Return the network input: (B, N, 3, h, w) float32, on the batch's device.
 
     It is channels last in memory or, with ``planes``, contiguous, and then no operation but the first reads or writes a

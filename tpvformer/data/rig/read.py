@@ -25,7 +25,7 @@ from tpvformer.geometry import is_degenerate, lidar_to_image
 
 FORMAT = "tpvformer-rig-1"
 KEYS = ("format", "cameras", "lidar2ego", "lidar_columns", "frames")
-FRAME_KEYS = ("token", "images", "lidar", "labels", "scene", "ego2global")
+FRAME_KEYS = ("token", "images", "lidar", "labels", "scene", "ego2global", "timestamp")
 IMAGE_KINDS = (".jpg", ".jpeg", ".png")
 MOST_COLUMNS = 64
 # lidar2ego of nuScenes' vehicles, level: x right, y forward, z up, 1.84 m above the ground
@@ -159,4 +159,6 @@ def _frame(node: Node, folder: Path, names: Sequence[str]) -> Dict[str, Any]:
         made["scene"] = fields["scene"].text()
     if "ego2global" in fields:
         made["ego2global"] = read_pose(fields["ego2global"])
+    if "timestamp" in fields:
+        made["timestamp"] = fields["timestamp"].seconds()
     return made

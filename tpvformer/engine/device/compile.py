@@ -23,6 +23,7 @@ from tpvformer.engine.device.accelerator import (
     forked_random_state,
 )
 from tpvformer.model import TPVFormer
+from tpvformer.model.history import PlaneHistory
 
 Say = Callable[[str], None]
 
@@ -81,6 +82,8 @@ class CompiledFunction:
         return all(min(a.shape[1:], default=2) > 1 for a in args if isinstance(a, Tensor))
 
     def _shape(self, arg: Any) -> Any:
+        if isinstance(arg, PlaneHistory):
+            return tuple(map(self._shape, arg))
         if not isinstance(arg, Tensor):
             return arg is None
         return (arg.dim() if self._options.get("dynamic") else tuple(arg.shape), arg.dtype)
@@ -146,6 +149,8 @@ class CompiledPixels:
 
 def _zeros(arg: Any) -> Any:
     """Zeros like a tensor, of which gradients are asked where they are of it; anything else as it is."""
+    if isinstance(arg, PlaneHistory):
+        return PlaneHistory(*map(_zeros, arg))
     return torch.zeros_like(arg).requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg
 
 
@@ -188,11 +193,16 @@ def compile_network(
         return model.neck.forward(model.backbone.forward(images))
 
     def planes(
-        images: Tensor, lidar2img: Tensor, camera_slots: Optional[Tensor], rows: Optional[Sequence[Tensor]] = None
+        images: Tensor,
+        lidar2img: Tensor,
+        camera_slots: Optional[Tensor],
+        rows: Optional[Sequence[Tensor]] = None,
+        history: Optional[PlaneHistory] = None,
     ) -> Tuple[List[Tensor], Tensor]:
         features = model.image_features(images, maps)
         size = (images.shape[3], images.shape[4])
-        return features, model.encoder.forward(features, lidar2img, size, camera_slots, rows, model.product_type)
+        kind, pasts = model.product_type, model.pasts(history)
+        return features, model.encoder.forward(features, lidar2img, size, camera_slots, rows, kind, pasts)
 
     if not (device.type != "cpu" if whole is None else whole):
         model.image_network = CompiledFunction(model, "image network", maps, model.image_maps, say, device, **recorded)

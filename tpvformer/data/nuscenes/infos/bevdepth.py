@@ -6,7 +6,7 @@ from typing import Any, Mapping, Tuple
 
 import numpy as np
 
-from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, pose, token_of
+from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, pose, seconds_of, token_of
 from tpvformer.data.record import Record
 from tpvformer.geometry import lidar_to_image, matrices, relative
 
@@ -36,6 +36,7 @@ def bevdepth_record(info: Any) -> Record:
         str(info.get("scene_token") or info.get("scene_name") or ""),
         matrices(own[0])[0],
         matrices(own[1])[0],
+        timestamp=seconds_of(info["timestamp"] if "timestamp" in info else lidar.get("timestamp")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Mapping, TypeVar
+from typing import Any, Callable, List, Mapping, Optional, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from tpvformer.data.nuscenes.infos.plausible import intrinsics_problem
 from tpvformer.geometry import quaternions
 
 _Made = TypeVar("_Made")
+_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # (smallest, numbers a second): since 1970 in ns, us, ms; else seconds
 
 
 def each(cameras: Mapping[str, Any], read: Callable[[Any], _Made]) -> List[_Made]:
@@ -78,6 +79,19 @@ def pose(source: Mapping[str, Any], name: str = "") -> np.ndarray:
     if np.isfinite(length) and abs(length - 1) > 0.01:
         raise ValueError(f"{name}rotation is {turn.tolist()}, no unit quaternion (w, x, y, z)")
     return np.concatenate([numbers(translation, 3), turn])[None]
+
+
+def seconds_of(value: Any) -> Optional[float]:
+    """Return a timestamp in seconds; None where it is absent or no finite number.
+
+    Tools store seconds (mmdetection3d 1.x, OpenPCDet) or microseconds (nuScenes' tables and most others) since 1970, so
+    the number's size gives its unit. Times from another origin are taken for seconds.
+    """
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "iuf" or not np.isfinite(array):
+        return None
+    stamp = float(array)
+    return stamp / next((many for smallest, many in _UNITS if abs(stamp) >= smallest), 1.0)
 
 
 def file_of(value: Any) -> str:

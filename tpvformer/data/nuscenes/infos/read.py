@@ -19,7 +19,17 @@ from tpvformer.data.nuscenes.infos.cameras import by_name
 from tpvformer.data.nuscenes.infos.columns import Infos
 from tpvformer.data.nuscenes.infos.declared import check_distortions, scan_columns
 from tpvformer.data.nuscenes.infos.kinds import refuse_other_kinds
-from tpvformer.data.nuscenes.infos.parts import each, file_of, image_of, intrinsics, numbers, pose, square, token_of
+from tpvformer.data.nuscenes.infos.parts import (
+    each,
+    file_of,
+    image_of,
+    intrinsics,
+    numbers,
+    pose,
+    seconds_of,
+    square,
+    token_of,
+)
 from tpvformer.data.nuscenes.infos.plausible import distances, far_text, too_far
 from tpvformer.data.nuscenes.infos.tensor_file import TensorFile
 from tpvformer.data.record import Record
@@ -116,7 +126,8 @@ def record_of(infos: Infos, index: int) -> Record:
     files = infos.images.files[index * width : (index + 1) * width]
     lidar2ego, ego2global = (matrices(poses[index]) for poses in (infos.scans.sensor2ego, infos.scans.ego2global))
     cameras = _present(infos.cameras, files, infos.lidar2img()[index])
-    return Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+    made = Record(infos.tokens[index], infos.scans.files[index], *cameras, infos.scenes[index], lidar2ego, ego2global)
+    return replace(made, timestamp=float(infos.timestamps[index]) / 1e6)
 
 
 def _present(
@@ -219,6 +230,7 @@ def _old_record(info: Any) -> Record:
         _scene(info, scan),
         poses[0],
         poses[1],
+        timestamp=seconds_of(info.get("timestamp")),
     )
 
 
@@ -265,6 +277,7 @@ def _new_record(info: Any) -> Record:
         _scene(info, scan),
         poses[0],
         poses[1],
+        timestamp=seconds_of(info.get("timestamp")),
     )
 
 
@@ -288,6 +301,7 @@ def _from_tensors(path: Union[str, Path], boxes: bool) -> List[Record]:
     scenes = file.text("scenes", count)
     lidar2img, lidar2ego = file.lidar2img(), matrices(file.array("scans.sensor2ego", count, 7))
     ego2global = matrices(file.array("scans.ego2global", count, 7))
+    seconds = (file.array("timestamps", count) / 1e6).tolist()
     if not count:
         raise DataError(f"{path}: {_NO_FRAMES}")
     if is_degenerate(lidar2img).any():
@@ -301,6 +315,7 @@ def _from_tensors(path: Union[str, Path], boxes: bool) -> List[Record]:
             scenes[i],
             lidar2ego[i],
             ego2global[i],
+            timestamp=seconds[i],
         )
         for i in range(count)
     ]

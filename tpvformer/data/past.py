@@ -1,0 +1,101 @@
+"""Read the past frames of a sample: the frames of its window as the network is shown them, without points or labels."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.frames import Pictures, read_views
+from tpvformer.data.record import Record
+from tpvformer.data.transforms import frame_of_grid, make_views
+from tpvformer.data.types import PastSample, Sample
+from tpvformer.data.windows import MOST, find_windows, grid2global
+from tpvformer.errors import ConfigError
+from tpvformer.geometry import now2past
+
+
+class PastReader:
+    """Read the ``past`` frames before each frame, 1 to MOST, of which training drops all with probability ``drop``.
+
+    Raises ConfigError for numbers out of range, and DataError as ``find_windows`` does.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        cfg: DataConfig,
+        grid: GridConfig,
+        pictures: Pictures,
+        past: int,
+        drop: float,
+        source: str,
+    ) -> None:
+        if not 1 <= past <= MOST or not 0 <= drop <= 1:
+            raise ConfigError(
+                f"{past} past frames, dropped with probability {drop:g}; expected 1 to {MOST}, and a share from 0 to 1"
+            )
+        self._records, self._cfg, self._grid, self._pictures = records, cfg, grid, pictures
+        self._past, self._drop = past, drop
+        self.windows = find_windows(records, grid.frame, past, source)
+
+    def read(self, index: int, now: Sample, rng: Optional[np.random.RandomState]) -> Tuple[PastSample, ...]:
+        """Return the past of sample ``now``, newest first. Raises DataError where an image cannot be read.
+
+        ``rng`` is the generator that drew the augmentations of ``now``: afterwards it draws whether the past is
+        dropped, then the augmentations of each past frame by itself, so those of ``now`` are what they are without a
+        past. None drops nothing and draws nothing.
+        """
+        dropped = rng is not None and rng.random_sample() < self._drop
+        found: List[PastSample] = []
+        newer = index
+        for older in () if dropped else self.windows[index]:
+            found.append(self._read(index, newer, older, rng))
+            newer = older
+        return (*found, *[_absent(now)] * (self._past - len(found)))
+
+    def _read(self, index: int, newer: int, older: int, rng: Optional[np.random.RandomState]) -> PastSample:
+        record = self._records[older]
+        images, lidar2img, _ = read_views(record, self._cfg.root, self._pictures)
+        views = make_views(images, lidar2img, frame_of_grid(record, self._grid), self._cfg, rng)
+        return PastSample(
+            token=record.token,
+            **views._asdict(),
+            camera_slots=torch.tensor(record.slots) if record.slots else None,
+            now2past=torch.from_numpy(self.motion(index, older).astype(np.float32)),
+            newer2past=torch.from_numpy(self.motion(newer, older).astype(np.float32)),
+            seconds=torch.tensor(self.seconds(index, older)),
+            valid=torch.tensor(True),
+        )
+
+    def motion(self, now: int, past: int) -> np.ndarray:
+        """Return now2past (4, 4) float64 between the grids of two frames of a window."""
+        poses = [grid2global(self._records[i], self._grid.frame) for i in (now, past)]
+        assert poses[0] is not None and poses[1] is not None, "frames of a window have poses"
+        return now2past(poses[0], poses[1])
+
+    def seconds(self, now: int, past: int) -> float:
+        """Return the seconds from one frame of a window to another."""
+        times = [self._records[i].timestamp for i in (now, past)]
+        assert times[0] is not None and times[1] is not None, "frames of a window have times"
+        return times[0] - times[1]
+
+
+def _absent(now: Sample) -> PastSample:
+    """Return what stands for a past frame that does not exist."""
+    return PastSample(
+        token=now.token,
+        images=now.images,
+        photometric=now.photometric,
+        keep_rows=now.keep_rows,
+        keep_columns=now.keep_columns,
+        grid2img=now.grid2img,
+        image_shape=now.image_shape,
+        camera_slots=now.camera_slots,
+        now2past=torch.eye(4),
+        newer2past=torch.eye(4),
+        seconds=torch.tensor(0.0),
+        valid=torch.tensor(False),
+    )
