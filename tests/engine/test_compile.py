@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import itertools
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, List, Optional, Tuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from engine_tools import CPU, POINTS, tiny_config
 from tiny_nuscenes import write_tiny
 from torch import Tensor
 
-from tpvformer.config import BackboneConfig, Config, DataConfig, TrainConfig
+from tpvformer.config import BackboneConfig, Config, DataConfig, HistoryConfig, TrainConfig
 from tpvformer.data.images import preprocess, preprocess_tensor
 from tpvformer.engine import train as run
 from tpvformer.engine.bench import inputs, step
@@ -22,6 +22,7 @@ from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.model import TPVFormer
+from tpvformer.model.history import PlaneHistory
 
 registers = pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="torch before 2.4 is never compiled")
 SIZE = (64, 36)
@@ -56,10 +57,12 @@ def two_models(cfg: Config) -> Tuple[TPVFormer, TPVFormer]:
     return twins
 
 
-def losses_and_gradients(model: TPVFormer, config: Config, points: int = 300) -> List[Tensor]:
+def losses_and_gradients(
+    model: TPVFormer, config: Config, points: int = 300, history: Optional[PlaneHistory] = None
+) -> List[Tensor]:
     batch = inputs.random_batch(config, SIZE, points)
     model.zero_grad(set_to_none=True)
-    loss = total_loss(predict(model, batch, config), batch, config.loss, config.data)
+    loss = total_loss(predict(model, batch, config, history=history), batch, config.loss, config.data)
     loss.backward()
     return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
@@ -117,6 +120,40 @@ def test_the_whole_network_is_three_graphs_without_a_break(precision: str, view_
     assert counters["stats"]["unique_graphs"] == 3, "other numbers of voxels compile nothing anew"
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert list(model.state_dict()) == list(plain.state_dict())
+
+
+@registers
+@pytest.mark.parametrize("view_attn", ["cross_view", "hw"])
+def test_planes_of_the_past_are_part_of_the_graph(view_attn: str) -> None:
+    """With a past and without one, which are two graphs; other planes and other movements are the same graph."""
+    cfg = config(precision="fp32", recompute="none")
+    dims = (6, 6, 4) if view_attn == "cross_view" else (8, 8)
+    changed = dataclasses.replace(
+        cfg.model, view_attn=view_attn, position_dims=dims, dropout=0.0, history=HistoryConfig(frames=2)
+    )
+    cfg = dataclasses.replace(cfg, model=changed)
+    plain, model = two_models(cfg)
+    if view_attn == "cross_view":
+        for twin in (plain, model):
+            torch.manual_seed(1)
+            for p in twin.history.parameters():
+                p.data.add_(torch.randn_like(p) * 0.1)
+    said: List[str] = []
+    compiled = compile_network(model, CPU, say=said.append, whole=True, backend="aot_eager")
+    counters = importlib.import_module("torch._dynamo.utils").counters
+    counters.clear()
+    for age in (0.5, None, 0.7, torch.inf):
+        history = None
+        if age is not None:
+            shift = torch.eye(4).repeat(2, 2, 1, 1)
+            shift[..., 0, 3] = 10 * age
+            planes = torch.randn(2, 2, cfg.model.grid.num_queries, cfg.model.dim)
+            history = PlaneHistory(planes, shift, torch.full((2, 2), float(age)))
+        for mine, other in zip(*(losses_and_gradients(m, cfg, history=history) for m in (model, plain))):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    assert compiled.active and not said, said
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 4, "preprocessing, aggregator, planes with a past and without"
 
 
 @registers

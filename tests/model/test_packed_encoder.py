@@ -5,6 +5,7 @@ Kernels of the CPU do the sampling, and PyTorch makes the weights, which the GPU
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpvformer.config import GridConfig, ModelConfig
+from tpvformer.config import GridConfig, HistoryConfig, ModelConfig
 from tpvformer.model import together
 from tpvformer.model.encoder import TPVEncoder
+from tpvformer.model.history import PlaneHistory
+from tpvformer.model.history_attention import HistoryReader
 from tpvformer.model.image_attention import joined_planes
 from tpvformer.ops import fused, library
 
@@ -119,6 +122,32 @@ def test_the_same_with_fewer_launches(batch: int, request: pytest.FixtureRequest
     for layer in model.layers:
         layer.plane_attn.recompute = True  # "cheap": keeps less, and is as before
     assert errors(outcome(model, batch, torch.bfloat16), truth).max() < 1e-4
+
+
+def test_the_past_with_fewer_launches(request: pytest.FixtureRequest) -> None:
+    """Two samples, two frames, all of them moved in another way; planes, and gradients of the reader too."""
+    model, reader = encoder(), HistoryReader(replace(CONFIG, history=HistoryConfig(frames=2))).eval()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in reader.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator) / 8
+    moves = torch.eye(4).repeat(2, 2, 1, 1)
+    moves[..., :2, 3] = torch.randn(2, 2, 2, generator=generator) * 8
+    planes = torch.randn(2, 2, CONFIG.grid.num_queries, CONFIG.dim, generator=generator)
+    history = PlaneHistory(planes, moves, torch.tensor([[0.5, 1.0], [0.4, torch.inf]]))
+
+    def found(kind: Optional[torch.dtype] = None) -> List[Tensor]:
+        reader.zero_grad()
+        results = outcome(model, 2, kind, lambda *args, **named: model(*args, **named, pasts=reader.look(history)))
+        return results + [p.grad.clone() for p in reader.parameters() if p.grad is not None]
+
+    truth, without = found(), outcome(model, 2)
+    assert errors(truth[:1], without[:1]).max() > 1e-2
+    request.getfixturevalue("kernels")
+    assert errors(found(), truth).max() < 1e-4
+    half = errors(found(torch.bfloat16), truth)
+    assert 1e-4 < half[0] < 2e-2 and half.median() < 0.1, half
+    model.recompute = True
+    assert errors(found(), truth).max() < 1e-4
 
 
 @pytest.mark.usefixtures("kernels")

@@ -60,6 +60,14 @@ def remember(planes: Tensor, history: Optional[PlaneHistory], frames: int) -> Pl
     return PlaneHistory(*(torch.cat([new, old.to(new)], 1) for new, old in zip(now, kept)))
 
 
+def unknown(cfg: ModelConfig, batch: int, device: torch.device) -> PlaneHistory:
+    """Return a history of one frame that no sample has."""
+    queries = sum(cfg.grid.plane_sizes[: len(cfg.planes)])
+    planes = torch.zeros((), device=device).expand(batch, 1, queries, cfg.dim)
+    matrices = torch.eye(4, device=device).expand(batch, 1, 4, 4)
+    return PlaneHistory(planes, matrices, torch.full((batch, 1), torch.inf, device=device))
+
+
 def check_history(history: PlaneHistory, cfg: ModelConfig, batch: int) -> None:
     """Raise ValueError for a model without a history, or for other shapes than those of its planes."""
     if cfg.history is None:

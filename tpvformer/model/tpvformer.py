@@ -13,7 +13,7 @@ from tpvformer.model.aggregator import BEVAggregator, TPVAggregator
 from tpvformer.model.backbone import Bottleneck, ResNet
 from tpvformer.model.detection import DetectionHead, DetectionMaps
 from tpvformer.model.encoder import FFN, Past, TPVEncoder
-from tpvformer.model.history import PlaneHistory, check_history, hw_past, remember
+from tpvformer.model.history import PlaneHistory, check_history, hw_past, remember, unknown
 from tpvformer.model.history_attention import HistoryReader
 from tpvformer.model.image_attention import ImageCrossAttention
 from tpvformer.model.image_head import ImageHead, ImageLogits
@@ -191,6 +191,8 @@ class TPVFormer(nn.Module):
         for other shapes.
         """
         self._check(images, lidar2img, points)
+        if history is None and self.history is not None and self.training and torch.is_grad_enabled():
+            history = unknown(self.config, len(images), images.device)  # every weight takes part in every step
         if history is not None:
             check_history(history, self.config, len(images))
         more = (rows, history) if history is not None else () if rows is None else (rows,)
