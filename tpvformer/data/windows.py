@@ -1,6 +1,6 @@
 """Order the frames of each scene, and find the window of each frame: the frames that were seen just before it.
 
-The order is that of ``timestamp`` within ``scene``. Every layout of infos but KITTI's holds the time of a key frame, and
+The order is that of ``timestamp`` within ``scene``. Every layout of infos but KITTI has the time of a key frame, and
 it stays right where a file holds a part of a set: ``prev`` and ``next`` (BEVFormer) then name frames that are absent.
 ``frame_idx`` (BEVFormer) is in few files, and sweeps are other files than key frames. None of these is read. Where
 records name no scene, the log takes its place, whose scenes are further apart than a window reaches.
