@@ -20,6 +20,7 @@ from tpvformer.data.samplers import SceneSampler, TrainSampler
 from tpvformer.data.street.rig import pose
 from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import Batch, PastSample, Sample
+from tpvformer.data.worker_count import seconds_to_read
 from tpvformer.data.worker_limits import _size
 from tpvformer.errors import DataError
 from tpvformer.untrusted.pickle import load_pickle
@@ -262,6 +263,16 @@ def test_shared_memory_is_counted_with_the_past(cfg):
     plain, one, three = (_size(dataset(cfg, past=past)) for past in (0, 1, 3))
     images = dataset(cfg)[0].images.nbytes
     assert one - plain > images and three - plain == 3 * (one - plain)
+
+
+def test_samples_with_a_past_are_timed(cfg, monkeypatch):
+    data, asked = dataset(cfg, past=2), []
+    monkeypatch.setattr(data, "sample", lambda index, augment: asked.append(index))
+    assert seconds_to_read(data) is not None
+    assert asked == [2, 3, 6] and [len(data.windows[i]) for i in asked] == [2, 2, 2]
+    plain, asked = dataset(cfg), []
+    monkeypatch.setattr(plain, "sample", lambda index, augment: asked.append(index))
+    assert seconds_to_read(plain) is not None and asked == [0, 1, 2]
 
 
 # Loaders
