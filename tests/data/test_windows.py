@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from info_tools import LAYOUTS, edit, modern, records, store, write_layout, write_set
 from rig_tools import camera, changed, save, write_rig
 
+from tpvformer.cli import main
 from tpvformer.config import DataConfig, GridConfig
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.formats import load_infos
@@ -302,6 +303,15 @@ def test_rigs_that_jump_or_stand_alone_are_named(tmp_path: Path) -> None:
     save(path, held)
     with pytest.raises(DataError, match=r"rig.json: none of its 4 frames has a past one.*4 have no timestamp"):
         FrameDataset(cfg, GRID, "val", 0, require_labels=False, past=1)
+
+
+def test_data_check_makes_a_note_of_a_jump(tmp_path: Path, capsys: Any) -> None:
+    path = rig(tmp_path)
+    assert main(["data", "check", "--rig", str(path)]) == 0
+    assert "poses: " not in capsys.readouterr().out
+    save(path, changed(json.loads(path.read_text()), "frames.2.ego2global", pose(400.0).tolist()))
+    assert main(["data", "check", "--rig", str(path)]) == 0
+    assert "note: poses: frames frame1 and frame2 of scene drive are 396.0 m apart" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("past", "drop"), [(4, 0.0), (-1, 0.0), (1, 1.5), (1, -0.1), (1, float("nan"))])
