@@ -134,8 +134,8 @@ def test_at_the_start_of_a_scene_the_present_stands_for_the_past(cfg):
     for start in scene_ends(data):
         sample = data[start]
         for past in sample.past:
-            assert not past.valid and past.seconds == 0 and past.token == sample.token
-            assert torch.equal(past.now2past, torch.eye(4)) and torch.equal(past.newer2past, torch.eye(4))
+            assert not past.valid and past.seconds == past.gap == 0 and past.token == sample.token
+            assert torch.equal(past.now2past, torch.eye(4)) and torch.equal(past.motion, torch.eye(4))
             assert past.images is sample.images  # nothing is read or copied
             for name in DRAWS:
                 assert torch.equal(getattr(past, name), getattr(sample, name))
@@ -183,8 +183,8 @@ def test_a_point_of_the_world_is_where_each_past_camera_saw_it(cfg, frame):
         sample = data[index]
         chain = np.eye(4)
         for k, past in enumerate(sample.past):
-            assert past.seconds == pytest.approx(0.5 * (k + 1), abs=1e-5)
-            chain = past.newer2past.double().numpy() @ chain
+            assert past.seconds == pytest.approx(0.5 * (k + 1), abs=1e-5) and past.gap == pytest.approx(0.5, abs=1e-5)
+            chain = past.motion.double().numpy() @ chain
             np.testing.assert_allclose(chain, past.now2past, atol=1e-4)
             there = points @ past.now2past.double().numpy().T
             for n, name in enumerate(infos[past.token]["cams"]):
@@ -211,11 +211,11 @@ def test_batches_hold_one_past_of_every_sample(cfg):
     for k, past in enumerate(batch.past):
         assert past.tokens == [sample.past[k].token for sample in samples]
         assert past.images.shape == batch.images.shape and past.photometric.shape == batch.photometric.shape
-        for name in (*DRAWS, "images", "now2past", "newer2past", "seconds", "valid"):
+        for name in (*DRAWS, "images", "now2past", "motion", "seconds", "gap", "valid"):
             expected = [getattr(sample.past[k], name) for sample in samples]
             assert torch.equal(getattr(past, name), torch.stack(expected)), name
         assert network_images(past, cfg).shape == network_images(batch, cfg).shape
-    assert batch.past[0].now2past.dtype == batch.past[0].seconds.dtype == torch.float32
+    assert batch.past[0].now2past.dtype == batch.past[0].gap.dtype == torch.float32
     assert batch_of(dataset(cfg), rows).past == []
 
 

@@ -26,7 +26,7 @@ from tpvformer.data.record import Record
 from tpvformer.data.samplers import SceneSampler
 from tpvformer.data.windows import drives, find_windows, grid2global
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.geometry import matrices, now2past
+from tpvformer.geometry import matrices, now_to_past
 
 GRID = GridConfig(w=6, h=5, z=4)
 START = 1_532_402_927.647951  # seconds since 1970
@@ -61,22 +61,22 @@ def refused(found: Sequence[Record]) -> str:
 # Transforms
 
 
-def test_now2past_is_a_motion() -> None:
+def test_now_to_past_is_a_motion() -> None:
     rng = np.random.RandomState(0)
     numbers = rng.normal(size=(3, 7)) * [1000, 1000, 2, 1, 1, 1, 1]
     a, b, c = matrices(numbers)
-    np.testing.assert_allclose(now2past(a, a), np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(now2past(a, b) @ now2past(b, a), np.eye(4), atol=1e-9)
-    np.testing.assert_allclose(now2past(b, c) @ now2past(a, b), now2past(a, c), atol=1e-9)
-    np.testing.assert_allclose(now2past(a, b), np.linalg.inv(b) @ a, atol=1e-9)
+    np.testing.assert_allclose(now_to_past(a, a), np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(now_to_past(a, b) @ now_to_past(b, a), np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(now_to_past(b, c) @ now_to_past(a, b), now_to_past(a, c), atol=1e-9)
+    np.testing.assert_allclose(now_to_past(a, b), np.linalg.inv(b) @ a, atol=1e-9)
     many = np.stack([a, b])
-    np.testing.assert_array_equal(now2past(a, many)[1], now2past(a, b))
+    np.testing.assert_array_equal(now_to_past(a, many)[1], now_to_past(a, b))
 
 
 def test_a_vehicle_that_drives_ahead_sees_the_world_come_nearer() -> None:
-    ahead = now2past(pose(5.0), pose(0.0)) @ [10, 0, 0, 1]  # 10 m ahead of the vehicle now
+    ahead = now_to_past(pose(5.0), pose(0.0)) @ [10, 0, 0, 1]  # 10 m ahead of the vehicle now
     np.testing.assert_allclose(ahead, [15, 0, 0, 1], atol=1e-9)
-    turned = now2past(pose(0.0, np.pi / 2), pose(0.0)) @ [10, 0, 0, 1]  # it has turned left since
+    turned = now_to_past(pose(0.0, np.pi / 2), pose(0.0)) @ [10, 0, 0, 1]  # it has turned left since
     np.testing.assert_allclose(turned, [0, 10, 0, 1], atol=1e-9)
 
 
@@ -275,6 +275,9 @@ def test_a_rig_file_has_windows(tmp_path: Path) -> None:
     for frame_name in ("lidar", "ego"):
         data = FrameDataset(cfg, replace(GRID, frame=frame_name), "val", 0, require_labels=False, past=3)
         assert data.windows == [(), (0,), (1, 0), (2, 1, 0)] and data.timestamps == [0.0, 0.5, 1.0, 1.5]
+        read = data.load_frame(3)
+        assert (read.scene, read.timestamp) == ("drive", 1.5)
+        np.testing.assert_array_equal(grid2global(read, frame_name), data.grid2global(3))
         moved = [past.now2past[:3, 3].tolist() for past in data[3].past]
         assert moved == [[4.0, 0.0, 0.0], [8.0, 0.0, 0.0], [12.0, 0.0, 0.0]]
 
