@@ -67,7 +67,7 @@ def relative(
     return to_lidar @ to_lidar_ego @ ego @ sensor, translation
 
 
-def now2past(
+def now_to_past(
     now2global: np.ndarray,
     past2global: np.ndarray,
     augmented_now: Optional[np.ndarray] = None,

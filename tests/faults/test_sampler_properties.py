@@ -1,14 +1,19 @@
-"""The order of an epoch, whatever its length, the number of ranks and where it is taken up."""
+"""The order of an epoch, also of windows, whatever its length, the number of ranks and where it is taken up."""
 
 from __future__ import annotations
 
-from typing import List
+import json
+from typing import List, Tuple
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rig_tools import camera, save, write_rig
 
-from tpvformer.data.samplers import TrainSampler, ValSampler, epoch_order
+from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.dataset import FrameDataset
+from tpvformer.data.samplers import SceneSampler, TrainSampler, ValSampler, epoch_order
 
 
 class Counted:
@@ -84,3 +89,61 @@ def test_validation_sees_every_sample_once(length: int, world: int) -> None:
 @given(st.integers(30, 300), seeds, epochs)
 def test_epochs_differ(length: int, seed: int, epoch: int) -> None:
     assert not np.array_equal(epoch_order(length, seed, epoch), epoch_order(length, seed, epoch + 1))
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Nine frames of two drives, in turns."""
+    path = write_rig(tmp_path_factory.mktemp("rig"), (camera("front"),), (0,) * 9, lidar2ego=np.eye(4).tolist())
+    rig = json.loads(path.read_text())
+    for i, frame in enumerate(rig["frames"]):
+        frame.update(timestamp=0.25 * i, ego2global=np.eye(4).tolist())
+    save(path, rig)
+    return DataConfig(train_infos=str(path), val_infos=str(path), workers=0)
+
+
+def shown(data: FrameDataset, index: int) -> Tuple:
+    """What the network is shown of a sample: the frames, and what was drawn for them."""
+    sample = data[index]
+    frames = [sample, *sample.past]
+    draws = [None if f.photometric is None else f.photometric.flatten().tolist() for f in frames]
+    return [f.token for f in frames], [bool(past.valid) for past in sample.past], draws
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(1, 5), st.integers(0, 9), st.integers(0, 9), seeds, st.integers(1, 3), st.sampled_from([0.0, 0.4]))
+def test_windows_are_the_same_on_any_number_of_ranks_and_from_any_sample_on(
+    windows: DataConfig, world: int, start: int, epoch: int, seed: int, past: int, drop: float
+) -> None:
+    """The union of the ranks' k-th samples, with what was drawn for them, is the next deal of one rank's epoch."""
+
+    def opened() -> FrameDataset:
+        grid = GridConfig(w=6, h=5, z=4)
+        return FrameDataset(windows, grid, "train", seed, require_labels=False, past=past, drop_past=drop)
+
+    data = opened()
+    data.set_epoch(epoch)
+    whole = [shown(data, int(i)) for i in epoch_order(len(data), seed, epoch)]
+    ranks = []
+    for rank in range(world):
+        own = opened()
+        sampler = TrainSampler(own, rank, world, seed)
+        sampler.set_epoch(epoch, start)
+        ranks.append([shown(own, i) for i in sampler])
+    dealt = [sample for row in zip(*ranks) for sample in row]
+    assert dealt == whole[start : start + len(dealt)] and len(data) - start - len(dealt) < world
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 12), st.integers(1, 3))
+def test_validation_reads_the_same_windows_on_any_number_of_ranks(windows: DataConfig, world: int, past: int) -> None:
+    data = FrameDataset(windows, GridConfig(w=6, h=5, z=4), "val", 0, require_labels=False, past=past)
+    for samplers in (
+        [ValSampler(len(data), rank, world) for rank in range(world)],
+        [SceneSampler(data.drives, rank, world) for rank in range(world)],
+    ):
+        read = {i: shown(data, i) for sampler in samplers for i in sampler}
+        assert sorted(read) == list(range(len(data)))
+        for i, (tokens, valid, _) in read.items():
+            assert tokens[1:] == [f"frame{i - 2 * k if i >= 2 * k else i}" for k in range(1, past + 1)]
+            assert valid == [i >= 2 * k for k in range(1, past + 1)]

@@ -54,6 +54,9 @@ def read_frame(
         lost_points=cloud.lost,
         boxes=record.boxes,
         no_scan=no_scan,
+        scene=record.scene,
+        timestamp=record.timestamp,
+        ego2global=record.ego2global,
     )
 
 

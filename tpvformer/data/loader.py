@@ -118,8 +118,9 @@ def _collate_past(frames: Sequence[PastSample], list_rows: Optional[ListRows]) -
         query_rows=rows,
         row_counts=counts,
         now2past=_stack([f.now2past for f in frames]),
-        newer2past=_stack([f.newer2past for f in frames]),
         seconds=_stack([f.seconds for f in frames]),
+        motion=_stack([f.motion for f in frames]),
+        gap=_stack([f.gap for f in frames]),
         valid=_stack([f.valid for f in frames]),
     )
 

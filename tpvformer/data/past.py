@@ -14,7 +14,7 @@ from tpvformer.data.transforms import frame_of_grid, make_views
 from tpvformer.data.types import PastSample, Sample
 from tpvformer.data.windows import MOST, find_windows, grid2global
 from tpvformer.errors import ConfigError
-from tpvformer.geometry import now2past
+from tpvformer.geometry import now_to_past
 
 
 class PastReader:
@@ -65,8 +65,9 @@ class PastReader:
             **views._asdict(),
             camera_slots=torch.tensor(record.slots) if record.slots else None,
             now2past=torch.from_numpy(self.motion(index, older).astype(np.float32)),
-            newer2past=torch.from_numpy(self.motion(newer, older).astype(np.float32)),
             seconds=torch.tensor(self.seconds(index, older)),
+            motion=torch.from_numpy(self.motion(newer, older).astype(np.float32)),
+            gap=torch.tensor(self.seconds(newer, older)),
             valid=torch.tensor(True),
         )
 
@@ -74,7 +75,7 @@ class PastReader:
         """Return now2past (4, 4) float64 between the grids of two frames of a window."""
         poses = [grid2global(self._records[i], self._grid.frame) for i in (now, past)]
         assert poses[0] is not None and poses[1] is not None, "frames of a window have poses"
-        return now2past(poses[0], poses[1])
+        return now_to_past(poses[0], poses[1])
 
     def seconds(self, now: int, past: int) -> float:
         """Return the seconds from one frame of a window to another."""
@@ -95,7 +96,8 @@ def _absent(now: Sample) -> PastSample:
         image_shape=now.image_shape,
         camera_slots=now.camera_slots,
         now2past=torch.eye(4),
-        newer2past=torch.eye(4),
         seconds=torch.tensor(0.0),
+        motion=torch.eye(4),
+        gap=torch.tensor(0.0),
         valid=torch.tensor(False),
     )

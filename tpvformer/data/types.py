@@ -50,6 +50,9 @@ class Frame:
     lost_points: int = 0  # number of scan points left out because their coordinates are not finite (no return)
     boxes: Optional[Boxes] = None  # annotated objects, lidar frame; None: not asked for, or not known
     no_scan: str = ""  # why a sample of an info file has no points; empty if it has points, and for rigs
+    scene: str = ""  # as in the record, like the next two
+    timestamp: Optional[float] = None  # seconds; None if not known
+    ego2global: Optional[np.ndarray] = None  # (4, 4) float64; None if not known
 
     def pictures(self) -> List[np.ndarray]:
         """Return the images without padding: N arrays (h, w, 3)."""
@@ -74,8 +77,9 @@ class PastSample:
     image_shape: Tuple[int, int]
     camera_slots: Optional[Tensor]
     now2past: Tensor  # (4, 4) float32, metres: from the present frame's grid to this frame's
-    newer2past: Tensor  # (4, 4) float32: from the grid of the frame that follows in the window, the present one at last
     seconds: Tensor  # () float32: this long before the present frame
+    motion: Tensor  # (4, 4) float32: from the grid of the next newer frame, which may be the present one, to this
+    gap: Tensor  # () float32, seconds: this long before that frame
     valid: Tensor  # () bool
 
 
@@ -118,8 +122,9 @@ class PastBatch:
     query_rows: Optional[Tensor]
     row_counts: List[int]
     now2past: Tensor  # (B, 4, 4) float32, as in PastSample
-    newer2past: Tensor  # (B, 4, 4) float32
     seconds: Tensor  # (B,) float32
+    motion: Tensor  # (B, 4, 4) float32
+    gap: Tensor  # (B,) float32
     valid: Tensor  # (B,) bool: False where the sample has no such frame
 
 

@@ -1,18 +1,19 @@
 """Order the frames of each scene, and find the window of each frame: the frames that were seen just before it.
 
-The order is that of ``timestamp`` within ``scene``. Every layout of infos but KITTI's holds the time of a key frame.
-It stays right where a file holds a part of a set: ``prev`` and ``next`` (BEVFormer) then name frames that are absent.
+The order is that of ``timestamp`` within ``scene``. Every layout of infos but KITTI has the time of a key frame, and
+it stays right where a file holds a part of a set: ``prev`` and ``next`` (BEVFormer) then name frames that are absent.
 ``frame_idx`` (BEVFormer) is in few files, and sweeps are other files than key frames. None of these is read. Where
 records name no scene, the log takes its place, whose scenes are further apart than a window reaches.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tpvformer.data.record import Record
+from tpvformer.data.types import Frame
 from tpvformer.errors import DataError
 
 MOST = 3  # past frames of a window
@@ -24,7 +25,7 @@ _TOLERANCE = 0.02  # of a rotation's entries
 Window = Tuple[int, ...]
 
 
-def grid2global(record: Record, frame: str) -> Optional[np.ndarray]:
+def grid2global(record: Union[Record, Frame], frame: str) -> Optional[np.ndarray]:
     """Return the transform (4, 4) float64 from the grid's ``frame``, "lidar" or "ego", to the global one.
 
     None where the record lacks a pose.
@@ -54,13 +55,32 @@ def find_windows(
 ) -> List[Window]:
     """Return the past frames of each frame, newest first, at most ``most``, as indices of ``records``.
 
-    A window ends at the border of its scene, at a gap of more than ``longest_gap`` seconds, at a time that does not
-    increase, and at a frame without time or pose in the grid's ``frame``. Raises DataError, which begins with
-    ``source``, where no frame has a past one, a pose is no rigid motion, or the vehicle would be faster than FASTEST.
+    Raises DataError, which begins with ``source``, as ``predecessors`` does and where no frame has a past one.
+    """
+    before = predecessors(records, frame, source, longest_gap)
+    windows: List[Window] = [()] * len(records)
+    for frames in drives(records):
+        for now in frames:
+            last = before[now]
+            if last is not None:
+                windows[now] = (last, *windows[last])[:most]
+    if not any(windows):
+        raise DataError(_no_past(records, frame, source, longest_gap))
+    return windows
+
+
+def predecessors(
+    records: Sequence[Record], frame: str, source: str, longest_gap: float = LONGEST_GAP
+) -> List[Optional[int]]:
+    """Return the frame just before each frame, as an index of ``records``; None where a window ends.
+
+    That is at the border of a scene, at a gap of more than ``longest_gap`` seconds, at a time that does not increase,
+    and at a frame without time or without pose in the grid's ``frame``. Raises DataError, which begins with ``source``,
+    where a pose is no rigid motion, or the vehicle would be faster than FASTEST.
     """
     poses = [grid2global(record, frame) for record in records]
     _check_rigid(records, poses, source)
-    windows: List[Window] = [()] * len(records)
+    found: List[Optional[int]] = [None] * len(records)
     for frames in drives(records):
         for before, now in zip(frames, frames[1:]):
             gap = _gap(records[before], records[now])
@@ -68,10 +88,8 @@ def find_windows(
             if gap is None or not 0 < gap <= longest_gap or first is None or second is None:
                 continue
             _check_speed(records[before], records[now], float(np.linalg.norm((second - first)[:3, 3])), gap, source)
-            windows[now] = (before, *windows[before])[:most]
-    if not any(windows):
-        raise DataError(_no_past(records, poses, source, longest_gap))
-    return windows
+            found[now] = before
+    return found
 
 
 def _gap(before: Record, now: Record) -> Optional[float]:
@@ -103,8 +121,8 @@ def _check_speed(before: Record, now: Record, metres: float, seconds: float, sou
         )
 
 
-def _no_past(records: Sequence[Record], poses: Sequence[Optional[np.ndarray]], source: str, gap: float) -> str:
-    lost = [sum(record.timestamp is None for record in records), sum(pose is None for pose in poses)]
+def _no_past(records: Sequence[Record], frame: str, source: str, gap: float) -> str:
+    lost = [sum(r.timestamp is None for r in records), sum(grid2global(r, frame) is None for r in records)]
     return (
         f"{source}: none of its {len(records)} frames has a past one, which a temporal model asks for: {lost[0]} have "
         f"no timestamp, {lost[1]} no pose (ego2global and, for a grid in the lidar's frame, lidar2ego), and neighbours "

@@ -70,10 +70,11 @@ def enough(reading: float, step: float, most: int) -> int:
 def seconds_to_read(data: FrameDataset) -> Optional[float]:
     """Return the seconds that a sample takes to be read by one core; None if none can, which training reports later.
 
-    Times on several threads count as the work of one. No random state changes.
+    Times on several threads count as the work of one. No random state changes. Samples with a past come first.
     """
     spent: List[float] = []
-    for index in range(min(_READ + 1, len(data))):
+    windows = data.windows
+    for index in sorted(range(len(windows)), key=lambda index: -len(windows[index]))[: _READ + 1]:
         with contextlib.suppress(DataError, OSError):
             wall, work = time.perf_counter(), time.process_time()
             data.sample(index, augment=True)

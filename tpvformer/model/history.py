@@ -25,7 +25,7 @@ class PlaneHistory(NamedTuple):
     """Hold what a model saw before: the plane features of past frames, the newest first.
 
     planes (B,F,Q,C) float32. to_past (B,F,4,4) float32 takes points of the present frame's grid to those of the past
-    frame's, in metres (``geometry.now2past``). seconds (B,F) float32: how long ago that was. A frame is read where
+    frame's, in metres (``geometry.now_to_past``). seconds (B,F) float32: how long ago that was. A frame is read where
     0 <= seconds <= ``model.history.max_seconds``: an infinite number says that a sample has no such frame. Its planes
     and its matrix may then hold anything.
     """

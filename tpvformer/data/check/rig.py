@@ -19,6 +19,7 @@ from tpvformer.data.nuscenes.infos.plausible import FAR, far_text
 from tpvformer.data.nuscenes.reader import read_labels, resolve
 from tpvformer.data.record import Record
 from tpvformer.data.scans.read import read_cloud
+from tpvformer.data.windows import predecessors
 from tpvformer.errors import ConfigError, DataError
 
 _OFF_CENTRE = 0.15  # shares of both sides; cropped images are off by one side alone
@@ -86,7 +87,8 @@ def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[R
 
 
 def _mistaken(records: List[Record]) -> List[str]:
-    """Notes on cameras that are mirrored, have the image of another one, or nuScenes' name in other letters."""
+    """Notes on cameras that are mirrored, have the image of another one, or nuScenes' name in other letters, and on
+    the vehicle's poses."""
     notes = [
         f"{name} is a mirror: its rotation or its intrinsics turn an axis around (determinant below 0)"
         for name, matrix in zip(records[0].camera_names, records[0].lidar2img)
@@ -99,7 +101,16 @@ def _mistaken(records: List[Record]) -> List[str]:
             whose = [name for name, image in zip(record.camera_names, record.images) if image == twice]
             notes.append(f"sample {record.token}: {' and '.join(whose)} have one image, {twice}; is that meant?")
             break
-    return notes + ([note] if (note := other_letters(records)) else [])
+    return notes + _jumps(records) + ([note] if (note := other_letters(records)) else [])
+
+
+def _jumps(records: List[Record]) -> List[str]:
+    """A note on the first pose that no vehicle can have there."""
+    try:
+        predecessors(records, "ego", "poses")
+    except DataError as err:
+        return [str(err)]
+    return []
 
 
 def _found_below(root: Path, record: Record, report: Report) -> Record:
