@@ -16,6 +16,7 @@ from tpvformer.data.record import Record
 from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.semantickitti import crop
 from tpvformer.data.types import Frame
+from tpvformer.data.windows import grid2global
 from tpvformer.errors import DataError
 from tpvformer.files import to_path
 
@@ -54,6 +55,9 @@ def read_frame(
         lost_points=cloud.lost,
         boxes=record.boxes,
         no_scan=no_scan,
+        lidar2global=grid2global(record, "lidar"),
+        timestamp=record.timestamp,
+        scene=record.scene,
     )
 
 
