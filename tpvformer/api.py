@@ -33,6 +33,7 @@ from tpvformer.errors import ConfigError
 from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results
+from tpvformer.predict.stream import Memory, Stream, warn_once
 from tpvformer.runtime import compiling
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -116,13 +117,35 @@ class TPVFormer:
     def predict(self, images: None = None, rig: Optional[Rig] = None, points: None = None) -> Results: ...
 
     @overload
-    def predict(self, images: Mapping[str, Any], rig: Rig, points: Optional[Any] = None) -> Result: ...
+    def predict(
+        self,
+        images: Mapping[str, Any],
+        rig: Rig,
+        points: Optional[Any] = None,
+        history: Optional[Memory] = None,
+        ego2global: Optional[Any] = None,
+        timestamp: Optional[Any] = None,
+    ) -> Result: ...
 
     @overload
-    def predict(self, images: Given, rig: Optional[Rig] = None, points: Optional[Any] = None) -> Any: ...
+    def predict(
+        self,
+        images: Optional[Given] = None,
+        rig: Optional[Rig] = None,
+        points: Optional[Any] = None,
+        history: Optional[Memory] = None,
+        ego2global: Optional[Any] = None,
+        timestamp: Optional[Any] = None,
+    ) -> Any: ...
 
     def predict(
-        self, images: Optional[Given] = None, rig: Optional[Rig] = None, points: Optional[Any] = None
+        self,
+        images: Optional[Given] = None,
+        rig: Optional[Rig] = None,
+        points: Optional[Any] = None,
+        history: Optional[Memory] = None,
+        ego2global: Optional[Any] = None,
+        timestamp: Optional[Any] = None,
     ) -> Union[Result, Results]:
         """Predict the classes of voxels and points, for one frame, for several, or for the frames of a rig file.
 
@@ -136,29 +159,54 @@ class TPVFormer:
         A list of such images (with a list of ``points``), tensors (frames, cameras, 3, height, width), or a folder with
         a folder for each camera returns ``Results``, a list with one result a frame, predicted one after the other. So
         do the frames of a rig with its own images and points: ``predict(rig="rig.json")``, or the folder of that file.
-        Raises DataError and ConfigError for arguments that do not fit.
+
+        A model with ``model.history`` remembers: history is the ``history`` of the result before, ego2global the pose
+        (4, 4) of the vehicle at this frame, in metres, that of the lidar where ``rig`` is matrices, and timestamp its
+        time in seconds; of several frames lists. ``stream`` carries the history on from frame to frame, and so does
+        this where it predicts several. Raises DataError and ConfigError for arguments that do not fit.
         """
-        asked = self._asked(images, rig, points)
-        answers = Results(self._predict(moment) for moment in asked.each)
-        return answers if asked.several else answers[0]
+        asked = self._asked(images, rig, points, ego2global, timestamp)
+        if asked.several:
+            numbered = list(self._stream(asked, history))
+            return Results(result for _, result in sorted(numbered, key=lambda pair: pair[0]))
+        stream = Stream(self.config.model, None if history is None else warn_once(), history)
+        return next(self._predict(moment, stream) for moment in asked.each)
 
     __call__ = predict
 
     def stream(
-        self, images: Optional[Given] = None, rig: Optional[Rig] = None, points: Optional[Any] = None
+        self,
+        images: Optional[Union[Given, Iterator[Any]]] = None,
+        rig: Optional[Rig] = None,
+        points: Optional[Any] = None,
+        history: Optional[Memory] = None,
+        ego2global: Optional[Any] = None,
+        timestamp: Optional[Any] = None,
     ) -> Iterator[Result]:
         """Yield the results of ``predict`` one by one, each predicted when it is requested.
 
         The results of a long drive need not fit into memory together: one of 200x200x16 voxels and 17 classes takes 45
         MB, plus the model's features on its device.
+
+        A model with ``model.history`` runs each frame once and carries on what it remembers, through the frames of a
+        file in the order of time, drive by drive. It begins anew, with one UserWarning for each cause, at another scene
+        or rig, at a frame that is not later, at one later by more than model.history.max_seconds, and at one further
+        away than a vehicle drives; a frame without pose or time is predicted by itself. Each call is a stream of its
+        own. images may also be an iterator of tuples (images, ego2global, timestamp, points, rig), of which all but the
+        first may be left out: it is read as the results are requested.
         """
-        asked = self._asked(images, rig, points)
-        return (self._predict(moment) for moment in asked.each)
+        return (result for _, result in self._stream(self._asked(images, rig, points, ego2global, timestamp), history))
 
-    def _asked(self, images: Optional[Given], rig: Optional[Rig], points: Optional[Any]) -> Moments:
-        return moments(images, rig, points, self.config.data.root)
+    def _asked(self, images: Any, rig: Optional[Rig], points: Any, ego2global: Any, timestamp: Any) -> Moments:
+        by_drive = self.config.model.history is not None
+        return moments(images, rig, points, self.config.data.root, ego2global, timestamp, by_drive)
 
-    def _predict(self, moment: Moment) -> Result:
+    def _stream(self, asked: Moments, history: Optional[Memory]) -> Iterator[Tuple[int, Result]]:
+        """Return numbers in the rig (0 of frames in memory) with results, each predicted when it is requested."""
+        stream = Stream(self.config.model, warn_once(), history)
+        return ((moment.number, self._predict(moment, stream)) for moment in asked.each)
+
+    def _predict(self, moment: Moment, stream: Stream) -> Result:
         with compiling.said_together():
             marks = PhaseTimer(self.device)
             frame = moment.load()
@@ -166,8 +214,11 @@ class TPVFormer:
             slots = frame.camera_slots or range(len(frame.camera_names))
             check_embeddings(max(slots) + 1, "the rig", self.config)
             sample = make_sample(frame, self.config.data, self.config.model.grid, None)
-            scene = EncodedFrame(self.network, sample, self.config, self.device, marks)
-            return Result(scene, frame, sample, self.config, marks, moment.scene, moment.number)
+            scene = stream.step(
+                frame, lambda seen: EncodedFrame(self.network, sample, self.config, self.device, marks, seen)
+            )
+            place = moment.scene, moment.number
+            return Result(scene, frame, sample, self.config, marks, *place, stream.memory)
 
     def to(self, device: DeviceLike) -> TPVFormer:
         """Move the model to a device, as ``from_pretrained(device=...)`` does; return it. Raises ConfigError."""

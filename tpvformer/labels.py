@@ -35,6 +35,7 @@ IGNORED = 0
 EMPTY = 17
 EVALUATED: Tuple[int, ...] = tuple(range(1, 17))
 SMALL: Tuple[int, ...] = (2, 7, 8)  # bicycle, pedestrian, traffic cone: thin, and the hardest to predict
+STATIC: Tuple[int, ...] = (1, 8, 11, 12, 13, 14, 15, 16)  # barrier, cone, flat, manmade, vegetation: they cannot move
 
 # (raw name, class): the index is the byte in a lidarseg file. The order is alphabetical, as in the published label
 # files; the numbering printed in the devkit's instructions differs between 25 and 30.

@@ -77,7 +77,7 @@ def test_a_window_is_the_stream_that_begins_with_it(data: DataConfig, frames: in
             alone = dataclasses.replace(batch, past=[])
             if history is not None:
                 frame = batch.past[0]
-                history = history.moved(frame.newer2past, frame.seconds)
+                history = history.moved(frame.motion, frame.gap)
             streamed = predict(model, alone, config, history=history)
             history = streamed.history
         windowed = predict(model, batch, config)

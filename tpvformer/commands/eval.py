@@ -36,6 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="data that the submission declares beside cameras",
     )
+    parser.add_argument(
+        "--past-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="let a temporal model read past frames of at most SECONDS before (nuScenes' rule: 0.5; 0: none)",
+    )
+    parser.add_argument(
+        "--flicker",
+        action="store_true",
+        help="also score how often the class of a static place changes from frame to frame; reads scene by scene",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -46,14 +57,14 @@ def _eval(args: argparse.Namespace) -> int:
         return _eval_test(args)
     from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
-    scores = (args.permute_cameras, args.json)
-    evaluate_checkpoint(*read_model(args), args.device, *scores, args.submission, args.also_uses)
+    scores = (args.permute_cameras, args.json, args.submission, args.also_uses, args.past_seconds, args.flicker)
+    evaluate_checkpoint(*read_model(args), args.device, *scores)
     return 0
 
 
 def _eval_test(args: argparse.Namespace) -> int:
-    if args.json is not None or args.permute_cameras:
-        option = "--json" if args.json is not None else "--permute-cameras"
+    if args.json is not None or args.permute_cameras or args.flicker:
+        option = "--json" if args.json is not None else "--permute-cameras" if args.permute_cameras else "--flicker"
         raise ConfigError(f"--split test has no published labels and so no scores; leave {option} out")
     if args.submission is None:
         raise ConfigError(
@@ -62,5 +73,5 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
-    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses)
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds)
     return 0

@@ -33,23 +33,34 @@ from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.labels import raw_to_class
 
+_SLACK = 1e-3  # seconds by which times, stored as floats, may differ from what is meant
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
-def open_frames(config: Config, split: str) -> FrameDataset:
+def open_frames(config: Config, split: str, past_seconds: Optional[float] = None) -> FrameDataset:
     """Return the frames of a split with the labels that ``config`` trains on, and with the past that its model reads.
 
-    Raises ConfigError and DataError.
+    ``past_seconds`` limits how long before a sample its past frames may be; 0: no past is read. Raises ConfigError and
+    DataError.
     """
     past = 0 if config.model.history is None else config.model.history.frames
+    if past_seconds is not None:
+        if config.model.history is None:
+            raise ConfigError("past seconds are given, but the model has no model.history and reads no past")
+        if not past_seconds >= 0:
+            raise ConfigError(f"past seconds are {past_seconds:g}; expected 0, for no past, or more")
+        past = past if past_seconds else 0
     drop_past = config.train.drop_past if past else 0.0
     box_map = None if config.model.detection is None else BoxMap.of(config.model)
     labels = bool(config.loss.segmentation) and split != "test"
     if split == "test":
         box_map = None
-    return FrameDataset(
+    data = FrameDataset(
         config.data, config.model.grid, split, config.train.seed, labels, True, box_map, past=past, drop_past=drop_past
     )
+    if past_seconds is not None:
+        data.limit_past(past_seconds)
+    return data
 
 
 class FrameDataset(Dataset[Sample]):
@@ -155,6 +166,15 @@ class FrameDataset(Dataset[Sample]):
     def windows(self) -> List[Window]:
         """Return the past frames of each sample, newest first; all are empty without ``past``."""
         return [()] * len(self) if self._past is None else self._past.windows
+
+    def limit_past(self, seconds: float) -> None:
+        """Keep of each window the frames that are at most so many seconds older than the sample itself."""
+        if self._past is not None:
+            times = [time or 0.0 for time in self.timestamps]  # frames of a window have times
+            self._past.windows = [
+                tuple(old for old in window if times[now] - times[old] <= seconds + _SLACK)
+                for now, window in enumerate(self._past.windows)
+            ]
 
     @property
     def slots_used(self) -> int:

@@ -16,6 +16,7 @@ from tpvformer.data.record import Record
 from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.semantickitti import crop
 from tpvformer.data.types import Frame
+from tpvformer.data.windows import grid2global
 from tpvformer.errors import DataError
 from tpvformer.files import to_path
 
@@ -56,7 +57,7 @@ def read_frame(
         no_scan=no_scan,
         scene=record.scene,
         timestamp=record.timestamp,
-        ego2global=record.ego2global,
+        lidar2global=grid2global(record, "lidar"),
     )
 
 

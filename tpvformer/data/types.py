@@ -50,9 +50,9 @@ class Frame:
     lost_points: int = 0  # number of scan points left out because their coordinates are not finite (no return)
     boxes: Optional[Boxes] = None  # annotated objects, lidar frame; None: not asked for, or not known
     no_scan: str = ""  # why a sample of an info file has no points; empty if it has points, and for rigs
-    scene: str = ""  # as in the record, like the next two
+    scene: str = ""  # as in the record, like the next one
     timestamp: Optional[float] = None  # seconds; None if not known
-    ego2global: Optional[np.ndarray] = None  # (4, 4) float64; None if not known
+    lidar2global: Optional[np.ndarray] = None  # (4, 4) float64, metres; None if not known
 
     def pictures(self) -> List[np.ndarray]:
         """Return the images without padding: N arrays (h, w, 3)."""

@@ -47,11 +47,11 @@ class Loading:
             line(self._choice.said(cores))
         self._cfg = fit_workers(data, cfg, world.local_size, warn)
 
-    def loader(self, data: FrameDataset, train: bool) -> DataLoader:
+    def loader(self, data: FrameDataset, train: bool, by_scene: bool = False) -> DataLoader:
         """Return a loader of this process's share of ``data``; see ``make_loader``."""
-        world, options = self._world, pin_options(self._device)
+        world, options, rows = self._world, pin_options(self._device), self._list_rows
         return make_loader(
-            data, self._cfg, world.rank, world.size, train, self._seed, **options, list_rows=self._list_rows
+            data, self._cfg, world.rank, world.size, train, self._seed, **options, list_rows=rows, by_scene=by_scene
         )
 
     def renewed(self, loader: DataLoader, clock: StepClock) -> DataLoader:

@@ -32,12 +32,11 @@ def history_of(model: TPVFormer, batch: Batch, config: Config) -> Optional[Plane
     seen: Optional[PlaneHistory] = None  # by the frame that is next
     planar = model.image_layout == torch.contiguous_format
     with _at_rest(model), torch.no_grad():
-        for newer, frame in zip((*reversed(range(len(batch.past) - 1)), None), reversed(batch.past)):
+        for frame in reversed(batch.past):
             images = network_images(frame, config.data, planar)
             planes = model.planes(images, frame.grid2img, frame.camera_slots, seen)
-            passed = frame.seconds if newer is None else frame.seconds - batch.past[newer].seconds
             after = remember(planes, seen, config.model.history.frames)
-            seen = after.moved(frame.newer2past, passed).of_samples(frame.valid)
+            seen = after.moved(frame.motion, frame.gap).of_samples(frame.valid)
     return seen
 
 

@@ -18,8 +18,10 @@ from tpvformer.data.loader import collate
 from tpvformer.data.types import Sample
 from tpvformer.engine.forward import planes, point_places, predict
 from tpvformer.engine.logging.phase_timer import PhaseTimer
+from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.model.detection import DetectionMaps
+from tpvformer.model.history import PlaneHistory, check_history, remember
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,33 @@ def predict_frame(
 class EncodedFrame:
     """Hold the encoded planes of a frame, from which any position is decoded without running the network again.
 
-    The timer ``marks`` of this frame ends "preprocess" before the network and "model" in ``classify``.
+    ``history`` is what the drive looked like before, as this frame sees it; afterwards the attribute is the same with
+    this frame included, for the next one: None of a model without ``model.history``. Raises ConfigError for the history
+    of another model. The timer ``marks`` ends "preprocess" before the network and "model" in ``classify``.
     """
 
     def __init__(
-        self, model: TPVFormer, sample: Sample, config: Config, device: torch.device, marks: Optional[PhaseTimer] = None
+        self,
+        model: TPVFormer,
+        sample: Sample,
+        config: Config,
+        device: torch.device,
+        marks: Optional[PhaseTimer] = None,
+        history: Optional[PlaneHistory] = None,
     ) -> None:
         self._model, self._config = model, config
         self._marks = PhaseTimer(device) if marks is None else marks
         batch = collate([sample], config.data.ignore_label).to(device)
+        if history is not None:
+            try:
+                check_history(history, config.model, 1)
+            except ValueError as err:
+                raise ConfigError(f"{err}; a history belongs to the model that made it") from err
+            history = PlaneHistory(*(part.to(device) for part in history))
         with _asking(model):
-            features = planes(model, batch, config, lambda: self._marks.end("preprocess"))
+            features = planes(model, batch, config, lambda: self._marks.end("preprocess"), history)
+            remembers = config.model.history
+            self.history = None if remembers is None else remember(features, history, remembers.frames)
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
             self._detection = model.boxes(features)
 

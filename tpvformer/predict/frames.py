@@ -22,7 +22,8 @@ from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
 from tpvformer.predict.archive import archive_arrays, archive_path, truth_arrays, write_archive
-from tpvformer.predict.encoded_frame import FrameClasses, predict_scene
+from tpvformer.predict.encoded_frame import EncodedFrame, FrameClasses
+from tpvformer.predict.stream import Stream
 from tpvformer.runtime import compiling
 
 PARTS = ("decode", "preprocess", "model", "postprocess")  # of a frame's time, in the order in which they happen
@@ -32,7 +33,8 @@ class FramePredictions:
     """Predict frames: each iteration writes ``out/<token>.npz`` and yields a line about it; ``len`` is their number.
 
     The frames are those of a rig file, or of a split of the configured set. ``index`` selects one. ``truth`` adds the
-    labels of the set, which must have labels. docs/rig.md describes the archives.
+    labels of the set, which must have labels. docs/rig.md describes the archives. A model with ``model.history``
+    streams (stream.py): frames are in the order of time, scene by scene, and a line says first what made it begin anew.
 
     ``seconds`` has an entry for each finished frame: the time of each of PARTS, with a synchronisation at its end.
     ``notes`` are lines about device and precision, ``warning`` is about the cost of the precision. Raises ConfigError,
@@ -60,10 +62,20 @@ class FramePredictions:
         check_cameras(dataset, config)
         if index is not None and not 0 <= index < len(dataset):
             raise ConfigError(f"index is {index}; {dataset.infos} holds frames 0 to {len(dataset) - 1}")
-        self._chosen = range(len(dataset)) if index is None else range(index, index + 1)
+        self._chosen: Sequence[int] = range(len(dataset)) if index is None else range(index, index + 1)
         self._device, remarks = pick_device(device)
         precision = choose(config.train.precision, self._device)
+        self._resets: List[str] = []  # since the last frame
+        self._stream = Stream(config.model, lambda kind, line: self._resets.append(line))
         self.notes = [*remarks, str(precision), *prepare(config, self._device), *filter(None, [dataset.camera_note])]
+        if config.model.history is not None and index is not None:
+            self.notes.append(f"frame {index} alone: nothing is remembered (model.history reads the frames before)")
+        elif config.model.history is not None:
+            order = dataset.drives
+            self._chosen = [i for drive in order for i in drive]
+            self.notes.append(
+                f"streams {len(dataset)} frames of {len(order)} scenes in the order of time, each run once"
+            )
         self.warning = precision.warning
         self._model = build_model(precision.applied(config), self._device)
         load_weights(self._model, weights)
@@ -78,7 +90,8 @@ class FramePredictions:
             with compiling.said_together():
                 line = self._write(i, marks)
             self.seconds.append(seconds_of(marks))
-            yield line
+            yield "\n".join([*self._resets, line])
+            self._resets.clear()
 
     def _write(self, i: int, marks: PhaseTimer) -> str:
         config, dataset = self._config, self._dataset
@@ -86,7 +99,10 @@ class FramePredictions:
         marks.end("decode")
         path = archive_path(self._out, frame.token)
         sample = make_sample(frame, self._data, config.model.grid, None)
-        classes = predict_scene(self._model, sample, config, self._device, marks)
+        scene = self._stream.step(
+            frame, lambda seen: EncodedFrame(self._model, sample, config, self._device, marks, seen)
+        )
+        classes = scene.classes(sample)
         arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i)
         if self._truth:
             arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))

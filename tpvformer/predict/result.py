@@ -23,6 +23,7 @@ from tpvformer.predict import show as looking
 from tpvformer.predict.archive import archive_arrays, frame_prediction, in_lidar_frame, write_archive
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.frames import seconds_of
+from tpvformer.predict.stream import Memory
 
 if TYPE_CHECKING:
     from tpvformer.viz.frame_prediction import FramePrediction as Viewed
@@ -66,7 +67,8 @@ class Result:
     passed the decoder's threshold. ``box_names`` holds the class name of each of their labels.
 
     ``seconds`` is the time by part: "decode", "preprocess", "model", "postprocess"; a model's first prediction takes
-    longer. ``token`` is the frame's name: that of a rig's frame, or "given". A notebook shows a result as a picture.
+    longer. ``token`` is the frame's name: that of a rig's frame, or "given". ``history`` is what a model with
+    ``model.history`` remembers for the next frame. A notebook shows a result as a picture.
     """
 
     def __init__(
@@ -78,10 +80,13 @@ class Result:
         marks: PhaseTimer,
         drive: str = "",
         number: int = 0,
+        history: Optional[Memory] = None,
     ) -> None:
         self._scene, self._frame, self._sample, self._config = scene, frame, sample, config
         self._place = drive, number  # scene and number of the frame in the rig
         self.token = frame.token
+        # what ``predict`` takes with the next frame; None of a model without model.history, or without pose and time
+        self.history = history
         grid = config.model.grid
         logits = scene.voxel_logits()
         self._classes = scene.classify(logits, sample)

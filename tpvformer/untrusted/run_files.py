@@ -31,7 +31,7 @@ _share = fields(
         "value": _percent,
         "interval": nothing_or(list_of(number(-1.0, 101.0), 2, 2)),
         "rings": map_of(_percent),
-        **{name: map_of(_percent) for name in ("iou", "ap")},
+        **{name: map_of(_percent) for name in ("iou", "ap", "flicker")},
     },
     needed=("value", "interval", "rings"),
 )

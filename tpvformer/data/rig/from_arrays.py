@@ -12,7 +12,7 @@ import numpy as np
 from tpvformer.data.images.decode import Size, read_image, three_channels
 from tpvformer.data.nuscenes.infos.cameras import camera_slots
 from tpvformer.data.record import Held, Record
-from tpvformer.data.rig.json_file import Node, read_json
+from tpvformer.data.rig.json_file import MOST_SECONDS, Node, read_json
 from tpvformer.data.rig.read import records_of
 from tpvformer.data.rig.tensors import as_array, as_image
 from tpvformer.data.scans.read import on_its_side
@@ -82,6 +82,33 @@ def checked_points(points: Any) -> np.ndarray:
             "light came back; leave them out: points[np.isfinite(points[:, :3]).all(1)]"
         )
     return np.ascontiguousarray(array[:, :3], np.float32)
+
+
+def checked_pose(pose: Any) -> np.ndarray:
+    """Return (4, 4) float64 of a pose. Raises DataError where it is no rigid motion of finite numbers."""
+    try:
+        matrix = np.asarray(as_array(pose), np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if matrix.shape == (4, 4) and np.isfinite(matrix).all():
+        turn = matrix[:3, :3]
+        rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0
+        if rigid and matrix[3].tolist() == [0, 0, 0, 1]:
+            return matrix
+    raise DataError("ego2global is no 4x4 pose of finite numbers: a rotation, a translation in metres, and 0 0 0 1")
+
+
+def checked_time(seconds: Any) -> float:
+    """Return a time as a number. Raises DataError where it is no finite number of seconds."""
+    try:
+        value = float(seconds)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not abs(value) < MOST_SECONDS:
+        raise DataError(
+            f"timestamp is {seconds!r}; expected a finite number of seconds (divide milli-, micro- or nanoseconds)"
+        )
+    return value
 
 
 def _cameras(rig: Rig, images: Images) -> _Cameras:

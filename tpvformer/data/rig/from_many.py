@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import collections.abc
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 from tpvformer.data.formats import load_infos
 from tpvformer.data.frames import read_frame
 from tpvformer.data.record import Record
-from tpvformer.data.rig.from_arrays import TOKEN, Images, Rig, given_record, rig_records
+from tpvformer.data.rig.from_arrays import (
+    TOKEN,
+    Images,
+    Rig,
+    checked_pose,
+    checked_time,
+    given_record,
+    rig_records,
+)
 from tpvformer.data.rig.read import IMAGE_KINDS
 from tpvformer.data.types import Frame
+from tpvformer.data.windows import drives
 from tpvformer.errors import DataError
 
 
@@ -24,49 +34,119 @@ class Moment(NamedTuple):
     number: int = 0
 
 
+class Shot(NamedTuple):
+    """Hold one frame of a drive that is given while it is driven: what ``TPVFormer.predict`` takes.
+
+    ``rig`` None: that of the call.
+    """
+
+    images: Images
+    ego2global: Any = None
+    timestamp: Optional[float] = None
+    points: Any = None
+    rig: Optional[Rig] = None
+
+
 class Moments(NamedTuple):
     """Hold frames; ``several`` is True for a batch or a rig file, even with one frame."""
 
-    each: Sequence[Moment]
+    each: Iterable[Moment]
     several: bool
 
 
 def moments(
-    images: Union[Images, Sequence[Images], str, "os.PathLike[str]", None],
+    images: Union[Images, Sequence[Images], Iterator[Any], str, "os.PathLike[str]", None],
     rig: Optional[Rig],
     points: Any,
     root: str,
+    ego2global: Any = None,
+    timestamp: Any = None,
+    by_drive: bool = False,
 ) -> Moments:
     """Return the frames for ``TPVFormer.predict``, whose docstring lists the accepted inputs. ``root`` is data.root,
-    for the paths of info files. Raises DataError."""
+    for the paths of info files. ``by_drive``: those of a file in the order of time, drive by drive. Raises DataError.
+    """
     if rig is None and isinstance(images, (str, os.PathLike)):
         images, rig = None, images  # a rig by itself names its images
+    if isinstance(images, collections.abc.Iterator):
+        if points is not None or ego2global is not None or timestamp is not None:
+            raise DataError("frames are given one by one; expected points, poses and times in their tuples")
+        return Moments(_one_by_one(images, rig), True)
     if rig is None:
         raise DataError("rig is missing: give a rig file (docs/rig.md), its content, or lidar2img matrices")
     if images is None:
-        if points is not None:
-            raise DataError("points are given without images; the frames of a rig bring their own points (lidar)")
-        return Moments(list(_named_by(rig, root)), True)
+        for name, given in (("points", points), ("ego2global", ego2global), ("timestamp", timestamp)):
+            if given is not None:
+                own = "points (lidar)" if name == "points" else name
+                raise DataError(f"{name} are given without images; the frames of a rig bring their own {own}")
+        return Moments(list(_named_by(rig, root, by_drive)), True)
     if isinstance(images, (str, os.PathLike)):
         found = _in_folder(Path(images), rig)
         images = found[0] if len(found) == 1 else found
     if not _is_batch(images):
-        return Moments([Moment(lambda: read_frame(given_record(images, rig, points)))], False)
-    scans: Sequence[Any] = [None] * len(images) if points is None else points
-    if len(scans) != len(images):
-        raise DataError(f"points are of {len(scans)} frames, images of {len(images)}; expected one scan for each")
-    return Moments([Moment(_given(each, rig, scan, i)) for i, (each, scan) in enumerate(zip(images, scans))], True)
+        return Moments([Moment(_given(Shot(images, ego2global, timestamp, points, rig)))], False)
+    columns = [
+        _one_each(points, len(images), "points", "scan"),
+        _one_each(ego2global, len(images), "poses (ego2global)", "pose"),
+        _one_each(timestamp, len(images), "times (timestamp)", "time"),
+    ]
+    shots = (Shot(each, pose, time, scan, rig) for each, scan, pose, time in zip(images, *columns))
+    return Moments([Moment(_given(shot, i)) for i, shot in enumerate(shots)], True)
 
 
-def _given(images: Images, rig: Rig, points: Any, number: int) -> Callable[[], Frame]:
+def _one_each(values: Any, frames: int, name: str, one: str) -> Sequence[Any]:
+    if values is None:
+        return [None] * frames
+    if not hasattr(values, "__len__") or len(values) != frames:
+        many = len(values) if hasattr(values, "__len__") else 1
+        raise DataError(f"{name} are of {many} frames, images of {frames}; expected one {one} for each")
+    return values
+
+
+def _one_by_one(shots: Iterator[Any], rig: Optional[Rig]) -> Iterator[Moment]:
+    """Yield frames when they are asked for; each of ``shots`` is a tuple like ``Shot``."""
+    for number, given in enumerate(shots):
+        if not isinstance(given, tuple) or not 1 <= len(given) <= len(Shot._fields):
+            raise DataError(
+                f"frame {number} is a {type(given).__name__}; expected a tuple ({', '.join(Shot._fields)}), of which "
+                "all but the images may be left out"
+            )
+        shot = Shot(*given)
+        if shot.rig is None and rig is None:
+            raise DataError("rig is missing: give a rig file (docs/rig.md), its content, or lidar2img matrices")
+        yield Moment(_given(shot._replace(rig=rig if shot.rig is None else shot.rig), number))
+
+
+def _is_rig(rig: Rig) -> bool:
+    """Return whether this is a rig file or its content, not lidar2img matrices."""
+    return isinstance(rig, (str, os.PathLike)) or (isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig))
+
+
+def _given(shot: Shot, number: Optional[int] = None) -> Callable[[], Frame]:
+    """Return what reads a frame in memory; ``number`` is its place in a batch."""
+
     def load() -> Frame:
+        assert shot.rig is not None
+        pose = None if shot.ego2global is None else checked_pose(shot.ego2global)
+        record = given_record(shot.images, shot.rig, shot.points)
+        if number is not None:
+            record = replace(record, token=f"{TOKEN}{number}")
+        if pose is not None and record.lidar2ego is not None:
+            pose = pose @ record.lidar2ego
+        elif pose is not None and _is_rig(shot.rig):  # matrices alone know of no vehicle: their pose is the lidar's
+            raise DataError(
+                "ego2global is given, but the rig does not say where its lidar is on the vehicle: lidar2ego"
+            )
+        time = None if shot.timestamp is None else checked_time(shot.timestamp)
+        return replace(read_frame(record), lidar2global=pose, timestamp=time)
+
+    def load_of_batch() -> Frame:
         try:
-            record = given_record(images, rig, points)
+            return load()
         except DataError as err:
             raise DataError(f"frame {number} of the batch: {err}") from err
-        return read_frame(replace(record, token=f"{TOKEN}{number}"))
 
-    return load
+    return load if number is None else load_of_batch
 
 
 def _is_batch(images: Any) -> bool:
@@ -82,15 +162,17 @@ def _is_batch(images: Any) -> bool:
     return isinstance(images[0], (Mapping, list, tuple)) or getattr(images[0], "ndim", 0) == 4
 
 
-def _named_by(rig: Rig, root: str) -> Iterator[Moment]:
+def _named_by(rig: Rig, root: str, by_drive: bool) -> Iterator[Moment]:
     if isinstance(rig, (str, os.PathLike)):
         if "://" not in str(rig) and not Path(rig).exists():
             raise DataError(f"{rig}: no such file or folder; expected a rig file (docs/rig.md), or its folder")
         rig = str(rig)
     elif not (isinstance(rig, Mapping) and ("format" in rig or "cameras" in rig)):
         raise DataError("images are missing: lidar2img matrices name none; give the images, or a rig file that does")
-    for number, record in enumerate(load_infos(rig)):
-        yield Moment(_stored(record, root), record.scene, number)
+    records = load_infos(rig)
+    order = [i for drive in drives(records) for i in drive] if by_drive else range(len(records))
+    for number in order:
+        yield Moment(_stored(records[number], root), records[number].scene, number)
 
 
 def _stored(record: Record, root: str) -> Callable[[], Frame]:

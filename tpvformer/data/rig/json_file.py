@@ -16,7 +16,7 @@ from tpvformer.files import to_path
 from tpvformer.untrusted.kinds import HEAD, kind_of
 
 LARGEST_FILE = 512 * 1024 * 1024  # bytes; some hundred thousand frames
-_MOST_SECONDS = 1e11  # of a timestamp: since 1970 these are 3000 years, and larger numbers are milliseconds or less
+MOST_SECONDS = 1e11  # of a timestamp: since 1970 these are 3000 years, and larger numbers are milliseconds or less
 _LONGEST_INTEGER = 20  # digits; longer ones are no counts, and Python takes the square of their length to read them
 
 
@@ -68,7 +68,7 @@ class Node:
 
     def seconds(self) -> float:
         """Return a finite number of seconds."""
-        if not _is_number(self.value) or not abs(self.value) < _MOST_SECONDS:
+        if not _is_number(self.value) or not abs(self.value) < MOST_SECONDS:
             raise self.refuse("a finite number of seconds (divide milli-, micro- or nanoseconds)")
         return float(self.value)
 

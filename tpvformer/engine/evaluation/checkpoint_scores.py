@@ -11,7 +11,8 @@ import torch
 
 from tpvformer.compat import load_weights
 from tpvformer.config import Config
-from tpvformer.data.dataset import open_frames
+from tpvformer.data.dataset import FrameDataset, open_frames
+from tpvformer.data.types import Batch
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.distributed import collectives as distributed
@@ -24,9 +25,10 @@ from tpvformer.engine.evaluation.submission_file import TEST_VERSION
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
+from tpvformer.engine.metrics.flicker import FlickerTally
 from tpvformer.engine.train import build_model, enter, settle
 from tpvformer.errors import ConfigError
-from tpvformer.model import TPVFormer
+from tpvformer.model import Prediction, TPVFormer
 
 
 def evaluate_checkpoint(
@@ -37,20 +39,24 @@ def evaluate_checkpoint(
     out: Optional[Path] = None,
     submission: Optional[Path] = None,
     uses: Sequence[str] = (),
+    past_seconds: Optional[float] = None,
+    flicker: bool = False,
 ) -> Evaluation:
     """Score weights on the validation set; print the tables on stdout.
 
     ``weights`` is a checkpoint of this package or of the reference, or a model that is already on the device.
     ``controls`` adds the scores with exchanged cameras, of a constant class and of colour alone. ``out`` receives all
     scores as JSON, ``submission`` the predictions in the challenge's format: FILE.json takes boxes (box_submission.py),
-    any other name the classes of points (submission.py); ``uses``: see submission_file.py.
+    any other name the classes of points (submission.py); ``uses``: see submission_file.py. ``past_seconds`` limits the
+    past that a model with ``model.history`` reads (``open_frames``). ``flicker`` reads the frames scene by scene and
+    adds that metric (metrics/flicker.py).
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
     try:
         for remark in remarks:
             log.warn(remark)
-        data = open_frames(config, "val")
+        data = _opened(config, "val", past_seconds, log)
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
@@ -58,14 +64,22 @@ def evaluate_checkpoint(
             raise ConfigError(
                 "controls compare the classes of lidar points, and this data set has none; leave them out"
             )
-        loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
+        tally = FlickerTally(config, data, place) if flicker else None
+        loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False, by_scene=flicker)
         kept = contextlib.nullcontext()
         if submission is not None:
             kept = submission_to(submission, data, config, "val", uses, world)
         with kept as writer, _in_words(config, place, "the evaluation"):
             model = _loaded(config, weights, world, place, log)
-            keep = None if writer is None else writer.add
+            receivers = [each.add for each in (writer, tally) if each is not None]
+
+            def keep(batch: Batch, prediction: Prediction) -> None:
+                for receive in receivers:
+                    receive(batch, prediction)
+
             result = evaluate(model, loader, config, world, place, log, keep=keep)
+            if tally is not None:
+                result = dataclasses.replace(result, metrics={**result.metrics, **tally.metrics()})
             report(result, config, log)
             for title, metric in (("pts", result.pts), ("vox", result.vox)):
                 if metric is not None:
@@ -85,7 +99,12 @@ def evaluate_checkpoint(
 
 
 def predict_test_set(
-    config: Config, weights: Path, submission: Path, device: str = "auto", uses: Sequence[str] = ()
+    config: Config,
+    weights: Path,
+    submission: Path,
+    device: str = "auto",
+    uses: Sequence[str] = (),
+    past_seconds: Optional[float] = None,
 ) -> None:
     """Write predictions for the test set, whose labels are not published; nothing is scored.
 
@@ -97,7 +116,7 @@ def predict_test_set(
     try:
         for remark in remarks:
             log.warn(remark)
-        data = open_frames(config, "test")
+        data = _opened(config, "test", past_seconds, log)
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
@@ -109,6 +128,14 @@ def predict_test_set(
     finally:
         log.close()
     distributed.stop()
+
+
+def _opened(config: Config, split: str, past_seconds: Optional[float], log: RunLog) -> FrameDataset:
+    data = open_frames(config, split, past_seconds)
+    if past_seconds is not None:
+        read = sum(map(bool, data.windows))
+        log.line(f"past frames of at most {past_seconds:g} s: {read} of {len(data)} samples have some")
+    return data
 
 
 def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:

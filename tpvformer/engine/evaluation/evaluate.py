@@ -190,7 +190,7 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
     if result.pts is not None and result.vox is not None:
         for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
             log.line(line)
-    segmentation = {name: metric for name, metric in result.metrics.items() if metric.of_class == "iou"}
+    segmentation = {n: metric for n, metric in result.metrics.items() if metric.of_class in ("iou", "flicker")}
     for line in named_table(segmentation, result.scenes) + detection_table(result.metrics, result.scenes):
         log.line(line)
 

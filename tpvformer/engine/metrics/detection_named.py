@@ -64,7 +64,7 @@ def detection_table(metrics: Mapping[str, Metric], scenes: int) -> List[str]:
     """Return a text table of the detection metrics among ``metrics``, then AP and errors of each class."""
     if "nds" not in metrics:
         return []
-    own = {name: m for name, m in metrics.items() if m.of_class != "iou"}
+    own = {name: m for name, m in metrics.items() if m.of_class not in ("iou", "flicker")}
     head = f"{'value':>18}  {'95 % over ' + str(scenes) + ' scenes':>20}" + "".join(
         f"{ring:>10}" for ring in RING_NAMES
     )

@@ -13,7 +13,7 @@
 | ray_iou@1, @2, @4 | lidar-like rays, correct within 1, 2, 4 m | those of the labels | left out |
 | ray_iou | mean of the three | those of the labels | left out |
 
-The metrics of 3-D boxes (nds, map, ...) are in detection_named.py.
+The metrics of 3-D boxes (nds, map, ...) are in detection_named.py, that of label flicker (flicker) in flicker.py.
 
 SemanticKITTI has sc_iou, ssc_miou over its classes 1..19, and sc_precision and sc_recall of "occupied".
 
