@@ -383,13 +383,11 @@ def test_real_infos_of_every_layout(tmp_path):
     assert len(load_infos(path)) == 81
     compared = 0
     for info in load_pickle(path)["infos"]:
-        own = [
-            np.array([[*s[f"{n}_translation"], *s[f"{n}_rotation"]] for s in info["sweeps"]]).reshape(-1, 7)
-            for n in ("sensor2ego", "ego2global")
-        ]
+        sweeps, frames = info["sweeps"], ("sensor2ego", "ego2global")
+        own = [np.array([[*s[f"{n}_translation"], *s[f"{n}_rotation"]] for s in sweeps]).reshape(-1, 7) for n in frames]
         lidar = [np.array([[*info[f"{n}_translation"], *info[f"{n}_rotation"]]]) for n in ("lidar2ego", "ego2global")]
         rotation, translation = relative(*own, *(np.repeat(pose, len(own[0]), axis=0) for pose in lidar))
-        for i, sweep in enumerate(info["sweeps"]):
+        for i, sweep in enumerate(sweeps):
             assert rotation[i] == pytest.approx(sweep["sensor2lidar_rotation"], abs=1e-9)
             assert translation[i] == pytest.approx(sweep["sensor2lidar_translation"], abs=1e-9)
             compared += 1
