@@ -277,7 +277,8 @@ def test_a_rig_file_has_windows(tmp_path: Path) -> None:
         assert data.windows == [(), (0,), (1, 0), (2, 1, 0)] and data.timestamps == [0.0, 0.5, 1.0, 1.5]
         read = data.load_frame(3)
         assert (read.scene, read.timestamp) == ("drive", 1.5)
-        np.testing.assert_array_equal(grid2global(read, frame_name), data.grid2global(3))
+        lidar2global = data.grid2global(3) @ (read.lidar2ego if frame_name == "ego" else np.eye(4))
+        np.testing.assert_array_equal(read.lidar2global, lidar2global)
         moved = [past.now2past[:3, 3].tolist() for past in data[3].past]
         assert moved == [[4.0, 0.0, 0.0], [8.0, 0.0, 0.0], [12.0, 0.0, 0.0]]
 

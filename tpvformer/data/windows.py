@@ -8,12 +8,11 @@ records name no scene, the log takes its place, whose scenes are further apart t
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tpvformer.data.record import Record
-from tpvformer.data.types import Frame
 from tpvformer.errors import DataError
 
 MOST = 3  # past frames of a window
@@ -25,7 +24,7 @@ _TOLERANCE = 0.02  # of a rotation's entries
 Window = Tuple[int, ...]
 
 
-def grid2global(record: Union[Record, Frame], frame: str) -> Optional[np.ndarray]:
+def grid2global(record: Record, frame: str) -> Optional[np.ndarray]:
     """Return the transform (4, 4) float64 from the grid's ``frame``, "lidar" or "ego", to the global one.
 
     None where the record lacks a pose.

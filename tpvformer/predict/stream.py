@@ -16,7 +16,7 @@ from tpvformer.config import ModelConfig
 from tpvformer.data.types import Frame
 from tpvformer.data.windows import FASTEST, SLACK
 from tpvformer.errors import ConfigError
-from tpvformer.geometry import now2past
+from tpvformer.geometry import now_to_past
 from tpvformer.model.history import PlaneHistory
 
 Say = Callable[[str, str], None]  # receives the kind of a reset, and a line about it
@@ -97,7 +97,7 @@ class Stream:
         if kind:
             self._say(kind, f"frame {frame.token} {why}: the stream begins anew")
             return None
-        motion = torch.from_numpy(now2past(pose, last.grid2global).astype(np.float32))
+        motion = torch.from_numpy(now_to_past(pose, last.grid2global).astype(np.float32))
         return last.planes.moved(motion[None], torch.tensor([gap]))
 
     def _reset(self, last: Memory, frame: Frame, pose: np.ndarray, gap: float) -> Tuple[str, str]:

@@ -28,7 +28,7 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics.flicker import FlickerTally, pairs_of
 from tpvformer.engine.metrics.named import RING_NAMES
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.geometry import now2past, transform_points
+from tpvformer.geometry import now_to_past, transform_points
 from tpvformer.labels import CLASS_NAMES, STATIC
 from tpvformer.model import Prediction, TPVFormer
 from tpvformer.untrusted.run_files import check_record
@@ -95,7 +95,7 @@ def by_hand(data: FrameDataset, config: Config, predicted: Dict[int, np.ndarray]
             continue
         poses = [data.grid2global(i) for i in (index, before[index])]
         assert poses[0] is not None and poses[1] is not None
-        place = transform_points((low + (np.array(voxel) + 0.5) * pitch)[None], now2past(poses[0], poses[1]))
+        place = transform_points((low + (np.array(voxel) + 0.5) * pitch)[None], now_to_past(poses[0], poses[1]))
         if not ((place > low) & (place < high)).all():
             continue
         there = seen.get((before[index], *grid_index(place, grid.shape, grid.pc_range)[0].tolist()))

@@ -26,7 +26,7 @@ from tpvformer.engine.metrics.bootstrap import interval
 from tpvformer.engine.metrics.collect import cell_rings, classes_at_voxels, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES, Metric
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.geometry import lattice, now2past, transform_points
+from tpvformer.geometry import lattice, now_to_past, transform_points
 from tpvformer.labels import STATIC, class_names
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class FlickerTally:
         places = self._low + (voxels + 0.5) * self._pitch
         now, past = (self._data.grid2global(i) for i in (index, before))
         assert now is not None and past is not None, "frames of a pair have poses"
-        moved = transform_points(places, now2past(now, past))
+        moved = transform_points(places, now_to_past(now, past))
         there = np.floor((moved - self._low) / self._pitch).astype(np.int64)
         kept = ((there >= 0) & (there < self._cells)).all(1) & np.isin(truth, STATIC)
         kept[kept] = last.truth[tuple(there[kept].T)] == truth[kept]
