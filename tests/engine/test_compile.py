@@ -145,10 +145,10 @@ def test_planes_of_the_past_are_part_of_the_graph(view_attn: str) -> None:
     for age in (0.5, None, 0.7, torch.inf):
         history = None
         if age is not None:
-            shift = torch.eye(4).repeat(2, 2, 1, 1)
+            shift = torch.eye(4).repeat(1, 2, 1, 1)
             shift[..., 0, 3] = 10 * age
-            planes = torch.randn(2, 2, cfg.model.grid.num_queries, cfg.model.dim)
-            history = PlaneHistory(planes, shift, torch.full((2, 2), float(age)))
+            planes = torch.randn(1, 2, cfg.model.grid.num_queries, cfg.model.dim)
+            history = PlaneHistory(planes, shift, torch.full((1, 2), float(age)))
         for mine, other in zip(*(losses_and_gradients(m, cfg, history=history) for m in (model, plain))):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     assert compiled.active and not said, said

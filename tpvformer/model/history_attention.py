@@ -6,7 +6,7 @@ Legend: B batch, F past frames, Q queries, C channels.
 from __future__ import annotations
 
 import math
-from typing import List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tpvformer.model.history import CrossViewPast, PlaneHistory, known_past, ref
 from tpvformer.model.plane_attention import CrossViewAttention
 from tpvformer.model.together import Weights
 
+Sample = Callable[[Tensor, Tensor, Tensor], Tensor]
 WAVES = 8  # cosines of the age, of 0 to 7 half periods in ``max_seconds``
 
 
@@ -46,8 +47,8 @@ class HistoryAttention(CrossViewAttention):
             return self.dropout(self._read(x, position, past, self._sample_in_blocks))
         return self.dropout(checkpoint_except_sampling(self.recompute, self._read, x, position, past, self._sample))
 
-    def _read(self, x: Tensor, position: Tensor, past: CrossViewPast, sample: object) -> Tensor:
-        sampled = sample(self._queries(x, position, past), self._sources(past), past.anchors)  # ty: ignore
+    def _read(self, x: Tensor, position: Tensor, past: CrossViewPast, sample: Sample) -> Tensor:
+        sampled = sample(self._queries(x, position, past), self._sources(past), past.anchors)
         return self._output(self._mean(sampled, past)) * past.share.sum(1)
 
     def read_packed(self, x: Tensor, position: Tensor, past: CrossViewPast, weights: Weights) -> Tensor:
