@@ -16,6 +16,7 @@ from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
+from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.history import HistoryConfig
 from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.data.loader import collate, make_loader
@@ -141,7 +142,9 @@ def test_frames_out_of_order_are_an_error(config: Config) -> None:
 
 
 def test_sets_and_models_without_what_it_takes(config: Config, tmp_path: Path) -> None:
-    boxes_alone = dataclasses.replace(config, loss=dataclasses.replace(config.loss, segmentation=0.0))
+    model = dataclasses.replace(config.model, detection=DetectionConfig())
+    loss = dataclasses.replace(config.loss, segmentation=0.0, detection=1.0)
+    boxes_alone = dataclasses.replace(config, model=model, loss=loss)
     with pytest.raises(ConfigError, match="flicker compares the classes of lidar points"):
         FlickerTally(boxes_alone, open_frames(config, "val"), CPU)
     bare = tiny_config(write_tiny(tmp_path, (40, 90)))
