@@ -63,8 +63,8 @@ def remember(planes: Tensor, history: Optional[PlaneHistory], frames: int) -> Pl
 def unknown(cfg: ModelConfig, batch: int, device: torch.device) -> PlaneHistory:
     """Return a history of one frame that no sample has."""
     queries = sum(cfg.grid.plane_sizes[: len(cfg.planes)])
-    planes = torch.zeros((), device=device).expand(batch, 1, queries, cfg.dim)
-    matrices = torch.eye(4, device=device).expand(batch, 1, 4, 4)
+    planes = torch.zeros(batch, 1, queries, cfg.dim, device=device)  # no views: a compiled graph is for strides too
+    matrices = torch.eye(4, device=device).repeat(batch, 1, 1, 1)
     return PlaneHistory(planes, matrices, torch.full((batch, 1), torch.inf, device=device))
 
 
