@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
-from tpvformer.data.types import Batch
+from tpvformer.data.types import Batch, PastBatch
 from tpvformer.engine.distributed.collectives import World, all_gather_strings, all_reduce_sum, share_buffers
 from tpvformer.engine.evaluation.boxes import BoxTally
 from tpvformer.engine.forward import predict
@@ -32,6 +32,7 @@ from tpvformer.labels import class_names
 if TYPE_CHECKING:
     from tpvformer.model import Prediction
 
+_Held = TypeVar("_Held", Batch, PastBatch)
 WORST = 6  # samples of the highest loss that an evaluation lists
 # metrics that choose the best checkpoint, with their counts; the first available one is used
 _PRIMARY = {"occ3d_miou": "camera", "ssc_miou": "grid", "miou_points": "points"}
@@ -121,11 +122,11 @@ def evaluate(
     share_buffers(model)
     tokens: List[str] = []
     each: List[torch.Tensor] = []  # losses of the samples; read at the end, to avoid synchronising with the device
-    training, together = model.training, config.data.batch_size * world.size
+    training, least = model.training, getattr(loader.sampler, "least", len(data) // world.size)
     model.eval()
     with torch.no_grad(), log.progress("evaluate", len(loader)) as bar:
         for i, batch in enumerate(on_device(loader, device)):
-            if (i + 1) * together <= len(data):  # every process has such a batch
+            if (i + 1) * config.data.batch_size <= least:  # every process has such a batch
                 between()
             if change is not None:
                 batch = change(batch)
@@ -176,9 +177,13 @@ def worst_of(tokens: Sequence[str], losses: Sequence[float]) -> List[Tuple[str, 
 
 
 def permute_cameras(batch: Batch) -> Batch:
-    """Give every image the calibration of the previous camera."""
-    rows = None if batch.query_rows is None else batch.query_rows.roll(1, dims=1)
-    return dataclasses.replace(batch, grid2img=batch.grid2img.roll(1, dims=1), query_rows=rows)
+    """Give every image the calibration of the previous camera, in the past frames too."""
+
+    def permuted(held: _Held) -> _Held:
+        rows = None if held.query_rows is None else held.query_rows.roll(1, dims=1)
+        return dataclasses.replace(held, grid2img=held.grid2img.roll(1, dims=1), query_rows=rows)
+
+    return dataclasses.replace(permuted(batch), past=[permuted(frame) for frame in batch.past])
 
 
 def report(result: Evaluation, config: Config, log: RunLog) -> None:
