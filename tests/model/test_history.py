@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Callable, List, Optional, Tuple
 
-import numpy as np
 import pytest
 import torch
 from model_cases import BEV, CROSS, HW, SIZE, build, inputs
@@ -18,7 +17,6 @@ from tpvformer.compat.checkpoints import export_reference
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.config import Config, ConfigError, DetectionConfig, GridConfig, HistoryConfig, ModelConfig, override
 from tpvformer.engine.train import HEADS
-from tpvformer.geometry import now_to_past
 from tpvformer.model import TPVFormer
 from tpvformer.model.grid import PLANE_AXES, centres, own_plane_points, query_points
 from tpvformer.model.history import PlaneHistory, hw_past
@@ -352,20 +350,6 @@ def test_a_drive_is_remembered_frame_by_frame() -> None:
     torch.testing.assert_close(later.to_past[0, 1], step @ step)
     assert later.seconds.tolist() == [[0.5, 1.0]]
     assert not torch.equal(planes[0], planes[2])
-
-
-def test_movement_between_two_frames() -> None:
-    """Positions of a map, kilometres from its origin; augmentations of both frames; many frames at once."""
-    place = motion(70.0).double().numpy()
-    place[:3, 3] = 1.0e6, -2.0e6, 30.0
-    step = motion(9.0, 0.5, 3.0, 0.1).double().numpy()
-    now = place @ step  # E_now = E_past step, so that points of now are step's points of the past
-    np.testing.assert_allclose(now_to_past(now, place), step, atol=1e-8)
-    np.testing.assert_allclose(now_to_past(np.stack([now, place]), place), np.stack([step, np.eye(4)]), atol=1e-8)
-    flip, turn = np.diag([-1.0, 1, 1, 1]), motion(20.0, 1.0).double().numpy()
-    np.testing.assert_allclose(now_to_past(now, place, flip, turn), turn @ step @ flip, atol=1e-8)
-    point = np.array([2.0, 1.0, 0.0, 1.0])
-    np.testing.assert_allclose(place @ now_to_past(now, place) @ point, now @ point, rtol=1e-12)
 
 
 def test_histories_that_do_not_fit() -> None:

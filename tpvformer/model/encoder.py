@@ -119,7 +119,10 @@ class EncoderLayer(nn.Module):
         projections: Sequence[Projection],
         past: Past = None,
     ) -> Tensor:
-        x = self.norms[0](self.plane_attn(x, position, plane_anchors, past))
+        out = self.plane_attn(x, position, plane_anchors, *((past,) if isinstance(past, HWPast) else ()))
+        if isinstance(past, LayerPast):
+            out = out + past.attention.read(x, position, past.frames)
+        x = self.norms[0](out)
         if self.image_attn is not None:
             x = self.norms[1](self.image_attn(x, tokens, level_shapes, projections))
         return self.norms[-1](self.ffn(x))

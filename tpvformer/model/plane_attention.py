@@ -6,7 +6,7 @@ that is sampled.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import cross_view_points, own_plane_points, split_planes
 from tpvformer.model.history import HWPast
 from tpvformer.model.together import Weights, linear_by_plane, linear_parts
-
-if TYPE_CHECKING:
-    from tpvformer.model.history_attention import LayerPast
 
 
 class CrossViewAttention(nn.Module):
@@ -55,18 +52,14 @@ class CrossViewAttention(nn.Module):
             init.projection_linear(self.value[plane])
             init.projection_linear(self.output[plane])
 
-    def forward(self, x: Tensor, position: Tensor, anchors: Tensor, past: Optional[LayerPast] = None) -> Tensor:
-        """Return (B,Q,C) from x (B,Q,C), position (Q,C) and anchors (Q,3,A,2) of ``cross_view_points``.
-
-        What is read of the ``past`` is added.
-        """
+    def forward(self, x: Tensor, position: Tensor, anchors: Tensor) -> Tensor:
+        """Return (B,Q,C) from x (B,Q,C), position (Q,C) and anchors (Q,3,A,2) of ``cross_view_points``."""
         if ops.in_blocks(x[:, None, :, None], x):  # the blocks recompute by themselves
             query = x + position
             out = self._output(self._sample_in_blocks(query, query, anchors))
         else:
             out = checkpoint_except_sampling(self.recompute, self._attend, x, position, anchors)
-        out = x + self.dropout(out)
-        return out if past is None else out + past.attention.read(x, position, past.frames)
+        return x + self.dropout(out)
 
     def parts(self) -> Dict[str, List[Tensor]]:
         """Return the parameters to ``together.prepare`` for ``attend_packed``: offsets and logits of a plane joined."""
@@ -78,7 +71,7 @@ class CrossViewAttention(nn.Module):
         return found
 
     def attend_packed(self, x: Tensor, position: Tensor, anchors: Tensor, weights: Weights) -> Tensor:
-        """Return the same as ``forward`` without a past; products have the type of ``weights``, those of ``parts``."""
+        """Return the same as ``forward``, with products in the type of ``weights``, those of ``parts``."""
         query = x + position
         sampled = self._sample_packed(query, query, anchors, weights)
         return x + self.dropout(self._linear_packed("output.", sampled, weights))
