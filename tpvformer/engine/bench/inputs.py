@@ -21,11 +21,12 @@ from tpvformer.data.loader import ListRows, collate
 from tpvformer.data.nuscenes.occupancy import HAS_MASKS, HAS_RAYS
 from tpvformer.data.street.rig import BEAMS, CAMERAS, LIDAR_CHANNEL, LIDAR_TRANSLATION, beam_elevations, sensor_poses
 from tpvformer.data.transforms import make_sample
-from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, Batch, DenseLabels, Frame
+from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, Batch, DenseLabels, Frame, PastSample, Sample
 from tpvformer.model.backbone import ModulatedDeformConv3x3
 
 SIZE = (1600, 900)  # width, height of nuScenes images
 POINTS = 34_720  # points of a full lidar turn
+STEP = 4.0  # metres that a vehicle drives between two key frames
 BOXES = 40  # annotated objects of a frame
 GROUND_LABEL = 11  # driveable surface
 SECTORS = 60  # horizontal sectors, one obstacle in each
@@ -115,8 +116,25 @@ def random_batch(config: Config, size: Tuple[int, int], points: int, list_rows: 
         sample = make_sample(frame, config.data, config.model.grid, rng)
         if config.model.detection is not None:
             sample.box_targets = draw_targets(random_boxes(config, rng), BoxMap.of(config.model))
+        if config.model.history is not None:
+            sample.past = tuple(_past(sample, k + 1) for k in range(config.model.history.frames))
         samples.append(sample)
     return collate(samples, config.data.ignore_label, list_rows=list_rows)
+
+
+def _past(now: Sample, steps: int) -> PastSample:
+    """Return a past frame with the images of the present one, half a second and STEP metres a step before it."""
+    shared = ("token", "images", "photometric", "keep_rows", "keep_columns", "grid2img", "image_shape", "camera_slots")
+    once, all_steps = torch.eye(4), torch.eye(4)
+    once[1, 3], all_steps[1, 3] = STEP, STEP * steps
+    return PastSample(
+        **{name: getattr(now, name) for name in shared},
+        now2past=all_steps,
+        seconds=torch.tensor(0.5 * steps),
+        motion=once,
+        gap=torch.tensor(0.5),
+        valid=torch.tensor(True),
+    )
 
 
 def roughen(model: nn.Module) -> None:
