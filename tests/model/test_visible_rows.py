@@ -70,7 +70,7 @@ def test_no_list_where_it_saves_nothing(dim64: ModelConfig, monkeypatch: pytest.
 def test_lists_follow_the_calibration_when_cameras_are_exchanged() -> None:
     fields = {field.name: None for field in dataclasses.fields(Batch)}
     rows = torch.arange(6, dtype=torch.int32).view(1, 3, 2)
-    fields.update(grid2img=torch.arange(3.0).view(1, 3, 1), query_rows=rows, row_counts=[1, 1, 0])  # type: ignore
+    fields.update(grid2img=torch.arange(3.0).view(1, 3, 1), query_rows=rows, row_counts=[1, 1, 0], past=[])  # type: ignore
     batch = permute_cameras(Batch(**fields))  # type: ignore[arg-type]
     assert batch.grid2img.flatten().tolist() == [2, 0, 1]
     assert batch.query_rows is not None and batch.query_rows[0, :, 0].tolist() == [4, 0, 2]
