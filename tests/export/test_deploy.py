@@ -24,7 +24,7 @@ from rig_tools import camera
 
 from tpvformer import TPVFormer, decode_boxes, ops
 from tpvformer.cli import main
-from tpvformer.config import Config, DataConfig, DetectionConfig, ModelConfig
+from tpvformer.config import Config, DataConfig, DetectionConfig, HistoryConfig, ModelConfig
 from tpvformer.data.voxels.voxelize import grid_index
 from tpvformer.engine.forward import point_places
 from tpvformer.errors import ConfigError
@@ -32,6 +32,7 @@ from tpvformer.export import WRITERS, aoti, export_aoti, export_onnx, export_pro
 from tpvformer.export.onnx import OPSET
 from tpvformer.export.traced import Rig
 from tpvformer.labels import class_names
+from tpvformer.model.history import remember
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -193,6 +194,37 @@ def test_onnxruntime_says_the_same(model: ModelConfig, onnx_file: Callable[[Mode
         assert facts["box_class_names"][0] == "car"
         found, expected = (decode_boxes(*both[2:], facts["pc_range"]) for both in (out, wanted))
         assert len(found) == len(expected) > 0 and np.abs(found.centres - expected.centres).max() < 1e-2
+
+
+@exporting
+@running
+def test_a_history_goes_in_and_comes_out(onnx_file: Callable[[ModelConfig], Path]) -> None:
+    """Five frames of a drive in onnxruntime, each with the planes of the one before: the model's stream."""
+    import onnxruntime  # ty: ignore[import-not-found]
+
+    model = dataclasses.replace(MODEL, history=HistoryConfig(), num_levels=3)
+    made, file = lively(model), onnx_file(model)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == list(traced.input_names(made.config))
+    queries, step = model.grid.num_queries, np.eye(4, dtype=np.float32)[None]
+    step[0, 1, 3] = 1.5
+    planes, seconds, history = np.zeros((1, queries, model.dim), np.float32), np.full(1, np.inf, np.float32), None
+    for number in range(5):
+        images, lidar2img, points = inputs(20, seed=number)
+        fed = {"images": images, "lidar2img": lidar2img, "points": points, "past_planes": planes, "to_past": step}
+        out = dict(zip(traced.output_names(made.config), session.run(None, {**fed, "seconds": seconds})))
+        given = [torch.from_numpy(array) for array in (images, lidar2img, points)]
+        if history is not None:
+            history = history.moved(torch.from_numpy(step), torch.tensor([0.5]))
+        with torch.no_grad():
+            rig = Rig(made.network, made.config)
+            pasts = () if history is None else tuple(part[0] for part in history)
+            voxels, at_points, seen = rig(*given, *pasts)
+        for name, expected in (("voxel_logits", voxels), ("point_logits", at_points), ("planes", seen)):
+            assert np.abs(out[name] - expected.numpy()).max() < 1e-4, (number, name)
+        history = remember(seen[None], None, 1)
+        planes, seconds = out["planes"][None], np.full(1, 0.5, np.float32)
+    assert np.abs(out["voxel_logits"] - plain(made, (images, lidar2img, points))[0]).max() > 1e-3
 
 
 @exporting

@@ -32,7 +32,7 @@ def export_onnx(network: TPVFormer, config: Config, out: Path, cameras: int, siz
         made: Any = torch.onnx.export(
             program,
             (),
-            input_names=list(traced.INPUTS),
+            input_names=list(traced.input_names(config)),
             output_names=list(traced.output_names(config)),
             opset_version=OPSET,
             dynamo=True,

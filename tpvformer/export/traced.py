@@ -26,10 +26,13 @@ from tpvformer.errors import ConfigError
 from tpvformer.files import replacing
 from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
+from tpvformer.model.history import PlaneHistory
 
 INPUTS = ("images", "lidar2img", "points")
 OUTPUTS = ("voxel_logits", "point_logits")
 BOX_OUTPUTS = ("heatmaps", "values")  # of a model with the head of 3-D boxes
+PAST_INPUTS = ("past_planes", "to_past", "seconds")  # of a model with a history, and its output
+PAST_OUTPUTS = ("planes",)
 Size = Tuple[int, int]  # width, height in pixels
 _LONGEST = 8192  # pixels; longest side of an image
 _POINTS = 8  # points of the traced example; the number of points stays dynamic
@@ -46,17 +49,19 @@ class Rig(nn.Module):
         super().__init__()
         self.network, self.config = network, config
 
-    def forward(self, images: Tensor, lidar2img: Tensor, points: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, images: Tensor, lidar2img: Tensor, points: Tensor, *past: Tensor) -> Tuple[Tensor, ...]:
         height, width = images.shape[1:3]
         padded = padded_shape(height, width)
         mean = torch.tensor(MEAN_BGR[::-1]).view(3, 1, 1)
         shown = (images.permute(0, 3, 1, 2).float() - mean)[:, [2, 1, 0]]
         shown = F.pad(shown, (0, padded[1] - width, 0, padded[0] - height))
-        prediction = self.network(shown[None], lidar2img[None], self._places(points)[None])
+        history = PlaneHistory(*(part[None] for part in past)) if past else None
+        prediction = self.network(shown[None], lidar2img[None], self._places(points)[None], history=history)
         assert prediction.point_logits is not None
         logits = (prediction.voxel_logits[0], prediction.point_logits[0])
-        boxes = getattr(prediction, "detection", None)
-        return logits if boxes is None else (*logits, boxes.heatmaps[0], boxes.values[0])
+        boxes, seen = getattr(prediction, "detection", None), getattr(prediction, "history", None)
+        maps = () if boxes is None else (boxes.heatmaps[0], boxes.values[0])
+        return (*logits, *maps) if seen is None else (*logits, *maps, seen.planes[0, 0])
 
     def _places(self, points: Tensor) -> Tensor:
         """Return the positions where points are decoded, in voxels, as data/voxels/ and engine/forward.py do."""
@@ -77,7 +82,12 @@ def trace(network: TPVFormer, config: Config, cameras: int, size: Size) -> Any:
         torch.eye(4).repeat(cameras, 1, 1),
         torch.zeros(_POINTS, 3),
     )
-    free = ({}, {}, {0: torch.export.Dim("points", min=1)})
+    free: Tuple[Any, ...] = ({}, {}, {0: torch.export.Dim("points", min=1)})
+    model = network.config
+    if model.history is not None:
+        frames, queries = model.history.frames, sum(model.grid.plane_sizes[: len(model.planes)])
+        example += (torch.zeros(frames, queries, model.dim), torch.eye(4).repeat(frames, 1, 1), torch.ones(frames))
+        free = (*free, ({}, {}, {}))
     autocast, network.image_autocast = network.image_autocast, None  # fp32, whatever precision the model uses
     try:
         with ops.static_shapes(), torch.no_grad(), quiet():
@@ -86,9 +96,15 @@ def trace(network: TPVFormer, config: Config, cameras: int, size: Size) -> Any:
         network.image_autocast = autocast
 
 
+def input_names(config: Config) -> Tuple[str, ...]:
+    """Return the names of the program's inputs."""
+    return INPUTS if config.model.history is None else INPUTS + PAST_INPUTS
+
+
 def output_names(config: Config) -> Tuple[str, ...]:
     """Return the names of the program's outputs."""
-    return OUTPUTS if config.model.detection is None else OUTPUTS + BOX_OUTPUTS
+    boxes = () if config.model.detection is None else BOX_OUTPUTS
+    return OUTPUTS + boxes + (() if config.model.history is None else PAST_OUTPUTS)
 
 
 def facts(config: Config, cameras: int) -> Dict[str, Any]:
