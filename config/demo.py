@@ -2,12 +2,12 @@
 
 command   make demo
           (tpvformer synth, then bash test/train_1p.sh --py_config=config/demo.py)
-hardware  2 cores of an AMD EPYC (Zen 4), nothing else running
-time      5 min 29 s with AVX-512 in bf16, 5 min 37 s restricted to AVX2 in fp32 (train.precision=auto), of which
-          3 min 41 s and 3 min 53 s are the launcher's (989 frames, each seen once)
-number    64.3 % point mIoU on 111 unseen scenes in bf16 (62.9 to 65.4 over scenes), 11.7 with the cameras exchanged,
-          15.3 by colour alone; 63.7 in fp32. miou_small, of bicycle, pedestrian and cone: 35.5 and 31.2. One run each
-          (benchmarks/results/2026-11-30_amd-epyc-zen4-2core_demo.json)
+hardware  2 cores of an Intel Xeon (AVX-512, AMX), nothing else running, on a shared host
+time      6 min 24 s in bf16 (train.precision=auto), of which 4 min 54 s are the launcher's (989 frames, each seen once)
+number    62.5 % point mIoU on 111 unseen scenes (61.1 to 63.6 over scenes), 11.8 with the cameras exchanged, 15.3 by
+          colour alone; miou_small, of bicycle, pedestrian and cone: 26.3. One run
+          (benchmarks/results/2026-11-30_xeon-amx-2core-shared_demo.json). On the street before generator 5, where
+          nothing moved: 64.3 in 5 min 29 s on an AMD EPYC (Zen 4), miou_small 35.5
 
 It differs from the published models in size and in its image network: no pre-trained weights are loaded, so batch norm
 is trained and nothing is frozen (with the reference's frozen norms every residual branch of a new network stays at
