@@ -5,8 +5,9 @@ command   tpvformer synth --out data/demo_boxes --scenes 560 --frames 2 --size 2
 hardware  2 cores of an Intel Xeon (AVX-512, AMX), on a shared host
 time      27 s for the data, 15 min 44 s for the launcher in bf16 (train.precision=auto); steps took 0.26 s at first and
           0.37 s at the end, as the host was busier
-number    on 114 frames of 57 unseen streets, bf16: 37.5 % mAP, 37.5 % NDS, AP of car 41.4 %, 79.5 % point mIoU. In fp32,
-          two seeds, with controls: 37.7 and 38.8 % mAP, 37.3 and 38.1 % NDS, 81.0 % point mIoU (docs/detection.md)
+number    on 114 frames of 57 unseen streets, bf16: 37.5 % mAP, 37.5 % NDS, AP of car 41.4 %, 79.5 % point mIoU. In
+          fp32, two seeds, with controls: 37.7 and 38.8 % mAP, 37.3 and 38.1 % NDS, 81.0 % point mIoU
+          (docs/detection.md)
 
 Differs from config/demo.py in the head, whose map has cells of half a metre, in its start from the demo's weights, in a
 lower learning rate and in its data: streets of two frames, because one frame alone tells no velocity.
