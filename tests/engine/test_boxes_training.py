@@ -53,6 +53,7 @@ def data(tmp_path_factory: Any) -> DataConfig:
         info["gt_boxes"] = np.c_[places, sizes, rng.uniform(-3, 3, count)]
         info["gt_names"] = np.array(["car", *rng.choice(DETECTION_CLASSES, count - 1)])
         info["gt_velocity"] = rng.uniform(-5, 5, (count, 2))
+        info["gt_velocity"][0] = np.nan if i == 0 else (2, 1)  # of a car; the first is unknown
         info["num_lidar_pts"] = np.full(count, 4)
     Path(cfg.train_infos).write_bytes(pickle.dumps(content, protocol=2))
     return cfg
@@ -125,6 +126,8 @@ def test_controls_of_boxes(data: DataConfig, capsys: pytest.CaptureFixture) -> N
     cars = np.concatenate([boxes.centres[boxes.labels == 0] for boxes in known if boxes is not None])
     placed = mean_places(frames)
     assert placed.labels[0] == 0 and np.allclose(placed.centres[0], cars.mean(0))
+    fast = np.concatenate([boxes.velocities[boxes.labels == 0] for boxes in known if boxes is not None])
+    assert np.isnan(fast).any() and np.allclose(placed.velocities[0], np.nanmean(fast, 0))
     model, loader, log = run.build_model(config, CPU), make_loader(frames, data, 0, 1, False, 0), RunLog(None, True)
     real = evaluate(model, loader, config, World(), CPU, log)
     outcome = run_controls(model, loader, frames, frames, config, World(), CPU, log, real)

@@ -101,11 +101,17 @@ def mean_places(data: FrameDataset) -> Boxes:
     columns = [np.concatenate([getattr(b, name) for b in known]) for name in ("centres", "sizes", "velocities")]
     present = [label for label in range(len(DETECTION_CLASSES)) if (labels == label).any()]
     centres, sizes, velocities = (
-        np.array([np.nan_to_num(column[labels == label]).mean(0) for label in present]) for column in columns
+        np.array([_mean_of_known(column[labels == label]) for label in present]) for column in columns
     )
     count = len(present)
     zeros, ones = np.zeros(count, np.float32), np.ones(count, np.float32)
     return Boxes(centres, sizes, zeros, velocities, np.array(present), scores=ones)
+
+
+def _mean_of_known(rows: np.ndarray) -> np.ndarray:
+    """Return the mean of rows (N, D) without NaN, which stands for an unknown velocity; 0 where all are unknown."""
+    known = ~np.isnan(rows)
+    return np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1)
 
 
 def baselines(
