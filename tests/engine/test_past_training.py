@@ -8,7 +8,7 @@ from typing import Any, Dict
 
 import pytest
 import torch
-from engine_tools import CPU, ROOT, processes, tiny_config, write_config
+from engine_tools import CPU, ROOT, processes, reading_the_past, tiny_config, write_config
 
 from tpvformer.config import Config, DataConfig
 from tpvformer.config.history import HistoryConfig
@@ -21,7 +21,6 @@ from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.past import history_of
-from tpvformer.model import TPVFormer
 
 pytestmark = pytest.mark.usefixtures("quick")
 TRAIN = """
@@ -53,16 +52,6 @@ def batch_of(config: Config, index: int) -> Batch:
     return collate([open_frames(config, "val")[index]], 0)
 
 
-def lively(config: Config) -> TPVFormer:
-    """A model whose reading of the past is not zero."""
-    torch.manual_seed(0)
-    model = TPVFormer(config.model)
-    with torch.no_grad():
-        for parameter in model.history.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape)
-    return model
-
-
 def weights(work_dir: Path) -> Dict[str, torch.Tensor]:
     return store.read(work_dir / "latest.pth")["state_dict"]
 
@@ -70,7 +59,7 @@ def weights(work_dir: Path) -> Dict[str, torch.Tensor]:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_a_window_is_the_stream_that_begins_with_it(data: DataConfig, frames: int) -> None:
     config = config_of(data, frames)
-    model, history = lively(config).eval(), None
+    model, history = reading_the_past(config).eval(), None
     with torch.no_grad():
         for index in range(frames + 1):
             batch = batch_of(config, index)
@@ -94,7 +83,7 @@ def test_the_past_has_no_gradients_and_changes_no_norm(data: DataConfig) -> None
             config.model, dropout=0.3, backbone=dataclasses.replace(config.model.backbone, norm="batch")
         ),
     )
-    model, batch = lively(config).train(), batch_of(config, 1)
+    model, batch = reading_the_past(config).train(), batch_of(config, 1)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     first, second = (history_of(model, batch, config) for _ in range(2))
     assert first is not None and second is not None and model.training
@@ -106,7 +95,7 @@ def test_the_past_has_no_gradients_and_changes_no_norm(data: DataConfig) -> None
 
 def test_a_frame_without_a_past_is_static(data: DataConfig) -> None:
     config = config_of(data)
-    model, batch = lively(config).eval(), batch_of(config, 0)
+    model, batch = reading_the_past(config).eval(), batch_of(config, 0)
     assert not batch.past[0].valid.any()
     with torch.no_grad():
         with_past, alone = (predict(model, b, config) for b in (batch, dataclasses.replace(batch, past=[])))

@@ -77,6 +77,16 @@ def tiny_model(seed: int = 0) -> TPVFormer:
     return TPVFormer(MODEL)
 
 
+def reading_the_past(config: Config) -> TPVFormer:
+    """A model whose reading of the past is not zero."""
+    torch.manual_seed(0)
+    model = TPVFormer(config.model)
+    with torch.no_grad():
+        for parameter in model.history.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    return model
+
+
 def save_epoch(folder: Path, model: TPVFormer, stepper: Stepper, config: Config, progress: Progress) -> Path:
     """The file that a run writes after an epoch."""
     return store.write(folder, f"epoch_{progress.epoch}.pth", checkpoint.capture(model, stepper, config, progress))

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import pytest
 import torch
-from engine_tools import CPU, ROOT, processes, tiny_config, write_config
+from engine_tools import CPU, ROOT, processes, reading_the_past, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
 from tpvformer.cli import main
@@ -206,20 +206,10 @@ def whole_drives(config: Config) -> List[List[int]]:
     return open_frames(config, "val").drives
 
 
-def lively(config: Config) -> TPVFormer:
-    """A model whose reading of the past is not zero."""
-    torch.manual_seed(0)
-    model = TPVFormer(config.model)
-    with torch.no_grad():
-        for parameter in model.history.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape)
-    return model
-
-
 def test_eval_limits_the_past_and_scores_flicker(config: Config, tmp_path: Path, capsys: Any) -> None:
     two, scores = temporal(config, 2), {}
     scenes = whole_drives(two)
-    torch.save(lively(two).state_dict(), tmp_path / "w.pth")
+    torch.save(reading_the_past(two).state_dict(), tmp_path / "w.pth")
     file = write_config(tmp_path / "config.py", two)
     words = ["eval", "--py-config", str(file), "--ckpt-path", str(tmp_path / "w.pth"), "--device", "cpu"]
     for seconds in ("0", "0.55", "2"):
@@ -232,7 +222,7 @@ def test_eval_limits_the_past_and_scores_flicker(config: Config, tmp_path: Path,
     assert all(each["metrics"]["flicker"]["value"] is not None for each in scores.values())
     static = tmp_path / "static.pth"
     names = TPVFormer(config.model).state_dict()
-    torch.save({name: t for name, t in lively(two).state_dict().items() if name in names}, static)
+    torch.save({name: t for name, t in reading_the_past(two).state_dict().items() if name in names}, static)
     plain = write_config(tmp_path / "plain.py", config)
     words = ["eval", "--py-config", str(plain), "--ckpt-path", str(static), "--device", "cpu"]
     assert main([*words, "--json", str(tmp_path / "static.json")]) == 0
