@@ -41,6 +41,7 @@ LAW = {
         ("compat", "untrusted", "config", "errors", "files", "labels"),
         ("torch", "safetensors", "yaml", "huggingface_hub"),
     ),
+    "compat/mmcv_ext/operations.py": (("ops",), ("torch",)),  # what it serves to mmcv
     "engine": (
         ("engine", "untrusted", "compat", "data", "model", "ops", "config", "runtime")
         + ("errors", "files", "geometry", "labels"),
