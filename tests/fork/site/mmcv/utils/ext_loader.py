@@ -6,7 +6,7 @@ def load_ext(name, names):
     """The compiled module, of which every name that a file of mmcv may call must exist when the file is imported."""
     module = importlib.import_module("mmcv." + name)
     for function in names:
-        assert hasattr(module, function), f"{function} miss in module {name}"
+        assert hasattr(module, function), f"mmcv.{name} lacks {function}"
     return module
 
 
