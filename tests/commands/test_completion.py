@@ -93,7 +93,7 @@ def test_each_argument_with_a_value_is_known_for_what_it_is() -> None:
                 and not (action.choices or hasattr(action, "complete"))
             ):
                 plain.add(action.dest)
-    assert plain == {"assignments", "version", "splits", "prefix", "paint", "title"}
+    assert plain == {"assignments", "version", "splits", "prefix", "paint", "title", "rest"}
 
 
 def test_zsh_is_told_of_every_option(capsys: Any) -> None:

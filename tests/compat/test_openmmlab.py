@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import fork_tools
 import programs
 import pytest
 
@@ -180,6 +181,22 @@ def test_operations_of_mmcv_without_a_compiler(stock: Path, exchanged: Path) -> 
         assert len(result["convolution"]) == 12 and max(result["convolution"].values()) <= 1e-5, result["convolution"]
         assert result["other"].startswith("OpsError: mmcv._ext.nms is not there")
         assert result["exists"] and result["compiler"].startswith("none (tpvformer")
+
+
+def test_a_fork_trains_with_mmdet_s_resnet(tmp_path: Path) -> None:
+    """tests/fork/checkout, unedited, on the real mmcv and mmdet: DCNv2 in a ResNet, attention, auto_fp16."""
+    root = fork_tools.write_tables(tmp_path / "data")
+    found = []
+    for name, extra in (("ours", {}), ("plain", {"FORK_PLAIN": "1"})):
+        arguments = ["--work_dir", str(tmp_path / name), "--root", str(root), "--backbone", "DetResNet"]
+        done = fork_tools.start(["--device", "cpu"], arguments, python=PYTHON, **extra)
+        assert done.returncode == 0 and "rank 0 of 1 done on cpu" in done.stdout, done.stdout + done.stderr
+        found += fork_tools.results(tmp_path / name)
+    ours, plain = found
+    assert any("conv_offset" in name and float(grad.abs().max()) > 0 for name, grad in ours["grads"].items())
+    for name, tolerance in (("output", 1e-5), ("grads", 1e-3), ("weights", 1e-3)):
+        assert fork_tools.largest_gap(ours[name], plain[name]) <= tolerance, name
+    assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-5)
 
 
 def test_registered_layers_are_mmcvs(exchanged: Path) -> None:

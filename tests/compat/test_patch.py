@@ -141,6 +141,16 @@ def test_a_script_that_is_imported_is_left_alone(tree: Path) -> None:
     assert done.stdout == "42\n"
 
 
+def test_tpvformer_run_executes_the_checkout_s_own_script(tree: Path) -> None:
+    (tree / "train.py").write_text("\nimport sys\nprint('their loop', sys.argv[1:])\n")
+    stand_in.git(tree, "apply", PATCH)
+    command = [sys.executable, "-m", "tpvformer", "run", "--device", "cpu", "train.py", "--py_config", "x"]
+    assert run(tree, *command).stdout == "their loop ['--py_config', 'x']\n"
+    older = "\nimport sys\nfrom tpvformer.upstream import main\nsys.exit(main(__file__))\n"
+    (tree / "train.py").write_text(older)
+    assert "an older TPVFormer.patch is applied here" in run(tree, *command, status=2).stderr
+
+
 def run(folder: Path, *command: str, status: int = 0, **extra: str) -> programs.Done:
     """Run a command in a checkout where ``python`` is this interpreter, with this package installed."""
     path = stand_in.link_python(folder.parent / "bin") + os.pathsep + os.environ["PATH"]

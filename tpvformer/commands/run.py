@@ -28,19 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _RUN = (
-    "Runs a training script that was written for mmcv 1.x and CUDA, without editing it: with our operations in place "
-    "of mmcv's compiled ones, names that numpy has removed, and stand-ins for nuscenes-devkit and timm's scheduler "
-    "where they are not installed; on a processor or an NPU where there is no CUDA. The script is a program and can do "
-    "whatever you can: read it before you run it, as any program."
+    "Runs a training script that was written for mmcv 1.x and for one vendor's cards, without editing it: with our "
+    "operations in place of mmcv's compiled ones, names that numpy has removed, and stand-ins for nuscenes-devkit and "
+    "timm's scheduler where they are not installed; on the processor or the cards that are here. The script is a "
+    "program and can do whatever you can: read it before you run it, as any program."
 )
 
 
 def _run(args: argparse.Namespace) -> int:
+    from tpvformer.engine.foreign.script import run_processes, run_script
+
     if args.processes > 1 and "RANK" not in os.environ:
-        from tpvformer.engine.distributed.launch import launch
-
-        return launch(args.processes, args.argv)
-
-    from tpvformer.engine.foreign.script import run_script
-
+        return run_processes(args.processes, args.argv)
     return run_script(args.script, args.rest, args.device, args.cards)

@@ -135,6 +135,8 @@ def redirect(cards: Cards, remark: Remark) -> None:
     """Redirect this process to ``cards``, once; where they are CUDA's, do nothing. ``remark`` gets one line each."""
     if cards.kind == "cuda":
         return
+    if cards.kind != "cpu":
+        visible_cards(cards.kind)  # a spawned process has not imported what they need
     here = _Here(cards.kind)
     _Redirected(here).__enter__()  # and never left
     for name, function in _functions(cards, here).items():

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import List, Optional
 
 from tpvformer.engine.device.redirect import find_cards, not_redirected
-from tpvformer.engine.distributed.launch import threads
+from tpvformer.engine.distributed.launch import launch, threads
+from tpvformer.engine.distributed.parent import RESERVED_PORT, end_with_parent
 from tpvformer.engine.foreign.preparations import prepare
 from tpvformer.engine.foreign.remarks import close_remarks, open_remarks, remark
 from tpvformer.errors import ConfigError, UserError
@@ -27,6 +28,10 @@ def run_script(script: Path, argv: List[str], device: str, cards: Optional[int])
     """
     if not script.is_file():
         raise ConfigError(f"{script} does not exist; expected a script to run, such as train.py")
+    end_with_parent()
+    reserved = os.environ.pop(RESERVED_PORT, None)
+    if reserved is not None:
+        os.close(int(reserved))  # kept by the launcher until now; the script listens there itself
     found = find_cards(device, cards, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     began = open_remarks()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads(found.count)))
@@ -50,6 +55,15 @@ def run_script(script: Path, argv: List[str], device: str, cards: Optional[int])
         return 1
     finally:
         RUNNING.clear()
+        close_remarks(began)
+
+
+def run_processes(processes: int, argv: List[str]) -> int:
+    """Run the command line ``argv`` in processes as torchrun starts them; return the first failure's status, or 0."""
+    began = open_remarks()
+    try:
+        return launch(processes, argv)
+    finally:
         close_remarks(began)
 
 
