@@ -225,8 +225,23 @@ def test_user_mistakes_are_named(data: DataConfig, tmp_path: Path) -> None:
 
 def test_weights_of_another_run_can_be_started_from(finished: Path, data: DataConfig, tmp_path: Path) -> None:
     config = tiny_config(data, load_from=str(finished / "best.pth"))
-    run.train(config, tmp_path, "cpu", max_steps=1)
-    assert any("tensors loaded" in line for line in log_lines(tmp_path))
+    run.train(config, tmp_path / "same", "cpu", max_steps=1)
+    assert any("tensors loaded" in line for line in log_lines(tmp_path / "same"))
+    free = dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, label_map="nuscenes-noIgnore", fill_label=17),
+        model=dataclasses.replace(config.model, num_classes=18),
+        loss=dataclasses.replace(config.loss, lovasz_input="voxel"),
+    )
+    run.train(free, tmp_path / "free", "cpu", max_steps=1)
+    said = [line for line in log_lines(tmp_path / "free") if "another number of classes" in line]
+    assert said == [
+        "  2 start afresh, the file has another number of classes: aggregator.classifier.weight, "
+        "aggregator.classifier.bias"
+    ]
+    frozen = dataclasses.replace(free, train=dataclasses.replace(free.train, freeze=("aggregator",)))
+    with pytest.raises(ConfigError, match="last layer starts afresh and has to learn; leave aggregator out of train"):
+        run.train(frozen, tmp_path / "frozen", "cpu", max_steps=1)
 
 
 def evaluation(config: Config, loader, change=None):

@@ -199,6 +199,9 @@ class LossConfig:
     segmentation: float = 1.0  # weight of the losses of points and voxels; 0: boxes alone, labels are not needed
     detection: float = 0.0  # weight of the losses of 3-D boxes; needs model.detection (engine/losses/detection.py)
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
+    render: float = 0.0  # weight of the render loss; needs data.occupancy (engine/losses/render.py)
+    render_rays: int = 256  # of each camera and from above, a sample and step
+    render_samples: int = 64  # places at which a camera's ray reads the voxels
 
     def __post_init__(self) -> None:
         check_section("loss", self)

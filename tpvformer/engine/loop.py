@@ -117,7 +117,8 @@ def train_epoch(run: TrainState, epoch: int) -> None:
                     # forward
                     prediction = predict(run.parallel, batch, config)
                     # loss
-                    loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
+                    loss = total_loss(prediction, batch, config.loss, config.data, config.model.grid)
+                    loss = loss / config.train.accumulate
                     # backward
                     stepper.backward(loss)
                 step_loss += loss.detach()

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tpvformer import __version__
-from tpvformer.compat import checkout, load_weights
+from tpvformer.compat import Report, checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset, open_frames
@@ -317,12 +317,22 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
         _warn_dead_backbone(run)
     elif starting_weights(config.train.load_from).exists():
         report = load_weights(run.model, starting_weights(config.train.load_from), fresh=HEADS)
+        _refuse_frozen(report, config)
         for line in report.lines():
             log.line(line)
         for text in report.warnings:
             log.warn(f"train.load_from {report.source}: {text}")
     else:
         log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+
+
+def _refuse_frozen(report: Report, config: Config) -> None:
+    """Raise ConfigError where a layer of classes starts afresh in a part that does not learn."""
+    for part in sorted({name.split(".")[0] for name in report.renewed} & set(config.train.freeze)):
+        raise ConfigError(
+            f"train.freeze names {part}, but train.load_from {report.source} has another number of classes, so its "
+            f"last layer starts afresh and has to learn; leave {part} out of train.freeze"
+        )
 
 
 def _warn_dead_backbone(run: TrainState) -> None:

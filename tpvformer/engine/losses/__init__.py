@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpvformer.config import DataConfig, LossConfig
+from tpvformer.config import DataConfig, GridConfig, LossConfig
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.engine.losses.affinity import affinity
 from tpvformer.engine.losses.detection import detection_losses
+from tpvformer.engine.losses.render import render_losses
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -33,11 +34,18 @@ if TYPE_CHECKING:
     from tpvformer.model.image_head import ImageLogits
 
 
-def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the mean loss of the samples, a scalar, with the terms of the image head and of the boxes.
+def total_loss(
+    prediction: Prediction,
+    batch: Batch,
+    loss_cfg: LossConfig,
+    data_cfg: DataConfig,
+    grid: Optional[GridConfig] = None,
+) -> Tensor:
+    """Return the mean loss of the samples, a scalar, with the terms of the image head, of the boxes and of rendering.
 
     ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are
-    (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
+    (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero. ``grid``, the model's,
+    is for ``loss_cfg.render``, which draws random numbers.
     """
     losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
     boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
@@ -46,11 +54,13 @@ def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_
     image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a FullPrediction may have it
     if image is not None:
         losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
+    if loss_cfg.render:
+        losses = losses + loss_cfg.render * _rendered(prediction, batch, loss_cfg, data_cfg, grid)
     return losses.mean()
 
 
 def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the loss of each sample on its own, (B,) float32, without the image head; inputs as for ``total_loss``."""
+    """Return each sample's loss, (B,) float32, without image head and rendering; inputs as for ``total_loss``."""
     losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
     boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
     if boxes is None or batch.heatmaps is None:
@@ -82,6 +92,25 @@ def segmentation_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConf
     if loss_cfg.affinity:
         loss = affinity(voxel_logits, labels, ignore, data_cfg.fill_label) + loss
     return loss if loss_cfg.segmentation == 1 else loss_cfg.segmentation * loss
+
+
+def _rendered(
+    prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig, grid: Optional[GridConfig]
+) -> Tensor:
+    """Return the render loss (B,) float32; inputs as for ``total_loss``."""
+    assert grid is not None and prediction.voxel_logits.dim() == 5, "rays cross dense voxels of a known grid"
+    height, width = batch.images.shape[2:4]
+    return render_losses(
+        prediction.voxel_logits.float(),
+        taught_labels(batch, data_cfg),
+        batch.grid2img,
+        (width * data_cfg.image_scale, height * data_cfg.image_scale),
+        grid.pc_range,
+        data_cfg.fill_label,
+        data_cfg.ignore_label,
+        loss_cfg.render_rays,
+        loss_cfg.render_samples,
+    )
 
 
 @lru_cache(maxsize=4)  # cached: each copy from the host may synchronise with the device
