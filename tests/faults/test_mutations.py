@@ -157,6 +157,8 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
     stepper.update()
     world = World(0, 1, 0, 1)
     losses = LossMeter(world)
+    losses.add("", [], torch.tensor(1.0), {"ce": torch.tensor(0.5)})
+    losses.read()
     moment = {
         "world_size": 1,
         "global_batch": 1,
@@ -250,7 +252,8 @@ def test_files_of_runs(tmp_path: Path) -> None:
         "worst": [{"token": "t", "loss": 2.0}],
     }  # fmt: skip
     common = {"run": "a", "step": 2}
-    train = {"kind": "train", **common, "loss": 1.0, "mean_loss": 1.0, "grad_norm": 1.0, "lr": 1.0}
+    train = {"kind": "train", **common, "loss": 1.0, "mean_loss": 1.0, "grad_norm": 1.0, "lr": 1.0,
+             "parts": {"ce": 1.0, "lovasz": 2.0}, "mean_parts": {"ce": 1.0, "lovasz": None}}  # fmt: skip
     ended = {"kind": "nonfinite", **common, "reports": ["x"]}
     whole: Dict[str, Any] = {
         "metrics": [train, {"kind": "eval", "epoch": 1, **common, **scores}, ended],

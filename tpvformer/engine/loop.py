@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
@@ -41,7 +41,7 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import Lap, LossMeter, StepClock
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
-from tpvformer.engine.optim.schedule import set_learning_rates
+from tpvformer.engine.optim.schedule import rate_at, set_learning_rates
 from tpvformer.engine.prefetch import on_device
 from tpvformer.errors import SaveError
 from tpvformer.labels import class_names
@@ -107,6 +107,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
             set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
             stepper.zero_grad()
             step_loss = torch.zeros((), device=run.device)
+            step_parts: Dict[str, Tensor] = {}
             tokens: List[str] = []
             where = f"epoch {epoch} iteration {i}"
             run.watchdog.beat(where)
@@ -117,16 +118,19 @@ def train_epoch(run: TrainState, epoch: int) -> None:
                     # forward
                     prediction = predict(run.parallel, batch, config)
                     # loss
-                    loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
+                    parts: Dict[str, Tensor] = {}
+                    loss = total_loss(prediction, batch, config.loss, config.data, parts) / config.train.accumulate
                     # backward
                     stepper.backward(loss)
                 step_loss += loss.detach()
+                for name, share in parts.items():
+                    step_parts[name] = step_parts.get(name, 0) + share / config.train.accumulate
                 tokens += batch.tokens
                 run.bad_samples.note(batch.replaced)
             # clip, check, step
             grad_norm = stepper.clip()
             if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
-                run.losses.add(where, tokens, step_loss)
+                run.losses.add(where, tokens, step_loss, step_parts)
                 stepper.step()
             else:
                 stepper.skip()
@@ -182,14 +186,16 @@ def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
 
 def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """Log a printed iteration as a line and as a record; times are means since the last printed iteration."""
-    values = {
+    values: Dict[str, Any] = {
         "step": run.progress.global_iter,
         "loss": math.nan if run.losses.last is None else run.losses.last,  # all steps so far were skipped
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
-        "lr": run.stepper.optimizer.param_groups[0]["lr"],
+        "lr": rate_at(run.progress.global_iter - 1, run.config.optim.lr, run.schedule_steps, run.config.optim),
         "time": sum(lap.spent for lap in laps) / len(laps),
         "data_time": sum(lap.waited for lap in laps) / len(laps),
+        "parts": run.losses.last_parts,
+        "mean_parts": run.losses.mean_parts,
     }
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 

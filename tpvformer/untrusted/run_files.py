@@ -71,7 +71,11 @@ _evaluation: Dict[str, Schema] = {
 }
 _run = {"run": text(200, none=True), "step": whole()}
 _TRAIN = fields(
-    {**_run, **{name: number(none=True) for name in ("loss", "mean_loss", "grad_norm", "lr", "time", "data_time")}},
+    {
+        **_run,
+        **{name: number(none=True) for name in ("loss", "mean_loss", "grad_norm", "lr", "time", "data_time")},
+        **{name: map_of(number(none=True)) for name in ("parts", "mean_parts")},
+    },
     needed=("step",),
 )
 _EVAL = fields({**_run, **_evaluation, "epoch": whole()}, needed=("epoch", "step", "samples"))

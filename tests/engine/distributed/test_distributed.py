@@ -75,6 +75,8 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     for a, b in zip(ours, theirs):
         for key, tolerance in (("loss", 1e-5), ("mean_loss", 1e-5), ("grad_norm", 1e-3), ("lr", 0)):
             assert a[key] == pytest.approx(b[key], rel=tolerance), (a, b)
+        for key in ("parts", "mean_parts"):  # means over the processes too
+            assert a[key] == pytest.approx(b[key], rel=1e-5) and len(a[key]) == 2
     states = [store.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=2e-4, msg=name)

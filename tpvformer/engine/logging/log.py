@@ -112,8 +112,11 @@ class RunLog:
         with contextlib.suppress(OSError):  # as in _LogFile
             self._timeline.flush()
 
-    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
-        """Log a printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; ``time``, ``data_time`` in s."""
+    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, Any]) -> None:
+        """Log a printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; ``time``, ``data_time`` in s.
+
+        All ``values`` are recorded, those too that the line does not have: scripts read it.
+        """
         self.line(
             f"[TRAIN] Epoch {epoch} Iter {i}/{n}: Loss: {values['loss']:.3f} ({values['mean_loss']:.3f}), "
             f"grad_norm: {values['grad_norm']:.1f}, lr: {values['lr']:.7f}, "

@@ -140,6 +140,8 @@ def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
     if kind not in ("train", "eval") or "step" not in values:
         return {}
     found: Dict[str, Any] = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "iter")}
+    for group, prefix in (("parts", "loss"), ("mean_parts", "mean_loss")):
+        found.update({f"{kind}/{prefix}_{name}": value for name, value in values.get(group, {}).items()})
     for name, metric in values.get("metrics", {}).items():
         found[f"eval/{name}"] = metric["value"]
         if name == values["leading"]:

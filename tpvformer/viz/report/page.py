@@ -124,6 +124,11 @@ def _curves(run: RunFiles) -> str:
     def scored(name: str) -> List[Tuple[float, Optional[float]]]:
         return [(r["epoch"], (r.get("metrics", {}).get(name) or {}).get("value")) for r in run.evals]
 
+    def part(name: str) -> List[Tuple[float, Optional[float]]]:
+        return [(r["step"], r.get("mean_parts", {}).get(name)) for r in run.train]
+
+    parts = list(run.train[-1].get("mean_parts", {}))[:8] if run.train else []
+    parts = parts if len(parts) > 1 else []  # one is the loss itself
     names = list(run.last.get("metrics", {})) if run.last else []
     shown = [n for n in _SHOWN if n in names][:4]
     at_end = [(r["step"], r.get("loss")) for r in run.evals]
@@ -135,6 +140,11 @@ def _curves(run: RunFiles) -> str:
                 Series("mean of the epoch so far", of("mean_loss"), 1),
                 Series("validation", at_end, 2, dots=True),
             ],
+            "step",
+        ),
+        line_chart(
+            "Parts of the loss, mean of the epoch so far",
+            [Series(name, part(name), 1 + i % 4) for i, name in enumerate(parts)],
             "step",
         ),
         line_chart(
