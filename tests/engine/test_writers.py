@@ -95,6 +95,10 @@ def test_what_is_worth_a_curve() -> None:
         "eval/miou_voxels": 30.0,
         "eval/iou/car": 50.0,
     }
+    beside = writers.numbers_of("eval_raw", {"step": 4, **EVAL})  # of the last step's weights, beside their average
+    assert beside == {
+        name.replace("eval/", "eval_raw/"): v for name, v in writers.numbers_of("eval", {"step": 4, **EVAL}).items()
+    }
     assert writers.numbers_of("nonfinite", {"where": "epoch 0"}) == writers.numbers_of("train", {"loss": 1.0}) == {}
 
 

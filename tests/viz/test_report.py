@@ -137,6 +137,18 @@ def test_a_run_that_goes_on_has_a_page(tmp_path: Path, capsys) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert main(["report", "--work-dir", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
+    assert "not averaged" not in text
+    metrics = {"miou_points": {"value": 30.0, "interval": None, "rings": {}}}
+    evals = [
+        record(kind, step=3 * n, epoch=n, samples=4, loss=1.0, leading="miou_points", metrics=metrics)
+        for n in (1, 2)
+        for kind in ("eval_raw", "eval")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines + evals))
+    assert main(["report", "--work-dir", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    chart = text.partition("<figcaption>Validation")[2].partition("</figure>")[0]
+    assert "miou_points, not averaged" in chart
     chart = text.partition("Parts of the loss")[2].partition("</figure>")[0]
     assert chart.count("<polyline") == 2 and "l&lt;vasz" in chart and "l<vasz" not in text
 

@@ -58,7 +58,7 @@ def _eval(args: argparse.Namespace) -> int:
     from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
     scores = (args.permute_cameras, args.json, args.submission, args.also_uses, args.past_seconds, args.flicker)
-    evaluate_checkpoint(*read_model(args), args.device, *scores)
+    evaluate_checkpoint(*read_model(args), args.device, *scores, args.which)
     return 0
 
 
@@ -73,5 +73,5 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
-    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds)
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds, args.which)
     return 0

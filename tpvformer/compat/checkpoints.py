@@ -6,11 +6,12 @@ Every entry of a file is mapped, or ignored for a stated reason, or an error. No
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from tpvformer.compat.average import chosen
 from tpvformer.compat.backbone import backbone_of
 from tpvformer.compat.keys import (
     derived_names,
@@ -53,10 +54,12 @@ class Report:
     missing: List[str] = field(default_factory=list)  # keep the values they had
     zeroed: List[str] = field(default_factory=list)  # offsets of deformable convolutions that the file lacks
     warnings: List[str] = field(default_factory=list)
+    which: str = ""  # of a run's file with an average: the weights that were loaded, in words
 
     def lines(self) -> List[str]:
         """Return the report's lines, without the warnings."""
         lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
+        lines += [f"  {self.which}"] if self.which else []
         for what, names in (
             ("ignored, no weights of this model", self.ignored),
             ("dropped, the neck has another shape", self.dropped),
@@ -71,26 +74,33 @@ class Report:
         return "\n".join(self.lines() + [f"  warning: {text}" for text in self.warnings])
 
 
-def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = ()) -> Report:
+def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = (), which: Optional[str] = None) -> Report:
     """Load the weights of a file into ``model``, in place, and report how each entry was treated.
 
     Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; the weights of a
     detector, a classifier or a bare ResNet with this backbone. Each may be flat or under a key such as ``state_dict``,
     with or without wrappers' prefixes (``module.``). Raises CheckpointError with the entries that are unknown, missing,
     of another shape or not finite; the model is then unchanged. A part of the model that ``fresh`` names, such as
-    "detection", keeps its weights if the file has none of them.
+    "detection", keeps its weights if the file has none of them. ``which`` is "ema" or "raw" for a run's checkpoint that
+    has an average of the weights too; None: the average where there is one.
     """
-    return load_content(model, read_archive(path), str(path), fresh=fresh)
+    return load_content(model, read_archive(path), str(path), fresh=fresh, which=which)
 
 
 def load_content(
-    model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False, fresh: Sequence[str] = ()
+    model: Model,
+    content: Dict[str, Any],
+    source: str,
+    allow_nonfinite: bool = False,
+    fresh: Sequence[str] = (),
+    which: Optional[str] = None,
 ) -> Report:
     """Load weights as ``load_weights`` does, from what ``read_archive`` returned; ``source`` is its name in messages.
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
-    tensors, beside = find_tensors(content, source)
+    weights, line = chosen(content, source, which, content.get("format") == FORMAT)
+    tensors, beside = find_tensors(weights, source)
     state = model.state_dict()
     if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
         values, report = _from_reference(tensors, model, source)
@@ -100,6 +110,7 @@ def load_content(
     else:
         values, report = _from_detector(tensors, model, content, source)
     report.ignored += beside
+    report.which = line
     report.missing = [name for name in state if name not in values]
     _refuse_missing(source, report, [part for part in fresh if not any(n.startswith(f"{part}.") for n in values)])
     _refuse_shapes(source, values, state)

@@ -91,6 +91,8 @@ RANGES: Dict[str, Range] = {
     "train.accumulate": Range(1, 10**6),
     "train.seed": Range(-(2**63), 2**64 - 1),
     "train.drop_past": Range(0, 1),
+    "train.ema": Range(0, 1, below=True),
+    "train.patience": Range(0, _MANY),
     "train.freeze": Range(0, 0, (0, 7)),
     "train.save_every_steps": Range(0, _MANY),
     "train.save_every_minutes": Range(0, _MANY),

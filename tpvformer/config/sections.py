@@ -269,6 +269,10 @@ class TrainConfig:
     seed: int = 0
     # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
     freeze: Tuple[Part, ...] = ()
+    # decay of the average of the weights over the steps (EMA), such as 0.999, which evaluations, best.pth and later
+    # commands then use; 0: no average (docs/train.md)
+    ema: float = 0.0
+    patience: int = 0  # epochs without a better primary metric, after which the run ends; 0: it never ends early
     drop_past: float = 0.1  # share of the samples that train without their past frames; for model.history
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never

@@ -10,6 +10,7 @@ from tpvformer.untrusted.schema import (
     SchemaError,
     anything,
     fields,
+    flag,
     list_of,
     map_of,
     nothing_or,
@@ -80,7 +81,7 @@ _TRAIN = fields(
 )
 _EVAL = fields({**_run, **_evaluation, "epoch": whole()}, needed=("epoch", "step", "samples"))
 _NONFINITE = fields({**_run, "reports": list_of(text(lines=True), 0, 10_000)})
-_KINDS = {"train": _TRAIN, "eval": _EVAL, "nonfinite": _NONFINITE}
+_KINDS = {"train": _TRAIN, "eval": _EVAL, "eval_raw": _EVAL, "nonfinite": _NONFINITE}
 _START = fields(
     {
         **_run,
@@ -107,7 +108,8 @@ _SUMMARY = fields(
         **{name: text(1000, none=True) for name in _NAMES},
         **{name: number(none=True) for name in (*_TIMES, "best_val_miou_vox", "waiting_share")},
         **{name: whole(1) for name in ("world_size", "batch_size", "accumulate", "global_batch")},
-        **{name: whole() for name in ("epochs", "global_iter", "skipped_steps", "bad_samples")},
+        **{name: whole() for name in ("epochs", "global_iter", "skipped_steps", "bad_samples", "best_epoch")},
+        "stopped_early": flag,
         **{name: whole(none=True) for name in ("steps", "measured_steps")},
     },
     needed=(

@@ -19,6 +19,8 @@ from tpvformer.files import replacing
 from tpvformer.untrusted.names import shown_lines
 
 TIMELINE = "timeline.csv"
+# kinds of records: scores of the weights that count, and of the last step's where those are an average
+EVALUATIONS = ("eval", "eval_raw")
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
@@ -219,7 +221,9 @@ def _stands(line: str, step: int, evaluated: bool) -> bool:
     """Return whether a record belongs to a finished step; an incomplete line of a killed process does not."""
     try:
         record = json.loads(line)
-        return bool(record["step"] < step or (record["step"] == step and (record["kind"] != "eval" or evaluated)))
+        return bool(
+            record["step"] < step or (record["step"] == step and (record["kind"] not in EVALUATIONS or evaluated))
+        )
     except (ValueError, KeyError, TypeError):
         return False
 

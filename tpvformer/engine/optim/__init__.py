@@ -79,6 +79,15 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
+    def step_changed(self) -> bool:
+        """Update the weights as ``step`` does; return whether they changed. With fp16 this waits for the device."""
+        if self.scaler is None:
+            self.step()
+            return True
+        before = self.scaler.get_scale()
+        self.step()
+        return self.scaler.get_scale() >= before  # it is lowered after an overflow
+
     def skip(self) -> None:
         """Skip the step, after ``clip``: the weights do not change."""
         self.zero_grad()

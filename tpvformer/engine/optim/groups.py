@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 from torch import Tensor, nn
 
 from tpvformer.config import OptimConfig
+from tpvformer.config.parts import multiples
 from tpvformer.errors import ConfigError
 
 _STAGE = re.compile(r"backbone\.layer(\d+)\.")
@@ -68,8 +69,8 @@ def _group(cfg: OptimConfig, of_backbone: bool) -> Dict[str, Any]:
 
 def _check_parts(cfg: OptimConfig, names: Sequence[str]) -> None:
     learning = {name.split(".")[0] for name in names}
-    for part in cfg.part_mults:
-        if part not in learning and part != "backbone":
+    for part in multiples(cfg.lr_mults):
+        if part not in learning:
             raise ConfigError(
                 f"optim.lr_mults gives {part} a learning rate, but no weight of that part learns in this model; leave "
                 "it out, or look at train.freeze and at the model section"

@@ -121,8 +121,8 @@ def _curves(run: RunFiles) -> str:
     def of(field: str) -> List[Tuple[float, Optional[float]]]:
         return [(r["step"], r.get(field)) for r in run.train]
 
-    def scored(name: str) -> List[Tuple[float, Optional[float]]]:
-        return [(r["epoch"], (r.get("metrics", {}).get(name) or {}).get("value")) for r in run.evals]
+    def scored(name: str, evals: Sequence[Record] = run.evals) -> List[Tuple[float, Optional[float]]]:
+        return [(r["epoch"], (r.get("metrics", {}).get(name) or {}).get("value")) for r in evals]
 
     def part(name: str) -> List[Tuple[float, Optional[float]]]:
         return [(r["step"], r.get("mean_parts", {}).get(name)) for r in run.train]
@@ -149,7 +149,8 @@ def _curves(run: RunFiles) -> str:
         ),
         line_chart(
             "Validation",
-            [Series(name, scored(name), tone, dots=True) for tone, name in enumerate(shown, start=1)],
+            [Series(name, scored(name), tone, dots=True) for tone, name in enumerate(shown, start=1)]
+            + [Series(f"{name}, not averaged", scored(name, run.raw), 1, faint=True) for name in shown[:1] if run.raw],
             "epoch",
             "%",
         ),
