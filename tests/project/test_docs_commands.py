@@ -54,6 +54,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "launcher.sh": ("test_patch.py",),
     "tests/support/golden.py": ("test_model.py",),
     "tools/make_patch.py": ("test_patch.py",),
+    "benchmarks/bench_augment.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_ops.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_saving.py": ("test_benchmark_scripts.py",),
     "benchmarks/step_counts.py": ("test_benchmark_scripts.py",),

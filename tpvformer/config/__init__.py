@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hi
 from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
 from tpvformer.config.ranges import short
 from tpvformer.config.sections import (
+    AugmentConfig,
     BackboneConfig,
     DataConfig,
     DetectionConfig,
@@ -30,6 +31,7 @@ from tpvformer.untrusted.text import TextError, parse_yaml
 
 __all__ = [
     "OCCUPANCY_GRIDS",
+    "AugmentConfig",
     "BackboneConfig",
     "Config",
     "ConfigError",
