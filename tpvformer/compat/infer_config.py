@@ -17,7 +17,6 @@ from tpvformer.compat.config_file import load_config
 from tpvformer.compat.keys import reference_names
 from tpvformer.config import BackboneConfig, Config, ModelConfig
 from tpvformer.errors import CheckpointError, ConfigError
-from tpvformer.labels import class_names
 
 PUBLISHED = ("tpv_lidarseg", "tpv_lidarseg_dim64", "tpv_lidarseg_dim96", "tpv04_occupancy")
 _PLANES = ("hw", "zh", "wz")
@@ -47,7 +46,7 @@ def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
     if not fitting:
         raise CheckpointError(f"{source}: its shapes make no model ({misfit}); give its configuration") from misfit
     base, model = fitting[0]
-    names = class_names(base.data.label_map)
+    names = base.data.label_classes.names
     if model.num_classes != len(names):
         raise CheckpointError(
             f"{source}: has {model.num_classes} classes, whose names are not known ({base.name} has {len(names)}); "

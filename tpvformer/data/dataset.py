@@ -31,7 +31,6 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.labels import raw_to_class
 
 _SLACK = 1e-3  # seconds by which times, stored as floats, may differ from what is meant
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
@@ -88,10 +87,7 @@ class FrameDataset(Dataset[Sample]):
         past: int = 0,
         drop_past: float = 0.0,
     ) -> None:
-        try:
-            self._to_class = raw_to_class(cfg.label_map)
-        except ValueError as err:
-            raise ConfigError(str(err)) from err
+        self._to_class = cfg.raw_to_class
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
@@ -109,7 +105,12 @@ class FrameDataset(Dataset[Sample]):
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
         point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
-        if require_labels and point_labels:
+        if require_labels and not self._to_class and self._occupancy is None:
+            raise ConfigError(
+                f"data.label_map {cfg.label_map} has no raw labels of points, and data.occupancy is empty; add raw "
+                "labels to its classes (docs/finetune.md)"
+            )
+        if require_labels and point_labels and self._to_class:
             self._label_files = self._find_labels()
         # The epoch is in shared memory: persistent workers hold copies of everything else and would not see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
