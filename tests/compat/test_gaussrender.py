@@ -42,8 +42,9 @@ def stored(classes: int = 18) -> Dict[str, Tensor]:
 
 
 def test_its_names_are_the_reference_s_and_its_shapes_ours() -> None:
-    names, table, state = reference_names(stored()), key_table(network().config), network().state_dict()
-    weights = {known: stored()[name] for name, known in names.items() if not is_renderer(known)}
+    tensors, table, state = stored(), key_table(network().config), network().state_dict()
+    names = reference_names(tensors)
+    weights = {known: tensors[name] for name, known in names.items() if not is_renderer(known)}
     assert set(weights) == set(table.values())
     assert all(weights[theirs].shape == state[mine].shape for mine, theirs in table.items())
     ignored = [name for name, known in names.items() if is_renderer(known)]

@@ -101,7 +101,7 @@ class Config:
                 f"{'null' if self.model.detection is None else 'set'}; expected a weight above 0 with a head, or 0 "
                 "without one"
             )
-        if self.model.detection is not None and self.data.format != "nuscenes":
+        if self.model.detection is not None and self.data.format == "semantickitti":
             raise ConfigError(f"model.detection needs boxes, which data.format={self.data.format} does not have")
         if not self.loss.detection and not self.loss.segmentation:
             raise ConfigError("loss.segmentation and loss.detection are both 0; expected at least one above 0")

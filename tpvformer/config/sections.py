@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Literal, Optional, Tuple, get_args
 
 from tpvformer.config.detection import DetectionConfig
+from tpvformer.config.formats import formats
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.history import HistoryConfig
 from tpvformer.config.label_maps import LabelMapConfig, check_label_map, is_map_file, read_label_map
@@ -21,7 +22,6 @@ Norm = Literal["frozen", "batch"]
 Plane = Literal["hw", "zh", "wz"]
 ViewAttention = Literal["cross_view", "hw"]
 Layer = Literal["self_cross", "self"]
-Format = Literal["nuscenes", "semantickitti"]
 Mask = Literal["", "camera", "lidar"]
 LossInput = Literal["points", "voxel"]
 LovaszInput = Literal["points", "voxel", "none"]
@@ -131,7 +131,9 @@ class ModelConfig:
 class DataConfig:
     """Configure the data set and its preprocessing. Paths are relative to the working directory, or URLs."""
 
-    format: Format = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    # "semantickitti": the three infos below name sequences, such as "00 01 02"; or the name of a data set of one's own
+    # that a program has registered (docs/finetune.md)
+    format: str = "nuscenes"
     root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
     version: str = "v1.0-trainval"  # folder of nuScenes' tables
     train_infos: str = "data/nuscenes_infos_train.pkl"
@@ -163,6 +165,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_section("data", self)
         check_words("data", self)
+        if self.format not in formats():
+            raise ConfigError(
+                f"data.format is {short(self.format)}; expected {either(formats())}, or a data set that this program "
+                "registers (docs/finetune.md)"
+            )
         self._check_label_map()
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
