@@ -30,7 +30,6 @@ from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model, settle
 from tpvformer.errors import ConfigError
-from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results
 from tpvformer.predict.stream import Memory, Stream, warn_once
@@ -113,7 +112,7 @@ class TPVFormer:
     @property
     def names(self) -> Dict[int, str]:
         """Return the class name of each label."""
-        return dict(enumerate(class_names(self.config.data.label_map)))
+        return dict(enumerate(self.config.data.label_classes.names))
 
     @overload
     def predict(self, images: None = None, rig: Optional[Rig] = None, points: None = None) -> Results: ...

@@ -16,7 +16,10 @@ from tpvformer.compat.backbone import backbone_of
 from tpvformer.compat.keys import (
     derived_names,
     is_derived,
+    is_gaussrender,
     is_port,
+    is_renderer,
+    is_whole,
     key_table,
     reference_names,
     reference_order,
@@ -48,7 +51,7 @@ class Report:
     ``zeroed`` and ``renewed`` are ours."""
 
     source: str
-    kind: str  # "tpvformer", "reference", "mmdetection3d" or "backbone"
+    kind: str  # "tpvformer", "reference", "mmdetection3d", "GaussRender" or "backbone"
     mapped: List[str] = field(default_factory=list)  # those of ``renewed`` included
     ignored: List[str] = field(default_factory=list)  # known, and not weights of this model: geometry, detector head
     dropped: List[str] = field(default_factory=list)  # a neck of another width or length
@@ -108,7 +111,7 @@ def load_content(
     weights, line = chosen(content, source, which, content.get("format") == FORMAT)
     tensors, beside = find_tensors(weights, source)
     state = model.state_dict()
-    if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
+    if is_whole(tensors):
         values, report = _from_reference(tensors, model, source)
     elif any(name.startswith("aggregator.") for name in tensors):
         values, report = _from_ours(tensors, state, source, fresh)
@@ -200,7 +203,8 @@ def _other_classes(values: Dict[str, Tensor], state: Dict[str, Tensor]) -> List[
 
 
 def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
-    report = Report(source, "mmdetection3d" if is_port(tensors) else "reference")
+    kind = "mmdetection3d" if is_port(tensors) else "GaussRender" if is_gaussrender(tensors) else "reference"
+    report = Report(source, kind)
     ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
     values: Dict[str, Tensor] = {}
     unknown: List[str] = []
@@ -208,7 +212,7 @@ def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tu
         if known in ours:
             values[ours[known]] = tensors[name]
             report.mapped.append(name)
-        elif is_derived(known):
+        elif is_derived(known) or is_renderer(known):
             report.ignored.append(name)
         else:
             unknown.append(name)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Dict, Literal, Optional, Tuple, get_args
 
 from tpvformer.config.augment import AugmentConfig
 from tpvformer.config.detection import DetectionConfig
+from tpvformer.config.formats import formats
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.history import HistoryConfig
+from tpvformer.config.label_maps import LabelMapConfig, check_label_map, is_map_file, read_label_map
 from tpvformer.config.parts import Part, multiples
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
-from tpvformer.labels import LABEL_MAPS
-from tpvformer.untrusted.names import short
+from tpvformer.labels import LABEL_MAPS, Classes, raw_to_class
+from tpvformer.untrusted.names import is_file_name, short
 
 # the fields that are one of a few words; check_words checks them
 Norm = Literal["frozen", "batch"]
 Plane = Literal["hw", "zh", "wz"]
 ViewAttention = Literal["cross_view", "hw"]
 Layer = Literal["self_cross", "self"]
-Format = Literal["nuscenes", "semantickitti"]
 Mask = Literal["", "camera", "lidar"]
 LossInput = Literal["points", "voxel"]
 LovaszInput = Literal["points", "voxel", "none"]
@@ -130,14 +132,18 @@ class ModelConfig:
 class DataConfig:
     """Configure the data set and its preprocessing. Paths are relative to the working directory, or URLs."""
 
-    format: Format = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    # "semantickitti": the three infos below name sequences, such as "00 01 02"; or the name of a data set of one's own
+    # that a program has registered (docs/finetune.md)
+    format: str = "nuscenes"
     root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
     version: str = "v1.0-trainval"  # folder of nuScenes' tables
     train_infos: str = "data/nuscenes_infos_train.pkl"
     val_infos: str = "data/nuscenes_infos_val.pkl"
     test_infos: str = "data/nuscenes_infos_test.pkl"  # no labels are published for these
-    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "semantickitti": 0 is, of 0..19
+    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "surroundocc", "semantickitti": 0 is;
+    # or a YAML, JSON or CSV file with classes of one's own (docs/finetune.md), which becomes data.classes
     label_map: str = "nuscenes"
+    classes: Optional[LabelMapConfig] = None
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
     # label cells divide the range by n and points are decoded in their middle, as with dense labels always; False: by
@@ -163,13 +169,18 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_section("data", self)
         check_words("data", self)
-        if self.label_map not in LABEL_MAPS:
-            raise ConfigError(f"data.label_map is {short(self.label_map)}; expected {either([*LABEL_MAPS])}")
+        if self.format not in formats():
+            raise ConfigError(
+                f"data.format is {short(self.format)}; expected {either(formats())}, or a data set that this program "
+                "registers (docs/finetune.md)"
+            )
+        self._check_label_map()
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
                 f"data.occupancy is {short(self.occupancy)}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
             )
-        kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
+        names = (self.format, self.occupancy, *(() if self.classes else (self.label_map,)))
+        kitti = [name == "semantickitti" for name in names]
         if any(kitti) and not all(kitti):
             raise ConfigError(
                 f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy "
@@ -177,6 +188,35 @@ class DataConfig:
             )
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
+
+    def _check_label_map(self) -> None:
+        """Read the file that ``label_map`` names into ``classes``, and check what both hold. Raises ConfigError."""
+        if is_map_file(self.label_map):
+            name = PurePath(self.label_map).stem
+            if name in LABEL_MAPS or not is_file_name(name):
+                raise ConfigError(
+                    f"data.label_map {short(self.label_map)}: {short(name)} is the name of a built-in map; write "
+                    f"data.label_map={name} for that one, or give the file another name"
+                )
+            object.__setattr__(self, "classes", read_label_map(self.label_map, self.format))
+            object.__setattr__(self, "label_map", name)
+        elif self.label_map in LABEL_MAPS:
+            object.__setattr__(self, "classes", None)
+        elif self.classes is None:
+            known = either([*LABEL_MAPS], "a .yaml, .json or .csv file")
+            raise ConfigError(f"data.label_map is {short(self.label_map)}; expected {known}")
+        else:
+            check_label_map(self.classes, f"data.classes of {short(self.label_map)}")
+
+    @property
+    def label_classes(self) -> Classes:
+        """Return the classes of the label map."""
+        return LABEL_MAPS[self.label_map] if self.classes is None else self.classes.known
+
+    @property
+    def raw_to_class(self) -> Tuple[int, ...]:
+        """Return the class of each raw label of points; empty where a label map of one's own has none."""
+        return raw_to_class(self.label_map) if self.classes is None else self.classes.raw
 
     @property
     def cells_are_even(self) -> bool:

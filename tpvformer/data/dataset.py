@@ -35,7 +35,6 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.labels import IGNORED, raw_to_class
 
 _SLACK = 1e-3  # seconds by which times, stored as floats, may differ from what is meant
 SHUFFLE_SEED = 0  # fixed, so that every model and run has the same wrong poses
@@ -93,10 +92,7 @@ class FrameDataset(Dataset[Sample]):
         past: int = 0,
         drop_past: float = 0.0,
     ) -> None:
-        try:
-            self._to_class = raw_to_class(cfg.label_map)
-        except ValueError as err:
-            raise ConfigError(str(err)) from err
+        self._to_class = cfg.raw_to_class
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
@@ -118,7 +114,12 @@ class FrameDataset(Dataset[Sample]):
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
         point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
-        if require_labels and point_labels:
+        if require_labels and not self._to_class and self._occupancy is None:
+            raise ConfigError(
+                f"data.label_map {cfg.label_map} has no raw labels of points, and data.occupancy is empty; add raw "
+                "labels to its classes (docs/finetune.md)"
+            )
+        if require_labels and point_labels and self._to_class:
             self._label_files = self._find_labels()
         # The epoch is in shared memory: persistent workers hold copies of everything else and would not see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -218,7 +219,8 @@ class FrameDataset(Dataset[Sample]):
         found = []
         for record, file in zip(self._records, self._label_files):
             held = read_classes(record, self._cfg.root, file, self._to_class) if file else np.zeros(0, np.int64)
-            found.append(held[(held != self._cfg.ignore_label) & (held != IGNORED)])
+            counted = np.isin(held, self._cfg.label_classes.evaluated) & (held != self._cfg.ignore_label)
+            found.append(held[counted])
         return found
 
     @property

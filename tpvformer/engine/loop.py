@@ -46,7 +46,6 @@ from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.engine.optim.schedule import rate_at, set_learning_rates
 from tpvformer.engine.prefetch import on_device
 from tpvformer.errors import SaveError
-from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
 
@@ -266,7 +265,7 @@ def evaluate_epoch(run: TrainState) -> Evaluation:
         now, record = ("n/a" if number is None else f"{number:.3f}" for number in (score, best))
         run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
     run.log.line(f"Current val loss is {result.loss:.3f}")
-    values = result.as_dict(class_names(run.config.data.label_map))
+    values = result.as_dict(run.config.data.label_classes.names)
     run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
     missing = not (run.work_dir / store.BEST).exists() and value == progress.best_val_leading
     save(run, best=better or missing)
@@ -285,7 +284,7 @@ def log_raw(run: TrainState, result: Evaluation) -> None:
     name, value = result.primary_metric
     shown = "n/a" if value is None else f"{value:.3f}"
     run.log.line(f"Without averaging {name} is {shown} and the val loss {result.loss:.3f}; the average (EMA) follows")
-    values = result.as_dict(class_names(run.config.data.label_map))
+    values = result.as_dict(run.config.data.label_classes.names)
     run.log.record("eval_raw", epoch=run.progress.epoch, step=run.progress.global_iter, **values)
 
 

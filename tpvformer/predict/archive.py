@@ -18,7 +18,7 @@ from tpvformer.data.transforms import frame_of_grid
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
 from tpvformer.geometry import transform_points
-from tpvformer.labels import class_names
+from tpvformer.labels import Classes
 from tpvformer.predict.box_arrays import PREDICTED, TRUE, box_arrays, observed, read_boxes, read_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
@@ -58,11 +58,38 @@ def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str,
         "confidence": classes.confidence,
         "pc_range": np.array(grid.pc_range),
         "frame": np.array(grid.frame),
-        "class_names": np.array(class_names(config.data.label_map)),
+        "class_names": np.array(config.data.label_classes.names),
     }
+    if config.data.classes is not None:
+        arrays.update(_class_arrays(config.data.label_classes))
     if len(frame.points):
         arrays.update(points=frame.points, point_labels=classes.point_labels.astype(np.uint8))
     return arrays
+
+
+def _class_arrays(own: Classes) -> Dict[str, np.ndarray]:
+    """Return the colours of a label map of one's own, its evaluated classes, and the class of free space."""
+    count = len(own.names)
+    return {
+        "class_colors": np.array(own.colors[:count], np.uint8),
+        "class_evaluated": np.isin(np.arange(count), own.evaluated).astype(np.uint8),
+        "class_empty": np.array(own.empty),  # as many as there are classes: none of them
+    }
+
+
+def _classes(arrays: CheckedArrays, names: Tuple[str, ...]) -> Optional[Classes]:
+    """Return the classes that ``_class_arrays`` stored; None where an archive has none. Raises DataError."""
+    colors = arrays.maybe("class_colors", "whole numbers", (len(names), 3))
+    if colors is None:
+        return None
+    evaluated = arrays.take("class_evaluated", "whole numbers", (len(names),))
+    empty = int(arrays.take("class_empty", "whole numbers", ()))
+    if empty > len(names) or not evaluated.any():
+        raise DataError(f"{arrays.path}: class_colors, class_evaluated or class_empty do not fit; make the file again")
+    palette = [(int(r), int(g), int(b)) for r, g, b in colors.astype(np.uint8)]
+    if empty == len(names):
+        palette.append((255, 255, 255))
+    return Classes(names, tuple(np.flatnonzero(evaluated).tolist()), empty, tuple(palette))
 
 
 def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
@@ -150,6 +177,7 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
     for kind, values in (("voxels", voxels), ("point_labels", labels)):
         if values.size and values.max() >= len(names):
             raise DataError(f"{path}: {kind} hold class {int(values.max())}, but there are {len(names)} class_names")
+    kinds = tuple(str(name)[:80] for name in names)
     shape = voxels.shape
     confidence = arrays.maybe("confidence", "numbers", shape)
     true_voxels = arrays.maybe("true_voxels", "whole numbers", shape)
@@ -169,7 +197,8 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
         confidence=confidence,
         pc_range=tuple(pc_range.tolist()),
         frame=frame,
-        class_names=tuple(str(name)[:80] for name in names),
+        class_names=kinds,
+        classes=_classes(arrays, kinds),
         points=points,
         point_labels=labels.astype(np.uint8),
         lidar2grid=lidar2grid,

@@ -23,7 +23,6 @@ from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
-from tpvformer.labels import IGNORED, classes_of
 from tpvformer.predict.archive import in_lidar_frame
 from tpvformer.predict.box_arrays import observed
 from tpvformer.predict.encoded_frame import FrameClasses, predict_frame
@@ -82,9 +81,9 @@ def _draw(
     """Write one picture; return the line about it."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
-    known = classes_of(config.data.label_map)
+    known = config.data.label_classes
     if dataset.has_points:
-        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
+        labelled = (frame.labels != config.data.ignore_label) & ~np.isin(frame.labels, known.ignored)
         correct, what = (classes.point_labels == frame.labels)[labelled], "points"
     else:
         labelled = np.isin(classes.true_voxels, known.evaluated)

@@ -18,7 +18,6 @@ from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.geometry import lattice, transform_points
-from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
 from tpvformer.predict.archive import archive_arrays, frame_prediction, in_lidar_frame, write_archive
 from tpvformer.predict.encoded_frame import EncodedFrame
@@ -98,7 +97,7 @@ class Result:
             (axes[0], axes[1], axes[2]),
             grid.pc_range,
             grid.frame,
-            class_names(config.data.label_map),
+            config.data.label_classes.names,
         )
         self.points = frame.points  # (P,3) float32, metres, lidar frame
         self.point_labels = self._classes.point_labels.astype(np.uint8)  # (P,)

@@ -29,7 +29,7 @@ _ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
 
 def video_frame(result: FramePrediction) -> np.ndarray:
     """Draw a frame: (H, 2930, 3) uint8 BGR. Three cameras take a row; H is 1756 for six cameras and 16 classes."""
-    kinds = shown(result.class_names, result.frame)
+    kinds = shown(result.class_names, result.frame, result.classes)
     there = believed(result, kinds)
     cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
     rows = [cameras[i : i + 3] for i in range(0, len(cameras), 3)]
@@ -69,7 +69,7 @@ def video_frame(result: FramePrediction) -> np.ndarray:
 
 def _photo(camera: CameraView, result: FramePrediction) -> np.ndarray:
     tile = cv2.resize(camera.picture(), TILE, interpolation=cv2.INTER_AREA)
-    kinds = shown(result.class_names, result.frame)
+    kinds = shown(result.class_names, result.frame, result.classes)
     said = np.isin(result.point_labels, kinds.drawn)
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
     colors = class_colors(result.point_labels[said], kinds.classes)

@@ -27,7 +27,7 @@ _STEPS = 32767  # the largest int16, in which the points' coordinates are stored
 
 def write_page(file: BinaryIO, results: Sequence[FramePrediction], title: str) -> None:
     """Write the page of these frames, in the order of its slider. All must have the classes of the first one."""
-    kinds = shown(results[0].class_names, results[0].frame)
+    kinds = shown(results[0].class_names, results[0].frame, results[0].classes)
     style, script = _part("viewer.css"), "".join(_part(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     values = {

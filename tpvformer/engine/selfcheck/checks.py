@@ -32,7 +32,9 @@ def shrunk(config: Config) -> Config:
     """Return the same configuration with few cells, blocks and layers, all cameras, and unscaled images."""
     model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
     # published dense labels have a grid of one size
-    plain = {"format": "nuscenes", "label_map": "nuscenes", "occupancy": "", "occupancy_mask": ""}
+    plain = {"format": "nuscenes", "occupancy": "", "occupancy_mask": ""}
+    if config.data.classes is None:
+        plain["label_map"] = "nuscenes"
     data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, **plain)
     loss = dataclasses.replace(config.loss, render=0.0)  # which needs them, and draws other numbers on each device
     return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data, loss=loss)
