@@ -28,7 +28,7 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
+Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history", "detection_history"]
 
 
 @dataclass(frozen=True)
