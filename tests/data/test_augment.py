@@ -21,6 +21,7 @@ from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import DenseLabels, Sample
 from tpvformer.geometry import transform_points
+from tpvformer.viz.check_geometry import check_geometry
 
 GRID = GridConfig(w=20, h=16, z=4)
 KITTI = GridConfig(w=8, h=8, z=4, pc_range=(0.0, -25.6, -2.0, 51.2, 25.6, 4.4))
@@ -36,11 +37,15 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def data_config(street: Path, augment: Any = None) -> DataConfig:
+    files = {f"{part}_infos": str(street / f"nuscenes_infos_{part}.pkl") for part in ("train", "val")}
+    return DataConfig(root=str(street), version="v1.0-mini", mirror=True, augment=augment, even_cells=True, **files)
+
+
 def opened(
     street: Path, augment: Any = None, split: str = "train", frame: Any = "lidar", mirror: bool = True, **more: Any
 ) -> FrameDataset:
-    files = {f"{part}_infos": str(street / f"nuscenes_infos_{part}.pkl") for part in ("train", "val")}
-    cfg = DataConfig(root=str(street), version="v1.0-mini", mirror=mirror, augment=augment, even_cells=True, **files)
+    cfg = replace(data_config(street, augment), mirror=mirror)
     return FrameDataset(cfg, replace(GRID, frame=frame), split, 3, boxes=True, **more)
 
 
@@ -332,3 +337,27 @@ def test_lidar_points_lie_in_augmented_voxels_of_their_class(dense: Path, kind: 
             np.testing.assert_allclose(sample.ray_origins, transform_points(origin.numpy(), matrix), atol=1e-5)
     print(f"\n{kind}: {100 * shares[False]:.1f} % of the points without, {100 * shares[True]:.1f} % with")
     assert shares[False] > 0.8 and shares[True] > shares[False] - 0.15
+
+
+def test_points_are_painted_where_the_augmented_images_show_them(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``tpvformer check-geometry --augment`` paints the points as stored, by a projection that A is part of."""
+    painted: Dict[str, Any] = {}
+
+    def paint(images: Any, points: Any, labels: Any, lidar2img: Any, *names: Any) -> np.ndarray:
+        painted.update(images=images, points=points, lidar2img=lidar2img)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("tpvformer.viz.check_geometry.paint_points", paint)
+    for frame in ("lidar", "ego"):
+        data = opened(street, ALL, frame=frame)
+        check_geometry(data, data_config(street, ALL), 1, tmp_path / "painted.png", augment=True)
+        sample = data.sample(1, augment=True)
+        assert sample.augmented is not None
+        moved = transform_points(transform_points(painted["points"], plain_frame(data, 1)), sample.augmented)
+        assert np.array_equal(painted["points"], data.load_frame(1).points)
+        for ours, matrix in zip(painted["lidar2img"], sample.grid2img.double().numpy()):
+            seen = np.concatenate([painted["points"], np.ones((len(moved), 1))], 1) @ ours.T
+            expected = np.concatenate([moved, np.ones((len(moved), 1))], 1) @ matrix.T
+            np.testing.assert_allclose(seen, expected, rtol=1e-3, atol=0.1)

@@ -98,3 +98,8 @@ def moved_labels(dense: DenseLabels, matrix: np.ndarray, grid: GridConfig, ignor
 def augmented_frame(to_grid: np.ndarray, matrix: Optional[np.ndarray]) -> np.ndarray:
     """Return what takes points (4, 4) to the augmented grid's frame, given what takes them to the grid's."""
     return to_grid if matrix is None else matrix @ to_grid
+
+
+def augmented_motion(motion: np.ndarray, matrix: Optional[np.ndarray]) -> np.ndarray:
+    """Return the motion (4, 4) between the augmented frames of two grids, both moved by ``matrix``."""
+    return motion if matrix is None else matrix @ motion @ np.linalg.inv(matrix)
