@@ -276,11 +276,19 @@ class TPVFormer:
             self.precision = choose(chosen.train.precision, self.device)
         return outcome
 
-    def val(self, config: Optional[ConfigLike] = None) -> Evaluation:
+    def val(
+        self,
+        config: Optional[ConfigLike] = None,
+        past_seconds: Optional[float] = None,
+        flicker: bool = False,
+        shuffle_poses: bool = False,
+    ) -> Evaluation:
         """Score the weights as ``tpvformer eval`` does; print the tables and return their numbers.
 
-        config: a configuration with the validation set, for this model; default: ``model.config``. Raises ConfigError
-        and DataError.
+        config: a configuration with the validation set, for this model; default: ``model.config``. past_seconds: a
+        temporal model reads past frames of at most so many seconds before. flicker: add that metric, frames are read
+        scene by scene. shuffle_poses: a control for a temporal model, whose past has the motion of other samples
+        (docs/time.md). Raises ConfigError and DataError.
         """
         from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
@@ -291,7 +299,14 @@ class TPVFormer:
                 "section: change model.config's data instead, with dataclasses.replace"
             )
         try:
-            return evaluate_checkpoint(chosen, self.network, str(self.device))
+            return evaluate_checkpoint(
+                chosen,
+                self.network,
+                str(self.device),
+                past_seconds=past_seconds,
+                flicker=flicker,
+                shuffle_poses=shuffle_poses,
+            )
         finally:
             settle(self.network, self.precision.applied(self.config), self.device).eval()
 

@@ -10,7 +10,7 @@ from tpvformer.errors import ConfigError
 from tpvformer.untrusted.names import short
 
 # modules of the model, named as in its state dict
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
+Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history", "detection_history"]
 
 
 def multiples(text: str) -> Dict[str, float]:

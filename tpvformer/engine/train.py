@@ -60,7 +60,8 @@ from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 
-HEADS = ("detection", "image_head", "history")  # parts that may start from random weights beside loaded ones
+# parts that may start from random weights beside loaded ones
+HEADS = ("detection", "image_head", "history", "detection_history")
 _STARTING = 1800.0  # seconds to read the infos and compile kernels; a longer start counts as a hang
 
 

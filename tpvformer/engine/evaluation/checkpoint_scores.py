@@ -41,6 +41,7 @@ def evaluate_checkpoint(
     uses: Sequence[str] = (),
     past_seconds: Optional[float] = None,
     flicker: bool = False,
+    shuffle_poses: bool = False,
     which: Optional[str] = None,
 ) -> Evaluation:
     """Score weights on the validation set; print the tables on stdout.
@@ -50,7 +51,8 @@ def evaluate_checkpoint(
     scores as JSON, ``submission`` the predictions in the challenge's format: FILE.json takes boxes (box_submission.py),
     any other name the classes of points (submission.py); ``uses``: see submission_file.py. ``past_seconds`` limits the
     past that a model with ``model.history`` reads (``open_frames``). ``flicker`` reads the frames scene by scene and
-    adds that metric (metrics/flicker.py). ``which``: see ``load_weights``.
+    adds that metric (metrics/flicker.py). ``shuffle_poses`` scores a control: the past of every sample has the
+    motion of another one (data/past.py). ``which``: see ``load_weights``.
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
@@ -58,6 +60,8 @@ def evaluate_checkpoint(
         for remark in remarks:
             log.warn(remark)
         data = _opened(config, "val", past_seconds, log)
+        if shuffle_poses:
+            _shuffle(data, submission, log)
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
@@ -138,6 +142,16 @@ def _opened(config: Config, split: str, past_seconds: Optional[float], log: RunL
         read = sum(map(bool, data.windows))
         log.line(f"past frames of at most {past_seconds:g} s: {read} of {len(data)} samples have some")
     return data
+
+
+def _shuffle(data: FrameDataset, submission: Optional[Path], log: RunLog) -> None:
+    if submission is not None:
+        raise ConfigError("shuffled poses are a control and no submission; leave one of the two out")
+    count, metres = data.shuffle_poses()
+    log.line(
+        f"poses of the past are shuffled: {count} of {len(data)} samples have the motion of another sample, which puts "
+        f"the frame before {metres:.2f} m away from its place on average"
+    )
 
 
 def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
