@@ -8,7 +8,7 @@ The first form prints the limits (matrix products at the model's sizes, a convol
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
 the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
 third does the same with two configurations of this checkout. Settings may follow a configuration in its argument:
-"config/demo_dense.py loss.render=1". All times are CPU time of the process.
+"config/demo_dense.py loss.render=10". All times are CPU time of the process.
 """
 
 from __future__ import annotations
