@@ -6,11 +6,12 @@ Every entry of a file is mapped, or ignored for a stated reason, or an error. No
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from tpvformer.compat.average import chosen
 from tpvformer.compat.backbone import backbone_of
 from tpvformer.compat.keys import (
     derived_names,
@@ -55,10 +56,12 @@ class Report:
     zeroed: List[str] = field(default_factory=list)  # offsets of deformable convolutions that the file lacks
     renewed: List[str] = field(default_factory=list)  # of another number of classes; keep the values they had
     warnings: List[str] = field(default_factory=list)
+    which: str = ""  # of a run's file with an average: the weights that were loaded, in words
 
     def lines(self) -> List[str]:
         """Return the report's lines, without the warnings."""
         lines = [f"{self.source} ({self.kind} weights): {len(self.mapped) - len(self.renewed)} tensors loaded"]
+        lines += [f"  {self.which}"] if self.which else []
         for what, names in (
             ("ignored, no weights of this model", self.ignored),
             ("dropped, the neck has another shape", self.dropped),
@@ -74,7 +77,7 @@ class Report:
         return "\n".join(self.lines() + [f"  warning: {text}" for text in self.warnings])
 
 
-def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = ()) -> Report:
+def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = (), which: Optional[str] = None) -> Report:
     """Load the weights of a file into ``model``, in place, and report how each entry was treated.
 
     Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; the weights of a
@@ -84,19 +87,26 @@ def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = ()) -> Rep
 
     ``fresh`` is for the start of a training: it names heads, such as "detection". One that the file lacks keeps its
     weights, one that the model lacks is left out, and a layer of classes keeps its weights if the file has another
-    number of classes.
+    number of classes. ``which`` is "ema" or "raw" for a run's checkpoint that has an average of the
+    weights too; None: the average where there is one.
     """
-    return load_content(model, read_archive(path), str(path), fresh=fresh)
+    return load_content(model, read_archive(path), str(path), fresh=fresh, which=which)
 
 
 def load_content(
-    model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False, fresh: Sequence[str] = ()
+    model: Model,
+    content: Dict[str, Any],
+    source: str,
+    allow_nonfinite: bool = False,
+    fresh: Sequence[str] = (),
+    which: Optional[str] = None,
 ) -> Report:
     """Load weights as ``load_weights`` does, from what ``read_archive`` returned; ``source`` is its name in messages.
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
-    tensors, beside = find_tensors(content, source)
+    weights, line = chosen(content, source, which, content.get("format") == FORMAT)
+    tensors, beside = find_tensors(weights, source)
     state = model.state_dict()
     if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
         values, report = _from_reference(tensors, model, source)
@@ -105,6 +115,7 @@ def load_content(
     else:
         values, report = _from_detector(tensors, model, content, source)
     report.ignored += beside
+    report.which = line
     if fresh:
         report.renewed = _other_classes(values, state)
         values = {name: value for name, value in values.items() if name not in report.renewed}
