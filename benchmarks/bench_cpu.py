@@ -8,7 +8,8 @@ The first form prints the limits (matrix products at the model's sizes, a convol
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
 the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
 third does the same with two configurations of this checkout; with --predict it times one prediction of each instead,
-as in a stream: a model that reads the past is given what an earlier frame left. All times are CPU time of the process.
+as in a stream: a model that reads the past is given what an earlier frame left. Settings may follow a configuration in
+its argument: "config/demo_dense.py loss.render=1". All times are CPU time of the process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 PARSER.add_argument("--against", metavar="REV-or-PATH", help="another commit or another checkout")
-PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout")
+PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout, with settings")
 PARSER.add_argument("--predict", action="store_true", help="time predictions instead of steps, with --configs")
 PARSER.add_argument("--size", default="800x448", help="size of images with --configs (default: %(default)s)")
 PARSER.add_argument(
@@ -154,6 +155,7 @@ def serve(config_name: str, size: str, precision: str, predicts: bool) -> int:
     import torch
 
     from tpvformer.compat import load_config
+    from tpvformer.config import override
     from tpvformer.engine.bench import inputs
     from tpvformer.engine.bench.step import StepBench
     from tpvformer.engine.device.accelerator import peak_memory_mib
@@ -161,7 +163,8 @@ def serve(config_name: str, size: str, precision: str, predicts: bool) -> int:
     from tpvformer.engine.past import history_of
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config = load_config(config_name)
+    name, ending, settings = config_name.partition(".py ")  # the path may have spaces
+    config = override(load_config(name + ending.strip()), settings.split())
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     width, height = (int(n) for n in size.split("x"))
     batch = inputs.random_batch(config, (width, height), 34_720)

@@ -83,6 +83,7 @@ class TPVFormer:
         device: DeviceLike = "auto",
         revision: Optional[str] = None,
         allow_nonfinite: bool = False,
+        which: Optional[str] = None,
     ) -> TPVFormer:
         """Open weights.
 
@@ -91,14 +92,15 @@ class TPVFormer:
         huggingface_hub is installed. A local folder named demo is given as ``"./demo"`` or a ``Path``.
 
         The configuration is the stored one; for the reference's files it is inferred from the shapes. ``config``
-        replaces it. Every tensor must be present and fit. Raises CheckpointError that names tensors which are missing,
-        unknown, of another shape, or not finite (``allow_nonfinite``: a warning instead), and for a file that would
-        execute code. Raises ConfigError for a configuration or device.
+        replaces it. which: "ema" or "raw" of a run with ``train.ema``, the average of the weights or those of the last
+        step; default: the average where there is one. Every tensor must be present and fit. Raises CheckpointError that
+        names tensors which are missing, unknown, of another shape, or not finite (``allow_nonfinite``: a warning
+        instead), and for a file that would execute code. Raises ConfigError for a configuration or device.
         """
         given = config if config is None or isinstance(config, Config) else load_config(config)
         found = open_pretrained(source, given, revision)
         model = cls(found.config, device)
-        model.report = load_content(model.network, found.content, found.source, allow_nonfinite)
+        model.report = load_content(model.network, found.content, found.source, allow_nonfinite, which=which)
         model.source = found.source
         if model.report.kind == "backbone":
             raise CheckpointError(

@@ -26,7 +26,7 @@ from tpvformer.config import Config, override
 RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer demo": ("test_demo.py",),
     "tpvformer train": ("test_cli.py", "test_distributed.py"),
-    "tpvformer eval": ("test_cli.py", "test_flicker.py", "test_submission.py"),
+    "tpvformer eval": ("test_average.py", "test_cli.py", "test_flicker.py", "test_submission.py"),
     "tpvformer predict": ("test_predict_command.py", "test_view_command.py", "test_infos.py"),
     "tpvformer picture": ("test_cli.py",),
     "tpvformer check-geometry": ("test_predict_command.py", "test_infos_broken.py"),
@@ -55,6 +55,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "launcher.sh": ("test_patch.py",),
     "tests/support/golden.py": ("test_model.py",),
     "tools/make_patch.py": ("test_patch.py",),
+    "benchmarks/bench_augment.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_ops.py": ("test_benchmark_scripts.py",),
     "benchmarks/bench_saving.py": ("test_benchmark_scripts.py",),
     "benchmarks/step_counts.py": ("test_benchmark_scripts.py",),

@@ -64,7 +64,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     outputs = args.permute_cameras, args.json, args.submission, args.also_uses
     past = args.past_seconds, args.flicker, args.shuffle_poses
-    evaluate_checkpoint(*read_model(args), args.device, *outputs, *past)
+    evaluate_checkpoint(*read_model(args), args.device, *outputs, *past, args.which)
     return 0
 
 
@@ -85,5 +85,5 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
-    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds)
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds, args.which)
     return 0
