@@ -32,6 +32,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer check-geometry": ("test_predict_command.py", "test_infos_broken.py"),
     "tpvformer data infos": ("test_infos.py",),
     "tpvformer data check": ("test_data_check.py", "test_predict_command.py", "test_scans.py"),
+    "tpvformer data drive": ("test_rig_drive.py",),
     "tpvformer synth": ("test_docs_commands.py", "test_semantickitti.py"),
     "tpvformer export": ("test_weights.py", "test_deploy.py"),
     "tpvformer convert": ("test_deploy.py",),
