@@ -81,6 +81,7 @@ class TPVFormer:
         device: DeviceLike = "auto",
         revision: Optional[str] = None,
         allow_nonfinite: bool = False,
+        which: Optional[str] = None,
     ) -> TPVFormer:
         """Open weights.
 
@@ -89,14 +90,15 @@ class TPVFormer:
         huggingface_hub is installed. A local folder named demo is given as ``"./demo"`` or a ``Path``.
 
         The configuration is the stored one; for the reference's files it is inferred from the shapes. ``config``
-        replaces it. Every tensor must be present and fit. Raises CheckpointError that names tensors which are missing,
-        unknown, of another shape, or not finite (``allow_nonfinite``: a warning instead), and for a file that would
-        execute code. Raises ConfigError for a configuration or device.
+        replaces it. which: "ema" or "raw" of a run with ``train.ema``, the average of the weights or those of the last
+        step; default: the average where there is one. Every tensor must be present and fit. Raises CheckpointError that
+        names tensors which are missing, unknown, of another shape, or not finite (``allow_nonfinite``: a warning
+        instead), and for a file that would execute code. Raises ConfigError for a configuration or device.
         """
         given = config if config is None or isinstance(config, Config) else load_config(config)
         found = open_pretrained(source, given, revision)
         model = cls(found.config, device)
-        model.report = load_content(model.network, found.content, found.source, allow_nonfinite)
+        model.report = load_content(model.network, found.content, found.source, allow_nonfinite, which=which)
         model.source = found.source
         if model.report.kind == "backbone":
             raise CheckpointError(
@@ -273,11 +275,19 @@ class TPVFormer:
             self.precision = choose(chosen.train.precision, self.device)
         return outcome
 
-    def val(self, config: Optional[ConfigLike] = None) -> Evaluation:
+    def val(
+        self,
+        config: Optional[ConfigLike] = None,
+        past_seconds: Optional[float] = None,
+        flicker: bool = False,
+        shuffle_poses: bool = False,
+    ) -> Evaluation:
         """Score the weights as ``tpvformer eval`` does; print the tables and return their numbers.
 
-        config: a configuration with the validation set, for this model; default: ``model.config``. Raises ConfigError
-        and DataError.
+        config: a configuration with the validation set, for this model; default: ``model.config``. past_seconds: a
+        temporal model reads past frames of at most so many seconds before. flicker: add that metric, frames are read
+        scene by scene. shuffle_poses: a control for a temporal model, whose past has the motion of other samples
+        (docs/time.md). Raises ConfigError and DataError.
         """
         from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
@@ -288,7 +298,14 @@ class TPVFormer:
                 "section: change model.config's data instead, with dataclasses.replace"
             )
         try:
-            return evaluate_checkpoint(chosen, self.network, str(self.device))
+            return evaluate_checkpoint(
+                chosen,
+                self.network,
+                str(self.device),
+                past_seconds=past_seconds,
+                flicker=flicker,
+                shuffle_poses=shuffle_poses,
+            )
         finally:
             settle(self.network, self.precision.applied(self.config), self.device).eval()
 

@@ -94,9 +94,7 @@ def test_commands_read_it_where_the_configuration_registers_it(
 def test_weights_open_where_the_data_set_is_unknown(toy: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "_registered", [])
     monkeypatch.setattr(formats, "_OWN", {})
-    with pytest.raises(
-        ConfigError, match="data.format is 'toy'; expected 'nuscenes' or 'semantickitti', or a"
-    ):
+    with pytest.raises(ConfigError, match="data.format is 'toy'; expected 'nuscenes' or 'semantickitti', or a"):
         DataConfig(format="toy")
     model = TPVFormer.from_pretrained("out/toy", device="cpu")
     assert model.config.data.format == "nuscenes" and list(model.names.values()) == ["road", "car", "wall"]

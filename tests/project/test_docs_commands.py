@@ -26,7 +26,7 @@ from tpvformer.config import Config, override
 RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer demo": ("test_demo.py",),
     "tpvformer train": ("test_cli.py", "test_distributed.py"),
-    "tpvformer eval": ("test_cli.py", "test_flicker.py", "test_submission.py"),
+    "tpvformer eval": ("test_average.py", "test_cli.py", "test_flicker.py", "test_submission.py"),
     "tpvformer predict": ("test_predict_command.py", "test_view_command.py", "test_infos.py"),
     "tpvformer picture": ("test_cli.py",),
     "tpvformer check-geometry": ("test_predict_command.py", "test_infos_broken.py"),

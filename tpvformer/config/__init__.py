@@ -88,6 +88,11 @@ class Config:
             )
         if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
             raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
+        if self.loss.render and not (kind and self.loss.segmentation):
+            raise ConfigError(
+                f"loss.render is {self.loss.render:g}, and only dense labels say what a ray meets; set data.occupancy "
+                "(docs/data.md) and leave loss.segmentation above 0, or set loss.render=0"
+            )
         if bool(self.loss.image) != self.model.image_head or self.loss.image < 0:
             raise ConfigError(
                 f"loss.image is {self.loss.image} and model.image_head is {self.model.image_head}; expected a weight "
@@ -107,12 +112,12 @@ class Config:
             raise ConfigError("loss.segmentation and loss.detection are both 0; expected at least one above 0")
         if not kind:
             return
-        wanted, given = self._labelled_grid(), (grid.shape, grid.pc_range, grid.frame)
-        if given != wanted[:3]:
+        wanted = self._labelled_grid()
+        if wanted.part(grid) is None:
             raise ConfigError(
                 f"data.occupancy={kind} has labels for {wanted.shape} voxels over {wanted.pc_range} m in the "
                 f"{wanted.frame} frame, but model.grid makes {grid.shape} over {grid.pc_range} in the {grid.frame} "
-                "frame; set model.grid to the labels' grid"
+                "frame; set model.grid to the labels' grid, or to whole voxels of it"
             )
         if "points" in (self.loss.lovasz_input, self.loss.ce_input):
             raise ConfigError(f"data.occupancy={kind} labels voxels; set loss.lovasz_input and loss.ce_input to voxel")

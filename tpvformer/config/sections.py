@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal, Optional, Tuple, get_args
+from typing import Dict, Literal, Optional, Tuple, get_args
 
 from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.formats import formats
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.history import HistoryConfig
 from tpvformer.config.label_maps import LabelMapConfig, check_label_map, is_map_file, read_label_map
+from tpvformer.config.parts import Part, multiples
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
@@ -29,7 +30,6 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,14 @@ class LossConfig:
     segmentation: float = 1.0  # weight of the losses of points and voxels; 0: boxes alone, labels are not needed
     detection: float = 0.0  # weight of the losses of 3-D boxes; needs model.detection (engine/losses/detection.py)
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
+    render: float = 0.0  # weight of the render loss; needs data.occupancy (engine/losses/render.py)
+    render_rays: int = 256  # of each camera and from above, a sample and step
+    render_samples: int = 64  # places at which a camera's ray reads the voxels
+    # of points and voxels, within loss.segmentation
+    ce_weight: float = 1.0  # weight of cross-entropy
+    lovasz_weight: float = 1.0  # weight of Lovász-softmax
+    focal: float = 0.0  # focusing parameter gamma of cross-entropy, such as 2; 0: off (engine/losses/entropy.py)
+    label_smoothing: float = 0.0  # share of cross-entropy's target that all classes have alike, such as 0.1; 0: off
 
     def __post_init__(self) -> None:
         check_section("loss", self)
@@ -248,6 +256,12 @@ class LossConfig:
         check_words("loss", self)
         if (self.class_weights or self.affinity) and self.ce_input != "voxel":
             raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
+        lovasz = self.lovasz_weight if self.lovasz_input != "none" else 0.0
+        if self.segmentation and not (self.ce_weight or lovasz or self.affinity):
+            raise ConfigError(
+                "loss.ce_weight is 0 and there is no other loss of points and voxels; set it or loss.lovasz_weight "
+                "above 0, or loss.segmentation=0 for boxes alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -261,9 +275,20 @@ class OptimConfig:
     warmup_steps: int = 500
     warmup_lr: float = 1e-5
     min_lr: float = 1e-6
+    # parts of the model, named as in train.freeze, with their own multiple of lr: "encoder:0.5,detection:2";
+    # that of the backbone takes the place of backbone_lr_mult
+    lr_mults: str = ""
+    # backbone and encoder: each stage or layer has this multiple of the rate of the one after it (docs/train.md)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_section("optim", self)
+        multiples(self.lr_mults)
+
+    @property
+    def part_mults(self) -> Dict[str, float]:
+        """Return the multiple of ``lr`` of the backbone and of each part in ``lr_mults``."""
+        return {"backbone": self.backbone_lr_mult, **multiples(self.lr_mults)}
 
 
 @dataclass(frozen=True)
@@ -287,6 +312,10 @@ class TrainConfig:
     seed: int = 0
     # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
     freeze: Tuple[Part, ...] = ()
+    # decay of the average of the weights over the steps (EMA), such as 0.999, which evaluations, best.pth and later
+    # commands then use; 0: no average (docs/train.md)
+    ema: float = 0.0
+    patience: int = 0  # epochs without a better primary metric, after which the run ends; 0: it never ends early
     drop_past: float = 0.1  # share of the samples that train without their past frames; for model.history
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never

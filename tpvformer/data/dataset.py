@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
 
 _SLACK = 1e-3  # seconds by which times, stored as floats, may differ from what is meant
+SHUFFLE_SEED = 0  # fixed, so that every model and run has the same wrong poses
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
@@ -167,6 +168,18 @@ class FrameDataset(Dataset[Sample]):
     def windows(self) -> List[Window]:
         """Return the past frames of each sample, newest first; all are empty without ``past``."""
         return [()] * len(self) if self._past is None else self._past.windows
+
+    def shuffle_poses(self, seed: int = SHUFFLE_SEED) -> Tuple[int, float]:
+        """Give the past of every sample wrong poses, as ``PastReader.shuffle_poses`` does, which says what is returned.
+
+        Raises ConfigError where no past is read, and DataError for fewer than two samples with a past.
+        """
+        if self._past is None:
+            raise ConfigError(
+                "poses of past frames are to be shuffled, but no past is read; expected a model with model.history, "
+                "and past seconds above 0 if they are given"
+            )
+        return self._past.shuffle_poses(seed)
 
     def limit_past(self, seconds: float) -> None:
         """Keep of each window the frames that are at most so many seconds older than the sample itself."""

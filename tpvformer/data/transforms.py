@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpvformer.config import DataConfig, GridConfig
+from tpvformer.config import OCCUPANCY_GRIDS, DataConfig, GridConfig
 from tpvformer.data.images.grid_mask import grid_mask
 from tpvformer.data.images.photometric import draw_photometric
 from tpvformer.data.images.preprocess import padded_shape, scaled_shape
 from tpvformer.data.record import Record
-from tpvformer.data.types import Frame, Sample
+from tpvformer.data.types import DenseLabels, Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.errors import DataError
 from tpvformer.geometry import transform_points
@@ -71,8 +71,9 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         inside = ((points >= low) & (points < high)).all(1)
         # voxelize clamped points outside the grid to border cells, where their labels must not count
         labels = np.where(inside, labels, cfg.ignore_label)
-        voxel_labels = frame.dense.classes
-        voxel_mask = None if frame.dense.mask is None else torch.from_numpy(frame.dense.mask)
+        dense = part_of_labels(frame.dense, cfg, grid)
+        voxel_labels = dense.classes
+        voxel_mask = None if dense.mask is None else torch.from_numpy(dense.mask)
         if frame.ray_origins is not None:
             ray_origins = torch.from_numpy(transform_points(frame.ray_origins, lidar2grid).astype(np.float32))
     return Sample(
@@ -88,6 +89,16 @@ def make_sample(frame: Frame, cfg: DataConfig, grid: GridConfig, rng: Optional[n
         camera_slots=torch.tensor(frame.camera_slots) if frame.camera_slots else None,
         boxes=frame.boxes if frame.boxes is None or grid.frame == "lidar" else frame.boxes.transformed(lidar2grid),
     )
+
+
+def part_of_labels(dense: DenseLabels, cfg: DataConfig, grid: GridConfig) -> DenseLabels:
+    """Return the labels and the mask of the voxels that ``grid`` covers, which may be a part of the published grid."""
+    if dense.classes.shape == grid.shape:
+        return dense
+    part = OCCUPANCY_GRIDS[cfg.occupancy].part(grid)
+    assert part is not None, "checked when the configuration was made"
+    mask = None if dense.mask is None else np.ascontiguousarray(dense.mask[part])
+    return DenseLabels(np.ascontiguousarray(dense.classes[part]), mask)
 
 
 def mirrored(images: Tensor, lidar2img: np.ndarray) -> Tuple[Tensor, np.ndarray]:

@@ -124,6 +124,17 @@ def moved_points(points: Tensor, to_past: Tensor, grid: GridConfig) -> Tuple[Ten
     return x, y, z
 
 
+def ground_places(cells: Tensor, to_past: Tensor, grid: GridConfig) -> Tensor:
+    """Return where the past has the ``cells`` (HW,2) of plane hw: (B,F,HW,2) as (column, row), normalised.
+
+    Cells move in x and y alone, as those of height 0.
+    """
+    low, high = grid.pc_range[2], grid.pc_range[5]
+    ground = torch.cat([cells, torch.full_like(cells[:, :1], -low / (high - low))], -1)
+    x, y, _ = moved_points(ground, to_past, grid)
+    return torch.stack([x, y], -1)
+
+
 class CrossViewPast(NamedTuple):
     """Hold where the queries of a cross_view model read the past; every frame of a sample is a row of its own.
 
@@ -166,17 +177,11 @@ class HWPast(NamedTuple):
 
 
 def hw_past(history: PlaneHistory, cfg: ModelConfig, cells: Tensor) -> HWPast:
-    """Return the past of an hw model, whose ``cells`` (HW,2) are those of ``own_plane_points``.
-
-    Cells move in x and y alone, as those of height 0.
-    """
+    """Return the past of an hw model, whose ``cells`` (HW,2) are those of ``own_plane_points``."""
     assert cfg.history is not None
     past, grid = known_past(history, cfg.history.max_seconds), cfg.grid
     b, frames = past.known.shape
-    low, high = grid.pc_range[2], grid.pc_range[5]
-    ground = torch.cat([cells, torch.full_like(cells[:, :1], -low / (high - low))], -1)
-    x, y, _ = moved_points(ground, past.to_past, grid)  # (B,F,HW)
-    places = torch.stack([x, y], -1)
+    places = ground_places(cells, past.to_past, grid)  # (B,F,HW,2)
     planes = split_planes(past.planes.flatten(0, 1), cfg)[0]  # (B*F,HW,C)
     maps = planes.transpose(1, 2).unflatten(2, grid.plane_shapes[0])
     where = (2 * places - 1).flatten(0, 1)[:, None]  # (B*F,1,HW,2)

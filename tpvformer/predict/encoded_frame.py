@@ -93,7 +93,7 @@ class EncodedFrame:
             remembers = config.model.history
             self.history = None if remembers is None else remember(features, history, remembers.frames)
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
-            self._detection = model.boxes(features)
+            self._detection = model.boxes(features, history)
 
     def voxel_logits(self) -> Tensor:
         """Return the logits (K,X,Y,Z) of the whole grid."""

@@ -68,6 +68,8 @@ def summarise(
         "best_val_miou_vox": progress.best_val_miou_vox,
         "leading_metric": None if evaluation is None else evaluation.primary_metric[0],  # the one that chooses best.pth
         "best_val_leading": progress.best_val_leading,
+        "best_epoch": progress.best_epoch,
+        "stopped_early": progress.epoch < config.train.epochs and progress.out_of_patience(config.train.patience),
         "peak_memory_mib": peak_memory_mib(device),
         "duration_s": duration,
     }
