@@ -9,7 +9,7 @@ and the projection at dim64's sizes. The second trains a step of dim64 at 384x22
 the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
 third does the same with two configurations of this checkout; with --predict it times one prediction of each instead,
 as in a stream: a model that reads the past is given what an earlier frame left. Settings may follow a configuration in
-its argument: "config/demo_dense.py loss.render=1". All times are CPU time of the process.
+its argument: "config/demo_dense.py loss.render=10". All times are CPU time of the process.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ of 0.4 m within 25.6 m of the vehicle. The street's labels are complete, so the 
 observes, too. Training starts from the weights inside the package, except for the last layer, which has a class more.
 
 With the render loss (engine/losses/render.py), the same otherwise:
-          tpvformer train --py-config config/demo_dense.py --work-dir output/demo_dense_render --set loss.render=1
+          tpvformer train --py-config config/demo_dense.py --work-dir output/demo_dense_render --set loss.render=10
 """
 
 from dataclasses import replace

@@ -33,6 +33,7 @@ from tpvformer.errors import ConfigError
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results
 from tpvformer.predict.stream import Memory, Stream, warn_once
+from tpvformer.predict.together import advance_together
 from tpvformer.runtime import compiling
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -198,6 +199,20 @@ class TPVFormer:
         """
         return (result for _, result in self._stream(self._asked(images, rig, points, ego2global, timestamp), history))
 
+    def stream_together(
+        self, drives: Sequence[Union[Given, Iterator[Any]]], rig: Optional[Rig] = None
+    ) -> Iterator[List[Optional[Result]]]:
+        """Yield the results of several drives that advance together: one frame of each is a batch of the network.
+
+        drives: each as ``images`` of ``stream``, such as an iterator of tuples (images, ego2global, timestamp, points,
+        rig) or a rig file; rig: the rig of those that name none. Each list has a result for every drive, in their
+        order, None for a drive that has ended. Every drive has a history of its own and begins anew by itself; its
+        results are those of ``stream``. Images must have equal sizes. Raises DataError and ConfigError.
+        """
+        asked = [self._asked(drive, rig, None, None, None).each for drive in drives]
+        streams = [Stream(self.config.model, warn_once()) for _ in drives]
+        return advance_together(self.network, self.config, self.device, asked, streams)
+
     def _asked(self, images: Any, rig: Optional[Rig], points: Any, ego2global: Any, timestamp: Any) -> Moments:
         by_drive = self.config.model.history is not None
         return moments(images, rig, points, self.config.data.root, ego2global, timestamp, by_drive)
@@ -219,7 +234,7 @@ class TPVFormer:
                 frame, lambda seen: EncodedFrame(self.network, sample, self.config, self.device, marks, seen)
             )
             place = moment.scene, moment.number
-            return Result(scene, frame, sample, self.config, marks, *place, stream.memory)
+            return Result(scene, frame, sample, self.config, marks, *place, stream.memory, stream.sight)
 
     def to(self, device: DeviceLike) -> TPVFormer:
         """Move the model to a device, as ``from_pretrained(device=...)`` does; return it. Raises ConfigError."""

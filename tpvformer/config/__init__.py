@@ -15,6 +15,7 @@ from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, Occ
 from tpvformer.config.label_maps import UNLABELLED, is_map_file
 from tpvformer.config.ranges import short
 from tpvformer.config.sections import (
+    AugmentConfig,
     BackboneConfig,
     DataConfig,
     DetectionConfig,
@@ -31,6 +32,7 @@ from tpvformer.untrusted.text import TextError, parse_yaml
 
 __all__ = [
     "OCCUPANCY_GRIDS",
+    "AugmentConfig",
     "BackboneConfig",
     "Config",
     "ConfigError",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Dict, Literal, Optional, Tuple, get_args
 
+from tpvformer.config.augment import AugmentConfig
 from tpvformer.config.detection import DetectionConfig
 from tpvformer.config.formats import formats
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
@@ -157,6 +158,9 @@ class DataConfig:
     photometric: bool = True
     grid_mask: bool = True
     mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
+    augment: Optional[AugmentConfig] = None  # training: scenes and images are turned, scaled, mirrored (docs/data.md)
+    # training: frames with rare classes are read more often, others less; an epoch stays as long (docs/data.md)
+    class_balanced: bool = False
     on_bad_sample: OnFault = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
     # processes that read samples, a rank; null: by its cores and by how long a sample takes (docs/train.md)

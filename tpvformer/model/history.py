@@ -9,7 +9,7 @@ argument and a result.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,39 @@ class PlaneHistory(NamedTuple):
         """Return the history with the frames of samples forgotten where ``known`` (B,) or (B,F) bool is false."""
         known = known if known.dim() == 2 else known[:, None]
         return self._replace(seconds=torch.where(known, self.seconds, torch.inf))
+
+    @staticmethod
+    def stack(histories: Sequence[Optional["PlaneHistory"]]) -> Optional["PlaneHistory"]:
+        """Return the histories of several samples as that of a batch; None where none of them has one.
+
+        Each may be of several samples. Frames that others have and one lacks are not read for it, and None stands for
+        one sample without any.
+        """
+        some = [history for history in histories if history is not None]
+        if not some:
+            return None
+        if len(histories) == 1:
+            return some[0]
+        frames = max(history.planes.shape[1] for history in some)
+        parts = [_filled(history, frames, some[0]) for history in histories]
+        return PlaneHistory(*(torch.cat(same) for same in zip(*parts)))
+
+    def unstack(self) -> List["PlaneHistory"]:
+        """Return the history of each sample."""
+        return [PlaneHistory(*(part[i : i + 1] for part in self)) for i in range(len(self.planes))]
+
+
+def _filled(history: Optional[PlaneHistory], frames: int, like: PlaneHistory) -> PlaneHistory:
+    """Return a history with so many frames, of which those that it lacks are unknown; ``like``: device and shapes."""
+    some = PlaneHistory(*(part[:1, :0] for part in like)) if history is None else history
+    batch, has = some.seconds.shape
+    if has == frames:
+        return some
+    lost = frames - has
+    planes = some.planes.new_zeros(batch, lost, *some.planes.shape[2:])
+    own = torch.eye(4).to(some.to_past).expand(batch, lost, 4, 4)
+    never = some.seconds.new_full((batch, lost), torch.inf)
+    return PlaneHistory(*(torch.cat(pair, 1) for pair in zip(some, (planes, own, never))))
 
 
 def remember(planes: Tensor, history: Optional[PlaneHistory], frames: int) -> PlaneHistory:

@@ -21,6 +21,7 @@ from tpvformer.geometry import transform_points
 from tpvformer.labels import Classes
 from tpvformer.predict.box_arrays import PREDICTED, TRUE, box_arrays, observed, read_boxes, read_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
+from tpvformer.predict.remembered import Sight, seen_only_before
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 
 if TYPE_CHECKING:
@@ -34,10 +35,21 @@ MAX_CAMERAS = 32
 
 
 def archive_arrays(
-    frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
+    frame: Frame,
+    sample: Sample,
+    classes: FrameClasses,
+    config: Config,
+    scene: str = "",
+    number: int = 0,
+    sight: Optional[Sight] = None,
 ) -> Dict[str, np.ndarray]:
-    """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it."""
+    """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it.
+
+    ``sight``: of a frame whose model read past frames.
+    """
     arrays = _predicted(frame, classes, config)
+    if sight is not None:
+        arrays["remembered"] = seen_only_before(sight, config.model.grid).astype(np.uint8)
     if classes.boxes is not None:
         arrays.update(box_arrays(in_lidar_frame(classes.boxes, frame, config), PREDICTED))
     arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
@@ -204,6 +216,7 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
         lidar2grid=lidar2grid,
         cameras=_cameras(arrays),
         scanned=_scanned(arrays, shape),
+        remembered=_remembered(arrays, shape),
         true_voxels=None if true_voxels is None else true_voxels.astype(np.uint8),
         true_point_labels=None if true_labels is None else true_labels.astype(np.uint8),
         boxes=read_boxes(arrays, PREDICTED, len(box_names)),
@@ -221,6 +234,15 @@ def _scanned(arrays: CheckedArrays, shape: Tuple[int, ...]) -> Optional[np.ndarr
     scanned = np.zeros(shape, bool)
     scanned[tuple(rows.T.astype(np.int64))] = True
     return scanned
+
+
+def _remembered(arrays: CheckedArrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
+    mask = arrays.maybe("remembered", "whole numbers", shape)
+    if mask is None:
+        return None
+    if mask.size and mask.max() > 1:
+        raise DataError(f"{arrays.path}: remembered holds {int(mask.max())}; expected 0 and 1")
+    return mask.astype(bool)
 
 
 def _cameras(arrays: CheckedArrays) -> Tuple[CameraView, ...]:

@@ -106,7 +106,7 @@ class FramePredictions:
             frame, lambda seen: EncodedFrame(self._model, sample, config, self._device, marks, seen)
         )
         classes = scene.classes(sample)
-        arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i)
+        arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i, self._stream.sight)
         if self._truth:
             arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))
         write_archive(path, arrays)

@@ -13,6 +13,7 @@ from typing import Dict, List, Optional, Tuple, Union
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, GridConfig
+from tpvformer.data.augment import augmented_frame
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.formats import format_of, has_labels
 from tpvformer.data.frames import read_frame
@@ -118,7 +119,8 @@ def check_geometry(
     images, lidar2img = frame.pictures(), frame.lidar2img
     if augment:
         sample = dataset.sample(index, augment=True)
-        images, lidar2img = network_view(sample, cfg), sample.grid2img.numpy() @ frame_of_grid(frame, dataset.grid)
+        lidar2grid = augmented_frame(frame_of_grid(frame, dataset.grid), sample.augmented)
+        images, lidar2img = network_view(sample, cfg), sample.grid2img.numpy() @ lidar2grid
     if len(frame.points):
         classes = cfg.label_classes
         picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes)

@@ -49,6 +49,9 @@ class FramePrediction:
     lidar2grid: np.ndarray  # (4, 4) float64
     cameras: Sequence[CameraView] = ()
     scanned: Optional[np.ndarray] = None  # (X, Y, Z) bool: voxels that hold points
+    remembered: Optional[np.ndarray] = (
+        None  # (X, Y, Z) bool: no camera sees them now, one of a past frame that was read did
+    )
     true_voxels: Optional[np.ndarray] = None  # (X, Y, Z) uint8
     true_point_labels: Optional[np.ndarray] = None  # (P,) uint8
     boxes: Optional[Boxes] = None  # predicted, with scores; None of a model without a detection head

@@ -139,6 +139,8 @@ def _blocks(result: FramePrediction, kinds: Shown) -> Iterator[Tuple[str, bytes]
         yield "confidence", packed(np.where(result.voxels == kinds.free, 0, np.ceil(levels)).astype(np.uint8))
     if result.scanned is not None:
         yield "scanned", packed(np.packbits(result.scanned))
+    if result.remembered is not None:
+        yield "remembered", packed(np.packbits(result.remembered))
     if result.true_voxels is not None:
         yield "true-voxels", packed(result.true_voxels)
     if len(result.points):
