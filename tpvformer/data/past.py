@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.augment import Augmentation, augmented_frame
+from tpvformer.data.augment import Augmentation, augmented_motion
 from tpvformer.data.frames import Pictures, read_views
 from tpvformer.data.record import Record
 from tpvformer.data.transforms import frame_of_grid, make_views
@@ -112,24 +112,23 @@ class PastReader:
     def motion(self, now: int, past: int, matrix: Optional[np.ndarray] = None) -> np.ndarray:
         """Return now2past (4, 4) float64 between the grids of two frames of a window, both augmented by ``matrix``.
 
-        It is wrong after ``shuffle_poses``, a control of evaluations, which augment nothing.
+        It is wrong after ``shuffle_poses``.
         """
         if not self._giver:
-            return self._true_motion(now, past, matrix)
-        assert matrix is None, "an evaluation is not augmented"
+            return augmented_motion(self._true_motion(now, past), matrix)
         moved, newer = np.eye(4), now
         while newer != past:
             moved, newer = self._step(self._giver[newer]) @ moved, self.windows[newer][0]
-        return moved
+        return augmented_motion(moved, matrix)
 
     def _step(self, index: int) -> np.ndarray:
         """Return the true motion of a frame with a past, from its grid to that of the frame before it."""
         return self._true_motion(index, self.windows[index][0])
 
-    def _true_motion(self, now: int, past: int, matrix: Optional[np.ndarray] = None) -> np.ndarray:
+    def _true_motion(self, now: int, past: int) -> np.ndarray:
         poses = [grid2global(self._records[i], self._grid.frame) for i in (now, past)]
         assert poses[0] is not None and poses[1] is not None, "frames of a window have poses"
-        return now_to_past(poses[0], poses[1], matrix, matrix)
+        return now_to_past(poses[0], poses[1])
 
     def seconds(self, now: int, past: int) -> float:
         """Return the seconds from one frame of a window to another."""
