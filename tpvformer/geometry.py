@@ -6,7 +6,7 @@ points of frame a to frame b: p_b = R p_a + t.
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tpvformer.config import DataConfig, GridConfig
-from tpvformer.data.augment import Augmentation, augmented_motion
+from tpvformer.data.augment import Augmentation, augmented_frame, augmented_motion
 from tpvformer.data.frames import Pictures, read_views
 from tpvformer.data.record import Record
 from tpvformer.data.transforms import frame_of_grid, make_views
