@@ -42,7 +42,8 @@ if __name__ == "__main__":
         say = "{{}}: {{}} has no tpvformer, or an old one; pip install PATH, the repository of TPVFormer.patch"
         print(say.format(sys.argv[0], sys.executable), file=sys.stderr)
         sys.exit(2)
-    sys.exit(main(__file__))
+    if not getattr(sys.modules.get("tpvformer.engine.foreign.script"), "RUNNING", None):  # else: tpvformer run
+        sys.exit(main(__file__))
 """
 
 REQUIREMENTS_HEAD = """\

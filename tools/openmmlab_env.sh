@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# An environment with mmcv 1.7.2, mmdet 2.28.2 and mmsegmentation 0.30.0 on a CPU, for the tests of mmcv_need,
-# mmdet_need and tpvformer.compat.openmmlab.
+# An environment with mmcv 1.7.2, mmdet 2.28.2 and mmsegmentation 0.30.0, for projects that grew out of the reference
+# (docs/fork.md), and for the tests of mmcv_need, mmdet_need and tpvformer.compat.openmmlab.
 #
 #   tools/openmmlab_env.sh DIR [PYTHON]    creates the virtual environment DIR (or adds to one that has torch already,
 #                                          such as one of tools/torch21_env.sh); PYTHON defaults to python3
 #   TPVFORMER_OPENMMLAB_PYTHON=DIR/bin/python python -m pytest tests/compat/test_openmmlab.py
 #
-# TORCH names the torch to install (default torch==2.13.0). mmcv is installed without its compiled operations: a module
-# mmcv._ext replaces them, whose functions raise NotImplementedError, and an empty torchvision satisfies mmcv's import.
-# Needs no compiler.
+# TORCH names the torch to install (default torch==2.13.0). mmcv is installed without its compiled operations, so nothing
+# is compiled; "tpvformer run" or "tpvformer overlay apply" put tpvformer's in their place. An empty torchvision satisfies
+# mmcv's import.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-  sed -n '2,11p' "$0" | cut -c3-
+  sed -n '2,12p' "$0" | cut -c3-
   exit $(($# < 1 ? 2 : 0))
 fi
 dir=$1
@@ -40,19 +40,7 @@ if ! has torchvision; then
 __version__ = "0.0.0"
 END
 fi
-cat >"$site/mmcv/_ext.py" <<'END'
-"""Stands in for mmcv's compiled operations: every name is there, and says what it is when it is called."""
-
-
-def __getattr__(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
-
-    def missing(*args, **kwargs):
-        raise NotImplementedError(f"mmcv was installed without its compiled operation {name}")
-
-    return missing
-END
 "$dir/bin/python" -W ignore -c '
+import tpvformer.compat.mmcv_ext
 import mmcv, mmdet, mmdet.models, mmseg, mmseg.models, torch
 print("torch", torch.__version__, "mmcv", mmcv.__version__, "mmdet", mmdet.__version__, "mmseg", mmseg.__version__)'

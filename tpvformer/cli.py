@@ -15,7 +15,7 @@ import time
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from tpvformer import __version__
-from tpvformer.commands.parser import Parser
+from tpvformer.commands.parser import Parser, split_script
 from tpvformer.commands.tour import example_of, tour
 from tpvformer.errors import UserError
 from tpvformer.runtime import compiling
@@ -50,7 +50,8 @@ COMMANDS: Tuple[_Command, ...] = (
     _Command("report", "write one page of a run: curves, scores and worst frames", "report", "add_report"),
     _Command("picture", "draw a validation frame with a model's predictions as PNG", "predict", "add_picture"),
     _Command("predict", "predict the class of every voxel and point of frames, as npz files", "predict", "add_predict"),
-    _Command("overlay", "replace four files of mmcv 1.x and mmdet 2.x with ours, or restore them", "overlay"),
+    _Command("run", "run somebody's training script for mmcv 1.x and CUDA as it is, on this device", "run"),
+    _Command("overlay", "put our files into mmcv 1.x and mmdet 2.x, or restore theirs", "overlay"),
     _Command("completion", "print a completion script for bash or zsh", "completion"),
 )
 
@@ -70,8 +71,9 @@ def _run(argv: List[str]) -> int:
     if argv[0] == "help":  # "help train" is "train --help"
         argv = [word for word in argv[1:] if word not in ("help", "-h", "--help")] + ["--help"]
     prepare_torch()
-    args = _parser(argv).parse_args(argv)
-    args.argv = argv  # the typed command line, for other processes and records
+    ours, args_of_script = split_script(argv)
+    args = _parser(ours).parse_args(ours)
+    args.argv, args.rest = argv, args_of_script  # the typed command line, for other processes and records
     args.every_command = lambda: _parser([], whole=True)
     if args.command != "doctor":  # doctor reports it with the rest
         check_environment()

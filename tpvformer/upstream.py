@@ -41,6 +41,11 @@ def main(script: str, argv: Optional[List[str]] = None) -> int:
 
 
 def _run(script: Path, argv: List[str]) -> int:
+    if getattr(sys.modules.get("tpvformer.engine.foreign.script"), "RUNNING", None):
+        raise ConfigError(
+            "an older TPVFormer.patch is applied here, which does not know tpvformer run; take it off with git apply "
+            "-R, or replace it by the one of this version"
+        )
     run = _SCRIPTS.get(script.name)
     if run is None:
         raise ConfigError(f"is no script of the reference that is known here; known: {', '.join(_SCRIPTS)}")

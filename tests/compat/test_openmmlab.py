@@ -53,11 +53,11 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exchanged(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with our four files."""
+    """The same with our files."""
     folder = tmp_path_factory.mktemp("exchanged")
     shutil.copytree(stock, folder, dirs_exist_ok=True)
     done = overlay("apply", folder)
-    assert done.returncode == 0 and "4 of 4 files exchanged" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "5 of 5 files exchanged" in done.stdout, done.stdout + done.stderr
     return folder
 
 
@@ -67,11 +67,11 @@ def overlay(action: str, folder: Path) -> programs.Done:
 
 def test_apply_and_revert_give_the_bytes_back(stock: Path, tmp_path: Path) -> None:
     before = files(stock)
-    assert overlay("check", stock).stdout.count("  stock  ") == 4, "the environment itself is no longer stock"
+    assert overlay("check", stock).stdout.count("  stock  ") == 5, "the environment itself is no longer stock"
     shutil.copytree(stock, tmp_path / "site")
     assert overlay("apply", tmp_path / "site").returncode == 0
     changed = {name for name, content in files(tmp_path / "site").items() if before.get(name) != content}
-    assert len([name for name in changed if name.endswith(".py")]) == 4
+    assert len([name for name in changed if name.endswith(".py")]) == 5
     assert overlay("check", tmp_path / "site").returncode == 0
     assert overlay("revert", tmp_path / "site").returncode == 0
     assert files(tmp_path / "site") == before
@@ -170,6 +170,16 @@ def test_reference_configuration_is_built_and_trained(stock: Path, tmp_path: Pat
     assert result["read_as"] == "reference" and result["trained_gap"] == 0 and result["loaded"]
     assert "img_shape says (90, 160)" in result["unpadded"] and "train_cfg is missing" in result["no_train_cfg"]
     assert result["unknown_key"].startswith("ConfigError") and "pretraind" in result["unknown_key"]
+
+
+def test_operations_of_mmcv_without_a_compiler(stock: Path, exchanged: Path) -> None:
+    """Its own functions and layers, forward and backward, against ours and ``grid_sample`` in float64."""
+    for site in (stock, exchanged):
+        result = check("extension", "extension", site=site)
+        assert len(result["attention"]) == 4 and max(result["attention"].values()) <= 1e-5, result["attention"]
+        assert len(result["convolution"]) == 12 and max(result["convolution"].values()) <= 1e-5, result["convolution"]
+        assert result["other"].startswith("OpsError: mmcv._ext.nms is not there")
+        assert result["exists"] and result["compiler"].startswith("none (tpvformer")
 
 
 def test_registered_layers_are_mmcvs(exchanged: Path) -> None:

@@ -42,6 +42,7 @@ RUN_BY: Dict[str, Tuple[str, ...]] = {
     "tpvformer bench": ("test_bench.py",),
     "tpvformer completion": ("test_completion.py",),
     "tpvformer selfcheck": ("test_selfcheck.py",),
+    "tpvformer run": ("test_fork.py", "test_parts.py"),
     "tpvformer overlay": ("test_overlay.py",),
     "tpvformer overlay apply": ("test_overlay.py",),
     "tpvformer overlay check": ("test_overlay.py",),
@@ -78,6 +79,7 @@ NOT_RUN: Dict[str, str] = {
     r"^make embed": "takes the weights of a whole make demo; convert --half is run by test_pretrained.py",
     r"^\S*python benchmarks/first_picture\.py": "installs PyTorch anew; its last command is run by test_package.py",
     r"^tools/torch21_env\.sh": "0.7 GB of downloads",
+    r"^tools/openmmlab_env\.sh": "downloads of OpenMMLab's packages; make test-openmmlab runs it",
 }
 TESTS = ROOT / "tests"
 ALL = [command for document in DOCUMENTS for command in commands(document)]

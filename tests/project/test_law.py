@@ -41,6 +41,7 @@ LAW = {
         ("compat", "untrusted", "config", "errors", "files", "labels"),
         ("torch", "safetensors", "yaml", "huggingface_hub"),
     ),
+    "compat/mmcv_ext/operations.py": (("ops",), ("torch",)),  # what it serves to mmcv
     "engine": (
         ("engine", "untrusted", "compat", "data", "model", "ops", "config", "runtime")
         + ("errors", "files", "geometry", "labels"),
@@ -73,7 +74,9 @@ BRIDGE = "compat/openmmlab/"
 BRIDGE_LAW = (("compat", "config", "errors", "model", "ops", "engine"), ("torch", "mmcv", "mmseg"))
 LAZY_VENDOR_MODULES = {"mx_driving": ("ops/npu.py",), "torch_npu": ("ops/npu.py", "engine/device/accelerator.py")}
 VENDOR_WORDS = re.compile(r"\b(cuda|npu|mx_driving|nccl|hccl|mps|xpu)\b", re.IGNORECASE)
-NAME_DEVICES = ("engine/device/accelerator.py", "engine/device/names.py")  # beside the backends in ops/
+NAME_DEVICES = tuple(
+    f"engine/device/{name}.py" for name in ("accelerator", "names", "redirect")
+)  # beside the backends in ops/
 NO_VENDOR = ("reference.py", "numba")  # beginnings of the files in ops/ that serve every device or the CPU
 
 

@@ -20,7 +20,8 @@ TRANSLATIONS.update({page: DOCS / page.name for page in sorted((DOCS / "zh").glo
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # a program of ours, or one that runs something of ours
-OURS = ("tpvformer", "make", "python", "python3", "pytest", "bash", "torchrun", "tools/torch21_env.sh")
+SCRIPTS = ("tools/torch21_env.sh", "tools/openmmlab_env.sh")
+OURS = ("tpvformer", "make", "python", "python3", "pytest", "bash", "torchrun", *SCRIPTS)
 # lines of command blocks that run nothing of ours
 OTHERS = (
     "tensorboard",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from typing import Any, Dict, Iterable, List, NoReturn, Optional, Set
+from typing import Any, Dict, Iterable, List, NoReturn, Optional, Set, Tuple
 
 from tpvformer.commands.mistyped import instead
 
 # other programs' names of our commands
 _COMMANDS = {
     **dict.fromkeys(("test", "val", "validate", "validation", "evaluate", "score"), "eval"),
-    **dict.fromkeys(("infer", "inference", "detect", "run"), "predict"),
+    **dict.fromkeys(("infer", "inference", "detect"), "predict"),
     **dict.fromkeys(("show", "vis", "visualize", "visualise", "plot"), "view"),
     **dict.fromkeys(("benchmark", "profile"), "bench"),
     **dict.fromkeys(("fit", "finetune", "resume"), "train"),
@@ -91,6 +91,8 @@ class Parser(FilledParser):
         """Return the index of the first long option that is neither an option of this parser nor a prefix of one."""
         if self.below():
             return None
+        if any(action.nargs == argparse.REMAINDER for action in self._actions):  # a script's arguments are its own
+            words = split_script(["run", *words])[0][1:]
         if "-h" in words or "--help" in words:
             return None
         for place, word in enumerate(words):
@@ -103,6 +105,16 @@ class Parser(FilledParser):
 
     def _options(self) -> Set[str]:
         return {option for option in self._option_string_actions if option.startswith("--")}
+
+
+def split_script(argv: List[str]) -> Tuple[List[str], List[str]]:
+    """Split a command line of ``run`` after the script: what follows is the script's own. Others are not split."""
+    if argv[:1] != ["run"]:
+        return argv, []
+    place = 1
+    while place < len(argv) and argv[place].startswith("-"):
+        place += 1 if "=" in argv[place] or argv[place] in ("-h", "--help") else 2
+    return argv[: place + 1], argv[place + 1 :]
 
 
 def _nearest(word: str, names: Iterable[str], elsewhere: Dict[str, str]) -> Optional[str]:

@@ -22,6 +22,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
     ("a model for onnxruntime", "tpvformer export --ckpt-path my-model --onnx model.onnx"),
     ("where a step's time goes", "tpvformer bench --py-config tpv_lidarseg_dim64"),
     ("completion in the shell", "tpvformer completion bash"),
+    ("somebody's training script for mmcv 1.x", "tpvformer run train.py --py-config config/mine.py"),
     ("drop-in files for OpenMMLab 1.x", "tpvformer overlay check"),
 )
 

@@ -16,6 +16,7 @@ SAME_CODE = ("4c607ce84d3fa64",)  # public commits with the same code, which a c
 PUBLIC = "wzzheng/tpvformer"  # in the address of a remote
 FOLDERS = ("tpvformer04", "tpvformer10")
 _WHERE = ", ".join(f"{name}/" for name in FOLDERS)
+_RUN = "tpvformer run train.py ARGUMENTS trains the checkout's own model code (docs/fork.md)"
 _SECONDS = 20.0
 _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set where git started this process, in a hook
 
@@ -41,7 +42,7 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
     except _CannotTell as err:
         return [
             f"whether {_WHERE} were changed since {asked[:7]} cannot be told ({err}); the model that runs is this "
-            "package's own, and changes there have no effect"
+            f"package's own, and changes there have no effect; {_RUN}"
         ]
     if not changed:
         return []
@@ -50,7 +51,7 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
     verb = "file differs" if len(changed) == 1 else "files differ"
     return [
         f"{len(changed)} {verb} from {base} under {_WHERE} ({names}); the model that runs is this package's own, "
-        "and these changes have no effect"
+        f"and these changes have no effect; {_RUN}"
     ]
 
 

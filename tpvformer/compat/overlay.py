@@ -1,9 +1,10 @@
-"""Replacing four files of an installed mmcv 1.x and mmdet 2.x by ours, and restoring the original bytes.
+"""Replacing four files of an installed mmcv 1.x and mmdet 2.x by ours and adding one; restoring the original bytes.
 
 Our files are in ``mmcv_need`` and ``mmdet_need``, beside this package in a checkout and in an installation. Beside each
 replaced file two files are written: ``<name>.before-tpvformer``, the original bytes, and ``<name>.by-tpvformer``, the
-SHA-256 of the file that replaced it. The latter tells an older version of our file from somebody's changes. Nothing of
-mmcv or mmdet is imported or executed.
+SHA-256 of the file that replaced it. The latter tells an older version of our file from somebody's changes. The added
+file, ``_ext.py``, has the second alone; an mmcv with compiled operations does not get it. Nothing of mmcv or mmdet is
+imported or executed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -34,7 +36,7 @@ class DropIn(NamedTuple):
     package: str
     source: str  # under SOURCES
     target: str  # under the package's folder
-    published: str
+    published: str  # empty: the package as published has no such file
 
 
 DROP_INS = (
@@ -62,6 +64,7 @@ DROP_INS = (
         "models/backbones/resnet.py",
         "dce1c414062e6f1878378aa964cd8893d8c0da92b5390ca87d7a54735e38c34d",
     ),
+    DropIn("mmcv", "mmcv_need/_ext.py", "_ext.py", ""),
 )
 
 
@@ -92,13 +95,16 @@ class Place:
         return self.path.with_name(self.path.name + ".by-tpvformer")
 
     def _state(self) -> str:
+        added = not self.drop_in.published
         if self.current is None:
-            return MISSING
+            return STOCK if added else MISSING
         if self.current == self.ours:
             return OURS
         if self.original is not None and self.current == self.original:
             return STOCK
-        if self.original is not None and (_read(self.record) or b"").decode("ascii", "replace") == _sha(self.current):
+        if (added or self.original is not None) and (_read(self.record) or b"").decode("ascii", "replace") == _sha(
+            self.current
+        ):
             return OLDER
         published = _sha(self.current.replace(b"\r\n", b"\n")) == self.drop_in.published
         return STOCK if published else CHANGED
@@ -120,7 +126,13 @@ def find(mmcv: Optional[Path], mmdet: Optional[Path]) -> List[Place]:
         found = _version(folder / "version.py")
         if found != VERSIONS[name]:
             raise OverlayError(f"{folder} is {name} {found}; expected {VERSIONS[name]}, the version the files are for")
-    return [Place(item, folders[item.package] / item.target) for item in DROP_INS if item.package in folders]
+    found = [Place(item, folders[item.package] / item.target) for item in DROP_INS if item.package in folders]
+    return [place for place in found if place.drop_in.published or not _compiled(place.path)]
+
+
+def _compiled(path: Path) -> bool:
+    """Tell whether a module is there in a compiled form, which Python prefers to a file of its name in Python."""
+    return any(path.with_suffix(suffix).is_file() for suffix in EXTENSION_SUFFIXES)
 
 
 def table(places: Iterable[Place]) -> str:
@@ -141,10 +153,10 @@ def apply(places: List[Place]) -> int:
     changes: List[Tuple[Path, Optional[bytes]]] = []
     for place in places:
         # The original first, the record last: after an interruption at any point, apply and revert still work.
-        if place.state == STOCK:
+        if place.state == STOCK and place.current is not None:
             changes.append((place.before, place.current))
         changes.append((place.path, place.ours))
-        if place.state == STOCK or place.original is not None:
+        if place.state == STOCK or place.original is not None or not place.drop_in.published:
             changes.append((place.record, _sha(place.ours).encode("ascii")))
     _commit(changes)
     return sum(place.state != OURS for place in places)
@@ -158,6 +170,11 @@ def revert(places: List[Place]) -> int:
     changes: List[Tuple[Path, Optional[bytes]]] = []
     restored = 0
     for place in places:
+        if not place.drop_in.published:
+            if place.state != CHANGED:  # then somebody else's
+                restored += place.current is not None
+                changes += [(place.path, None), (place.record, None)]
+            continue
         if place.original is None:
             if place.state == OURS:
                 wanted = f"{place.drop_in.package} {VERSIONS[place.drop_in.package]}"
@@ -175,6 +192,8 @@ def revert(places: List[Place]) -> int:
 
 def _refusal(place: Place, outcome: str) -> str:
     name = place.drop_in.package
+    if not place.drop_in.published:
+        return f"{place.path} is not of {name} {VERSIONS[name]}, nor ours; remove it; {outcome}"
     if place.state == MISSING:
         return f"{place.path} is missing; expected {name} {VERSIONS[name]} with all of its files; {outcome}"
     if place.original is not None:

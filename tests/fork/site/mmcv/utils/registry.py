@@ -1,0 +1,23 @@
+class Registry:
+    """Classes by name; ``build`` makes one from a dictionary with its ``type``."""
+
+    def __init__(self, name):
+        self.name, self.module_dict = name, {}
+
+    def register_module(self, name=None, force=False, module=None):
+        def register(cls):
+            key = name or cls.__name__
+            if not force and key in self.module_dict:
+                raise KeyError(f"{key} is already registered in {self.name}")
+            self.module_dict[key] = cls
+            return cls
+
+        return register if module is None else register(module)
+
+    def build(self, cfg, **more):
+        return build_from_cfg(cfg, self, more)
+
+
+def build_from_cfg(cfg, registry, default_args=None):
+    args = {**(default_args or {}), **cfg}
+    return registry.module_dict[args.pop("type")](**args)
