@@ -2,12 +2,14 @@
 
     python benchmarks/bench_cpu.py [--threads 1] [--out FILE]
     python benchmarks/bench_cpu.py --against REV-or-PATH [--steps 2] [--threads 1] [--out FILE]
-    python benchmarks/bench_cpu.py --configs A B [--size 800x448] [--steps 2] [--threads 1] [--out FILE]
+    python benchmarks/bench_cpu.py --configs A B [--predict] [--size 800x448] [--steps 2] [--threads 1] [--out FILE]
 
 The first form prints the limits (matrix products at the model's sizes, a convolution, a copy) and the attention kernels
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
 the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
-third does the same with two configurations of this checkout. All times are CPU time of the process.
+third does the same with two configurations of this checkout; with --predict it times one prediction of each instead,
+as in a stream: a model that reads the past is given what an earlier frame left. Settings may follow a configuration in
+its argument: "config/demo_dense.py loss.render=10". All times are CPU time of the process.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from typing import Any, Callable, Dict, List, Tuple
 
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 PARSER.add_argument("--against", metavar="REV-or-PATH", help="another commit or another checkout")
-PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout")
+PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout, with settings")
+PARSER.add_argument("--predict", action="store_true", help="time predictions instead of steps, with --configs")
 PARSER.add_argument("--size", default="800x448", help="size of images with --configs (default: %(default)s)")
 PARSER.add_argument(
     "--steps", type=int, default=2, help="steps that count, of each case and side (default: %(default)s)"
@@ -44,7 +47,7 @@ def main() -> int:
     args = PARSER.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(args.threads)  # before they are loaded
     if args.serve:
-        return serve(*args.serve, args.precision)
+        return serve(*args.serve, args.precision, args.predict)
     import torch
 
     from tpvformer.engine.bench import report
@@ -141,26 +144,40 @@ def kernels() -> Dict[str, float]:
     }
 
 
-def serve(config_name: str, size: str, precision: str) -> int:
-    """Run in a child process: take a step for each input line and print its parts' CPU milliseconds as a line."""
+def serve(config_name: str, size: str, precision: str, predicts: bool) -> int:
+    """Run in a child process: take a step for each input line and print its parts' CPU milliseconds as a line.
+
+    ``predicts``: a prediction in evaluation mode instead.
+    """
     import dataclasses
     import itertools
 
     import torch
 
     from tpvformer.compat import load_config
+    from tpvformer.config import override
     from tpvformer.engine.bench import inputs
     from tpvformer.engine.bench.step import StepBench
     from tpvformer.engine.device.accelerator import peak_memory_mib
+    from tpvformer.engine.forward import predict
+    from tpvformer.engine.past import history_of
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config = load_config(config_name)
+    name, ending, settings = config_name.partition(".py ")  # the path may have spaces
+    config = override(load_config(name + ending.strip()), settings.split())
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     width, height = (int(n) for n in size.split("x"))
-    bench = StepBench(
-        config, torch.device("cpu"), itertools.repeat(inputs.random_batch(config, (width, height), 34_720))
-    )
+    batch = inputs.random_batch(config, (width, height), 34_720)
+    bench = StepBench(config, torch.device("cpu"), itertools.repeat(batch))
+    history = history_of(bench.model, batch, config) if predicts else None
+    bench.model.train(not predicts)
     for _ in sys.stdin:
+        if predicts:
+            began = time.process_time()
+            with torch.no_grad():
+                predict(bench.model, batch, config, history=history)
+            print(json.dumps({"prediction": 1000 * (time.process_time() - began)}), flush=True)
+            continue
         spent = {part: 1000 * s.cpu for part, s in bench.step().items()}
         forward = sum(spent[part] for part in ("backbone", "neck", "encoder", "aggregator"))
         spent.update(forward=forward, step=sum(spent.values()), peak_mib=peak_memory_mib(torch.device("cpu")))
@@ -194,7 +211,7 @@ def compare_configs(args: argparse.Namespace) -> Dict[str, Any]:
 
 def alternate(sides: Dict[str, Tuple[Path, str]], size: str, args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
     """Return medians and ratio of each part of a step; a side is a checkout and a configuration."""
-    options = ["--precision", args.precision, "--threads", str(args.threads)]
+    options = ["--precision", args.precision, "--threads", str(args.threads), *["--predict"] * args.predict]
     children = {
         side: subprocess.Popen(
             [sys.executable, __file__, "--serve", config, size, *options],

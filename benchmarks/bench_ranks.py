@@ -68,7 +68,8 @@ class Team:
             self.stepper.zero_grad()
             with maybe_no_sync(self.parallel, exchanged):
                 prediction = predict(self.parallel, self.batch, self.config)
-                self.stepper.backward(total_loss(prediction, self.batch, self.config.loss, self.config.data))
+                loss = total_loss(prediction, self.batch, self.config.loss, self.config.data, self.config.model.grid)
+                self.stepper.backward(loss)
             self.stepper.update()
         spent: List[Any] = [None] * self.size
         mine = (time.perf_counter() - wall, time.process_time() - processor)

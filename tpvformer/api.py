@@ -30,10 +30,10 @@ from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.train import build_model, settle
 from tpvformer.errors import ConfigError
-from tpvformer.labels import class_names
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.result import Result, Results
 from tpvformer.predict.stream import Memory, Stream, warn_once
+from tpvformer.predict.together import advance_together
 from tpvformer.runtime import compiling
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -82,6 +82,7 @@ class TPVFormer:
         device: DeviceLike = "auto",
         revision: Optional[str] = None,
         allow_nonfinite: bool = False,
+        which: Optional[str] = None,
     ) -> TPVFormer:
         """Open weights.
 
@@ -90,14 +91,15 @@ class TPVFormer:
         huggingface_hub is installed. A local folder named demo is given as ``"./demo"`` or a ``Path``.
 
         The configuration is the stored one; for the reference's files it is inferred from the shapes. ``config``
-        replaces it. Every tensor must be present and fit. Raises CheckpointError that names tensors which are missing,
-        unknown, of another shape, or not finite (``allow_nonfinite``: a warning instead), and for a file that would
-        execute code. Raises ConfigError for a configuration or device.
+        replaces it. which: "ema" or "raw" of a run with ``train.ema``, the average of the weights or those of the last
+        step; default: the average where there is one. Every tensor must be present and fit. Raises CheckpointError that
+        names tensors which are missing, unknown, of another shape, or not finite (``allow_nonfinite``: a warning
+        instead), and for a file that would execute code. Raises ConfigError for a configuration or device.
         """
         given = config if config is None or isinstance(config, Config) else load_config(config)
         found = open_pretrained(source, given, revision)
         model = cls(found.config, device)
-        model.report = load_content(model.network, found.content, found.source, allow_nonfinite)
+        model.report = load_content(model.network, found.content, found.source, allow_nonfinite, which=which)
         model.source = found.source
         if model.report.kind == "backbone":
             raise CheckpointError(
@@ -111,7 +113,7 @@ class TPVFormer:
     @property
     def names(self) -> Dict[int, str]:
         """Return the class name of each label."""
-        return dict(enumerate(class_names(self.config.data.label_map)))
+        return dict(enumerate(self.config.data.label_classes.names))
 
     @overload
     def predict(self, images: None = None, rig: Optional[Rig] = None, points: None = None) -> Results: ...
@@ -197,6 +199,20 @@ class TPVFormer:
         """
         return (result for _, result in self._stream(self._asked(images, rig, points, ego2global, timestamp), history))
 
+    def stream_together(
+        self, drives: Sequence[Union[Given, Iterator[Any]]], rig: Optional[Rig] = None
+    ) -> Iterator[List[Optional[Result]]]:
+        """Yield the results of several drives that advance together: one frame of each is a batch of the network.
+
+        drives: each as ``images`` of ``stream``, such as an iterator of tuples (images, ego2global, timestamp, points,
+        rig) or a rig file; rig: the rig of those that name none. Each list has a result for every drive, in their
+        order, None for a drive that has ended. Every drive has a history of its own and begins anew by itself; its
+        results are those of ``stream``. Images must have equal sizes. Raises DataError and ConfigError.
+        """
+        asked = [self._asked(drive, rig, None, None, None).each for drive in drives]
+        streams = [Stream(self.config.model, warn_once()) for _ in drives]
+        return advance_together(self.network, self.config, self.device, asked, streams)
+
     def _asked(self, images: Any, rig: Optional[Rig], points: Any, ego2global: Any, timestamp: Any) -> Moments:
         by_drive = self.config.model.history is not None
         return moments(images, rig, points, self.config.data.root, ego2global, timestamp, by_drive)
@@ -218,7 +234,7 @@ class TPVFormer:
                 frame, lambda seen: EncodedFrame(self.network, sample, self.config, self.device, marks, seen)
             )
             place = moment.scene, moment.number
-            return Result(scene, frame, sample, self.config, marks, *place, stream.memory)
+            return Result(scene, frame, sample, self.config, marks, *place, stream.memory, stream.sight)
 
     def to(self, device: DeviceLike) -> TPVFormer:
         """Move the model to a device, as ``from_pretrained(device=...)`` does; return it. Raises ConfigError."""
@@ -274,11 +290,19 @@ class TPVFormer:
             self.precision = choose(chosen.train.precision, self.device)
         return outcome
 
-    def val(self, config: Optional[ConfigLike] = None) -> Evaluation:
+    def val(
+        self,
+        config: Optional[ConfigLike] = None,
+        past_seconds: Optional[float] = None,
+        flicker: bool = False,
+        shuffle_poses: bool = False,
+    ) -> Evaluation:
         """Score the weights as ``tpvformer eval`` does; print the tables and return their numbers.
 
-        config: a configuration with the validation set, for this model; default: ``model.config``. Raises ConfigError
-        and DataError.
+        config: a configuration with the validation set, for this model; default: ``model.config``. past_seconds: a
+        temporal model reads past frames of at most so many seconds before. flicker: add that metric, frames are read
+        scene by scene. shuffle_poses: a control for a temporal model, whose past has the motion of other samples
+        (docs/time.md). Raises ConfigError and DataError.
         """
         from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
@@ -289,7 +313,14 @@ class TPVFormer:
                 "section: change model.config's data instead, with dataclasses.replace"
             )
         try:
-            return evaluate_checkpoint(chosen, self.network, str(self.device))
+            return evaluate_checkpoint(
+                chosen,
+                self.network,
+                str(self.device),
+                past_seconds=past_seconds,
+                flicker=flicker,
+                shuffle_poses=shuffle_poses,
+            )
         finally:
             settle(self.network, self.precision.applied(self.config), self.device).eval()
 

@@ -50,7 +50,7 @@ COMMANDS: Tuple[_Command, ...] = (
     _Command("report", "write one page of a run: curves, scores and worst frames", "report", "add_report"),
     _Command("picture", "draw a validation frame with a model's predictions as PNG", "predict", "add_picture"),
     _Command("predict", "predict the class of every voxel and point of frames, as npz files", "predict", "add_predict"),
-    _Command("run", "run somebody's training script for mmcv 1.x, unedited, on this device", "run"),
+    _Command("run", "run somebody's training script for mmcv 1.x as it is, on this device", "run"),
     _Command("overlay", "put our files into mmcv 1.x and mmdet 2.x, or restore theirs", "overlay"),
     _Command("completion", "print a completion script for bash or zsh", "completion"),
 )

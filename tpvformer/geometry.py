@@ -6,7 +6,7 @@ points of frame a to frame b: p_b = R p_a + t.
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 
@@ -67,26 +67,18 @@ def relative(
     return to_lidar @ to_lidar_ego @ ego @ sensor, translation
 
 
-def now_to_past(
-    now2global: np.ndarray,
-    past2global: np.ndarray,
-    augmented_now: Optional[np.ndarray] = None,
-    augmented_past: Optional[np.ndarray] = None,
-) -> np.ndarray:
+def now_to_past(now2global: np.ndarray, past2global: np.ndarray) -> np.ndarray:
     """Return (..., 4, 4) float64 from a vehicle's frame of now to its frame of the past: inverse(past) now.
 
-    Poses (..., 4, 4) take points of the frame to the global one (``FrameDataset.grid2global``). Augmentations (..., 4,
-    4) take points of the frame to those of the augmented one. The two positions are subtracted before any rotation, as
-    in ``relative``.
+    Poses (..., 4, 4) take points of the frame to the global one (``FrameDataset.grid2global``). The two positions are
+    subtracted before any rotation, as in ``relative``.
     """
     back = np.linalg.inv(np.asarray(past2global, np.float64)[..., :3, :3])
     moved = np.zeros(np.broadcast_shapes(now2global.shape, past2global.shape))
     moved[..., :3, :3] = back @ now2global[..., :3, :3]
     moved[..., :3, 3] = _apply(back, now2global[..., :3, 3] - past2global[..., :3, 3])
     moved[..., 3, 3] = 1
-    if augmented_now is not None:
-        moved = moved @ np.linalg.inv(augmented_now)
-    return moved if augmented_past is None else augmented_past @ moved
+    return moved
 
 
 def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ nuScenes: class 0 ("noise") is the ignore label of both tasks; 1 to 16 are evalu
 label map "nuscenes-noIgnore", where free space is a class of its own. Under "occ3d" class 0 is called "others" and some
 metrics evaluate it, and 17 is called "free".
 
+Under "surroundocc" class 0 is free space, as in models of SurroundOcc's own code and of GaussRender.
+
 SemanticKITTI, scene completion: class 0 is free space, 1 to 19 are evaluated.
 """
 
@@ -136,6 +138,11 @@ class Classes(NamedTuple):
     empty: int  # the number of free space; not an index of ``names`` where the map has no such class
     colors: Tuple[Tuple[int, int, int], ...]  # RGB by number, with a colour for ``empty``
 
+    @property
+    def ignored(self) -> Tuple[int, ...]:
+        """Return the classes that are neither evaluated nor free space."""
+        return tuple(c for c in range(len(self.names)) if c not in self.evaluated and c != self.empty)
+
 
 NUSCENES = Classes(CLASS_NAMES, EVALUATED, EMPTY, COLORS)
 
@@ -143,6 +150,7 @@ LABEL_MAPS: Dict[str, Classes] = {
     "nuscenes": NUSCENES,
     "nuscenes-noIgnore": NUSCENES._replace(names=(*CLASS_NAMES, "empty")),
     "occ3d": NUSCENES._replace(names=("others", *CLASS_NAMES[1:], "free")),
+    "surroundocc": Classes(("empty", *CLASS_NAMES[1:]), EVALUATED, 0, ((255, 255, 255), *COLORS[1:17])),
     "semantickitti": Classes(tuple(k[0] for k in _KITTI), tuple(range(1, 20)), 0, tuple(k[1] for k in _KITTI)),
 }
 
@@ -155,11 +163,16 @@ def classes_of(label_map: str) -> Classes:
 
 
 def class_names(label_map: str) -> Tuple[str, ...]:
-    """Return the names by class number: 17 for "nuscenes", 18 (the last is free space) for its other two maps, 20 for
-    "semantickitti" (the first is free space)."""
+    """Return the names by class number: 17 for "nuscenes", 18 (the last is free space) for "nuscenes-noIgnore" and
+    "occ3d", 17 for "surroundocc" and 20 for "semantickitti" (the first is free space)."""
     return classes_of(label_map).names
 
 
 def raw_to_class(label_map: str) -> Tuple[int, ...]:
-    """Return the class of each raw lidarseg label: 33 for "nuscenes-noIgnore" and "occ3d" (raw 32 is free), else 32."""
+    """Return the class of each raw lidarseg label: 33 for "nuscenes-noIgnore" and "occ3d" (raw 32 is free), else 32.
+
+    Under "surroundocc" noise has no class, 255.
+    """
+    if label_map == "surroundocc":
+        return tuple(number or 255 for number in RAW_TO_CLASS[:32])
     return RAW_TO_CLASS if len(class_names(label_map)) == len(CLASS_NAMES) + 1 else RAW_TO_CLASS[:32]

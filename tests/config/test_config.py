@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tpvformer.cli import main
+from tpvformer.compat import load_config
 from tpvformer.config import Config, from_dict, override
 from tpvformer.errors import ConfigError
 
@@ -56,6 +57,9 @@ def test_overrides_are_judged_together() -> None:
         ("loss.lovasz_input=all", "expected 'points' or 'voxel' or 'none'"),
         ("model.pillar_anchors=[0]", r"pillar_anchors is \(0,\); expected numbers above 0"),  # found by fuzzing
         ("model.image_heads=0", "image_heads is 0; expected 1 or more"),
+        ("loss.render=10", "loss.render is 10, and only dense labels say what a ray meets; set data.occupancy"),
+        ("loss.render_rays=0", "loss.render_rays is 0; expected 1 or more"),
+        ("loss.render_samples=2000", "loss.render_samples is 2000; expected 1024 at most"),
         ("loss.image=0.5", "image is 0.5 and model.image_head is False; expected a weight above 0 with true"),
     ],
 )
@@ -69,6 +73,14 @@ def test_single_cameras_are_taught_in_even_cells() -> None:
     with pytest.raises(ConfigError, match=r"set data\.even_cells=true"):
         override(Config("run"), together)
     assert override(Config("run"), [*together, "data.even_cells=true"]).loss.image == 0.5
+
+
+def test_rendering_reads_dense_labels() -> None:
+    dense = load_config("tpv_occ3d")
+    assert override(dense, ["loss.render=10"]).loss == dataclasses.replace(dense.loss, render=10.0)
+    detection = ["model.detection.scale=2", "loss.detection=1", "loss.segmentation=0"]
+    with pytest.raises(ConfigError, match=r"leave loss\.segmentation above 0, or set loss\.render=0"):
+        override(dense, [*detection, "loss.render=1"])
 
 
 def test_unknown_stored_field() -> None:

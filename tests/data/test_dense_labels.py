@@ -271,3 +271,30 @@ def test_the_configurations_name_their_grids() -> None:
         assert config.data.occupancy == kind
         assert config.model.grid.shape == SHAPE
         assert GridConfig(*dataclasses.astuple(config.model.grid)) == config.model.grid
+
+
+def test_a_grid_may_be_whole_voxels_of_the_labels(street: Path) -> None:
+    """128 x 128 x 12 voxels: the same labels, masks and points, and rays that begin at the same places."""
+    config = dense_config(street, "occ3d")
+    grid = dataclasses.replace(
+        config.model.grid, w=32, h=32, z=3, scale_w=4, scale_h=4, pc_range=(-25.6, -20.8, -0.2, 25.6, 30.4, 4.6)
+    )
+    small = dataclasses.replace(config, model=dataclasses.replace(config.model, grid=grid))
+    whole, part = (FrameDataset(c.data, c.model.grid, "val", 0)[0] for c in (config, small))
+    cells = (slice(36, 164), slice(48, 176), slice(2, 14))
+    assert whole.voxel_mask is not None and part.voxel_mask is not None
+    assert torch.equal(part.voxel_labels, whole.voxel_labels[cells])
+    assert torch.equal(part.voxel_mask, whole.voxel_mask[cells])
+    assert torch.equal(part.ray_origins, whole.ray_origins)
+    low, shape = torch.tensor([36, 48, 2]), torch.tensor(part.voxel_labels.shape)
+    moved = whole.grid_index - low
+    inside = ((moved >= 0) & (moved < shape)).all(1) & (whole.point_labels != 255)
+    near = inside & (part.point_labels != 255)
+    assert near.sum() > 0.999 * inside.sum() > 5000, "all but points on a border, by rounding"
+    assert torch.equal(part.grid_index[near], moved[near])
+    assert (part.point_labels[~inside] == 255).float().mean() > 0.999
+    for words in ({"pc_range": (-25.5, -20.8, -0.2, 25.7, 30.4, 4.6)}, {"frame": "lidar"}, {"scale_z": 2}):
+        with pytest.raises(ConfigError, match="set model.grid to the labels' grid, or to whole voxels of it"):
+            dataclasses.replace(
+                config, model=dataclasses.replace(config.model, grid=dataclasses.replace(grid, **words))
+            )

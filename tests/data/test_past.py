@@ -22,7 +22,7 @@ from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import Batch, PastSample, Sample
 from tpvformer.data.worker_count import seconds_to_read
 from tpvformer.data.worker_limits import _size
-from tpvformer.errors import DataError
+from tpvformer.errors import ConfigError, DataError
 from tpvformer.untrusted.pickle import load_pickle
 
 VERSION = "v1.0-mini"
@@ -127,6 +127,39 @@ def test_validation_draws_nothing(cfg):
     now, before = data[3], data[2]
     assert torch.equal(now.past[0].images, before.images) and torch.equal(now.past[0].grid2img, before.grid2img)
     assert now.past[0].token == before.token and now.past[0].image_shape == before.image_shape
+
+
+def test_shuffled_poses_are_the_motions_of_others(cfg):
+    data, again, other, plain = (dataset(cfg, "val", past=2) for _ in range(4))
+    count, metres = data.shuffle_poses()
+    assert again.shuffle_poses() == (count, metres) and count == 2 * (FRAMES - 1) and metres > 0.1
+    other.shuffle_poses(seed=1)
+    steps = {i: plain[i].past[0].motion for i, window in enumerate(plain.windows) if window}
+    givers = []
+    for i in range(len(data)):
+        ours, theirs = data[i], plain[i]
+        assert_same(ours, theirs)
+        assert_same_past(again[i], ours)
+        chain = torch.eye(4)
+        for a, b in zip(ours.past, theirs.past):
+            for name in ("images", "grid2img", "seconds", "gap", "valid"):
+                assert torch.equal(getattr(a, name), getattr(b, name))
+            chain = a.motion @ chain
+            assert not a.valid or torch.allclose(chain, a.now2past, atol=1e-4)
+        if i in steps:
+            givers.append([k for k, step in steps.items() if torch.equal(step, ours.past[0].motion)][0])
+            assert data.scenes[givers[-1]] != data.scenes[i]
+    assert sorted(givers) == sorted(steps), "each motion is given once"
+    assert any(not torch.equal(other[i].past[0].motion, data[i].past[0].motion) for i in steps)
+
+
+def test_poses_that_cannot_be_shuffled(cfg):
+    with pytest.raises(ConfigError, match="no past is read; expected a model with model.history"):
+        dataset(cfg, "val").shuffle_poses()
+    short = dataset(cfg, "val", past=1)
+    short.limit_past(0.0)
+    with pytest.raises(DataError, match="0 of its 8 frames have a past that is read"):
+        short.shuffle_poses()
 
 
 def test_at_the_start_of_a_scene_the_present_stands_for_the_past(cfg):

@@ -221,8 +221,8 @@ def test_the_mean_loss_goes_on_to_the_last_bit() -> None:
     values = [0.1 * 3**-k for k in range(9)]
     one, two = (LossMeter(World()) for _ in range(2))
     for k, value in enumerate(values):
-        one.add("", [], torch.tensor(value))
-        two.add("", [], torch.tensor(value))
+        for meter in (one, two):
+            meter.add("", [], torch.tensor(value), {"ce": torch.tensor(value / 3), "lovasz": torch.tensor(1 - value)})
         if k in (2, 3, 7):
             two.read()
             state, two = two.state(), LossMeter(World())
@@ -230,6 +230,11 @@ def test_the_mean_loss_goes_on_to_the_last_bit() -> None:
     one.read()
     two.read()
     assert one.state() == two.state() and one.mean == two.mean
+    assert one.mean_parts == two.mean_parts and one.last_parts == two.last_parts
+    assert one.mean_parts["ce"] == pytest.approx(sum(values) / 27, rel=1e-5)
+    assert one.last_parts["lovasz"] == pytest.approx(1 - values[-1], rel=1e-6)
+    two.restore({"sum": 1.0, "count": 2, "last": 0.5})  # of an older version
+    assert two.mean == 0.5 and two.mean_parts == {}
 
 
 # ---- files of an earlier version: what the package wrote before its modules were moved

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from engine_tools import CPU, tiny_model
+from engine_tools import CPU, MODEL, tiny_model
 
-from tpvformer.config import OptimConfig
-from tpvformer.engine.optim import build_optimizer, clip_gradients
+from tpvformer.config import Config, ConfigError, OptimConfig, override
+from tpvformer.engine.optim import build_optimizer, clip_gradients, load_portable_state, portable_state
 from tpvformer.engine.optim.schedule import learning_rate, set_learning_rates
+from tpvformer.model import TPVFormer
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "golden_data" / "data_side.json").read_text())
 PUBLISHED = OptimConfig()
@@ -78,3 +81,82 @@ def test_two_groups_update_as_one_group_a_tensor_does() -> None:
         reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_parts_and_layers_have_their_own_rates() -> None:
+    model = TPVFormer(dataclasses.replace(MODEL, layers=("self_cross", "self", "self")))
+    cfg = OptimConfig(lr=1e-3, backbone_lr_mult=0.1, lr_mults="aggregator:2, neck:0.5", layer_decay=0.5)
+    optimizer = build_optimizer(model, cfg, CPU)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {
+        "encoder.level_embed": 1e-3 / 8,
+        "encoder.layers.0.": 1e-3 / 4,
+        "encoder.layers.1.": 1e-3 / 2,
+        "encoder.layers.2.": 1e-3,
+        "encoder.": 1e-3 / 8,
+        "neck.": 5e-4,
+        "aggregator.": 2e-3,
+        "backbone.layer4.": 1e-4,
+        "backbone.layer3.": 1e-4 / 2,
+        "backbone.layer2.": 1e-4 / 4,
+        "backbone.layer1.": 1e-4 / 8,
+        "backbone.": 1e-4 / 16,
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next(value for start, value in expected.items() if name.startswith(start))
+            assert rates.pop(id(parameter)) == pytest.approx(rate, rel=1e-12), name
+    assert not rates
+    own = build_optimizer(model, dataclasses.replace(cfg, lr_mults="backbone:0.3", layer_decay=1.0), CPU)
+    assert [group["lr"] for group in own.param_groups] == pytest.approx([1e-3, 3e-4])
+    set_learning_rates(own, 501, 84384, cfg)
+    rates = [learning_rate(500, base, 84384, cfg) for base in (1e-3, 3e-4)]
+    assert [group["lr"] for group in own.param_groups] == pytest.approx(rates, rel=1e-12)
+
+
+def test_a_run_goes_on_with_other_rates_of_its_parts(tmp_path: Path) -> None:
+    """Every moment comes back to its parameter, however the groups were divided."""
+    settings = ("", "encoder:0.5,aggregator:2,neck:0.1", "backbone:1")
+    for before in settings:
+        model = tiny_model()
+        cfg = OptimConfig(lr_mults=before, layer_decay=0.9 if before else 1.0)
+        optimizer = build_optimizer(model, cfg, CPU)
+        for i, p in enumerate(p for p in model.parameters() if p.requires_grad):
+            p.grad = torch.full_like(p, i + 1.0)
+        optimizer.step()
+        for after in settings:
+            other = tiny_model()
+            back = build_optimizer(other, OptimConfig(lr_mults=after), CPU)
+            rates = [group["lr"] for group in back.param_groups]
+            load_portable_state(back, portable_state(optimizer))
+            for i, p in enumerate(p for p in other.parameters() if p.requires_grad):
+                torch.testing.assert_close(back.state[p]["exp_avg"], torch.full_like(p, 0.1 * (i + 1)))
+            assert [group["lr"] for group in back.param_groups] == rates
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr_mults=encodr:2", "has 'encodr', which is no part of the model; did you mean encoder?"),
+        ("lr_mults=encoder:1,encoder:2", "has encoder twice"),
+        ("lr_mults=encoder", "gives encoder ''; expected a number above 0"),
+        ("lr_mults=neck:0", "gives neck '0'; expected a number above 0 .* (train.freeze stops a part)"),
+        ("lr_mults=neck:nan", "gives neck 'nan'; expected a number above 0"),
+        ("layer_decay=0", "optim.layer_decay is 0.0; expected"),
+        ("layer_decay=1.5", "optim.layer_decay is 1.5; expected"),
+    ],
+)
+def test_wrong_rates_are_named(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message).replace(r"\.\*", ".*")):
+        override(Config(name="x"), [f"optim.{setting}"])
+
+
+def test_a_part_that_does_not_learn_has_no_rate() -> None:
+    model = tiny_model()
+    assert all(group["params"] for group in build_optimizer(model, OptimConfig(), CPU).param_groups)
+    model.freeze(["neck", "backbone"])
+    for part in ("detection", "neck", "backbone"):
+        with pytest.raises(ConfigError, match=f"gives {part} a learning rate, but no weight of that part learns"):
+            build_optimizer(model, OptimConfig(lr_mults=f"{part}:2"), CPU)
+    rest, backbone = build_optimizer(model, OptimConfig(), CPU).param_groups  # both stay, as in files of older runs
+    assert rest["params"] and not backbone["params"]

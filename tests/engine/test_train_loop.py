@@ -98,6 +98,21 @@ def test_log_lines_keep_the_known_form(finished: Path) -> None:
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - tpvformer - INFO - tiny on 1 x cpu", first)
 
 
+def test_the_parts_of_the_loss_add_up_to_it(data: DataConfig, tmp_path: Path) -> None:
+    """At each printed step, and in the means since the epoch began; the line has the sum alone."""
+    config = tiny_config(data, epochs=1, accumulate=2)
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, ce_weight=3.0, lovasz_weight=0.5))
+    run.train(config, tmp_path, "cpu")
+    steps = metrics(tmp_path, "train")
+    assert len(steps) == 3 and not any("lovasz" in line for line in log_lines(tmp_path))
+    for i, record in enumerate(steps, start=1):
+        assert list(record["parts"]) == list(record["mean_parts"]) == ["ce", "lovasz"]
+        assert sum(record["parts"].values()) == pytest.approx(record["loss"], rel=1e-6)
+        assert sum(record["mean_parts"].values()) == pytest.approx(record["mean_loss"], rel=1e-6)
+        mean = sum(step["parts"]["ce"] for step in steps[:i]) / i
+        assert record["mean_parts"]["ce"] == pytest.approx(mean, rel=1e-12)
+
+
 def test_learning_rate_of_each_step(finished: Path) -> None:
     rates = [r["lr"] for r in metrics(finished, "train")]
     assert rates[:2] == [1e-4, 1e-4]
@@ -225,8 +240,23 @@ def test_user_mistakes_are_named(data: DataConfig, tmp_path: Path) -> None:
 
 def test_weights_of_another_run_can_be_started_from(finished: Path, data: DataConfig, tmp_path: Path) -> None:
     config = tiny_config(data, load_from=str(finished / "best.pth"))
-    run.train(config, tmp_path, "cpu", max_steps=1)
-    assert any("tensors loaded" in line for line in log_lines(tmp_path))
+    run.train(config, tmp_path / "same", "cpu", max_steps=1)
+    assert any("tensors loaded" in line for line in log_lines(tmp_path / "same"))
+    free = dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, label_map="nuscenes-noIgnore", fill_label=17),
+        model=dataclasses.replace(config.model, num_classes=18),
+        loss=dataclasses.replace(config.loss, lovasz_input="voxel"),
+    )
+    run.train(free, tmp_path / "free", "cpu", max_steps=1)
+    said = [line for line in log_lines(tmp_path / "free") if "another number of classes" in line]
+    assert said == [
+        "  2 start afresh, the file has another number of classes: aggregator.classifier.weight, "
+        "aggregator.classifier.bias"
+    ]
+    frozen = dataclasses.replace(free, train=dataclasses.replace(free.train, freeze=("aggregator",)))
+    with pytest.raises(ConfigError, match="last layer starts afresh and has to learn; leave aggregator out of train"):
+        run.train(frozen, tmp_path / "frozen", "cpu", max_steps=1)
 
 
 def evaluation(config: Config, loader, change=None):

@@ -21,7 +21,10 @@ from tpvformer.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick")
 CONFIG = dataclasses.replace(tiny_config(DataConfig()), name="stand")
-TRAIN = {"epoch": 0, "iter": 3, "loss": 2.5, "mean_loss": 2.0, "lr": 1e-3, "grad_norm": float("inf")}
+TRAIN = {
+    "epoch": 0, "iter": 3, "loss": 2.5, "mean_loss": 2.0, "lr": 1e-3, "grad_norm": float("inf"),
+    "parts": {"ce": 2.0, "lovasz": 0.5}, "mean_parts": {"ce": 1.5, "lovasz": float("nan")},
+}  # fmt: skip
 EVAL = {
     "epoch": 1,
     "loss": 1.5,
@@ -81,6 +84,9 @@ def test_what_is_worth_a_curve() -> None:
         "train/loss": 2.5,
         "train/mean_loss": 2.0,
         "train/lr": 1e-3,
+        "train/loss_ce": 2.0,
+        "train/loss_lovasz": 0.5,
+        "train/mean_loss_ce": 1.5,
     }
     assert writers.numbers_of("eval", {"step": 4, **EVAL}) == {
         "eval/epoch": 1.0,
@@ -88,6 +94,10 @@ def test_what_is_worth_a_curve() -> None:
         "eval/miou_points": 40.0,
         "eval/miou_voxels": 30.0,
         "eval/iou/car": 50.0,
+    }
+    beside = writers.numbers_of("eval_raw", {"step": 4, **EVAL})  # of the last step's weights, beside their average
+    assert beside == {
+        name.replace("eval/", "eval_raw/"): v for name, v in writers.numbers_of("eval", {"step": 4, **EVAL}).items()
     }
     assert writers.numbers_of("nonfinite", {"where": "epoch 0"}) == writers.numbers_of("train", {"loss": 1.0}) == {}
 

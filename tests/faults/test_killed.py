@@ -48,8 +48,9 @@ def with_workers(job: Config, workers: int) -> Config:
 def test_resumed_from_a_step_and_from_an_epoch(
     size: int, workers: int, lives: Lives, data: DataConfig, tmp_path: Path
 ) -> None:
-    """Killed in the middle of the first epoch and at the second one's first step, whatever the loader's workers."""
-    job = with_workers(killed_config(data, save_every_steps=2), workers)
+    """Killed in the middle of the first epoch and at the second one's first step, whatever the loader's workers. The
+    average of the weights, which the files hold too, goes on to the bit."""
+    job = with_workers(killed_config(data, save_every_steps=2, ema=0.9), workers)
     straight, work_dir = tmp_path / "straight", tmp_path / "killed"
     assert lives.run(job, straight, size) == [0] * size, output(straight)
     epoch, events = len(data_tokens(job)) // size, 5  # steps an epoch; events a step, of which the last has one less
@@ -65,6 +66,8 @@ def test_resumed_from_a_step_and_from_an_epoch(
     said = output(work_dir)
     assert "at epoch 0, iteration 2\n" in said and f"at epoch 1, iteration {epoch}\n" in said, said
     assert_same(work_dir, straight)
+    average = store.read(work_dir / "latest.pth")["ema"]
+    assert average["updates"] == 2 * epoch and "encoder.level_embed" in average["state_dict"]
 
 
 @pytest.mark.parametrize("size", [1, 2])

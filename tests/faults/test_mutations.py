@@ -37,13 +37,15 @@ from tpvformer.data.nuscenes.tables import read_table
 from tpvformer.data.rig.read import read_rig
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import restore_mid_epoch_state
+from tpvformer.engine.checkpoint.resume import ResumePoint, begin_average, restore_mid_epoch_state
 from tpvformer.engine.checkpoint.rng import random_state, restore_random_state
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.distributed.collectives import World
+from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.engine.logging.modelzoo_log import publish
 from tpvformer.engine.optim import Stepper
+from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.errors import CheckpointError, ConfigError, DataError
 from tpvformer.labels import NUSCENES
 from tpvformer.viz.report.page import page
@@ -156,12 +158,15 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
         parameter.grad = torch.zeros_like(parameter)
     stepper.update()
     world = World(0, 1, 0, 1)
-    losses = LossMeter(world)
+    losses, average, log = LossMeter(world), WeightAverage(model, 0.9), RunLog(None, False)
+    losses.add("", [], torch.tensor(1.0), {"ce": torch.tensor(0.5)})
+    losses.read()
     moment = {
         "world_size": 1,
         "global_batch": 1,
         "losses": losses.state(),
         "rng": {name: state[None] for name, state in random_state(CPU).items()},
+        "ema": {"updates": 3, "state_dict": {name: p.detach() for name, p in model.named_parameters()}},
     }
     whole = checkpoint.capture(model, stepper, config, Progress(epoch=1, global_iter=3), moment)
     plain = {name: value for name, value in whole.items() if name not in ("state_dict", "optimizer")}
@@ -175,6 +180,7 @@ def test_plain_parts_of_checkpoints(tmp_path: Path) -> None:
         torch.save({**content, "state_dict": whole["state_dict"]}, path)
         found = store.read(path)
         checkpoint.resume(found, path, model, stepper, config)
+        begin_average(average, ResumePoint(path, found), log)
         if "rng" in found:
             restore_mid_epoch_state(found, losses, world, CPU, [0])
 
@@ -250,16 +256,19 @@ def test_files_of_runs(tmp_path: Path) -> None:
         "worst": [{"token": "t", "loss": 2.0}],
     }  # fmt: skip
     common = {"run": "a", "step": 2}
-    train = {"kind": "train", **common, "loss": 1.0, "mean_loss": 1.0, "grad_norm": 1.0, "lr": 1.0}
+    train = {"kind": "train", **common, "loss": 1.0, "mean_loss": 1.0, "grad_norm": 1.0, "lr": 1.0,
+             "parts": {"ce": 1.0, "lovasz": 2.0}, "mean_parts": {"ce": 1.0, "lovasz": None}}  # fmt: skip
     ended = {"kind": "nonfinite", **common, "reports": ["x"]}
     whole: Dict[str, Any] = {
-        "metrics": [train, {"kind": "eval", "epoch": 1, **common, **scores}, ended],
+        "metrics": [train, {"kind": "eval", "epoch": 1, **common, **scores},
+                    {"kind": "eval_raw", "epoch": 1, **common, **scores}, ended],
         "starts": [{**common, "max_steps": None, "world_size": 1, "device": "cpu", "versions": {"a": "1"}}],
         "summary": {
             "config": "tiny", "run": "a", "world_size": 1, "batch_size": 1, "global_batch": 1, "device_name": "cpu",
             "duration_s": 3.0, "steps": 2, "measured_steps": 2, "samples_per_s": 1.0, "step_time_ms": 3.0,
             "final_loss": 1.0, "evaluation": scores, "best_val_miou_pts": 3.0, "best_val_leading": 3.0,
             "leading_metric": "miou_points", "peak_memory_mib": 10.0, "seed": 0, "skipped_steps": 1, "bad_samples": 1,
+            "best_epoch": 1, "stopped_early": True,
         },
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rig_tools import camera, save, write_rig
 
 from tpvformer.config import DataConfig, GridConfig
+from tpvformer.data.balance import frame_shares
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.samplers import SceneSampler, TrainSampler, ValSampler, epoch_order
 
@@ -29,12 +30,14 @@ class Counted:
         self.epoch = epoch
 
 
-def deal(length: int, world: int, seed: int, epoch: int, start: int) -> List[List[int]]:
+def deal(
+    length: int, world: int, seed: int, epoch: int, start: int, shares: Optional[np.ndarray] = None
+) -> List[List[int]]:
     """What each rank reads."""
     hands = []
     for rank in range(world):
         data = Counted(length)
-        sampler = TrainSampler(data, rank, world, seed)  # type: ignore[arg-type]
+        sampler = TrainSampler(data, rank, world, seed, shares)  # type: ignore[arg-type]
         sampler.set_epoch(epoch, start)
         hands.append(list(sampler))
         assert len(hands[-1]) == len(sampler) and data.epoch == epoch
@@ -89,6 +92,45 @@ def test_validation_sees_every_sample_once(length: int, world: int) -> None:
 @given(st.integers(30, 300), seeds, epochs)
 def test_epochs_differ(length: int, seed: int, epoch: int) -> None:
     assert not np.array_equal(epoch_order(length, seed, epoch), epoch_order(length, seed, epoch + 1))
+
+
+@st.composite
+def frames_with_classes(draw: st.DrawFn) -> np.ndarray:
+    """The shares of frames, each with some of up to eight classes."""
+    classes = draw(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=120))
+    return frame_shares([np.array(sorted(held), np.int64) for held in classes])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(frames_with_classes(), worlds, seeds, epochs, st.data())
+def test_balanced_epochs_draw_each_frame_as_often_as_its_share_says(
+    shares: np.ndarray, world: int, seed: int, epoch: int, more: st.DataObject
+) -> None:
+    """As many draws as frames, each share rounded down or up, each draw with a number of its own; dealt and taken up
+    again as epochs without balanced classes are."""
+    length = len(shares)
+    start = more.draw(st.integers(0, length))
+    order = epoch_order(length, seed, epoch, shares)
+    frames, draws = order % length, order // length
+    assert len(order) == length == len(set(order.tolist())) and shares.sum() == pytest.approx(length)
+    counts = np.bincount(frames, minlength=length)
+    assert (counts >= np.floor(shares - 1e-9)).all() and (counts <= np.ceil(shares + 1e-9)).all()
+    for frame in np.flatnonzero(counts):
+        assert sorted(draws[frames == frame]) == list(range(counts[frame]))
+    hands = deal(length, world, seed, epoch, start, shares)
+    assert len({len(hand) for hand in hands}) == 1
+    dealt = [sample for row in zip(*hands) for sample in row]
+    assert dealt == order[start : start + len(dealt)].tolist()
+    assert length - start - len(dealt) < world
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(frames_with_classes(), seeds)
+def test_over_many_epochs_the_shares_are_the_means(shares: np.ndarray, seed: int) -> None:
+    length, epochs = len(shares), 300
+    drawn = np.concatenate([epoch_order(length, seed, epoch, shares) % length for epoch in range(epochs)])
+    mean = np.bincount(drawn, minlength=length) / epochs
+    assert np.abs(mean - shares).max() < 5 * 0.5 / np.sqrt(epochs)
 
 
 @pytest.fixture(scope="module")

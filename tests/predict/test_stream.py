@@ -13,7 +13,7 @@ import pytest
 import torch
 from api_tools import CONFIG, assert_same, lively
 from engine_tools import write_config
-from rig_tools import THREE, camera, changed, matrices, save, write_rig
+from rig_tools import POSES, THREE, camera, changed, drive_of, matrices, save
 from torch import Tensor
 
 from tpvformer import TPVFormer
@@ -31,9 +31,6 @@ from tpvformer.predict.result import Result
 from tpvformer.predict.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("quick")
-POSES = [np.eye(4) for _ in range(4)]
-for _i, _pose in enumerate(POSES):
-    _pose[:2, 3] = 3 * _i, 0.5 * _i
 
 
 def temporal(config: Config, frames: int = 1) -> Config:
@@ -227,16 +224,6 @@ def test_frames_are_run_in_the_order_of_time_and_predict_returns_them_as_given(s
     for result, index in zip(model.predict(rig=other), order):
         assert result.token == expected[index].token
         assert_same(result, expected[index])
-
-
-def drive_of(folder: Path, **more: Any) -> Path:
-    """A rig of four frames, of one scene, with poses and times."""
-    rig = json.loads(
-        write_rig(folder, THREE, (40, 0, 30, 20), labelled=False, lidar2ego=np.eye(4).tolist()).read_text()
-    )
-    for i, one in enumerate(rig["frames"]):
-        one.update(scene="drive", ego2global=POSES[i].tolist(), timestamp=100 + i / 2, **more)
-    return save(folder / "rig.json", rig)
 
 
 def test_every_way_to_give_a_drive_is_the_same_stream(remembering: TPVFormer, tmp_path: Path) -> None:

@@ -118,6 +118,14 @@ def test_bench_saving(tmp_path: Path) -> None:
     assert len(result["cpu_ms"]["with"]) == len(result["cpu_ms"]["without"]) == 1 and result["checkpoint_mib"] > 0.1
 
 
+def test_bench_augment() -> None:
+    done = run("bench_augment.py", "--height", "90", "--repeat", "1")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0].split(" of")[0] for line in done.stdout.splitlines()] == [
+        "six images", "six images", "dense labels and mask", "boxes", "label files"
+    ]  # fmt: skip
+
+
 def test_bench_step(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     done = run("bench_step.py", "--py-config", "config/debug.py", "--size", "96x64", "--points", "200", "--steps", "1",

@@ -233,11 +233,11 @@ def _watch(moment: Optional[Moment], rank: int, work_dir: Path) -> None:
     before(Path, "symlink_to", "save")
     real, file = meters.LossMeter.add, work_dir / f"samples.{rank}.jsonl"
 
-    def add(self: Any, where: str, tokens: Any, loss: Any) -> None:
+    def add(self: Any, where: str, tokens: Any, loss: Any, *parts: Any) -> None:
         _, epoch, _, i = where.split()
         with file.open("a") as out:
             out.write(json.dumps([f"{epoch}.{i}", list(tokens)]) + "\n")
-        real(self, where, tokens, loss)
+        real(self, where, tokens, loss, *parts)
 
     meters.LossMeter.add = add  # type: ignore[method-assign]
 

@@ -70,6 +70,21 @@ def save(path: Path, rig: Any) -> Path:
     return path
 
 
+POSES = [np.eye(4) for _ in range(4)]  # of a vehicle that drives on
+for _i, _pose in enumerate(POSES):
+    _pose[:2, 3] = 3 * _i, 0.5 * _i
+
+
+def drive_of(folder: Path, **more: Any) -> Path:
+    """A rig of four frames, of one scene, with POSES and times, half a second apart."""
+    rig = json.loads(
+        write_rig(folder, THREE, (40, 0, 30, 20), labelled=False, lidar2ego=np.eye(4).tolist()).read_text()
+    )
+    for i, one in enumerate(rig["frames"]):
+        one.update(scene="drive", ego2global=POSES[i].tolist(), timestamp=100 + i / 2, **more)
+    return save(folder / "rig.json", rig)
+
+
 def rig_of_infos(infos: Path, files: Path, out: Path, index: int = 0, scan: str = "", labels: str = "") -> Path:
     """The rig file of one sample of an info pickle whose images lie anywhere below ``files``; cameras in reverse."""
     info = pickle.loads(infos.read_bytes())["infos"][index]  # noqa: S301 - only the tests' own files and recorded ones

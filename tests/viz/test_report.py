@@ -132,6 +132,25 @@ def test_a_run_that_goes_on_has_a_page(tmp_path: Path, capsys) -> None:
     assert main(["report", "--work-dir", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "not finished" in text and "Loss" in text and "25.0 %" in text and "Confusion" not in text
+    assert "Parts of the loss" not in text  # files of older versions have none
+    lines = [record("train", step=s, mean_parts={"ce": 1 / s, "l<vasz": 2.0, "image": None}) for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert main(["report", "--work-dir", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "not averaged" not in text
+    metrics = {"miou_points": {"value": 30.0, "interval": None, "rings": {}}}
+    evals = [
+        record(kind, step=3 * n, epoch=n, samples=4, loss=1.0, leading="miou_points", metrics=metrics)
+        for n in (1, 2)
+        for kind in ("eval_raw", "eval")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines + evals))
+    assert main(["report", "--work-dir", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    chart = text.partition("<figcaption>Validation")[2].partition("</figure>")[0]
+    assert "miou_points, not averaged" in chart
+    chart = text.partition("Parts of the loss")[2].partition("</figure>")[0]
+    assert chart.count("<polyline") == 2 and "l&lt;vasz" in chart and "l<vasz" not in text
 
 
 def test_a_measurement_is_not_taken_for_the_training(tmp_path: Path) -> None:

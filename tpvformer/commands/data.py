@@ -61,6 +61,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--out", default="out/points.png", metavar="FILE", help="the picture (default: %(default)s)")
     check.set_defaults(run=_check)
 
+    drive = commands.add_parser("drive", help="write a rig file from folders of images and poses", description=_DRIVE)
+    drive.add_argument(
+        "--rig", type=Path, required=True, metavar="FILE", help="the calibration: a rig file without frames"
+    )
+    drive.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds a folder of images for each camera, by its name",
+    )
+    drive.add_argument("--poses", type=Path, required=True, metavar="FILE", help="times and poses of the vehicle")
+    drive.add_argument(
+        "--pose-of",
+        default="ego",
+        metavar="NAME",
+        help="what the poses are of: ego, the vehicle; lidar; or a camera's name (default: %(default)s)",
+    )
+    drive.add_argument("--scene", metavar="NAME", help="the drive's name (default: that of the folder)")
+    drive.add_argument("--out", type=Path, required=True, metavar="FILE", help="the rig file to write")
+    drive.set_defaults(run=_drive)
+
+
+_DRIVE = (
+    "Writes a rig file of many frames, which predict streams. The n-th image of each camera, by the numbers in the "
+    "names, and the n-th pose are one frame. A table is CSV whose first line has the names "
+    "timestamp,x,y,z,qw,qx,qy,qz, or text with TUM's eight numbers a line: timestamp x y z qx qy qz qw. Seconds and "
+    "metres."
+)
+
 
 _INFOS = (
     "Reads six tables (scene, sample, sensor, calibrated_sensor, sample_data, ego_pose), and sample_annotation, "
@@ -136,4 +166,12 @@ def _paint(args: argparse.Namespace) -> int:
     from tpvformer.viz.check_geometry import paint_sample
 
     print("\n".join(paint_sample(args.root, args.version, args.paint, args.out, print_every(5))))
+    return 0
+
+
+def _drive(args: argparse.Namespace) -> int:
+    from tpvformer.data.rig.from_folders import write_drive
+
+    lines = write_drive(args.rig, args.images, args.poses, args.out, args.pose_of, args.scene)
+    print("\n".join(map(shown, lines)))
     return 0

@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also score how often the class of a static place changes from frame to frame; reads scene by scene",
     )
+    parser.add_argument(
+        "--shuffle-poses",
+        action="store_true",
+        help="score a control for a temporal model: the past of each sample has the motion of another sample",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -57,14 +62,21 @@ def _eval(args: argparse.Namespace) -> int:
         return _eval_test(args)
     from tpvformer.engine.evaluation.checkpoint_scores import evaluate_checkpoint
 
-    scores = (args.permute_cameras, args.json, args.submission, args.also_uses, args.past_seconds, args.flicker)
-    evaluate_checkpoint(*read_model(args), args.device, *scores)
+    outputs = args.permute_cameras, args.json, args.submission, args.also_uses
+    past = args.past_seconds, args.flicker, args.shuffle_poses
+    evaluate_checkpoint(*read_model(args), args.device, *outputs, *past, args.which)
     return 0
 
 
 def _eval_test(args: argparse.Namespace) -> int:
-    if args.json is not None or args.permute_cameras or args.flicker:
-        option = "--json" if args.json is not None else "--permute-cameras" if args.permute_cameras else "--flicker"
+    given = {
+        "--json": args.json is not None,
+        "--permute-cameras": args.permute_cameras,
+        "--flicker": args.flicker,
+        "--shuffle-poses": args.shuffle_poses,
+    }
+    if any(given.values()):
+        option = next(name for name, found in given.items() if found)
         raise ConfigError(f"--split test has no published labels and so no scores; leave {option} out")
     if args.submission is None:
         raise ConfigError(
@@ -73,5 +85,5 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
-    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds)
+    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds, args.which)
     return 0

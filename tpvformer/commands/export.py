@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_weights, positive, read_model, size
+from tpvformer.commands.options import add_config, add_weights, add_which, positive, read_model, size
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with a folder: store parameters as float16, in half the bytes; they are opened as float32",
     )
+    add_which(parser)
     parser.add_argument("--allow-nonfinite", action="store_true", help="accept weights with NaN or infinite numbers")
     parser.set_defaults(run=_convert)
 
@@ -64,7 +65,7 @@ def _export(args: argparse.Namespace) -> int:
 
     files = {"onnx": args.onnx, "pt2": args.pt2, "aoti": args.aoti, "weights": args.out}
     ((form, file),) = ((form, file) for form, file in files.items() if file is not None)  # the parser takes one
-    for line in export_checkpoint(*read_model(args), form, file, args.cameras, args.size):
+    for line in export_checkpoint(*read_model(args), form, file, args.cameras, args.size, args.which):
         print(line)
     return 0
 
@@ -72,6 +73,7 @@ def _export(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from tpvformer.export.checkpoint import convert_checkpoint
 
-    for line in convert_checkpoint(args.source, args.out, args.py_config, args.half, args.allow_nonfinite):
+    given = (args.py_config, args.half, args.allow_nonfinite, args.which)
+    for line in convert_checkpoint(args.source, args.out, *given):
         print(line)
     return 0

@@ -38,6 +38,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="weights: a file, ours or the reference's; a run's work dir; a folder of convert; demo, those inside "
         "this package (./demo: a path); a hub's owner/name",
     )
+    add_which(parser)
+
+
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """Add ``--which``."""
+    parser.add_argument(
+        "--which",
+        choices=("ema", "raw"),
+        help="of a run with train.ema: the average, or the last step's (default: the average where there is one)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser, use: str = "") -> None:

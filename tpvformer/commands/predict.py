@@ -55,7 +55,8 @@ def _predict(args: argparse.Namespace) -> int:
     config, weights = read_model(args)
     split = args.split or "val"
     with set_below(args.root, args.version, split, config, print_every(5)) as config:
-        frames = FramePredictions(config, weights, args.out, args.rig, split, args.index, args.device, args.truth)
+        which = (args.rig, split, args.index, args.device, args.truth, args.which)
+        frames = FramePredictions(config, weights, args.out, *which)
         print_frames(frames)
     return 0
 
@@ -63,5 +64,5 @@ def _predict(args: argparse.Namespace) -> int:
 def _picture(args: argparse.Namespace) -> int:
     from tpvformer.predict.draw import draw_frame
 
-    print(draw_frame(*read_model(args), args.index, args.out, args.device))
+    print(draw_frame(*read_model(args), args.index, args.out, args.device, args.which))
     return 0

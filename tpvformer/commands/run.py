@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _RUN = (
-    "Runs a training script that was written for mmcv 1.x and for one vendor's cards, without editing it: with our "
-    "operations in place of mmcv's compiled ones, names that numpy has removed, and stand-ins for nuscenes-devkit and "
-    "timm's scheduler where they are not installed; on the processor or the cards that are here. The script is a "
-    "program and can do whatever you can: read it before you run it, as any program."
+    "Runs a training script that was written for mmcv 1.x, without editing it: with our operations in place of mmcv's "
+    "compiled ones, names that numpy has removed, and stand-ins for nuscenes-devkit and timm's scheduler where they "
+    "are not installed; on the device that is here, whatever card the script names. The script is a program and can do "
+    "whatever you can: read it before you run it, as any program."
 )
 
 

@@ -28,6 +28,7 @@ TOUR: Tuple[Tuple[str, str], ...] = (
 
 _ACTIONS = {  # sub-commands that are not in TOUR
     "data check": "tpvformer data check --root data/nuscenes",
+    "data drive": "tpvformer data drive --rig calibration.json --images drive --poses poses.csv --out rig.json",
 }
 
 

@@ -6,16 +6,20 @@ Every entry of a file is mapped, or ignored for a stated reason, or an error. No
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from tpvformer.compat.average import chosen
 from tpvformer.compat.backbone import backbone_of
 from tpvformer.compat.keys import (
     derived_names,
     is_derived,
+    is_gaussrender,
     is_port,
+    is_renderer,
+    is_whole,
     key_table,
     reference_names,
     reference_order,
@@ -27,6 +31,7 @@ from tpvformer.errors import CheckpointError
 
 FORMAT = "tpvformer"  # the value of "format" in our training checkpoints
 _GEOMETRY_TOLERANCE = 1e-4  # in normalised image or grid coordinates; real differences are whole cells
+_CLASSIFIERS = ("aggregator.classifier", "image_head.classifier")  # the layers whose size is the number of classes
 
 
 class Model(Protocol):
@@ -42,26 +47,30 @@ class Model(Protocol):
 
 @dataclass
 class Report:
-    """How every entry of a file was treated. Names are the file's without wrappers' prefixes; those of ``missing`` and
-    ``zeroed`` are ours."""
+    """How every entry of a file was treated. Names are the file's without wrappers' prefixes; those of ``missing``,
+    ``zeroed`` and ``renewed`` are ours."""
 
     source: str
-    kind: str  # "tpvformer", "reference", "mmdetection3d" or "backbone"
-    mapped: List[str] = field(default_factory=list)
+    kind: str  # "tpvformer", "reference", "mmdetection3d", "GaussRender" or "backbone"
+    mapped: List[str] = field(default_factory=list)  # those of ``renewed`` included
     ignored: List[str] = field(default_factory=list)  # known, and not weights of this model: geometry, detector head
     dropped: List[str] = field(default_factory=list)  # a neck of another width or length
     missing: List[str] = field(default_factory=list)  # keep the values they had
     zeroed: List[str] = field(default_factory=list)  # offsets of deformable convolutions that the file lacks
+    renewed: List[str] = field(default_factory=list)  # of another number of classes; keep the values they had
     warnings: List[str] = field(default_factory=list)
+    which: str = ""  # of a run's file with an average: the weights that were loaded, in words
 
     def lines(self) -> List[str]:
         """Return the report's lines, without the warnings."""
-        lines = [f"{self.source} ({self.kind} weights): {len(self.mapped)} tensors loaded"]
+        lines = [f"{self.source} ({self.kind} weights): {len(self.mapped) - len(self.renewed)} tensors loaded"]
+        lines += [f"  {self.which}"] if self.which else []
         for what, names in (
             ("ignored, no weights of this model", self.ignored),
             ("dropped, the neck has another shape", self.dropped),
             ("missing, left as they were", self.missing),
             ("offsets of deformable convolutions start at 0, for the file has none", self.zeroed),
+            ("start afresh, the file has another number of classes", self.renewed),
         ):
             if names:
                 lines.append(f"  {len(names)} {what}: {some(names)}")
@@ -71,36 +80,49 @@ class Report:
         return "\n".join(self.lines() + [f"  warning: {text}" for text in self.warnings])
 
 
-def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = ()) -> Report:
+def load_weights(model: Model, path: PathLike, fresh: Sequence[str] = (), which: Optional[str] = None) -> Report:
     """Load the weights of a file into ``model``, in place, and report how each entry was treated.
 
     Accepted: our checkpoints and safetensors; the reference's state dict; mmdetection3d's port of it; the weights of a
     detector, a classifier or a bare ResNet with this backbone. Each may be flat or under a key such as ``state_dict``,
     with or without wrappers' prefixes (``module.``). Raises CheckpointError with the entries that are unknown, missing,
-    of another shape or not finite; the model is then unchanged. A part of the model that ``fresh`` names, such as
-    "detection", keeps its weights if the file has none of them.
+    of another shape or not finite; the model is then unchanged.
+
+    ``fresh`` is for the start of a training: it names heads, such as "detection". One that the file lacks keeps its
+    weights, one that the model lacks is left out, and a layer of classes keeps its weights if the file has another
+    number of classes. ``which`` is "ema" or "raw" for a run's checkpoint that has an average of the
+    weights too; None: the average where there is one.
     """
-    return load_content(model, read_archive(path), str(path), fresh=fresh)
+    return load_content(model, read_archive(path), str(path), fresh=fresh, which=which)
 
 
 def load_content(
-    model: Model, content: Dict[str, Any], source: str, allow_nonfinite: bool = False, fresh: Sequence[str] = ()
+    model: Model,
+    content: Dict[str, Any],
+    source: str,
+    allow_nonfinite: bool = False,
+    fresh: Sequence[str] = (),
+    which: Optional[str] = None,
 ) -> Report:
     """Load weights as ``load_weights`` does, from what ``read_archive`` returned; ``source`` is its name in messages.
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
-    tensors, beside = find_tensors(content, source)
+    weights, line = chosen(content, source, which, content.get("format") == FORMAT)
+    tensors, beside = find_tensors(weights, source)
     state = model.state_dict()
-    if is_port(tensors) or any(name.startswith(("tpv_head.", "tpv_aggregator.")) for name in tensors):
+    if is_whole(tensors):
         values, report = _from_reference(tensors, model, source)
     elif any(name.startswith("aggregator.") for name in tensors):
-        values, report = dict(tensors), Report(source, "tpvformer", mapped=list(tensors))
-        _refuse_unknown(source, [name for name in tensors if name not in state])
+        values, report = _from_ours(tensors, state, source, fresh)
     else:
         values, report = _from_detector(tensors, model, content, source)
     report.ignored += beside
-    report.missing = [name for name in state if name not in values]
+    report.which = line
+    if fresh:
+        report.renewed = _other_classes(values, state)
+        values = {name: value for name, value in values.items() if name not in report.renewed}
+    report.missing = [name for name in state if name not in values and name not in report.renewed]
     _refuse_missing(source, report, [part for part in fresh if not any(n.startswith(f"{part}.") for n in values)])
     _refuse_shapes(source, values, state)
     _refuse_whole_numbers(source, values, state)
@@ -157,8 +179,32 @@ def nonfinite(values: Dict[str, Tensor]) -> List[str]:
     return [name for name, tensor in values.items() if tensor.is_floating_point() and strange(tensor)]
 
 
+def _from_ours(
+    tensors: Dict[str, Tensor], state: Dict[str, Tensor], source: str, fresh: Sequence[str]
+) -> Tuple[Dict[str, Tensor], Report]:
+    """Return the tensors of our own file, without those of the heads in ``fresh`` that the model lacks."""
+    heads = {name.split(".")[0] for name in state}
+    left = [name for name in tensors if name.split(".")[0] in fresh and name.split(".")[0] not in heads]
+    values = {name: value for name, value in tensors.items() if name not in left}
+    _refuse_unknown(source, [name for name in values if name not in state])
+    return values, Report(source, "tpvformer", mapped=list(values), ignored=left)
+
+
+def _other_classes(values: Dict[str, Tensor], state: Dict[str, Tensor]) -> List[str]:
+    """Return the names of a classifier's tensors that differ from the model's in the number of classes alone."""
+    return [
+        name
+        for name, value in values.items()
+        if name.rsplit(".", 1)[0] in _CLASSIFIERS
+        and value.dim() == state[name].dim()
+        and value.shape != state[name].shape
+        and value.shape[1:] == state[name].shape[1:]
+    ]
+
+
 def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tuple[Dict[str, Tensor], Report]:
-    report = Report(source, "mmdetection3d" if is_port(tensors) else "reference")
+    kind = "mmdetection3d" if is_port(tensors) else "GaussRender" if is_gaussrender(tensors) else "reference"
+    report = Report(source, kind)
     ours = {theirs: mine for mine, theirs in key_table(model.config).items()}
     values: Dict[str, Tensor] = {}
     unknown: List[str] = []
@@ -166,7 +212,7 @@ def _from_reference(tensors: Dict[str, Tensor], model: Model, source: str) -> Tu
         if known in ours:
             values[ours[known]] = tensors[name]
             report.mapped.append(name)
-        elif is_derived(known):
+        elif is_derived(known) or is_renderer(known):
             report.ignored.append(name)
         else:
             unknown.append(name)

@@ -14,10 +14,9 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from torch import Tensor
 
 from tpvformer.compat.config_file import load_config
-from tpvformer.compat.keys import reference_names
+from tpvformer.compat.keys import is_gaussrender, reference_names
 from tpvformer.config import BackboneConfig, Config, ModelConfig
 from tpvformer.errors import CheckpointError, ConfigError
-from tpvformer.labels import class_names
 
 PUBLISHED = ("tpv_lidarseg", "tpv_lidarseg_dim64", "tpv_lidarseg_dim96", "tpv04_occupancy")
 _PLANES = ("hw", "zh", "wz")
@@ -31,6 +30,8 @@ def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
     the classes' names are unknown.
     """
     shapes = _Shapes(tensors, source)
+    if is_gaussrender(tensors):
+        return _of_gaussrender(shapes, source)
     family = "cross_view" if shapes.has("tpv_head.positional_encoding.h_embed.weight") else "hw"
     bases = [base for base in map(load_config, PUBLISHED) if base.model.view_attn == family]
     fitting: List[Tuple[Config, ModelConfig]] = []
@@ -47,7 +48,7 @@ def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
     if not fitting:
         raise CheckpointError(f"{source}: its shapes make no model ({misfit}); give its configuration") from misfit
     base, model = fitting[0]
-    names = class_names(base.data.label_map)
+    names = base.data.label_classes.names
     if model.num_classes != len(names):
         raise CheckpointError(
             f"{source}: has {model.num_classes} classes, whose names are not known ({base.name} has {len(names)}); "
@@ -59,6 +60,35 @@ def infer_config(tensors: Mapping[str, Tensor], source: str) -> Config:
         stacklevel=3,
     )
     return dataclasses.replace(base, name="inferred", model=model)
+
+
+def _of_gaussrender(shapes: _Shapes, source: str) -> Config:
+    """Return the configuration of GaussRender's weights, by their number of classes: 18 of Occ3D, 17 of SurroundOcc.
+
+    Raises CheckpointError for another number, or shapes that are not those of its configuration.
+    """
+    classes = shapes.rows("tpv_aggregator.classifier")
+    if classes not in (17, 18):
+        raise CheckpointError(
+            f"{source}: has {classes} classes; expected GaussRender's 18 of Occ3D or 17 of SurroundOcc, so give its "
+            "configuration"
+        )
+    base = load_config("tpv_occ3d" if classes == 18 else "tpv_surroundocc")
+    if classes == 17:  # free space comes first, as in SurroundOcc's code
+        base = dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, num_classes=17),
+            data=dataclasses.replace(base.data, label_map="surroundocc", fill_label=0, ignore_label=255),
+        )
+    try:
+        model = _resized(base.model, shapes)
+    except (ConfigError, ZeroDivisionError) as err:
+        raise CheckpointError(f"{source}: its shapes make no model ({err}); give its configuration") from err
+    if model != base.model:
+        raise CheckpointError(
+            f"{source}: its shapes are not those of GaussRender's configuration; give its own (--py-config, config=)"
+        )
+    return base
 
 
 def _resized(base: ModelConfig, shapes: _Shapes) -> ModelConfig:

@@ -38,6 +38,11 @@ _PORT = (
     (re.compile(r"decode_head\."), "tpv_aggregator."),
 )
 
+# GaussRender (valeoai) trains the reference's tpv04 model; its head and aggregator lack "tpv_" in their names
+_GAUSSRENDER_MARK = "head.tpv_embedding_"
+_GAUSSRENDER = re.compile(r"(?=(head|aggregator)\.)")
+_RENDERER = "tpv_aggregator.renderer_prep."  # a layer that its loss on rendered images alone uses
+
 
 def key_table(model: ModelConfig) -> Dict[str, str]:
     """Map our name of every stored tensor to the reference's, in state-dict order; a bijection.
@@ -67,14 +72,33 @@ def is_port(names: Iterable[str]) -> bool:
     return all(any(name.startswith(mark) for name in names) for mark in _PORT_MARKS)
 
 
+def is_gaussrender(names: Iterable[str]) -> bool:
+    """Tell whether these are names of GaussRender's TPVFormer: the planes of the reference under ``head.``."""
+    return any(name.startswith(_GAUSSRENDER_MARK) for name in names)
+
+
+def is_whole(names: Iterable[str]) -> bool:
+    """Tell whether these are names of a whole TPVFormer of the reference, of mmdetection3d or of GaussRender."""
+    names = list(names)
+    marks = ("tpv_head.", "tpv_aggregator.")
+    return is_port(names) or is_gaussrender(names) or any(name.startswith(marks) for name in names)
+
+
+def is_renderer(reference_name: str) -> bool:
+    """Tell whether GaussRender's loss alone uses the tensor."""
+    return reference_name.startswith(_RENDERER)
+
+
 def reference_names(names: Iterable[str]) -> Dict[str, str]:
     """Map each of a file's names to the reference's name of the same tensor.
 
     Accepted: the reference's names; those of mmdetection3d's port, which differ in four prefixes (checked with the 922
-    names of its model); those of the first versions of mmdetection, where a deformable convolution's offset branch is a
-    sibling of the convolution.
+    names of its model); those of GaussRender, which differ in two (checked with the list in its log); those of the
+    first versions of mmdetection, where a deformable convolution's offset branch is a sibling of the convolution.
     """
     names = list(names)
+    if is_gaussrender(names):
+        return {name: _GAUSSRENDER.sub("tpv_", name, count=1) if _GAUSSRENDER.match(name) else name for name in names}
     port = is_port(names)
     return {name: modern_name(_unported(name) if port else name) for name in names}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tpvformer.config import Config
-from tpvformer.labels import class_names
 
 _TEXT = """---
 library_name: tpvformer
@@ -46,7 +45,7 @@ def model_card(config: Config, numbers: int) -> str:
         voxels=" x ".join(map(str, model.grid.shape)),
         r=model.grid.pc_range,
         frame={"lidar": "lidar", "ego": "vehicle"}[model.grid.frame],
-        classes=", ".join(class_names(config.data.label_map)),
+        classes=", ".join(config.data.label_classes.names),
         numbers=f"{numbers:,}",
         family={"cross_view": "cross-view attention", "hw": "attention within the plane hw"}[model.view_attn],
         dim=model.dim,

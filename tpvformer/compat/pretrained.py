@@ -26,6 +26,7 @@ from tpvformer.compat.model_card import model_card
 from tpvformer.compat.tensors import PathLike, read_archive, read_notes, write_tensors
 from tpvformer.compat.wrappers import named_tensors
 from tpvformer.config import Config, DataConfig, from_dict
+from tpvformer.config.formats import BUILT_IN, formats
 from tpvformer.errors import CheckpointError, ConfigError
 from tpvformer.files import replacing
 from tpvformer.untrusted.names import is_file_name
@@ -213,7 +214,7 @@ def read_run_config(file: Path) -> Config:
     except ValueError as err:  # TextError, or not UTF-8
         raise ConfigError(f"{file} is not YAML ({err}); a run writes it when it starts") from err
     try:
-        config = from_dict(tree)
+        config = from_dict(_of_known_format(tree) if isinstance(tree, dict) else tree)
     except ConfigError as err:
         raise ConfigError(f"{file}: {err}") from err
     remote = [name for name in _PLACES if "://" in getattr(config.data, name)]
@@ -253,9 +254,20 @@ def _parsed(text: str, source: str) -> Config:
 def _built(tree: Dict[str, Any], source: str) -> Config:
     """Return the configuration of a tree stored with weights, without its paths, which only the user may choose."""
     try:
-        return _without_places(from_dict(tree))
+        return _without_places(from_dict(_of_known_format(tree)))
     except (ConfigError, TypeError) as err:
         raise CheckpointError(f"{source}: {err}; it was written by another version, or damaged") from err
+
+
+def _of_known_format(tree: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a stored configuration with nuScenes' format if no data set of the stored name is registered here.
+
+    Weights do not need the data set that they were trained on.
+    """
+    data = tree.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("format"), str) or data["format"] in formats():
+        return tree
+    return {**tree, "data": {**data, "format": BUILT_IN[0]}} if is_file_name(data["format"]) else tree
 
 
 def _without_places(config: Config) -> Config:

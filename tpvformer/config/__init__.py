@@ -12,24 +12,27 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Union, get_args, get_origin, get_type_hints
 
 from tpvformer.config.grids import OCCUPANCY_GRIDS, ConfigError, GridConfig, OccupancyGrid
+from tpvformer.config.label_maps import UNLABELLED, is_map_file
 from tpvformer.config.ranges import short
 from tpvformer.config.sections import (
+    AugmentConfig,
     BackboneConfig,
     DataConfig,
     DetectionConfig,
     HistoryConfig,
+    LabelMapConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
 )
 from tpvformer.config.words import plain
-from tpvformer.labels import LABEL_MAPS
 from tpvformer.untrusted.names import is_file_name
 from tpvformer.untrusted.text import TextError, parse_yaml
 
 __all__ = [
     "OCCUPANCY_GRIDS",
+    "AugmentConfig",
     "BackboneConfig",
     "Config",
     "ConfigError",
@@ -37,6 +40,7 @@ __all__ = [
     "DetectionConfig",
     "GridConfig",
     "HistoryConfig",
+    "LabelMapConfig",
     "LossConfig",
     "ModelConfig",
     "OccupancyGrid",
@@ -71,8 +75,10 @@ class Config:
             raise ConfigError(
                 f"loss.class_weights has {len(self.loss.class_weights)} numbers; expected model.num_classes, {classes}"
             )
-        known = LABEL_MAPS[self.data.label_map]
+        known = self.data.label_classes
         least = known.evaluated[-1] + 1
+        if self.data.classes is not None:
+            self._check_own_classes(self.data.classes)
         if not least <= classes <= len(known.colors):
             raise ConfigError(
                 f"model.num_classes is {classes}, but data.label_map {self.data.label_map} has {least} to "
@@ -84,6 +90,11 @@ class Config:
             )
         if self.loss.affinity and self.data.fill_label == self.data.ignore_label:
             raise ConfigError("loss.affinity needs free space as a class; set data.fill_label to it")
+        if self.loss.render and not (kind and self.loss.segmentation):
+            raise ConfigError(
+                f"loss.render is {self.loss.render:g}, and only dense labels say what a ray meets; set data.occupancy "
+                "(docs/data.md) and leave loss.segmentation above 0, or set loss.render=0"
+            )
         if bool(self.loss.image) != self.model.image_head or self.loss.image < 0:
             raise ConfigError(
                 f"loss.image is {self.loss.image} and model.image_head is {self.model.image_head}; expected a weight "
@@ -97,18 +108,18 @@ class Config:
                 f"{'null' if self.model.detection is None else 'set'}; expected a weight above 0 with a head, or 0 "
                 "without one"
             )
-        if self.model.detection is not None and self.data.format != "nuscenes":
+        if self.model.detection is not None and self.data.format == "semantickitti":
             raise ConfigError(f"model.detection needs boxes, which data.format={self.data.format} does not have")
         if not self.loss.detection and not self.loss.segmentation:
             raise ConfigError("loss.segmentation and loss.detection are both 0; expected at least one above 0")
         if not kind:
             return
-        wanted, given = OCCUPANCY_GRIDS[kind], (grid.shape, grid.pc_range, grid.frame)
-        if given != wanted[:3]:
+        wanted = self._labelled_grid()
+        if wanted.part(grid) is None:
             raise ConfigError(
                 f"data.occupancy={kind} has labels for {wanted.shape} voxels over {wanted.pc_range} m in the "
                 f"{wanted.frame} frame, but model.grid makes {grid.shape} over {grid.pc_range} in the {grid.frame} "
-                "frame; set model.grid to the labels' grid"
+                "frame; set model.grid to the labels' grid, or to whole voxels of it"
             )
         if "points" in (self.loss.lovasz_input, self.loss.ce_input):
             raise ConfigError(f"data.occupancy={kind} labels voxels; set loss.lovasz_input and loss.ce_input to voxel")
@@ -119,6 +130,43 @@ class Config:
             )
         if kind == "semantickitti" and self.data.ignore_label < classes:
             raise ConfigError(f"data.ignore_label is {self.data.ignore_label}; semantickitti's unknown voxels are 255")
+
+    def _check_own_classes(self, own: LabelMapConfig) -> None:
+        """Raise ConfigError where a label map of one's own does not fit model.num_classes and data's special labels."""
+        name, count, data = self.data.label_map, len(own.names), self.data
+        if self.model.num_classes != count:
+            raise ConfigError(
+                f"model.num_classes is {self.model.num_classes}, but the label map {name} has {count} classes; set "
+                f"model.num_classes={count}"
+            )
+        wanted = UNLABELLED if own.ignored is None else own.ignored
+        if data.ignore_label != wanted:
+            why = "has no ignored class" if own.ignored is None else f"ignores class {own.names[own.ignored]}"
+            raise ConfigError(
+                f"data.ignore_label is {data.ignore_label}, but the label map {name} {why}; set "
+                f"data.ignore_label={wanted}"
+            )
+        fills = [wanted] if own.empty is None else [own.empty, wanted]
+        if data.fill_label not in fills:
+            raise ConfigError(
+                f"data.fill_label, the label of voxels without points, is {data.fill_label}, but the label map {name} "
+                f"has another class of that number; set data.fill_label={fills[0]}"
+            )
+
+    def _labelled_grid(self) -> OccupancyGrid:
+        """Return the grid of the dense labels, with free space as the label map has it. Raises ConfigError."""
+        kind, own = self.data.occupancy, self.data.classes
+        grid = OCCUPANCY_GRIDS[kind]
+        if own is None:
+            return grid._replace(classes=17, empty=0) if self.data.label_map == "surroundocc" else grid
+        table, needed = ("raw", 1) if kind == "semantickitti" else ("voxels", grid.empty + 1)
+        if own.empty is None or len(getattr(own, table)) < needed:
+            raise ConfigError(
+                f"data.occupancy={kind} needs the class of free space (empty) and the class of each label in its files "
+                f"({table}{f', 0 to {needed - 1}' if needed > 1 else ''}); add both to the label map "
+                f"{self.data.label_map}, or set data.occupancy to nothing"
+            )
+        return grid._replace(classes=len(own.names), empty=own.empty)
 
     def dump(self) -> str:
         """The whole configuration as YAML, as it is written into the work dir."""
@@ -151,7 +199,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         except TextError as err:
             raise ConfigError(f"override {short(text)}: {short(raw)} is not a YAML value ({err})") from err
         _assign(tree, Config, " ".join(path.split()), value)
-    return from_dict(tree)
+    return _from_tree(tree)
 
 
 def _assign(node: Dict[str, Any], kind: Any, path: str, value: Any) -> None:
@@ -211,7 +259,21 @@ def _has_default(part: Any) -> bool:
 
 
 def from_dict(tree: Dict[str, Any]) -> Config:
-    """The inverse of ``dataclasses.asdict`` and of ``Config.dump`` (used by checkpoints); strict about names."""
+    """The inverse of ``dataclasses.asdict`` and of ``Config.dump`` (used by checkpoints); strict about names.
+
+    It opens no file: stored with a configuration are the classes of a label map, in data.classes.
+    """
+    label_map = tree["data"].get("label_map") if isinstance(tree, dict) and isinstance(tree.get("data"), dict) else None
+    if isinstance(label_map, str) and is_map_file(label_map):
+        raise ConfigError(
+            f"stored configuration: data.label_map names the file {short(label_map)}; expected its classes in "
+            "data.classes, as a run stores them"
+        )
+    return _from_tree(tree)
+
+
+def _from_tree(tree: Dict[str, Any]) -> Config:
+    """Build a configuration from nested dictionaries; strict about names. Raises ConfigError."""
 
     def build(kind: Any, node: Dict[str, Any], where: str) -> Any:
         hints = get_type_hints(kind)

@@ -7,7 +7,7 @@ y left, z up) unless a field says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Literal, NamedTuple, Tuple
+from typing import Dict, Literal, NamedTuple, Optional, Tuple
 
 from tpvformer.config.ranges import check_grid, check_section
 from tpvformer.config.words import check_words
@@ -16,6 +16,7 @@ from tpvformer.errors import ConfigError
 __all__ = ["OCCUPANCY_GRIDS", "Axes", "ConfigError", "GridConfig", "OccupancyGrid"]
 
 Axes = Literal["lidar", "ego"]  # "ego": x forward, y left, z up, on the ground under the rear axle
+_ROUNDING = 1e-3  # voxels by which the border of a grid may differ from that of a voxel
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,21 @@ class OccupancyGrid(NamedTuple):
     frame: Axes
     classes: int  # free space among them
     empty: int  # the class of free space
+
+    def part(self, grid: GridConfig) -> Optional[Tuple[slice, slice, slice]]:
+        """Return the voxels that ``grid`` covers; None unless they are whole voxels of this grid, in its frame."""
+        if grid.frame != self.frame:
+            return None
+        found = []
+        for axis, (mine, theirs) in enumerate(zip(self.shape, grid.shape)):
+            low, high = self.pc_range[axis], self.pc_range[axis + 3]
+            places = [(grid.pc_range[i] - low) / (high - low) * mine for i in (axis, axis + 3)]
+            first, last = round(places[0]), round(places[1])
+            apart = max(abs(places[0] - first), abs(places[1] - last))
+            if apart > _ROUNDING or first < 0 or last > mine or last - first != theirs:
+                return None
+            found.append(slice(first, last))
+        return (found[0], found[1], found[2])
 
 
 OCCUPANCY_GRIDS: Dict[str, OccupancyGrid] = {

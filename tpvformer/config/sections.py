@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Optional, Tuple, get_args
+from pathlib import PurePath
+from typing import Dict, Literal, Optional, Tuple, get_args
 
+from tpvformer.config.augment import AugmentConfig
 from tpvformer.config.detection import DetectionConfig
+from tpvformer.config.formats import formats
 from tpvformer.config.grids import OCCUPANCY_GRIDS, GridConfig
 from tpvformer.config.history import HistoryConfig
+from tpvformer.config.label_maps import LabelMapConfig, check_label_map, is_map_file, read_label_map
+from tpvformer.config.parts import Part, multiples
 from tpvformer.config.ranges import check_model_size, check_section
 from tpvformer.config.words import check_words, either
 from tpvformer.errors import ConfigError
-from tpvformer.labels import LABEL_MAPS
-from tpvformer.untrusted.names import short
+from tpvformer.labels import LABEL_MAPS, Classes, raw_to_class
+from tpvformer.untrusted.names import is_file_name, short
 
 # the fields that are one of a few words; check_words checks them
 Norm = Literal["frozen", "batch"]
 Plane = Literal["hw", "zh", "wz"]
 ViewAttention = Literal["cross_view", "hw"]
 Layer = Literal["self_cross", "self"]
-Format = Literal["nuscenes", "semantickitti"]
 Mask = Literal["", "camera", "lidar"]
 LossInput = Literal["points", "voxel"]
 LovaszInput = Literal["points", "voxel", "none"]
@@ -27,7 +31,6 @@ PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Recompute = Literal["none", "cheap", "blocks"]
 OnFault = Literal["stop", "skip"]
 Writer = Literal["tensorboard", "wandb"]
-Part = Literal["backbone", "neck", "encoder", "aggregator", "image_head", "detection", "history"]
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,18 @@ class ModelConfig:
 class DataConfig:
     """Configure the data set and its preprocessing. Paths are relative to the working directory, or URLs."""
 
-    format: Format = "nuscenes"  # "semantickitti": the three infos below name sequences, such as "00 01 02"
+    # "semantickitti": the three infos below name sequences, such as "00 01 02"; or the name of a data set of one's own
+    # that a program has registered (docs/finetune.md)
+    format: str = "nuscenes"
     root: str = "data/nuscenes"  # holds samples/ (nuscenes) or sequences/ (semantickitti)
     version: str = "v1.0-trainval"  # folder of nuScenes' tables
     train_infos: str = "data/nuscenes_infos_train.pkl"
     val_infos: str = "data/nuscenes_infos_val.pkl"
     test_infos: str = "data/nuscenes_infos_test.pkl"  # no labels are published for these
-    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "semantickitti": 0 is, of 0..19
+    # "nuscenes": classes 0..16; "nuscenes-noIgnore", "occ3d": 17 is empty space; "surroundocc", "semantickitti": 0 is;
+    # or a YAML, JSON or CSV file with classes of one's own (docs/finetune.md), which becomes data.classes
     label_map: str = "nuscenes"
+    classes: Optional[LabelMapConfig] = None
     ignore_label: int = 0
     fill_label: int = 0  # label of a voxel without points
     # label cells divide the range by n and points are decoded in their middle, as with dense labels always; False: by
@@ -151,6 +158,9 @@ class DataConfig:
     photometric: bool = True
     grid_mask: bool = True
     mirror: bool = False  # training: half of the samples have their images mirrored, and the projection with them
+    augment: Optional[AugmentConfig] = None  # training: scenes and images are turned, scaled, mirrored (docs/data.md)
+    # training: frames with rare classes are read more often, others less; an epoch stays as long (docs/data.md)
+    class_balanced: bool = False
     on_bad_sample: OnFault = "stop"  # or "skip": in training another sample stands in, train.max_skipped times at most
     batch_size: int = 1  # a rank
     # processes that read samples, a rank; null: by its cores and by how long a sample takes (docs/train.md)
@@ -159,13 +169,18 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_section("data", self)
         check_words("data", self)
-        if self.label_map not in LABEL_MAPS:
-            raise ConfigError(f"data.label_map is {short(self.label_map)}; expected {either([*LABEL_MAPS])}")
+        if self.format not in formats():
+            raise ConfigError(
+                f"data.format is {short(self.format)}; expected {either(formats())}, or a data set that this program "
+                "registers (docs/finetune.md)"
+            )
+        self._check_label_map()
         if self.occupancy not in ("", *OCCUPANCY_GRIDS):
             raise ConfigError(
                 f"data.occupancy is {short(self.occupancy)}; expected one of {', '.join(OCCUPANCY_GRIDS)}, or nothing"
             )
-        kitti = [name == "semantickitti" for name in (self.format, self.label_map, self.occupancy)]
+        names = (self.format, self.occupancy, *(() if self.classes else (self.label_map,)))
+        kitti = [name == "semantickitti" for name in names]
         if any(kitti) and not all(kitti):
             raise ConfigError(
                 f"data.format is {self.format}, data.label_map {self.label_map}, data.occupancy "
@@ -173,6 +188,35 @@ class DataConfig:
             )
         if self.occupancy_mask and self.occupancy != "occ3d":
             raise ConfigError("data.occupancy_mask is set, but only data.occupancy=occ3d has masks; leave it empty")
+
+    def _check_label_map(self) -> None:
+        """Read the file that ``label_map`` names into ``classes``, and check what both hold. Raises ConfigError."""
+        if is_map_file(self.label_map):
+            name = PurePath(self.label_map).stem
+            if name in LABEL_MAPS or not is_file_name(name):
+                raise ConfigError(
+                    f"data.label_map {short(self.label_map)}: {short(name)} is the name of a built-in map; write "
+                    f"data.label_map={name} for that one, or give the file another name"
+                )
+            object.__setattr__(self, "classes", read_label_map(self.label_map, self.format))
+            object.__setattr__(self, "label_map", name)
+        elif self.label_map in LABEL_MAPS:
+            object.__setattr__(self, "classes", None)
+        elif self.classes is None:
+            known = either([*LABEL_MAPS], "a .yaml, .json or .csv file")
+            raise ConfigError(f"data.label_map is {short(self.label_map)}; expected {known}")
+        else:
+            check_label_map(self.classes, f"data.classes of {short(self.label_map)}")
+
+    @property
+    def label_classes(self) -> Classes:
+        """Return the classes of the label map."""
+        return LABEL_MAPS[self.label_map] if self.classes is None else self.classes.known
+
+    @property
+    def raw_to_class(self) -> Tuple[int, ...]:
+        """Return the class of each raw label of points; empty where a label map of one's own has none."""
+        return raw_to_class(self.label_map) if self.classes is None else self.classes.raw
 
     @property
     def cells_are_even(self) -> bool:
@@ -199,6 +243,14 @@ class LossConfig:
     segmentation: float = 1.0  # weight of the losses of points and voxels; 0: boxes alone, labels are not needed
     detection: float = 0.0  # weight of the losses of 3-D boxes; needs model.detection (engine/losses/detection.py)
     image: float = 0.0  # weight of the cross-entropy of single cameras; needs model.image_head (model/image_head.py)
+    render: float = 0.0  # weight of the render loss; needs data.occupancy (engine/losses/render.py)
+    render_rays: int = 256  # of each camera and from above, a sample and step
+    render_samples: int = 64  # places at which a camera's ray reads the voxels
+    # of points and voxels, within loss.segmentation
+    ce_weight: float = 1.0  # weight of cross-entropy
+    lovasz_weight: float = 1.0  # weight of Lovász-softmax
+    focal: float = 0.0  # focusing parameter gamma of cross-entropy, such as 2; 0: off (engine/losses/entropy.py)
+    label_smoothing: float = 0.0  # share of cross-entropy's target that all classes have alike, such as 0.1; 0: off
 
     def __post_init__(self) -> None:
         check_section("loss", self)
@@ -208,6 +260,12 @@ class LossConfig:
         check_words("loss", self)
         if (self.class_weights or self.affinity) and self.ce_input != "voxel":
             raise ConfigError("loss.class_weights and loss.affinity are for voxels; set loss.ce_input to voxel")
+        lovasz = self.lovasz_weight if self.lovasz_input != "none" else 0.0
+        if self.segmentation and not (self.ce_weight or lovasz or self.affinity):
+            raise ConfigError(
+                "loss.ce_weight is 0 and there is no other loss of points and voxels; set it or loss.lovasz_weight "
+                "above 0, or loss.segmentation=0 for boxes alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,9 +279,20 @@ class OptimConfig:
     warmup_steps: int = 500
     warmup_lr: float = 1e-5
     min_lr: float = 1e-6
+    # parts of the model, named as in train.freeze, with their own multiple of lr: "encoder:0.5,detection:2";
+    # that of the backbone takes the place of backbone_lr_mult
+    lr_mults: str = ""
+    # backbone and encoder: each stage or layer has this multiple of the rate of the one after it (docs/train.md)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_section("optim", self)
+        multiples(self.lr_mults)
+
+    @property
+    def part_mults(self) -> Dict[str, float]:
+        """Return the multiple of ``lr`` of the backbone and of each part in ``lr_mults``."""
+        return {"backbone": self.backbone_lr_mult, **multiples(self.lr_mults)}
 
 
 @dataclass(frozen=True)
@@ -247,6 +316,10 @@ class TrainConfig:
     seed: int = 0
     # parts whose weights stay as loaded, without dropout; all but "detection": the head learns on finished weights
     freeze: Tuple[Part, ...] = ()
+    # decay of the average of the weights over the steps (EMA), such as 0.999, which evaluations, best.pth and later
+    # commands then use; 0: no average (docs/train.md)
+    ema: float = 0.0
+    patience: int = 0  # epochs without a better primary metric, after which the run ends; 0: it never ends early
     drop_past: float = 0.1  # share of the samples that train without their past frames; for model.history
     load_from: Optional[str] = "ckpts/r101_dcn_fcos3d_pretrain.pth"
     # checkpoints within an epoch (docs/resume.md): each so many steps, each so many minutes, 0: never

@@ -1,24 +1,28 @@
 """The key frames of a split, one sample each.
 
-The same (seed, epoch, index) gives the same sample, whatever the number of workers or ranks.
+The same (seed, epoch, index) gives the same sample, whatever the number of workers or ranks. With
+balanced classes an epoch may draw a sample several times, each time with other augmentations.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from functools import cached_property
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from tpvformer.config import Config, DataConfig, GridConfig
+from tpvformer.data.augment import Augmentation
+from tpvformer.data.balance import box_classes, frame_shares
 from tpvformer.data.detection.boxes import Boxes
 from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.formats import format_of, open_records
-from tpvformer.data.frames import read_frame
+from tpvformer.data.frames import read_classes, read_frame
 from tpvformer.data.images.cache import ImageCache
 from tpvformer.data.images.letterbox import read_pictures
 from tpvformer.data.nuscenes.boxes import require_boxes
@@ -31,9 +35,9 @@ from tpvformer.data.transforms import make_sample
 from tpvformer.data.types import Frame, Sample
 from tpvformer.data.windows import Window, drives, grid2global
 from tpvformer.errors import ConfigError, DataError
-from tpvformer.labels import raw_to_class
 
 _SLACK = 1e-3  # seconds by which times, stored as floats, may differ from what is meant
+SHUFFLE_SEED = 0  # fixed, so that every model and run has the same wrong poses
 _NEIGHBOURS = 10  # samples that are tried in place of one that cannot be read
 
 
@@ -88,17 +92,18 @@ class FrameDataset(Dataset[Sample]):
         past: int = 0,
         drop_past: float = 0.0,
     ) -> None:
-        try:
-            self._to_class = raw_to_class(cfg.label_map)
-        except ValueError as err:
-            raise ConfigError(str(err)) from err
+        self._to_class = cfg.raw_to_class
         self._cfg, self.grid, self._augment, self._seed = cfg, grid, split == "train", seed
         self.infos = cfg.infos(split)
         self.whole_scans = False  # True: a scan with non-finite points raises DataError
         self._require_scans, self._box_map = require_scans, box_map
-        self._records = open_records(cfg, split, boxes or box_map is not None)
+        self._balanced = cfg.class_balanced and split == "train"
+        self._records = open_records(cfg, split, boxes or box_map is not None or self._balanced)
         if box_map is not None:
             require_boxes(self._records, self.infos, cfg.root, cfg.version)
+        self._box_classes = box_classes(self._records, grid) if self._balanced else None
+        if self._balanced and not boxes and box_map is None:
+            self._records = [dataclasses.replace(record, boxes=None) for record in self._records]
         self._label_files: List[str] = []
         self._pictures = ImageCache(cfg.image_cache).read if cfg.image_cache else read_pictures
         self._occupancy = OccupancyLabels(cfg) if cfg.occupancy and require_labels else None
@@ -109,7 +114,12 @@ class FrameDataset(Dataset[Sample]):
         for i, record in enumerate(self._records):
             self._scene_mates.setdefault(record.scene, []).append(i)
         point_labels = self._occupancy is None or label_table(cfg.root, cfg.version) is not None
-        if require_labels and point_labels:
+        if require_labels and not self._to_class and self._occupancy is None:
+            raise ConfigError(
+                f"data.label_map {cfg.label_map} has no raw labels of points, and data.occupancy is empty; add raw "
+                "labels to its classes (docs/finetune.md)"
+            )
+        if require_labels and point_labels and self._to_class:
             self._label_files = self._find_labels()
         # The epoch is in shared memory: persistent workers hold copies of everything else and would not see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -167,6 +177,18 @@ class FrameDataset(Dataset[Sample]):
         """Return the past frames of each sample, newest first; all are empty without ``past``."""
         return [()] * len(self) if self._past is None else self._past.windows
 
+    def shuffle_poses(self, seed: int = SHUFFLE_SEED) -> Tuple[int, float]:
+        """Give the past of every sample wrong poses, as ``PastReader.shuffle_poses`` does, which says what is returned.
+
+        Raises ConfigError where no past is read, and DataError for fewer than two samples with a past.
+        """
+        if self._past is None:
+            raise ConfigError(
+                "poses of past frames are to be shuffled, but no past is read; expected a model with model.history, "
+                "and past seconds above 0 if they are given"
+            )
+        return self._past.shuffle_poses(seed)
+
     def limit_past(self, seconds: float) -> None:
         """Keep of each window the frames that are at most so many seconds older than the sample itself."""
         if self._past is not None:
@@ -175,6 +197,31 @@ class FrameDataset(Dataset[Sample]):
                 tuple(old for old in window if times[now] - times[old] <= seconds + _SLACK)
                 for now, window in enumerate(self._past.windows)
             ]
+
+    @cached_property
+    def shares(self) -> Optional[np.ndarray]:
+        """Return how often an epoch draws each sample on average (balance.py), (samples,); None: once each.
+
+        By the classes of boxes where all frames have boxes, otherwise by those of the points, whose label files are
+        then read. Raises DataError where neither is known.
+        """
+        if not self._balanced:
+            return None
+        return frame_shares(self._point_classes() if self._box_classes is None else self._box_classes)
+
+    def _point_classes(self) -> List[np.ndarray]:
+        """Return the classes of the points of each frame, without those that metrics ignore."""
+        if not self._label_files:
+            raise DataError(
+                f"{self.infos}: data.class_balanced needs boxes in all frames, or labels of their points, and finds "
+                "neither; set it to false, or make the infos with boxes (tpvformer data infos)"
+            )
+        found = []
+        for record, file in zip(self._records, self._label_files):
+            held = read_classes(record, self._cfg.root, file, self._to_class) if file else np.zeros(0, np.int64)
+            counted = np.isin(held, self._cfg.label_classes.evaluated) & (held != self._cfg.ignore_label)
+            found.append(held[counted])
+        return found
 
     @property
     def slots_used(self) -> int:
@@ -269,23 +316,35 @@ class FrameDataset(Dataset[Sample]):
         mates = [self._records[i] for i in self._scene_mates[record.scene]]
         return dataclasses.replace(frame, dense=dense, ray_origins=ray_origins(record, mates))
 
-    def _random(self, index: int) -> np.random.RandomState:
+    def _random(self, *stream: int) -> np.random.RandomState:
         """Return the random generator for the augmentations of a sample in the current epoch."""
-        return np.random.RandomState([self._seed % 2**32, int(self._epoch), index])
+        return np.random.RandomState([self._seed % 2**32, int(self._epoch), *stream])
 
-    def sample(self, index: int, augment: bool) -> Sample:
-        """Return one sample, with or without the augmentations of the current epoch, for any split."""
-        rng = self._random(index) if augment else None
-        sample = make_sample(self.load_frame(index), self._cfg, self.grid, rng)
+    def sample(self, index: int, augment: bool, draw: int = 0) -> Sample:
+        """Return one sample, with or without the augmentations of the current epoch, for any split.
+
+        ``draw`` counts how often the epoch drew the sample before; each draw is augmented in another way.
+        """
+        rng: Optional[np.random.RandomState] = None
+        augmentation: Optional[Augmentation] = None
+        if augment:
+            rng = self._random(index, draw) if draw else self._random(index)
+            if self._cfg.augment is not None:
+                augmentation = Augmentation(self._cfg.augment, self.grid, self._random(index, draw, 1))
+        sample = make_sample(self.load_frame(index), self._cfg, self.grid, rng, augmentation)
         if self._box_map is not None and sample.boxes is not None:
             sample.box_targets = draw_targets(sample.boxes, self._box_map)
         if self._past is not None:
-            sample.past = self._past.read(index, sample, rng)
+            sample.past = self._past.read(index, sample, rng, augmentation)
         return sample
 
     def __getitem__(self, index: int) -> Sample:
+        """Return a sample. With balanced classes index + k len(self) is its k-th further draw (samplers.py)."""
+        draw = 0
+        if self._balanced:
+            draw, index = divmod(index, len(self))
         try:
-            return self.sample(index, self._augment)
+            return self.sample(index, self._augment, draw)
         except (DataError, OSError) as err:
             # in an evaluation a replacement would count twice, and the scores would be those of a different set
             if not self._augment or self._cfg.on_bad_sample == "stop":

@@ -5,14 +5,17 @@ A record names the files of a key frame, whatever the format; ``data/frames.py``
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List, Mapping, NamedTuple, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple, Union
 
 from tpvformer.config import DataConfig
+from tpvformer.config.formats import add_format
 from tpvformer.data.nuscenes.boxes import with_table_boxes
 from tpvformer.data.nuscenes.infos.read import read_pickle_infos, read_tensor_infos
 from tpvformer.data.nuscenes.infos.tensor_file import SUFFIX
 from tpvformer.data.nuscenes.lidarseg import label_table
+from tpvformer.data.own import OwnDataSet, own_records
 from tpvformer.data.record import Record
 from tpvformer.data.rig.from_arrays import rig_records
 from tpvformer.data.rig.read import read_rig
@@ -55,6 +58,29 @@ _SEQUENCES = Format(
     camera_names=False,
     lidar_forward="x",
 )
+_OWN: Dict[str, Format] = {}  # data sets of one's own, by the name that data.format has
+
+
+def register(name: str, data_set: Callable[[str, str], OwnDataSet], lidar_forward: str = "y") -> None:
+    """Register a data set of one's own: ``data.format`` then accepts ``name``, in this process.
+
+    ``data_set(source, root)``, a class or function, returns the frames of a split: an object with ``__len__`` and
+    ``record(i)``. ``source`` is data.train_infos, data.val_infos or data.test_infos, ``root`` is data.root.
+    ``lidar_forward``: the axis of its lidar frame that points ahead, "x" or "y". A name that is registered again is
+    replaced. Raises ConfigError for a built-in name.
+    """
+    add_format(name)
+
+    def read(source: Any, root: str, boxes: bool) -> List[Record]:
+        records = own_records(data_set(str(source), str(root)), name, root)
+        return records if boxes else [replace(record, boxes=None) for record in records]
+
+    _OWN[name] = Format(name, lambda source: True, read, "records", False, lidar_forward)
+
+
+def is_own(declared: str) -> bool:
+    """Tell whether ``data.format`` names a data set that was registered."""
+    return declared in _OWN
 
 
 def _is_rig(source: Union[str, Path]) -> bool:
@@ -66,15 +92,18 @@ def format_of(source: Source, declared: str = "nuscenes") -> Format:
     """Return the format of a rig file, info file or rig's content; ``declared`` is data.format."""
     if declared == _SEQUENCES.name:
         return _SEQUENCES
+    if declared in _OWN:
+        return _OWN[declared]
     return next(known for known in _BY_SOURCE if known.matches(source))
 
 
-def load_infos(source: Source, boxes: bool = False) -> List[Record]:
+def load_infos(source: Source, boxes: bool = False, declared: str = "nuscenes", root: str = "") -> List[Record]:
     """Return the records of an info file, a rig file or a rig's content; with the boxes of an info file if asked.
 
+    ``declared`` and ``root`` are data.format and data.root, for a data set of one's own.
     Raises DataError where it is of another kind or a record is incomplete.
     """
-    return format_of(source).read(source, "", boxes)
+    return format_of(source, declared).read(source, root, boxes)
 
 
 def open_records(cfg: DataConfig, split: str, boxes: bool = False) -> List[Record]:
@@ -97,6 +126,6 @@ def has_labels(cfg: DataConfig, split: str) -> bool:
     source = cfg.infos(split)
     labels = format_of(source, cfg.format).labels
     if labels == "records":
-        scans = [record for record in load_infos(source) if record.scan]
+        scans = [record for record in load_infos(source, False, cfg.format, cfg.root) if record.scan]
         return bool(scans) and all(record.labels for record in scans)
     return labels == "voxels" or label_table(cfg.root, cfg.version) is not None

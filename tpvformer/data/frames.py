@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tpvformer.data.images.decode import Size
 from tpvformer.data.images.letterbox import on_canvas, placements, read_pictures
-from tpvformer.data.nuscenes.reader import find_file, read_labels, resolve
+from tpvformer.data.nuscenes.reader import classes_in, find_file, read_labels, resolve
 from tpvformer.data.record import Record
 from tpvformer.data.scans.read import Cloud, read_cloud
 from tpvformer.data.semantickitti import crop
@@ -61,6 +61,16 @@ def read_frame(
     )
 
 
+def read_classes(record: Record, root: Union[str, Path], label_file: str, to_class: Sequence[int]) -> np.ndarray:
+    """Return the classes of a record's points, sorted; arguments as for ``read_frame``. Only the labels are read."""
+    raw = classes_in(_label_path(record, root, label_file), record.token, len(to_class))
+    return np.unique(np.asarray(to_class, np.int64)[raw])
+
+
+def _label_path(record: Record, root: Union[str, Path], label_file: str) -> Path:
+    return to_path(label_file) if record.rig else to_path(root, label_file)
+
+
 def read_views(
     record: Record, root: Union[str, Path], pictures: Pictures
 ) -> Tuple[Tensor, np.ndarray, Sequence[Tuple[int, int]]]:
@@ -89,7 +99,7 @@ def _points(
             f"sample {record.token}: {scan} holds {cloud.lost} points whose coordinates are not finite numbers, "
             "which no labelled scan of nuScenes has; copy the file again"
         )
-    file = to_path(label_file) if record.rig else to_path(root, label_file)
+    file = _label_path(record, root, label_file)
     raw = read_labels(file, scan, record.token, len(cloud.points) + cloud.lost, len(to_class))
     return cloud, np.asarray(to_class, np.uint8)[raw if cloud.kept is None else raw[cloud.kept]], no_scan
 

@@ -70,6 +70,7 @@ def collate(
         photometric=_stack_drawn([s.photometric for s in samples]),
         keep_rows=_stack_drawn([s.keep_rows for s in samples]),
         keep_columns=_stack_drawn([s.keep_columns for s in samples]),
+        crops=_stack_drawn([s.crops for s in samples]),
         grid2img=grid2img,
         query_rows=rows,
         row_counts=counts,
@@ -113,6 +114,7 @@ def _collate_past(frames: Sequence[PastSample], list_rows: Optional[ListRows]) -
         photometric=_stack_drawn([f.photometric for f in frames]),
         keep_rows=_stack_drawn([f.keep_rows for f in frames]),
         keep_columns=_stack_drawn([f.keep_columns for f in frames]),
+        crops=_stack_drawn([f.crops for f in frames]),
         grid2img=grid2img,
         camera_slots=_stack_slots(frames),
         query_rows=rows,
@@ -295,7 +297,7 @@ def make_loader(
     workers = 1 if cfg.workers is None else cfg.workers
     sampler: Union[TrainSampler, SceneSampler, ValSampler]
     if train:
-        sampler = TrainSampler(dataset, rank, world_size, seed)
+        sampler = TrainSampler(dataset, rank, world_size, seed, dataset.shares)
     elif by_scene:
         sampler = SceneSampler(dataset.drives, rank, world_size)
     else:

@@ -1,25 +1,33 @@
 """Order the samples over epochs and ranks.
 
-The same seed gives the same global batches, whatever the number of ranks they are spread over.
+The same seed gives the same global batches, whatever the number of ranks they are spread over. An epoch reads every
+sample once, or, with balanced classes, as many samples, each as often as its share says (balance.py).
 """
 
 from __future__ import annotations
 
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from tpvformer.data.balance import draw_frames
 from tpvformer.data.dataset import FrameDataset
 
 
 class TrainSampler(Sampler[int]):
     """Shuffle each epoch and assign samples to the ranks in turn, so that the union of the ranks' k-th batches is the
-    k-th batch of a single rank with the same global batch. The remainder is left out."""
+    k-th batch of a single rank with the same global batch. The remainder is left out.
 
-    def __init__(self, dataset: FrameDataset, rank: int, world_size: int, seed: int) -> None:
+    ``shares`` (samples,): how often an epoch draws each sample on average; None: once each.
+    """
+
+    def __init__(
+        self, dataset: FrameDataset, rank: int, world_size: int, seed: int, shares: Optional[np.ndarray] = None
+    ) -> None:
         self._dataset, self._rank, self._world_size, self._seed = dataset, rank, world_size, seed
         self._epoch, self._start = 0, 0
+        self._shares = shares
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch, which selects the order of the samples and their augmentations.
@@ -34,13 +42,14 @@ class TrainSampler(Sampler[int]):
         return max(0, len(self._dataset) - self._start) // self._world_size
 
     def __iter__(self) -> Iterator[int]:
-        order = epoch_order(len(self._dataset), self._seed, self._epoch)[self._start :]
+        order = epoch_order(len(self._dataset), self._seed, self._epoch, self._shares)[self._start :]
         return iter(order[self._rank :: self._world_size][: len(self)].tolist())
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of all samples in an epoch, (samples,) int64."""
-    return np.random.RandomState([seed % 2**32, epoch]).permutation(samples)
+def epoch_order(samples: int, seed: int, epoch: int, shares: Optional[np.ndarray] = None) -> np.ndarray:
+    """Return the order of all samples in an epoch, (samples,) int64; with ``shares`` as ``draw_frames`` does."""
+    rng = np.random.RandomState([seed % 2**32, epoch])
+    return rng.permutation(samples) if shares is None else draw_frames(shares, rng)
 
 
 class ValSampler(Sampler[int]):

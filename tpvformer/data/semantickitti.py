@@ -31,8 +31,8 @@ CAMERA = "image_2"
 CROP = (370, 1220)  # rows, columns: the images of all sequences are cut to it, so that they can share a batch
 VOXELS = OCCUPANCY_GRIDS["semantickitti"].shape
 _COUNT = int(np.prod(VOXELS))
-_NO_LABEL = 254
-_CLASS_OF = np.full(1 << 16, _NO_LABEL, np.uint8)
+NO_LABEL = 254  # in a table of classes: a raw label that SemanticKITTI does not define
+_CLASS_OF = np.full(1 << 16, NO_LABEL, np.uint8)
 _CLASS_OF[list(KITTI_RAW)] = list(KITTI_RAW.values())
 
 
@@ -101,17 +101,18 @@ def crop(images: Tensor, token: str, size: Tuple[int, int] = CROP) -> Tensor:
     return images[:, : size[0], : size[1]].contiguous()
 
 
-def read_voxels(path: Path, token: str) -> DenseLabels:
+def read_voxels(path: Path, token: str, class_of: np.ndarray = _CLASS_OF) -> DenseLabels:
     """Read the classes (X, Y, Z) of a ``.label`` file; 255 where ``.invalid`` marks a voxel or its label has no class.
 
+    class_of (65536,) uint8: the class of each raw label, ``NO_LABEL`` for one that the data set does not define.
     Raises DataError for files that are missing, of another size, or hold a label that the data set does not define.
     """
     raw = np.frombuffer(_read(path, 2 * _COUNT, token), "<u2")
     bits = np.frombuffer(_read(path.with_suffix(".invalid"), _COUNT // 8, token), np.uint8)
-    classes = _CLASS_OF[raw]
-    if (classes == _NO_LABEL).any():
+    classes = class_of[raw]
+    if (classes == NO_LABEL).any():
         raise DataError(
-            f"sample {token}: {path} holds label {raw[classes == _NO_LABEL][0]}, which SemanticKITTI does not define; "
+            f"sample {token}: {path} holds label {raw[classes == NO_LABEL][0]}, which SemanticKITTI does not define; "
             "expected its raw labels, not remapped ones: copy the file again"
         )
     classes[np.unpackbits(bits).astype(bool)] = KITTI_UNKNOWN

@@ -81,6 +81,7 @@ class PastSample:
     motion: Tensor  # (4, 4) float32: from the grid of the next newer frame, which may be the present one, to this
     gap: Tensor  # () float32, seconds: this long before that frame
     valid: Tensor  # () bool
+    crops: Optional[Tensor] = None
 
 
 @dataclass
@@ -106,6 +107,8 @@ class Sample:
     boxes: Optional[Boxes] = None  # annotated objects, the grid's frame; None: not asked for, or not known
     box_targets: Optional[Targets] = None  # what the detection head learns from them
     past: Tuple[PastSample, ...] = ()  # earlier frames, newest first, as many for each sample; empty if not asked for
+    crops: Optional[Tensor] = None  # (N, 5) int32, images/crops.py; None: images are scaled whole
+    augmented: Optional[np.ndarray] = None  # (4, 4) float64, augment.py: the grid's frame to this sample's; None: same
 
 
 @dataclass
@@ -126,6 +129,7 @@ class PastBatch:
     motion: Tensor  # (B, 4, 4) float32
     gap: Tensor  # (B,) float32
     valid: Tensor  # (B,) bool: False where the sample has no such frame
+    crops: Optional[Tensor] = None  # (B, N, 5) int32
 
 
 @dataclass
@@ -159,6 +163,7 @@ class Batch:
     box_labels: Optional[Tensor] = None  # (B, N) int64, padded with -1
     box_values: Optional[Tensor] = None  # (B, N, 10) float32, padded with 0
     past: List[PastBatch] = field(default_factory=list)  # earlier frames, newest first; empty if not asked for
+    crops: Optional[Tensor] = None  # (B, N, 5) int32, as Sample.crops
     pin_device: str = ""  # device type that page-locked memory is for; empty: PyTorch's default
 
     def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Batch:

@@ -6,11 +6,12 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
@@ -41,10 +42,10 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import Lap, LossMeter, StepClock
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
-from tpvformer.engine.optim.schedule import set_learning_rates
+from tpvformer.engine.optim.average import WeightAverage
+from tpvformer.engine.optim.schedule import rate_at, set_learning_rates
 from tpvformer.engine.prefetch import on_device
 from tpvformer.errors import SaveError
-from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 
 
@@ -61,6 +62,7 @@ class TrainState:
     parallel: nn.Module
     precision: Precision  # in use; config.train.precision is the setting, which may be "auto"
     stepper: Stepper
+    average: Optional[WeightAverage]  # of the weights over the steps; None without train.ema
     loading: Loading
     train_loader: DataLoader
     val_loader: Optional[DataLoader]  # None: a run of bounded length, which evaluates and saves nothing
@@ -107,6 +109,7 @@ def train_epoch(run: TrainState, epoch: int) -> None:
             set_learning_rates(stepper.optimizer, run.progress.global_iter, run.schedule_steps, config.optim)
             stepper.zero_grad()
             step_loss = torch.zeros((), device=run.device)
+            step_parts: Dict[str, Tensor] = {}
             tokens: List[str] = []
             where = f"epoch {epoch} iteration {i}"
             run.watchdog.beat(where)
@@ -117,17 +120,24 @@ def train_epoch(run: TrainState, epoch: int) -> None:
                     # forward
                     prediction = predict(run.parallel, batch, config)
                     # loss
-                    loss = total_loss(prediction, batch, config.loss, config.data) / config.train.accumulate
+                    parts: Dict[str, Tensor] = {}
+                    loss = total_loss(prediction, batch, config.loss, config.data, config.model.grid, parts)
+                    loss = loss / config.train.accumulate
                     # backward
                     stepper.backward(loss)
                 step_loss += loss.detach()
+                for name, share in parts.items():
+                    step_parts[name] = step_parts.get(name, 0) + share / config.train.accumulate
                 tokens += batch.tokens
                 run.bad_samples.note(batch.replaced)
             # clip, check, step
             grad_norm = stepper.clip()
             if run.guard.accepts(where, tokens, step_loss, grad_norm, run.progress.skipped_steps):
-                run.losses.add(where, tokens, step_loss)
-                stepper.step()
+                run.losses.add(where, tokens, step_loss, step_parts)
+                if run.average is None:
+                    stepper.step()
+                elif stepper.step_changed():
+                    run.average.update()
             else:
                 stepper.skip()
                 run.progress.skipped_steps += 1
@@ -182,27 +192,39 @@ def begin_epoch(run: TrainState, epoch: int) -> Tuple[int, Iterator[Batch]]:
 
 def log_step(run: TrainState, epoch: int, i: int, grad_norm: float, laps: List[Lap]) -> None:
     """Log a printed iteration as a line and as a record; times are means since the last printed iteration."""
-    values = {
+    values: Dict[str, Any] = {
         "step": run.progress.global_iter,
         "loss": math.nan if run.losses.last is None else run.losses.last,  # all steps so far were skipped
         "mean_loss": run.losses.mean,
         "grad_norm": grad_norm,
-        "lr": run.stepper.optimizer.param_groups[0]["lr"],
+        "lr": rate_at(run.progress.global_iter - 1, run.config.optim.lr, run.schedule_steps, run.config.optim),
         "time": sum(lap.spent for lap in laps) / len(laps),
         "data_time": sum(lap.waited for lap in laps) / len(laps),
+        "parts": run.losses.last_parts,
+        "mean_parts": run.losses.mean_parts,
     }
     run.log.train_step(epoch, i, run.steps_per_epoch, values)
 
 
 def run_epochs(run: TrainState) -> Optional[Evaluation]:
-    """Train from ``run.progress`` to the last epoch; save and evaluate after each; return the last evaluation."""
+    """Train from ``run.progress`` to the last epoch; save and evaluate after each; return the last evaluation.
+
+    The last epoch is that of ``train.epochs``, or the one at which ``train.patience`` ends.
+    """
     config, progress, result = run.config, run.progress, None
-    finished = progress.epoch >= config.train.epochs
+    patience = config.train.patience
+    finished = progress.epoch >= config.train.epochs or progress.out_of_patience(patience)
     if run.val_loader is not None and progress.epoch and (finished or not progress.evaluated):
         # the rates of the last step, so that the checkpoint written again equals that of an uninterrupted run
         set_learning_rates(run.stepper.optimizer, progress.global_iter - 1, run.schedule_steps, config.optim)
         result = evaluate_epoch(run)  # the training is complete, or was interrupted before this evaluation
     for epoch in range(progress.epoch, config.train.epochs):
+        if progress.out_of_patience(patience):
+            run.log.line(
+                f"the training ends after {epoch} of {config.train.epochs} epochs: {patience} without a better score "
+                f"than that of epoch {progress.best_epoch} (train.patience)"
+            )
+            break
         train_epoch(run, epoch)
         progress.samples = 0
         if run.val_loader is None:
@@ -218,20 +240,18 @@ def run_epochs(run: TrainState) -> Optional[Evaluation]:
 
 
 def evaluate_epoch(run: TrainState) -> Evaluation:
-    """Evaluate the current model, log the scores, and write the checkpoint again with the scores in it."""
+    """Evaluate the current model, log the scores, and write the checkpoint again with the scores in it.
+
+    With ``train.ema`` the scores that count are those of the averaged weights; those of the last step's are logged too.
+    """
     progress = run.progress
-    assert run.val_loader is not None
     stop_if_asked(run)
-    result = evaluate(
-        run.model,
-        run.val_loader,
-        run.config,
-        run.world,
-        run.device,
-        run.log,
-        progress.epoch,
-        lambda: between_batches(run),
-    )
+    if run.average is None:
+        result = scored(run)
+    else:
+        log_raw(run, scored(run))
+        with run.average.applied():
+            result = scored(run)
     report(result, run.config, run.log)
     name, value = result.primary_metric
     pts, vox = miou(result.pts), miou(result.vox)
@@ -245,11 +265,27 @@ def evaluate_epoch(run: TrainState) -> Evaluation:
         now, record = ("n/a" if number is None else f"{number:.3f}" for number in (score, best))
         run.log.line(f"Current val {title} is {now} while the best val {title} is {record}")
     run.log.line(f"Current val loss is {result.loss:.3f}")
-    values = result.as_dict(class_names(run.config.data.label_map))
+    values = result.as_dict(run.config.data.label_classes.names)
     run.log.record("eval", epoch=progress.epoch, step=progress.global_iter, **values)
     missing = not (run.work_dir / store.BEST).exists() and value == progress.best_val_leading
     save(run, best=better or missing)
     return result
+
+
+def scored(run: TrainState) -> Evaluation:
+    """Evaluate the weights that the model has now."""
+    assert run.val_loader is not None
+    epoch, between = run.progress.epoch, partial(between_batches, run)
+    return evaluate(run.model, run.val_loader, run.config, run.world, run.device, run.log, epoch, between)
+
+
+def log_raw(run: TrainState, result: Evaluation) -> None:
+    """Log the scores of the last step's weights, beside which the average is evaluated, as a line and as a record."""
+    name, value = result.primary_metric
+    shown = "n/a" if value is None else f"{value:.3f}"
+    run.log.line(f"Without averaging {name} is {shown} and the val loss {result.loss:.3f}; the average (EMA) follows")
+    values = result.as_dict(run.config.data.label_classes.names)
+    run.log.record("eval_raw", epoch=run.progress.epoch, step=run.progress.global_iter, **values)
 
 
 def save(run: TrainState, best: bool = False) -> None:
@@ -291,6 +327,8 @@ def write(run: TrainState, name: str, required: bool, best: bool = False) -> str
     # before the first step, the mid-epoch state is still that of the resumed checkpoint
     now = run.mid_epoch_state or capture_mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
     now = {**now, "precision": run.precision.name}
+    if run.average is not None:
+        now["ema"] = run.average.state()
     if run.world.is_main:
         content = checkpoint.capture(run.model, run.stepper, run.config, run.progress, {**now, **run.sets})
         try:

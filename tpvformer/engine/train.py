@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from tpvformer import __version__
-from tpvformer.compat import checkout, load_weights
+from tpvformer.compat import Report, checkout, load_weights
 from tpvformer.compat.pretrained import starting_weights
 from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.resume import ResumePoint, begin_average, find_origin, keep_global_batch
 from tpvformer.engine.checkpoint.saver import Saver
 from tpvformer.engine.checkpoint.schema import MID_EPOCH_KEYS
 from tpvformer.engine.checkpoint.state import Progress
@@ -54,12 +54,14 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter, StepClock
 from tpvformer.engine.loop import TrainState, run_epochs
 from tpvformer.engine.optim import Stepper
+from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.engine.work_dir.folder import check_name, entered
 from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 
-HEADS = ("detection", "image_head", "history")  # parts that may start from random weights beside loaded ones
+# parts that may start from random weights beside loaded ones
+HEADS = ("detection", "image_head", "history", "detection_history")
 _STARTING = 1800.0  # seconds to read the infos and compile kernels; a longer start counts as a hang
 
 
@@ -186,6 +188,7 @@ def build(
         parallel=distributed.wrap_ddp(model, world, device),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
+        average=WeightAverage(model, config.train.ema) if config.train.ema else None,
         loading=loading,
         train_loader=train_loader,
         val_loader=val_loader,
@@ -316,12 +319,23 @@ def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
         _warn_dead_backbone(run)
     elif starting_weights(config.train.load_from).exists():
         report = load_weights(run.model, starting_weights(config.train.load_from), fresh=HEADS)
+        _refuse_frozen(report, config)
         for line in report.lines():
             log.line(line)
         for text in report.warnings:
             log.warn(f"train.load_from {report.source}: {text}")
     else:
         log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
+    begin_average(run.average, origin, log)
+
+
+def _refuse_frozen(report: Report, config: Config) -> None:
+    """Raise ConfigError where a layer of classes starts afresh in a part that does not learn."""
+    for part in sorted({name.split(".")[0] for name in report.renewed} & set(config.train.freeze)):
+        raise ConfigError(
+            f"train.freeze names {part}, but train.load_from {report.source} has another number of classes, so its "
+            f"last layer starts afresh and has to learn; leave {part} out of train.freeze"
+        )
 
 
 def _warn_dead_backbone(run: TrainState) -> None:

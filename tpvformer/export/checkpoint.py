@@ -13,13 +13,15 @@ from tpvformer.export.traced import Size
 from tpvformer.model import TPVFormer
 
 
-def export_checkpoint(config: Config, weights: Path, form: str, out: Path, cameras: int, size: Size) -> Iterator[str]:
+def export_checkpoint(
+    config: Config, weights: Path, form: str, out: Path, cameras: int, size: Size, which: Optional[str] = None
+) -> Iterator[str]:
     """Write the model with ``weights`` as a file of a format in WRITERS; yield lines about it.
 
     Raises ConfigError and CheckpointError.
     """
     model = TPVFormer(config.model)
-    report = load_weights(model, weights)
+    report = load_weights(model, weights, which=which)
     yield str(report)
     if report.kind == "backbone" and form != "weights":
         raise ConfigError(f"--ckpt-path {weights} holds an image backbone alone; expected a whole TPVFormer")
@@ -27,7 +29,7 @@ def export_checkpoint(config: Config, weights: Path, form: str, out: Path, camer
 
 
 def convert_checkpoint(
-    source: str, out: Path, config: Optional[str], half: bool, allow_nonfinite: bool
+    source: str, out: Path, config: Optional[str], half: bool, allow_nonfinite: bool, which: Optional[str] = None
 ) -> Iterator[str]:
     """Write the weights of ``source`` as a folder to share, or as a file under the reference's names; yield lines.
 
@@ -39,7 +41,7 @@ def convert_checkpoint(
     to_file = out.suffix in (".pth", ".pt", ".safetensors")
     if to_file and half:
         raise ConfigError(f"--half is for a folder, but OUT is the file {out}; leave --half out or name a folder")
-    model = Opened.from_pretrained(source, config=config, device="cpu", allow_nonfinite=allow_nonfinite)
+    model = Opened.from_pretrained(source, config, "cpu", allow_nonfinite=allow_nonfinite, which=which)
     yield str(model.report)
     if to_file:
         save_reference(model.network, out)

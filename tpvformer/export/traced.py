@@ -24,7 +24,6 @@ from tpvformer.data.images.preprocess import MEAN_BGR, padded_shape
 from tpvformer.data.nuscenes.infos.cameras import CAMERA_ORDER
 from tpvformer.errors import ConfigError
 from tpvformer.files import replacing
-from tpvformer.labels import class_names
 from tpvformer.model import TPVFormer
 from tpvformer.model.history import PlaneHistory
 
@@ -113,7 +112,7 @@ def facts(config: Config, cameras: int) -> Dict[str, Any]:
     return {
         "pc_range": list(grid.pc_range),
         "frame": grid.frame,
-        "class_names": list(class_names(config.data.label_map)),
+        "class_names": list(config.data.label_classes.names),
         "cameras": list(CAMERA_ORDER[:cameras]) if cameras <= len(CAMERA_ORDER) else [],
         **({} if config.model.detection is None else {"box_class_names": list(DETECTION_CLASSES)}),
     }

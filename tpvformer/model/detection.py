@@ -47,16 +47,20 @@ class DetectionHead(nn.Module):
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None
             nn.init.constant_(layer.bias, _FEW)
 
-    def forward(self, planes: Tensor, first: nn.Linear, dtype: Optional[torch.dtype] = None) -> DetectionMaps:
+    def forward(
+        self, planes: Tensor, first: nn.Linear, dtype: Optional[torch.dtype] = None, past: Optional[Tensor] = None
+    ) -> DetectionMaps:
         """Return the maps, fp32, from plane features (B,Q,C). ``first`` is the decoder's first layer, C -> D.
 
-        ``dtype``: convolutions run under autocast in this type; None: in the planes' type.
+        ``dtype``: convolutions run under autocast in this type; None: in the planes' type. ``past``: what
+        ``DetectionHistory`` returned.
         """
         detection = self.cfg.detection
         assert detection is not None
         x = pooled_columns(self.cfg.grid, planes, first)
         with torch.autocast(planes.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             x = self.reduce(x)
+            x = x if past is None else x + past.to(x)
             for block in self.blocks:
                 x = block(x)
             if detection.scale != 1:

@@ -9,7 +9,7 @@ argument and a result.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,39 @@ class PlaneHistory(NamedTuple):
         """Return the history with the frames of samples forgotten where ``known`` (B,) or (B,F) bool is false."""
         known = known if known.dim() == 2 else known[:, None]
         return self._replace(seconds=torch.where(known, self.seconds, torch.inf))
+
+    @staticmethod
+    def stack(histories: Sequence[Optional["PlaneHistory"]]) -> Optional["PlaneHistory"]:
+        """Return the histories of several samples as that of a batch; None where none of them has one.
+
+        Each may be of several samples. Frames that others have and one lacks are not read for it, and None stands for
+        one sample without any.
+        """
+        some = [history for history in histories if history is not None]
+        if not some:
+            return None
+        if len(histories) == 1:
+            return some[0]
+        frames = max(history.planes.shape[1] for history in some)
+        parts = [_filled(history, frames, some[0]) for history in histories]
+        return PlaneHistory(*(torch.cat(same) for same in zip(*parts)))
+
+    def unstack(self) -> List["PlaneHistory"]:
+        """Return the history of each sample."""
+        return [PlaneHistory(*(part[i : i + 1] for part in self)) for i in range(len(self.planes))]
+
+
+def _filled(history: Optional[PlaneHistory], frames: int, like: PlaneHistory) -> PlaneHistory:
+    """Return a history with so many frames, of which those that it lacks are unknown; ``like``: device and shapes."""
+    some = PlaneHistory(*(part[:1, :0] for part in like)) if history is None else history
+    batch, has = some.seconds.shape
+    if has == frames:
+        return some
+    lost = frames - has
+    planes = some.planes.new_zeros(batch, lost, *some.planes.shape[2:])
+    own = torch.eye(4).to(some.to_past).expand(batch, lost, 4, 4)
+    never = some.seconds.new_full((batch, lost), torch.inf)
+    return PlaneHistory(*(torch.cat(pair, 1) for pair in zip(some, (planes, own, never))))
 
 
 def remember(planes: Tensor, history: Optional[PlaneHistory], frames: int) -> PlaneHistory:
@@ -124,6 +157,17 @@ def moved_points(points: Tensor, to_past: Tensor, grid: GridConfig) -> Tuple[Ten
     return x, y, z
 
 
+def ground_places(cells: Tensor, to_past: Tensor, grid: GridConfig) -> Tensor:
+    """Return where the past has the ``cells`` (HW,2) of plane hw: (B,F,HW,2) as (column, row), normalised.
+
+    Cells move in x and y alone, as those of height 0.
+    """
+    low, high = grid.pc_range[2], grid.pc_range[5]
+    ground = torch.cat([cells, torch.full_like(cells[:, :1], -low / (high - low))], -1)
+    x, y, _ = moved_points(ground, to_past, grid)
+    return torch.stack([x, y], -1)
+
+
 class CrossViewPast(NamedTuple):
     """Hold where the queries of a cross_view model read the past; every frame of a sample is a row of its own.
 
@@ -166,17 +210,11 @@ class HWPast(NamedTuple):
 
 
 def hw_past(history: PlaneHistory, cfg: ModelConfig, cells: Tensor) -> HWPast:
-    """Return the past of an hw model, whose ``cells`` (HW,2) are those of ``own_plane_points``.
-
-    Cells move in x and y alone, as those of height 0.
-    """
+    """Return the past of an hw model, whose ``cells`` (HW,2) are those of ``own_plane_points``."""
     assert cfg.history is not None
     past, grid = known_past(history, cfg.history.max_seconds), cfg.grid
     b, frames = past.known.shape
-    low, high = grid.pc_range[2], grid.pc_range[5]
-    ground = torch.cat([cells, torch.full_like(cells[:, :1], -low / (high - low))], -1)
-    x, y, _ = moved_points(ground, past.to_past, grid)  # (B,F,HW)
-    places = torch.stack([x, y], -1)
+    places = ground_places(cells, past.to_past, grid)  # (B,F,HW,2)
     planes = split_planes(past.planes.flatten(0, 1), cfg)[0]  # (B*F,HW,C)
     maps = planes.transpose(1, 2).unflatten(2, grid.plane_shapes[0])
     where = (2 * places - 1).flatten(0, 1)[:, None]  # (B*F,1,HW,2)

@@ -12,6 +12,7 @@ from tpvformer.model import activation_checkpoint as recompute
 from tpvformer.model.aggregator import BEVAggregator, TPVAggregator
 from tpvformer.model.backbone import Bottleneck, ResNet
 from tpvformer.model.detection import DetectionHead, DetectionMaps
+from tpvformer.model.detection_history import DetectionHistory
 from tpvformer.model.encoder import FFN, Past, TPVEncoder
 from tpvformer.model.history import PlaneHistory, check_history, hw_past, remember, unknown
 from tpvformer.model.history_attention import HistoryReader
@@ -67,6 +68,8 @@ class TPVFormer(nn.Module):
         self.detection = DetectionHead(config) if config.detection is not None else None
         reads = config.history is not None and config.view_attn == "cross_view"  # hw reads with the weights it has
         self.history = HistoryReader(config) if reads else None
+        compares = config.history is not None and config.detection is not None
+        self.detection_history = DetectionHistory(config) if compares else None
         self._frozen: Tuple[nn.Module, ...] = ()
 
     def freeze(self, parts: Sequence[str]) -> None:
@@ -191,7 +194,8 @@ class TPVFormer(nn.Module):
         for other shapes.
         """
         self._check(images, lidar2img, points)
-        if history is None and self.history is not None and self.training and torch.is_grad_enabled():
+        learns_past = self.history is not None or self.detection_history is not None
+        if history is None and learns_past and self.training and torch.is_grad_enabled():
             history = unknown(self.config, len(images), images.device)  # every weight takes part in every step
         if history is not None:
             check_history(history, self.config, len(images))
@@ -201,7 +205,7 @@ class TPVFormer(nn.Module):
         if point_logits is not None and lengths is not None:
             real = torch.arange(point_logits.shape[2], device=lengths.device) < lengths[:, None]
             point_logits = point_logits * real[:, None]
-        image, boxes = None, self.boxes(planes)
+        image, boxes = None, self.boxes(planes, history)
         if self.training and self.image_head is not None and voxels is not None:
             size = (images.shape[3], images.shape[4])
             image = self.image_head(features[0], voxels, self.encoder.pc_range, lidar2img, size)
@@ -210,12 +214,15 @@ class TPVFormer(nn.Module):
             return Prediction(voxel_logits, point_logits)
         return FullPrediction(voxel_logits, point_logits, image, boxes, after)
 
-    def boxes(self, planes: Tensor) -> Optional[DetectionMaps]:
+    def boxes(self, planes: Tensor, history: Optional[PlaneHistory] = None) -> Optional[DetectionMaps]:
         """Return the maps of 3-D boxes from plane features (B,Q,C); None for a model without that head."""
         if self.detection is None:
             return None
+        past = None
+        if history is not None and self.detection_history is not None:
+            past = self.detection_history(planes, history, self.image_autocast)
         maps: DetectionMaps = self.detection(
-            self.aggregator.three_planes(planes), self.aggregator.first_layer, self.image_autocast
+            self.aggregator.three_planes(planes), self.aggregator.first_layer, self.image_autocast, past
         )
         return maps
 

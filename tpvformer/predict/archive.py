@@ -18,9 +18,10 @@ from tpvformer.data.transforms import frame_of_grid
 from tpvformer.errors import DataError
 from tpvformer.files import atomic_file
 from tpvformer.geometry import transform_points
-from tpvformer.labels import class_names
+from tpvformer.labels import Classes
 from tpvformer.predict.box_arrays import PREDICTED, TRUE, box_arrays, observed, read_boxes, read_names
 from tpvformer.predict.checked_arrays import CheckedArrays, jpeg_width
+from tpvformer.predict.remembered import Sight, seen_only_before
 from tpvformer.viz.frame_prediction import CameraView, FramePrediction
 
 if TYPE_CHECKING:
@@ -34,10 +35,21 @@ MAX_CAMERAS = 32
 
 
 def archive_arrays(
-    frame: Frame, sample: Sample, classes: FrameClasses, config: Config, scene: str = "", number: int = 0
+    frame: Frame,
+    sample: Sample,
+    classes: FrameClasses,
+    config: Config,
+    scene: str = "",
+    number: int = 0,
+    sight: Optional[Sight] = None,
 ) -> Dict[str, np.ndarray]:
-    """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it."""
+    """Return the arrays of one frame, as docs/rig.md lists them: the prediction, and what a viewer shows beside it.
+
+    ``sight``: of a frame whose model read past frames.
+    """
     arrays = _predicted(frame, classes, config)
+    if sight is not None:
+        arrays["remembered"] = seen_only_before(sight, config.model.grid).astype(np.uint8)
     if classes.boxes is not None:
         arrays.update(box_arrays(in_lidar_frame(classes.boxes, frame, config), PREDICTED))
     arrays.update(_around(frame, sample, config), scene=np.array(scene), number=np.array(number))
@@ -58,11 +70,38 @@ def _predicted(frame: Frame, classes: FrameClasses, config: Config) -> Dict[str,
         "confidence": classes.confidence,
         "pc_range": np.array(grid.pc_range),
         "frame": np.array(grid.frame),
-        "class_names": np.array(class_names(config.data.label_map)),
+        "class_names": np.array(config.data.label_classes.names),
     }
+    if config.data.classes is not None:
+        arrays.update(_class_arrays(config.data.label_classes))
     if len(frame.points):
         arrays.update(points=frame.points, point_labels=classes.point_labels.astype(np.uint8))
     return arrays
+
+
+def _class_arrays(own: Classes) -> Dict[str, np.ndarray]:
+    """Return the colours of a label map of one's own, its evaluated classes, and the class of free space."""
+    count = len(own.names)
+    return {
+        "class_colors": np.array(own.colors[:count], np.uint8),
+        "class_evaluated": np.isin(np.arange(count), own.evaluated).astype(np.uint8),
+        "class_empty": np.array(own.empty),  # as many as there are classes: none of them
+    }
+
+
+def _classes(arrays: CheckedArrays, names: Tuple[str, ...]) -> Optional[Classes]:
+    """Return the classes that ``_class_arrays`` stored; None where an archive has none. Raises DataError."""
+    colors = arrays.maybe("class_colors", "whole numbers", (len(names), 3))
+    if colors is None:
+        return None
+    evaluated = arrays.take("class_evaluated", "whole numbers", (len(names),))
+    empty = int(arrays.take("class_empty", "whole numbers", ()))
+    if empty > len(names) or not evaluated.any():
+        raise DataError(f"{arrays.path}: class_colors, class_evaluated or class_empty do not fit; make the file again")
+    palette = [(int(r), int(g), int(b)) for r, g, b in colors.astype(np.uint8)]
+    if empty == len(names):
+        palette.append((255, 255, 255))
+    return Classes(names, tuple(np.flatnonzero(evaluated).tolist()), empty, tuple(palette))
 
 
 def _around(frame: Frame, sample: Sample, config: Config) -> Dict[str, np.ndarray]:
@@ -150,6 +189,7 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
     for kind, values in (("voxels", voxels), ("point_labels", labels)):
         if values.size and values.max() >= len(names):
             raise DataError(f"{path}: {kind} hold class {int(values.max())}, but there are {len(names)} class_names")
+    kinds = tuple(str(name)[:80] for name in names)
     shape = voxels.shape
     confidence = arrays.maybe("confidence", "numbers", shape)
     true_voxels = arrays.maybe("true_voxels", "whole numbers", shape)
@@ -169,12 +209,14 @@ def frame_prediction(stored: Mapping[str, np.ndarray], path: Optional[Path] = No
         confidence=confidence,
         pc_range=tuple(pc_range.tolist()),
         frame=frame,
-        class_names=tuple(str(name)[:80] for name in names),
+        class_names=kinds,
+        classes=_classes(arrays, kinds),
         points=points,
         point_labels=labels.astype(np.uint8),
         lidar2grid=lidar2grid,
         cameras=_cameras(arrays),
         scanned=_scanned(arrays, shape),
+        remembered=_remembered(arrays, shape),
         true_voxels=None if true_voxels is None else true_voxels.astype(np.uint8),
         true_point_labels=None if true_labels is None else true_labels.astype(np.uint8),
         boxes=read_boxes(arrays, PREDICTED, len(box_names)),
@@ -192,6 +234,15 @@ def _scanned(arrays: CheckedArrays, shape: Tuple[int, ...]) -> Optional[np.ndarr
     scanned = np.zeros(shape, bool)
     scanned[tuple(rows.T.astype(np.int64))] = True
     return scanned
+
+
+def _remembered(arrays: CheckedArrays, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
+    mask = arrays.maybe("remembered", "whole numbers", shape)
+    if mask is None:
+        return None
+    if mask.size and mask.max() > 1:
+        raise DataError(f"{arrays.path}: remembered holds {int(mask.max())}; expected 0 and 1")
+    return mask.astype(bool)
 
 
 def _cameras(arrays: CheckedArrays) -> Tuple[CameraView, ...]:

@@ -77,9 +77,8 @@ def _score(result: FramePrediction, config: Config) -> str:
     import torch
 
     from tpvformer.engine.metrics.iou import confusion_matrix, scores
-    from tpvformer.labels import classes_of
 
-    known, truth = classes_of(config.data.label_map), result.true_point_labels
+    known, truth = config.data.label_classes, result.true_point_labels
     assert truth is not None, "the street has labels"
     target = torch.from_numpy(truth.astype("int64"))
     predicted = torch.from_numpy(result.point_labels.astype("int64"))
@@ -102,7 +101,6 @@ def _write_picture(path: Path, result: FramePrediction, config: Config, title: s
     import numpy as np
 
     from tpvformer.files import atomic_file
-    from tpvformer.labels import classes_of
     from tpvformer.viz.picture import frame_picture
 
     assert result.scanned is not None and result.true_voxels is not None, "the street has points and labels"
@@ -115,7 +113,7 @@ def _write_picture(path: Path, result: FramePrediction, config: Config, title: s
         np.where(result.scanned, result.voxels, 0),
         result.true_voxels,
         title,
-        classes_of(config.data.label_map),
+        config.data.label_classes,
     )
     with atomic_file(path) as file:
         file.write(cv2.imencode(".png", picture)[1].tobytes())

@@ -23,7 +23,6 @@ from tpvformer.engine.device.precision import choose, prepare
 from tpvformer.engine.device.preflight import check_cameras
 from tpvformer.engine.train import build_model
 from tpvformer.errors import ConfigError
-from tpvformer.labels import IGNORED, classes_of
 from tpvformer.predict.archive import in_lidar_frame
 from tpvformer.predict.box_arrays import observed
 from tpvformer.predict.encoded_frame import FrameClasses, predict_frame
@@ -31,20 +30,28 @@ from tpvformer.viz.boxes import PictureBoxes, picture_boxes
 from tpvformer.viz.picture import frame_picture, write_png
 
 
-def draw_frame(config: Config, weights: Path, index: int, out: Path, device: str = "auto") -> str:
+def draw_frame(
+    config: Config, weights: Path, index: int, out: Path, device: str = "auto", which: Optional[str] = None
+) -> str:
     """Write a PNG of validation frame ``index`` with the predictions of ``weights``; return a line about it.
 
     Raises ConfigError, DataError and CheckpointError.
     """
-    return next(draw_frames(config, weights, {out: index}, device))
+    return next(draw_frames(config, weights, {out: index}, device, which=which))
 
 
 def draw_frames(
-    config: Config, weights: Path, frames: Mapping[Path, int], device: str = "auto", split: str = "val"
+    config: Config,
+    weights: Path,
+    frames: Mapping[Path, int],
+    device: str = "auto",
+    split: str = "val",
+    which: Optional[str] = None,
 ) -> Iterator[str]:
     """Write a PNG for each of ``frames`` (file: number of the frame in its split); yield a line about each.
 
-    ``split`` "train" draws training frames, without augmentation. Raises ConfigError, DataError and CheckpointError.
+    ``split`` "train" draws training frames, without augmentation. ``which``: see ``load_weights``; the first line names
+    the weights of a file that has an average of them. Raises ConfigError, DataError and CheckpointError.
     """
     place, remarks = pick_device(device)
     infos = config.data.train_infos if split == "train" else config.data.val_infos
@@ -60,10 +67,12 @@ def draw_frames(
             logging.getLogger(__name__).warning(line)
     prepare(config, place)
     model = build_model(precision.applied(config), place)
-    load_weights(model, weights)
+    said = load_weights(model, weights, which=which).which
     kind = "training" if split == "train" else "validation"
     for out, index in frames.items():
-        yield _draw(model, dataset, index, out, f"{config.name}, {kind} frame {index}", config, place)
+        line = _draw(model, dataset, index, out, f"{config.name}, {kind} frame {index}", config, place)
+        yield f"{line}; {said}" if said else line
+        said = ""
 
 
 def _draw(
@@ -72,9 +81,9 @@ def _draw(
     """Write one picture; return the line about it."""
     classes = predict_frame(model, dataset, index, config, device)
     frame = dataset.load_frame(index)
-    known = classes_of(config.data.label_map)
+    known = config.data.label_classes
     if dataset.has_points:
-        labelled = (frame.labels != config.data.ignore_label) & (frame.labels != IGNORED)
+        labelled = (frame.labels != config.data.ignore_label) & ~np.isin(frame.labels, known.ignored)
         correct, what = (classes.point_labels == frame.labels)[labelled], "points"
     else:
         labelled = np.isin(classes.true_voxels, known.evaluated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Generator, Optional, Sequence
+from typing import Generator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -67,7 +67,8 @@ class EncodedFrame:
 
     ``history`` is what the drive looked like before, as this frame sees it; afterwards the attribute is the same with
     this frame included, for the next one: None of a model without ``model.history``. Raises ConfigError for the history
-    of another model. The timer ``marks`` ends "preprocess" before the network and "model" in ``classify``.
+    of another model. The timer ``marks`` ends "preprocess" before the network and "model" in ``classify``. ``features``
+    (1,Q,C) are those of the frame, where ``plane_features`` computed them with those of other frames.
     """
 
     def __init__(
@@ -78,22 +79,19 @@ class EncodedFrame:
         device: torch.device,
         marks: Optional[PhaseTimer] = None,
         history: Optional[PlaneHistory] = None,
+        features: Optional[Tensor] = None,
     ) -> None:
         self._model, self._config = model, config
         self._marks = PhaseTimer(device) if marks is None else marks
-        batch = collate([sample], config.data.ignore_label).to(device)
         if history is not None:
-            try:
-                check_history(history, config.model, 1)
-            except ValueError as err:
-                raise ConfigError(f"{err}; a history belongs to the model that made it") from err
-            history = PlaneHistory(*(part.to(device) for part in history))
+            history = _checked(history, config, device)
+        if features is None:
+            (features,) = plane_features(model, [sample], config, device, self._marks, [history])
         with _asking(model):
-            features = planes(model, batch, config, lambda: self._marks.end("preprocess"), history)
             remembers = config.model.history
             self.history = None if remembers is None else remember(features, history, remembers.frames)
             self._maps: Sequence[Tensor] = model.aggregator.plane_maps(features)
-            self._detection = model.boxes(features)
+            self._detection = model.boxes(features, history)
 
     def voxel_logits(self) -> Tensor:
         """Return the logits (K,X,Y,Z) of the whole grid."""
@@ -134,6 +132,35 @@ class EncodedFrame:
 def _decoded(maps: Optional[DetectionMaps], config: Config) -> Optional[Boxes]:
     """Return the boxes of the first sample; None of a model without a detection head."""
     return None if maps is None else decode_batch(maps, config.model)[0]
+
+
+def plane_features(
+    model: TPVFormer,
+    samples: Sequence[Sample],
+    config: Config,
+    device: torch.device,
+    marks: PhaseTimer,
+    histories: Sequence[Optional[PlaneHistory]],
+) -> List[Tensor]:
+    """Return the features (1,Q,C) of each sample, computed as one batch; the timer ``marks`` ends "preprocess".
+
+    ``histories``: what each drive looked like before, as the sample sees it. Raises DataError for images of different
+    shapes, and ConfigError for the history of another model.
+    """
+    batch = collate(samples, config.data.ignore_label).to(device)
+    known = [None if history is None else _checked(history, config, device) for history in histories]
+    with _asking(model):
+        features = planes(model, batch, config, lambda: marks.end("preprocess"), PlaneHistory.stack(known))
+    return list(features.split(1))
+
+
+def _checked(history: PlaneHistory, config: Config, device: torch.device) -> PlaneHistory:
+    """Return the history of one sample on the device. Raises ConfigError for that of another model."""
+    try:
+        check_history(history, config.model, 1)
+    except ValueError as err:
+        raise ConfigError(f"{err}; a history belongs to the model that made it") from err
+    return PlaneHistory(*(part.to(device) for part in history))
 
 
 def predict_scene(

@@ -35,6 +35,7 @@ class FramePredictions:
     The frames are those of a rig file, or of a split of the configured set. ``index`` selects one. ``truth`` adds the
     labels of the set, which must have labels. docs/rig.md describes the archives. A model with ``model.history``
     streams (stream.py): frames are in the order of time, scene by scene, and a line says first what made it begin anew.
+    ``which``: see ``load_weights``.
 
     ``seconds`` has an entry for each finished frame: the time of each of PARTS, with a synchronisation at its end.
     ``notes`` are lines about device and precision, ``warning`` is about the cost of the precision. Raises ConfigError,
@@ -51,6 +52,7 @@ class FramePredictions:
         index: Optional[int] = None,
         device: str = "auto",
         truth: bool = False,
+        which: Optional[str] = None,
     ) -> None:
         self._config, self._out, self._truth = config, out, truth
         self._data = config.data if rig is None else dataclasses.replace(config.data, test_infos=rig)
@@ -78,7 +80,8 @@ class FramePredictions:
             )
         self.warning = precision.warning
         self._model = build_model(precision.applied(config), self._device)
-        load_weights(self._model, weights)
+        said = load_weights(self._model, weights, which=which).which
+        self.notes += [f"{weights}: {said}"] if said else []
         self.seconds: List[Dict[str, float]] = []
 
     def __len__(self) -> int:
@@ -103,7 +106,7 @@ class FramePredictions:
             frame, lambda seen: EncodedFrame(self._model, sample, config, self._device, marks, seen)
         )
         classes = scene.classes(sample)
-        arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i)
+        arrays = archive_arrays(frame, sample, classes, config, dataset.scenes[i], i, self._stream.sight)
         if self._truth:
             arrays.update(truth_arrays(frame, classes, arrays.get("scanned"), config, dataset.has_labels))
         write_archive(path, arrays)

@@ -27,7 +27,7 @@ def read_results(places: Sequence[Path]) -> List[FramePrediction]:
             results.append(read_result(place))
     first = results[0]
     for result in results:
-        if (result.class_names, result.frame) != (first.class_names, first.frame):
+        if (result.class_names, result.frame, result.classes) != (first.class_names, first.frame, first.classes):
             raise DataError(
                 f"{result.token}: has other classes or another frame than {first.token}; show results of one model"
             )

@@ -18,11 +18,11 @@ from tpvformer.data.types import Frame, Sample
 from tpvformer.data.voxels.voxelize import voxelize
 from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.geometry import lattice, transform_points
-from tpvformer.labels import class_names
 from tpvformer.predict import show as looking
 from tpvformer.predict.archive import archive_arrays, frame_prediction, in_lidar_frame, write_archive
 from tpvformer.predict.encoded_frame import EncodedFrame
 from tpvformer.predict.frames import seconds_of
+from tpvformer.predict.remembered import Sight, seen_only_before
 from tpvformer.predict.stream import Memory
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class Result:
         drive: str = "",
         number: int = 0,
         history: Optional[Memory] = None,
+        sight: Optional[Sight] = None,
     ) -> None:
+        self._sight = sight
         self._scene, self._frame, self._sample, self._config = scene, frame, sample, config
         self._place = drive, number  # scene and number of the frame in the rig
         self.token = frame.token
@@ -98,7 +100,7 @@ class Result:
             (axes[0], axes[1], axes[2]),
             grid.pc_range,
             grid.frame,
-            class_names(config.data.label_map),
+            config.data.label_classes.names,
         )
         self.points = frame.points  # (P,3) float32, metres, lidar frame
         self.point_labels = self._classes.point_labels.astype(np.uint8)  # (P,)
@@ -125,6 +127,14 @@ class Result:
     def names(self) -> Dict[int, str]:
         """Return the class name of each label."""
         return dict(enumerate(self.voxels.class_names))
+
+    @property
+    def remembered(self) -> Optional[np.ndarray]:
+        """Return the mask (X,Y,Z), bool, of the voxels that no camera of this frame sees, but one of a past frame did.
+
+        It is computed from the calibrations alone when it is asked for; None where no past frame was read.
+        """
+        return None if self._sight is None else seen_only_before(self._sight, self._config.model.grid)
 
     @property
     def box_names(self) -> Dict[int, str]:
@@ -163,7 +173,7 @@ class Result:
         return looking.inline([self._viewed()], repr(self))
 
     def _arrays(self) -> Dict[str, np.ndarray]:
-        return archive_arrays(self._frame, self._sample, self._classes, self._config, *self._place)
+        return archive_arrays(self._frame, self._sample, self._classes, self._config, *self._place, self._sight)
 
     def _viewed(self) -> Viewed:
         return frame_prediction(self._arrays())

@@ -18,6 +18,7 @@ from tpvformer.data.windows import FASTEST, SLACK
 from tpvformer.errors import ConfigError
 from tpvformer.geometry import now_to_past
 from tpvformer.model.history import PlaneHistory
+from tpvformer.predict.remembered import Sight, View, view_of
 
 Say = Callable[[str, str], None]  # receives the kind of a reset, and a line about it
 MOST_METRES, MOST_DEGREES = 2.0, 15.0  # by which a camera of one rig differs between frames: the vehicle's own motion
@@ -27,7 +28,8 @@ class Memory(NamedTuple):
     """Hold what a frame leaves for the next one of its drive.
 
     ``planes``: the history as the frame sees it, itself included; ``grid2global`` (4, 4) float64 metres; ``timestamp``
-    in seconds; ``centres`` and ``directions`` (N, 3): where the cameras are and look, lidar frame.
+    in seconds; ``centres`` and ``directions`` (N, 3): where the cameras are and look, lidar frame; ``views`` what the
+    cameras of each of its frames saw, as many as ``planes`` holds.
     """
 
     planes: PlaneHistory
@@ -38,6 +40,7 @@ class Memory(NamedTuple):
     camera_names: Tuple[str, ...]
     centres: np.ndarray
     directions: np.ndarray
+    views: Tuple[View, ...]
 
 
 class _Encoded(Protocol):
@@ -61,6 +64,7 @@ class Stream:
         if memory is not None and cfg.history is None:
             raise ConfigError("history is given, but the model has no model.history; leave it out")
         self._cfg, self._say, self.memory = cfg, say or (lambda kind, line: None), memory
+        self.sight: Optional[Sight] = None  # what the last frame sees and its past saw; None where it read none
         self._told_unknown = False
 
     def step(self, frame: Frame, encode: Callable[[Optional[PlaneHistory]], Encoded]) -> Encoded:
@@ -68,15 +72,39 @@ class Stream:
 
         The result's ``history`` is carried on. An error of ``encode`` leaves the stream as it was.
         """
-        if self._cfg.history is None:
-            return encode(None)
-        pose = _grid2global(frame, self._cfg.grid.frame)
-        encoded = encode(self._before(frame, pose))
-        self.memory = None
-        if encoded.history is not None and pose is not None and frame.timestamp is not None:
-            names, places = tuple(frame.camera_names), _places(frame.lidar2img)
-            self.memory = Memory(encoded.history, pose, frame.timestamp, frame.scene, frame.token, names, *places)
+        seen = self.before(frame)
+        encoded = encode(seen)
+        self.after(frame, seen, encoded.history)
         return encoded
+
+    def before(self, frame: Frame) -> Optional[PlaneHistory]:
+        """Return the history as ``frame`` sees it, None for a first frame; the stream does not advance."""
+        return None if self._cfg.history is None else self._before(frame, _grid2global(frame, self._cfg.grid.frame))
+
+    def after(self, frame: Frame, seen: Optional[PlaneHistory], history: Optional[PlaneHistory]) -> None:
+        """Advance to ``frame``, which was run with ``seen`` and left ``history``."""
+        if self._cfg.history is None:
+            return
+        last, pose = self.memory, _grid2global(frame, self._cfg.grid.frame)
+        self.memory = self.sight = None
+        if history is not None and pose is not None and frame.timestamp is not None:
+            names, (centres, directions) = tuple(frame.camera_names), _places(frame.lidar2img)
+            now = view_of(frame, self._cfg.grid, pose, frame.timestamp)
+            past = () if seen is None or last is None else last.views
+            views = (now, *past)[: history.planes.shape[1]]
+            self.memory = Memory(
+                history,
+                pose,
+                frame.timestamp,
+                frame.scene,
+                frame.token,
+                names,
+                centres,
+                directions,
+                views,
+            )
+            read = tuple(v for v in past if frame.timestamp - v.timestamp <= self._cfg.history.max_seconds)
+            self.sight = Sight(now, read) if read else None
 
     def _before(self, frame: Frame, pose: Optional[np.ndarray]) -> Optional[PlaneHistory]:
         """Return the history as the frame sees it."""

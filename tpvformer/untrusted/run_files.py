@@ -10,6 +10,7 @@ from tpvformer.untrusted.schema import (
     SchemaError,
     anything,
     fields,
+    flag,
     list_of,
     map_of,
     nothing_or,
@@ -71,12 +72,16 @@ _evaluation: Dict[str, Schema] = {
 }
 _run = {"run": text(200, none=True), "step": whole()}
 _TRAIN = fields(
-    {**_run, **{name: number(none=True) for name in ("loss", "mean_loss", "grad_norm", "lr", "time", "data_time")}},
+    {
+        **_run,
+        **{name: number(none=True) for name in ("loss", "mean_loss", "grad_norm", "lr", "time", "data_time")},
+        **{name: map_of(number(none=True)) for name in ("parts", "mean_parts")},
+    },
     needed=("step",),
 )
 _EVAL = fields({**_run, **_evaluation, "epoch": whole()}, needed=("epoch", "step", "samples"))
 _NONFINITE = fields({**_run, "reports": list_of(text(lines=True), 0, 10_000)})
-_KINDS = {"train": _TRAIN, "eval": _EVAL, "nonfinite": _NONFINITE}
+_KINDS = {"train": _TRAIN, "eval": _EVAL, "eval_raw": _EVAL, "nonfinite": _NONFINITE}
 _START = fields(
     {
         **_run,
@@ -103,7 +108,8 @@ _SUMMARY = fields(
         **{name: text(1000, none=True) for name in _NAMES},
         **{name: number(none=True) for name in (*_TIMES, "best_val_miou_vox", "waiting_share")},
         **{name: whole(1) for name in ("world_size", "batch_size", "accumulate", "global_batch")},
-        **{name: whole() for name in ("epochs", "global_iter", "skipped_steps", "bad_samples")},
+        **{name: whole() for name in ("epochs", "global_iter", "skipped_steps", "bad_samples", "best_epoch")},
+        "stopped_early": flag,
         **{name: whole(none=True) for name in ("steps", "measured_steps")},
     },
     needed=(

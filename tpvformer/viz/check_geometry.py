@@ -13,6 +13,7 @@ from typing import Dict, List, Optional, Tuple, Union
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config, DataConfig, GridConfig
+from tpvformer.data.augment import augmented_frame
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.formats import format_of, has_labels
 from tpvformer.data.frames import read_frame
@@ -27,7 +28,7 @@ from tpvformer.data.transforms import frame_of_grid
 from tpvformer.data.types import Frame, Sample
 from tpvformer.errors import ConfigError
 from tpvformer.geometry import inside, lattice, project
-from tpvformer.labels import classes_of, raw_to_class
+from tpvformer.labels import raw_to_class
 from tpvformer.viz.ground import paint_ground
 from tpvformer.viz.paint import paint_points
 from tpvformer.viz.picture import write_png
@@ -118,9 +119,10 @@ def check_geometry(
     images, lidar2img = frame.pictures(), frame.lidar2img
     if augment:
         sample = dataset.sample(index, augment=True)
-        images, lidar2img = network_view(sample, cfg), sample.grid2img.numpy() @ frame_of_grid(frame, dataset.grid)
+        lidar2grid = augmented_frame(frame_of_grid(frame, dataset.grid), sample.augmented)
+        images, lidar2img = network_view(sample, cfg), sample.grid2img.numpy() @ lidar2grid
     if len(frame.points):
-        classes = classes_of(cfg.label_map)
+        classes = cfg.label_classes
         picture = paint_points(images, frame.points, labels, lidar2img, frame.camera_names, classes)
     else:
         ground2lidar, reach = ground_below(frame, dataset.grid)
@@ -132,7 +134,7 @@ def check_geometry(
 def voxel_middles(classes: np.ndarray, cfg: DataConfig) -> Tuple[np.ndarray, np.ndarray]:
     """Return centres (P, 3) float32 in metres and classes (P,) of the voxels (X, Y, Z) of an evaluated class."""
     grid = OCCUPANCY_GRIDS[cfg.occupancy]
-    cells = np.argwhere(np.isin(classes, classes_of(cfg.label_map).evaluated))
+    cells = np.argwhere(np.isin(classes, cfg.label_classes.evaluated))
     low, pitch = lattice(grid.pc_range, grid.shape)
     return (low + (cells + 0.5) * pitch).astype(np.float32), classes[tuple(cells.T)]
 

@@ -49,11 +49,15 @@ class FramePrediction:
     lidar2grid: np.ndarray  # (4, 4) float64
     cameras: Sequence[CameraView] = ()
     scanned: Optional[np.ndarray] = None  # (X, Y, Z) bool: voxels that hold points
+    remembered: Optional[np.ndarray] = (
+        None  # (X, Y, Z) bool: no camera sees them now, one of a past frame that was read did
+    )
     true_voxels: Optional[np.ndarray] = None  # (X, Y, Z) uint8
     true_point_labels: Optional[np.ndarray] = None  # (P,) uint8
     boxes: Optional[Boxes] = None  # predicted, with scores; None of a model without a detection head
     true_boxes: Optional[Boxes] = None
     box_names: Tuple[str, ...] = DETECTION_CLASSES  # by label of boxes
+    classes: Optional[Classes] = None  # of a label map of one's own; None: as their names say
     labels_of: str = ""  # the data set, where ``voxels`` are its labels; empty where a model predicted them
 
     def grid_points(self) -> np.ndarray:
@@ -81,13 +85,16 @@ class Shown(NamedTuple):
     ground: float  # metres: z of the ground in the grid's frame; it follows from the height of the data set's lidar
 
 
-def shown(class_names: Sequence[str], frame: str) -> Shown:
-    """Return how to draw classes of these names on a grid in ``frame`` ("lidar" or "ego").
+def shown(class_names: Sequence[str], frame: str, own: Optional[Classes] = None) -> Shown:
+    """Return how to draw classes of these names on a grid in ``frame`` ("lidar" or "ego"); ``own`` says it if given.
 
     Names of a label map are drawn as that map says. Other names get nuScenes' colours in turn, and all of them are
     drawn but "free" (or "empty").
     """
     names = tuple(class_names)
+    if own is not None:
+        free = own.empty if own.empty < len(names) else -1
+        return Shown(own, own.evaluated, free, "x" if frame == "ego" else "y", 0.0 if frame == "ego" else -1.84)
     for label_map, classes in LABEL_MAPS.items():
         if classes.names == names:
             free = classes.empty if classes.empty < len(names) else -1

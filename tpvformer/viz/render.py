@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -13,6 +13,8 @@ from tpvformer.viz.paint import palette_bgr
 
 SKY = (36, 31, 28)  # BGR
 _NEAR = 0.5  # metres: faces nearer than this are left out
+_DARK = 0.35  # brightness of the stripes of hatched voxels
+_STRIPES = (0.0, 0.25, 0.5, 0.75)  # where they begin and end, as parts of a face
 # For each side of a voxel: its normal and two of its edges as steps along x, y, z, and its brightness.
 _SIDES = (
     ((1, 0, 0), (0, 1, 0), (0, 0, 1), 0.80),
@@ -51,15 +53,16 @@ def render_voxels(
     to_pixels: np.ndarray,
     size: Tuple[int, int],
     classes: Classes,
+    hatched: Optional[np.ndarray] = None,
 ) -> np.ndarray:
     """Draw the voxels of (X, Y, Z) where ``drawn``; ``to_pixels`` is a (4, 4) projection as ``look_at`` returns it.
 
-    Returns (height, width, 3) uint8 BGR.
+    Dark stripes cross the faces of voxels where ``hatched`` (X, Y, Z) bool. Returns (height, width, 3) uint8 BGR.
     """
     low, pitch = lattice(pc_range, voxels.shape)
     padded = np.pad(drawn, 1)
     eye = -np.linalg.solve(to_pixels[:3, :3], to_pixels[:3, 3])
-    corners, colors, distances = [], [], []
+    corners, colors, distances, striped = [], [], [], []
     for normal, u, v, light in _SIDES:
         behind = padded[tuple(slice(1 + step, 1 + step + n) for step, n in zip(normal, drawn.shape))]
         cells = np.argwhere(drawn & ~behind)
@@ -71,6 +74,7 @@ def render_voxels(
         corners.append(first[:, None] + np.stack([0 * edges[0], edges[0], edges.sum(0), edges[1]]))
         colors.append(palette_bgr(classes)[voxels[tuple(cells.T)]] * light)
         distances.append(np.linalg.norm(middle[seen] - eye, axis=1))
+        striped.append(np.zeros(len(cells), bool) if hatched is None else hatched[tuple(cells.T)])
     image = np.empty((size[1], size[0], 3), np.uint8)
     image[:] = SKY
     faces, paint = np.concatenate(corners), np.concatenate(colors).astype(int)
@@ -81,6 +85,20 @@ def render_voxels(
     inside = (depth > _NEAR).all(1) & (right > 0).all(1) & (left < size).all(1)
     order = np.flatnonzero(inside)
     order = order[np.argsort(-np.concatenate(distances)[order])]
-    for corner, color in zip(np.rint((pixels[order] - 0.5) * 16).astype(np.int32), paint[order].tolist()):
+    stripes = np.concatenate(striped)[order].tolist()
+    for corner, color, crossed in zip(_fixed(pixels[order]), paint[order].tolist(), stripes):
         cv2.fillConvexPoly(image, corner, color, cv2.LINE_8, 4)
+        for stripe in _stripes(corner) if crossed else ():
+            cv2.fillConvexPoly(image, stripe, [int(part * _DARK) for part in color], cv2.LINE_8, 4)
     return image
+
+
+def _fixed(pixels: np.ndarray) -> np.ndarray:
+    return np.rint((pixels - 0.5) * 16).astype(np.int32)
+
+
+def _stripes(corner: np.ndarray) -> List[np.ndarray]:
+    """Return two stripes (4, 2) of a face with corners (4, 2), along its second edge."""
+    first, last = corner[[0, 3]].astype(np.float64), corner[[1, 2]]
+    edges = [np.rint(first + (last - first) * part).astype(np.int32) for part in _STRIPES]
+    return [np.concatenate([edges[k], edges[k + 1][::-1]]) for k in (0, 2)]

@@ -25,7 +25,7 @@ def write_rerun(path: Path, results: Sequence[FramePrediction]) -> None:
         raise ValueError(f"{path}: needs Rerun's package (pip install rerun-sdk), 0.23 or later") from None
     if not hasattr(rr.RecordingStream, "set_time"):
         raise ValueError(f"{path}: rerun-sdk {rr.__version__} is installed; expected 0.23 or later")
-    kinds = shown(results[0].class_names, results[0].frame)
+    kinds = shown(results[0].class_names, results[0].frame, results[0].classes)
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = rr.RecordingStream("tpvformer")
     with replacing(path, ".rrd") as partial:

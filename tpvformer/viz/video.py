@@ -29,8 +29,9 @@ _ABOVE = (_WIDTH - _BEHIND[0] - GAP, 1080)
 
 def video_frame(result: FramePrediction) -> np.ndarray:
     """Draw a frame: (H, 2930, 3) uint8 BGR. Three cameras take a row; H is 1756 for six cameras and 16 classes."""
-    kinds = shown(result.class_names, result.frame)
+    kinds = shown(result.class_names, result.frame, result.classes)
     there = believed(result, kinds)
+    hatched = None if result.remembered is None else result.remembered & there
     cameras = [result.cameras[i] for i in looking_around([camera.name for camera in result.cameras])]
     rows = [cameras[i : i + 3] for i in range(0, len(cameras), 3)]
     present = set(np.unique(result.voxels[there]).tolist()) | _classes_of_boxes(result)
@@ -41,7 +42,7 @@ def video_frame(result: FramePrediction) -> np.ndarray:
     canvas[views:] = legend
 
     def voxels(to_pixels: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-        return render_voxels(result.voxels, there, result.pc_range, to_pixels, size, kinds.classes)
+        return render_voxels(result.voxels, there, result.pc_range, to_pixels, size, kinds.classes, hatched)
 
     for row, some in enumerate(rows):
         top = row * (TILE[1] + GAP)
@@ -63,13 +64,15 @@ def video_frame(result: FramePrediction) -> np.ndarray:
     said = f"labels of {result.labels_of}" if result.labels_of else "predicted voxels"
     said += "" if result.boxes is None else f", boxes with a score of {SHOWN_SCORE:g} and more"
     said += "" if result.true_boxes is None else ", true boxes in white"
+    if hatched is not None and hatched.any():
+        said += f"; hatched: {int(hatched.sum())} voxels that only past frames saw"
     caption(below, f"{result.token}: {said}", 0.8)
     return canvas
 
 
 def _photo(camera: CameraView, result: FramePrediction) -> np.ndarray:
     tile = cv2.resize(camera.picture(), TILE, interpolation=cv2.INTER_AREA)
-    kinds = shown(result.class_names, result.frame)
+    kinds = shown(result.class_names, result.frame, result.classes)
     said = np.isin(result.point_labels, kinds.drawn)
     to_tile = np.diag([TILE[0] / camera.size[0], TILE[1] / camera.size[1], 1, 1]) @ camera.lidar2img
     colors = class_colors(result.point_labels[said], kinds.classes)

@@ -27,7 +27,7 @@ _STEPS = 32767  # the largest int16, in which the points' coordinates are stored
 
 def write_page(file: BinaryIO, results: Sequence[FramePrediction], title: str) -> None:
     """Write the page of these frames, in the order of its slider. All must have the classes of the first one."""
-    kinds = shown(results[0].class_names, results[0].frame)
+    kinds = shown(results[0].class_names, results[0].frame, results[0].classes)
     style, script = _part("viewer.css"), "".join(_part(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     values = {
@@ -139,6 +139,8 @@ def _blocks(result: FramePrediction, kinds: Shown) -> Iterator[Tuple[str, bytes]
         yield "confidence", packed(np.where(result.voxels == kinds.free, 0, np.ceil(levels)).astype(np.uint8))
     if result.scanned is not None:
         yield "scanned", packed(np.packbits(result.scanned))
+    if result.remembered is not None:
+        yield "remembered", packed(np.packbits(result.remembered))
     if result.true_voxels is not None:
         yield "true-voxels", packed(result.true_voxels)
     if len(result.points):

@@ -61,7 +61,7 @@ def _ply(folder: Path, results: Sequence[FramePrediction]) -> Iterator[str]:
     Boxes are written as ``<token>.boxes.ply`` and ``<token>.true_boxes.ply``, where the frame has them.
     """
     for result in results:
-        kinds = shown(result.class_names, result.frame)
+        kinds = shown(result.class_names, result.frame, result.classes)
         there = believed(result, kinds)
         with atomic_file(folder / f"{result.token}.voxels.ply") as file:
             write_voxels(file, result.voxels, there, result.pc_range, kinds.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -41,6 +42,28 @@ from tpvformer.labels import class_names
 result = evaluate_checkpoint(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu", submission=Path(sys.argv[3]))
 print("RESULT", json.dumps(result.as_dict(class_names("nuscenes"))), flush=True)
 """
+AVERAGE = """
+import hashlib, sys
+from pathlib import Path
+from tpvformer.compat import load_config
+from tpvformer.engine import train as run
+from tpvformer.engine.evaluation.evaluate import Evaluation
+
+Evaluation.primary_metric = property(lambda self: ("miou_points", 1.0))  # never better than after the first epoch
+real = run.fit
+
+def fit(job):
+    result = real(job)
+    digest = hashlib.sha256()
+    for name, value in sorted(job.average.state()["state_dict"].items()):
+        digest.update(value.numpy().tobytes())
+    print("AVERAGE", job.average.updates, digest.hexdigest(), flush=True)
+    return result
+
+run.fit = fit
+outcome = run.train(load_config(sys.argv[1]), Path(sys.argv[2]), "cpu")
+print("ENDED", outcome["epochs"], outcome["stopped_early"], flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +98,24 @@ def test_two_processes_train_as_one_does(config: Config, single: Path, tmp_path:
     for a, b in zip(ours, theirs):
         for key, tolerance in (("loss", 1e-5), ("mean_loss", 1e-5), ("grad_norm", 1e-3), ("lr", 0)):
             assert a[key] == pytest.approx(b[key], rel=tolerance), (a, b)
+        for key in ("parts", "mean_parts"):  # means over the processes too
+            assert a[key] == pytest.approx(b[key], rel=1e-5) and len(a[key]) == 2
     states = [store.read(d / "latest.pth")["state_dict"] for d in (work_dir, single)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_processes_hold_one_average_and_end_together(config: Config, tmp_path: Path) -> None:
+    """Without exchanging it: the weights are the same in all of them. Patience ends all after the same epoch."""
+    job = dataclasses.replace(config, train=dataclasses.replace(config.train, ema=0.9, epochs=9, patience=1))
+    outputs = processes(2, AVERAGE, str(write_config(tmp_path / "tiny.py", job)), str(tmp_path / "w"))
+    said = [[line for line in out.splitlines() if line.startswith(("AVERAGE", "ENDED"))] for out in outputs]
+    assert said[0] == said[1] and said[0][0].startswith("AVERAGE 6 ") and said[0][1] == "ENDED 2 True"
+    content = store.read(tmp_path / "w" / "latest.pth")
+    digest = hashlib.sha256()
+    for _, value in sorted(content["ema"]["state_dict"].items()):
+        digest.update(value.numpy().tobytes())
+    assert said[0][0].endswith(digest.hexdigest())
 
 
 @pytest.mark.parametrize("size", [2, 8])

@@ -17,9 +17,10 @@ from waits import Waits
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.types import Batch
-from tpvformer.engine import losses
+from tpvformer.engine import loop, losses
 from tpvformer.engine import train as run
 from tpvformer.engine.bench.inputs import random_batch
+from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.metrics import collect, rays
 from tpvformer.engine.metrics.collect import MetricCounts, rows_by_scene
@@ -72,6 +73,43 @@ def test_two_steps_and_an_evaluation(street: Path, tmp_path: Path, kind: str) ->
     assert summary["leading_metric"] == leader
     assert summary["best_val_leading"] == evaluation["metrics"][leader]["value"]
     assert (tmp_path / "best.pth").is_file()
+
+
+def test_rendering_resumes_to_the_bit(street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rays are drawn from random numbers that a checkpoint holds; the grid is a part of the labels'."""
+    config = dense_config(street, "occ3d", val_infos=str(street / "nuscenes_infos_train.pkl"))
+    grid = dataclasses.replace(
+        config.model.grid, w=8, h=8, z=2, scale_w=4, scale_h=4, pc_range=(-6.4, -6.4, -0.6, 6.4, 6.4, 2.6)
+    )
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, grid=grid),
+        loss=dataclasses.replace(config.loss, render=10.0, render_rays=16, render_samples=16),
+        train=dataclasses.replace(config.train, epochs=1, save_every_steps=1),
+    )
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_epoch", die)
+        saved, real = [], loop.save_if_due
+
+        def save_once(job: loop.TrainState) -> None:
+            real(job)
+            saved.append(job.saver.wait())
+            die()
+
+        patch.setattr(loop, "save_if_due", save_once)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(config, tmp_path / "cut", "cpu")
+    assert len(saved) == 1
+    results = [run.train(config, tmp_path / name, "cpu") for name in ("cut", "whole")]
+    assert [r["steps"] for r in results] == [1, 2], "the first goes on after one step"
+    cut, whole = (store.read(tmp_path / name / "latest.pth")["state_dict"] for name in ("cut", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+    plain = dataclasses.replace(config, loss=dataclasses.replace(config.loss, render=0.0))
+    assert run.train(plain, tmp_path / "plain", "cpu")["final_loss"] < results[0]["final_loss"]
 
 
 def test_two_processes_find_the_scores_of_one_on_five_samples(street: Path, tmp_path: Path) -> None:

@@ -39,11 +39,12 @@ def some_boxes(seed: int, truth: bool) -> Boxes:
     rng = np.random.RandomState(seed)
     centres = np.float32(np.append(rng.uniform(-20, 20, (10, 2)), rng.uniform(-1, 1, (10, 1)), 1))
     moved = np.random.RandomState(seed + 1000)
+    velocities = np.random.RandomState(seed + (2000 if truth else 3000)).normal(0, 2, (10, 2))
     return Boxes(
         centres if truth else centres + np.float32(moved.normal(0, 0.7, (10, 3))),
         np.tile(np.float32(SIZES), (10, 1)),
         np.zeros(10, np.float32),
-        np.zeros((10, 2), np.float32),
+        np.float32(velocities),
         np.arange(10),
         None if truth else np.float32(moved.uniform(0, 1, 10).round(1)),
         attributes=np.full(10, 6),
@@ -77,7 +78,7 @@ def evaluated(config: Config, monkeypatch, unknown: int = 0, log: Optional[RunLo
 def test_boxes_join_the_named_metrics(config: Config, monkeypatch, tmp_path: Path, capsys) -> None:
     log = RunLog(None, True)
     found = evaluated(config, monkeypatch, log=log)
-    assert list(found.metrics)[-11:][:2] == ["nds", "map"]
+    assert list(found.metrics)[-12:][:2] == ["nds", "map"]
     assert 5 < found.metrics["map"].value < 95
     assert found.primary_metric[0] == "miou_points"
     assert "nds" in repr(found) and "m/s" in repr(found)
@@ -175,3 +176,4 @@ def test_any_number_of_processes_gives_the_same_scores(tmp_path: Path) -> None:
     assert len(said) == 4
     assert len(set(said)) == 1, "to the last digit"
     assert json.loads(said[0][7:])["map"]["interval"] is not None
+    assert json.loads(said[0][7:])["moving_velocity_error"]["interval"] is not None

@@ -198,6 +198,7 @@ def test_names_units_and_the_table() -> None:
     named = detection_metrics(scores_of([truth], [predicted]))
     assert list(named) == [
         "nds", "map", "map@0.5", "map@1", "map@2", "map@4", "mate", "mase", "maoe", "mave", "maae",
+        "moving_velocity_error",
     ]  # fmt: skip
     assert named["map"].value == pytest.approx(20)
     assert named["map"].as_dict()["ap"]["car"] == pytest.approx(100)

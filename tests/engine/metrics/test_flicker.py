@@ -14,6 +14,7 @@ import torch
 from engine_tools import CPU, ROOT, processes, reading_the_past, tiny_config, write_config
 from tiny_nuscenes import write_tiny
 
+from tpvformer import api
 from tpvformer.cli import main
 from tpvformer.config import Config, DataConfig
 from tpvformer.config.detection import DetectionConfig
@@ -233,6 +234,39 @@ def test_eval_limits_the_past_and_scores_flicker(config: Config, tmp_path: Path,
     assert "the model has no model.history" in capsys.readouterr().err
     assert main([*words, "--split", "test", "--flicker"]) != 0
     assert "leave --flicker out" in capsys.readouterr().err
+
+
+def test_eval_with_shuffled_poses_is_another_answer(config: Config, tmp_path: Path, capsys: Any) -> None:
+    two, losses = temporal(config, 2), {}
+    torch.save(reading_the_past(two).state_dict(), tmp_path / "w.pth")
+    for batch_size in (1, 2):
+        data = dataclasses.replace(two.data, batch_size=batch_size)
+        file = write_config(tmp_path / "config.py", dataclasses.replace(two, data=data))
+        words = ["eval", "--py-config", str(file), "--ckpt-path", str(tmp_path / "w.pth"), "--device", "cpu"]
+        for more in ([], ["--shuffle-poses"]):
+            assert main([*words, *more, "--json", str(tmp_path / "scores.json")]) == 0
+            said = capsys.readouterr().out
+            told = re.findall(r"(\d+) of \d+ samples have the motion of another sample, .* ([\d.]+) m away", said)
+            assert (len(told) == 1 and int(told[0][0]) == 2 * len(whole_drives(two))) if more else not told
+            losses[batch_size, bool(more)] = json.loads((tmp_path / "scores.json").read_text())["loss"]
+    for shuffled in (False, True):
+        assert losses[1, shuffled] == pytest.approx(losses[2, shuffled], abs=1e-5)
+    assert abs(losses[1, True] - losses[1, False]) > 1e-4
+    assert main([*words, "--shuffle-poses", "--submission", str(tmp_path / "s.zip")]) != 0
+    assert "a control and no submission" in capsys.readouterr().err
+    file = write_config(tmp_path / "static.py", config)
+    assert main(["eval", "--py-config", str(file), *words[3:], "--shuffle-poses"]) != 0
+    said = capsys.readouterr().err
+    assert "no past is read; expected a model with model.history" in said and "Traceback" not in said
+
+
+def test_python_has_the_options_of_the_command(config: Config) -> None:
+    two = temporal(config, 2)
+    model = api.TPVFormer(two, device="cpu")
+    model.network.load_state_dict(reading_the_past(two).state_dict())
+    found = [model.val(), model.val(past_seconds=0, flicker=True), model.val(shuffle_poses=True)]
+    assert len({score.loss for score in found}) == 3
+    assert ["flicker" in score.metrics for score in found] == [False, True, False]
 
 
 def test_a_static_model_is_measured_on_the_same_voxels(config: Config) -> None:

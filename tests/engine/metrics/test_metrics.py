@@ -16,9 +16,10 @@ from tpvformer.engine.metrics.bootstrap import DRAWS, interval
 from tpvformer.engine.metrics.collect import cell_rings, rows_by_scene
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS, definitions, measure, named_table
 from tpvformer.engine.metrics.occupancy import class_iou, mean_of_present
-from tpvformer.labels import CLASS_NAMES, class_names
+from tpvformer.labels import CLASS_NAMES, LABEL_MAPS
 
-NAMES = class_names("occ3d")
+OCC3D = LABEL_MAPS["occ3d"]
+NAMES = OCC3D.names
 K = len(NAMES)
 SOURCES = ("points", "voxels", "grid", "camera", "rays")
 
@@ -33,7 +34,7 @@ def matrices(scenes: int, seed: int = 0) -> torch.Tensor:
 
 def test_points_and_voxels_are_the_means_that_were_always_printed() -> None:
     counts = matrices(4)
-    found = {name: measure(d, counts) for name, d in definitions(NAMES, ("points", "voxels"), 0).items()}
+    found = {name: measure(d, counts) for name, d in definitions(OCC3D, ("points", "voxels"), 0).items()}
     assert list(found) == ["miou_points", "miou_small", "miou_points_reference", "miou_voxels", "miou_voxels_reference"]
     known = scores(counts.sum((0, 1)))
     assert found["miou_points"].value == pytest.approx(known.miou)
@@ -44,13 +45,13 @@ def test_points_and_voxels_are_the_means_that_were_always_printed() -> None:
 
 def test_small_things_have_a_mean_of_their_own() -> None:
     counts = matrices(4)
-    found = {name: measure(d, counts) for name, d in definitions(NAMES, ("points",), 0).items()}
+    found = {name: measure(d, counts) for name, d in definitions(OCC3D, ("points",), 0).items()}
     small, every = found["miou_small"], found["miou_points"]
     assert list(small.classes) == ["bicycle", "pedestrian", "traffic_cone"]
     assert small.classes == {name: every.classes[name] for name in small.classes}
     assert small.value == pytest.approx(sum(small.classes.values()) / 3)
     counts[:, :, [2, 7, 8]] = 0
-    assert measure(definitions(NAMES, ("points",), 0)["miou_small"], counts).value is None, "there were none"
+    assert measure(definitions(OCC3D, ("points",), 0)["miou_small"], counts).value is None, "there were none"
 
 
 def test_occ3d_counts_others_in_one_name_and_not_in_the_other() -> None:
@@ -58,7 +59,7 @@ def test_occ3d_counts_others_in_one_name_and_not_in_the_other() -> None:
     counts = confusion_matrix(guess, truth, K, 255)[None, None].expand(1, len(RING_NAMES), K, K) * 0
     counts = counts.clone()
     counts[0, 1] = confusion_matrix(guess, truth, K, 255)
-    found = {name: measure(d, counts) for name, d in definitions(NAMES, ("camera", "grid"), 255).items()}
+    found = {name: measure(d, counts) for name, d in definitions(OCC3D, ("camera", "grid"), 255).items()}
     assert found["occ3d_miou"].value == pytest.approx((50 + 100 / 3) / 2)  # others 1/2, car 1/3; free is no class
     assert found["occ3d_miou_no_other"].value == pytest.approx(100 / 3)
     assert found["ssc_miou"].value == pytest.approx(100 / 3)
@@ -74,17 +75,17 @@ def test_ray_iou_from_counts() -> None:
     counts = torch.zeros(2, len(RING_NAMES), 5, K, dtype=torch.int64)
     counts[0, 0, :, 4] = torch.tensor([1, 2, 3, 5, 4])
     counts[1, 2, :, 4] = torch.tensor([1, 2, 3, 5, 4])
-    found = {name: measure(d, counts) for name, d in definitions(NAMES, ("rays",), 255).items()}
+    found = {name: measure(d, counts) for name, d in definitions(OCC3D, ("rays",), 255).items()}
     expected = [100 * right / (18 - right) for right in (2, 4, 6)]
     assert [found[f"ray_iou@{t}"].value for t in (1, 2, 4)] == pytest.approx(expected)
     assert found["ray_iou"].value == pytest.approx(sum(expected) / 3)
     assert found["ray_iou"].interval == pytest.approx((found["ray_iou"].value,) * 2), "scenes that are alike"
     assert "others" in found["ray_iou"].classes
-    assert "others" not in definitions(NAMES, ("rays",), 0)["ray_iou"].classes
+    assert "others" not in definitions(OCC3D, ("rays",), 0)["ray_iou"].classes
 
 
 def test_nothing_to_score_is_none_under_every_name() -> None:
-    for definition in definitions(NAMES, SOURCES, 255).values():
+    for definition in definitions(OCC3D, SOURCES, 255).values():
         shape = (5, K) if definition.source == "rays" else (K, K)
         empty = measure(definition, torch.zeros(3, len(RING_NAMES), *shape, dtype=torch.int64))
         assert empty.value is empty.interval is None
@@ -92,7 +93,7 @@ def test_nothing_to_score_is_none_under_every_name() -> None:
 
 
 def test_intervals_hold_the_value_and_shrink_with_more_scenes() -> None:
-    definition = definitions(NAMES, ("grid",), 0)["ssc_miou"]
+    definition = definitions(OCC3D, ("grid",), 0)["ssc_miou"]
     wide, narrow = (measure(definition, matrices(n)) for n in (4, 40))
     for metric in (wide, narrow):
         assert metric.interval is not None and metric.value is not None
@@ -128,7 +129,7 @@ def test_rows_of_scenes() -> None:
 
 def test_the_table_has_every_name_once() -> None:
     counts = {s: matrices(3)[:, :, :5] if s == "rays" else matrices(3) for s in SOURCES}
-    found = {name: measure(d, counts[d.source]) for name, d in definitions(NAMES, SOURCES, 255).items()}
+    found = {name: measure(d, counts[d.source]) for name, d in definitions(OCC3D, SOURCES, 255).items()}
     lines = named_table(found, 3)
     assert [line.split()[0] for line in lines[1 : 1 + len(found)]] == list(found)
     assert "95 % over 3 scenes" in lines[0]

@@ -8,11 +8,12 @@ from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from tpvformer.config import DataConfig
 from tpvformer.data.check.boxes import check_info_boxes
 from tpvformer.data.check.directions import Mount, remarks
 from tpvformer.data.check.files import RAW_CLASSES, image_fault
 from tpvformer.data.check.report import Report
-from tpvformer.data.formats import load_infos
+from tpvformer.data.formats import is_own, load_infos
 from tpvformer.data.images.decode import Size, read_image
 from tpvformer.data.nuscenes.infos.cameras import other_letters
 from tpvformer.data.nuscenes.infos.plausible import FAR, far_text
@@ -48,20 +49,29 @@ class View(NamedTuple):
         )
 
 
-def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[Report, List[Record]]:
+def examine_rig(
+    path: Path, whole: bool = False, root: Path = Path(), data: Optional[DataConfig] = None
+) -> Tuple[Report, List[Record]]:
     """Looks at all files that a rig file names, or an info file, whose files lie below ``root``; ``whole`` decodes
-    every image. The records are empty where the file itself is at fault. Raises ConfigError where there is none."""
-    if not path.exists():
+    every image. ``data`` gives the raw labels of a label map of one's own, and the format of a data set of one's own,
+    of which ``path`` is the source and whose root is data.root. The records are empty where the file itself is at
+    fault. Raises ConfigError where there is none."""
+    data = DataConfig() if data is None else data
+    own = is_own(data.format)
+    if not own and not path.exists():
         raise ConfigError(f"rig is {path}, which is no file; expected a rig file, as docs/rig.md shows, or infos")
     report = Report(str(path))
     try:
-        records = load_infos(path)
+        records = load_infos(path, False, data.format, data.root) if own else load_infos(path)
     except DataError as err:
         report.fault("rig", str(err))
         return report, []
     if not records[0].rig:
         records = [_found_below(root, record, report) for record in records]
         records[0] = replace(records[0], sizes=_sizes(records[0]))
+    elif own and not records[0].sizes:
+        records[0] = replace(records[0], sizes=_sizes(records[0]))
+    raw_labels = RAW_CLASSES if data.classes is None else len(data.raw_to_class)
     for view in views(records[0]):
         _remark(report, view)
     vehicle = None if records[0].lidar2ego is None else records[0].lidar2ego[:3, :3]
@@ -78,7 +88,7 @@ def examine_rig(path: Path, whole: bool = False, root: Path = Path()) -> Tuple[R
         if record.scan:
             scans += 1
             labels += bool(record.labels)
-            _check_scan(report, record)
+            _check_scan(report, record, raw_labels)
     if not records[0].rig:
         check_info_boxes(report, path, records)
     images = sum(bool(stored) for record in records for stored in record.images)
@@ -183,7 +193,7 @@ def mounts(record: Record) -> List[Mount]:
     return found
 
 
-def _check_scan(report: Report, record: Record) -> None:
+def _check_scan(report: Report, record: Record, raw_labels: int) -> None:
     kind, scan = "scans", Path(record.scan)
     try:
         cloud = read_cloud(scan, record.token, record.scan_columns)
@@ -195,7 +205,7 @@ def _check_scan(report: Report, record: Record) -> None:
             )
         kind = "labels"
         if record.labels:
-            read_labels(Path(record.labels), scan, record.token, points, RAW_CLASSES)
+            read_labels(Path(record.labels), scan, record.token, points, raw_labels)
     except OSError as err:
         report.fault(kind, f"sample {record.token}: {err.filename} cannot be read ({err.strerror}); copy it again")
     except DataError as err:

@@ -1,9 +1,9 @@
 """Preprocess uint8 images into the network input, on the device that holds them.
 
-Order: photometric distortion (training), mean subtraction, scaling, padding to multiples of 32, GridMask (training).
-Images are BGR throughout, 0..255 as float32; nothing is clipped, so distorted values may leave that range. The random
-numbers are part of the batch (photometric.py). OpenCV processes images on a CPU, tensor operations process them on
-other devices.
+Order: photometric distortion (training), mean subtraction, scaling or crops (training, crops.py), padding to multiples
+of 32, GridMask (training). Images are BGR throughout, 0..255 as float32; nothing is clipped, so distorted values may
+leave that range. The random numbers are part of the batch (photometric.py). OpenCV processes images on a CPU, tensor
+operations process them on other devices.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def network_images(batch: Union[Batch, PastBatch], cfg: DataConfig, planes: bool
     valid = scaled_shape(height, width, cfg.image_scale)
     images = batch.images.flatten(0, 1)
     draws = None if batch.photometric is None else batch.photometric.flatten(0, 1)
+    crops = None if batch.crops is None else batch.crops.flatten(0, 1)
     if planes:
-        filled = pixels_planes.network_planes(images, draws, MEAN_BGR, valid, padded_shape(*valid)).unflatten(0, (b, n))
+        filled = pixels_planes.network_planes(images, draws, MEAN_BGR, valid, padded_shape(*valid), crops)
+        filled = filled.unflatten(0, (b, n))
         masks = batch.keep_rows is not None and batch.keep_columns is not None
         return pixels_planes.masked(filled, batch.keep_rows, batch.keep_columns) if masks else filled
     out = images.new_zeros((b, n, *padded_shape(*valid), 3), dtype=torch.float32)
     kind = pixels_opencv if images.device.type == "cpu" else pixels_tensor
-    kind.fill(out.flatten(0, 1)[:, : valid[0], : valid[1]], images, draws, MEAN_BGR)
+    kind.fill(out.flatten(0, 1)[:, : valid[0], : valid[1]], images, draws, MEAN_BGR, crops)
     if batch.keep_rows is not None and batch.keep_columns is not None:
         kind.mask(out, batch.keep_rows, batch.keep_columns)
     return out.permute(0, 1, 4, 2, 3)

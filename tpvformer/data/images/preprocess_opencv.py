@@ -11,10 +11,18 @@ import cv2
 import numpy as np
 
 
-def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[float]) -> None:
+def fill(
+    out: Tensor,
+    images: Tensor,
+    draws: Optional[Tensor],
+    mean: Sequence[float],
+    crops: Optional[Tensor] = None,
+) -> None:
     """Distort, subtract the mean, scale: images (M, H, W, 3) uint8 into out (M, h, w, 3) float32.
 
-    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion.
+    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion. crops (M, 5) as
+    ``crops.draw_crops`` makes them; None scales whole images. What crops leave free of ``out`` keeps
+    its value.
     """
     height, width = images.shape[1:3]
     channel_mean = np.asarray(mean, np.float32)
@@ -26,15 +34,31 @@ def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[fl
             draw = draws[i].numpy()
             distort(image, draw, values, hsv)
             image, order = values, draw[5:].astype(int).tolist()
-        if view.shape == image.shape and order == [0, 1, 2]:
+        if crops is None and view.shape == image.shape and order == [0, 1, 2]:
             rows = view.reshape(height, -1)  # NumPy is several times faster along whole rows than along three channels
             np.subtract(image.reshape(height, -1), row_mean, out=rows, dtype=np.float32)
             continue
         for channel, source in enumerate(order):
             plane = np.subtract(image[..., source], channel_mean[channel], dtype=np.float32)
+            if crops is not None:
+                place(plane, crops[i].tolist(), view[..., channel])
+                continue
             if plane.shape != view.shape[:2]:
                 plane = cv2.resize(plane, view.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             view[..., channel] = plane
+
+
+def place(plane: np.ndarray, crop: Sequence[int], out: np.ndarray) -> None:
+    """Scale and mirror a plane (H, W), and copy what its crop shows of it into out (h, w)."""
+    rows, columns, top, left, flipped = crop
+    if plane.shape != (rows, columns):
+        plane = cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    if flipped:
+        plane = plane[:, ::-1]
+    height, width = out.shape
+    shown = plane[max(top, 0) : top + height, max(left, 0) : left + width]
+    down, right = max(-top, 0), max(-left, 0)
+    out[down : down + shown.shape[0], right : right + shown.shape[1]] = shown
 
 
 def distort(image: np.ndarray, draw: np.ndarray, out: np.ndarray, hsv: np.ndarray) -> None:

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpvformer.data.images.preprocess_tensor import distorted
+from tpvformer.data.images.preprocess_tensor import cropped, distorted
 
 
 def network_planes(
-    images: Tensor, draws: Optional[Tensor], mean: Sequence[float], inner: Tuple[int, int], padded: Tuple[int, int]
+    images: Tensor,
+    draws: Optional[Tensor],
+    mean: Sequence[float],
+    inner: Tuple[int, int],
+    padded: Tuple[int, int],
+    crops: Optional[Tensor] = None,
 ) -> Tensor:
     """Distort, subtract the mean, scale, pad: images (M, H, W, 3) uint8 to (M, 3, *padded) float32, contiguous.
 
-    ``inner`` is (h, w); draws (M, 8) as for ``preprocess_tensor.fill``.
+    ``inner`` is (h, w); draws (M, 8) and crops (M, 5) as for ``preprocess_tensor.fill``.
     """
     channels = images.float().permute(3, 0, 1, 2).contiguous()  # (3, M, H, W), the only strided copy
     if draws is None:
@@ -28,7 +33,9 @@ def network_planes(
     else:
         planes = distorted(channels.permute(1, 2, 3, 0), draws.t().contiguous().t())
     out = torch.stack([plane - level for plane, level in zip(planes, mean)], 1)
-    if out.shape[2:] != inner:
+    if crops is not None:
+        out = cropped(out, crops, inner)
+    elif out.shape[2:] != inner:
         out = F.interpolate(out, inner, mode="bilinear", align_corners=False)
     bottom, right = padded[0] - inner[0], padded[1] - inner[1]
     return F.pad(out, (0, right, 0, bottom)) if bottom or right else out

@@ -5,7 +5,7 @@ Operations and shapes do not depend on the drawn parameters, and no operation sy
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -14,19 +14,42 @@ from torch.nn import functional as F
 _TINY = torch.finfo(torch.float32).eps  # what OpenCV adds to a denominator
 
 
-def fill(out: Tensor, images: Tensor, draws: Optional[Tensor], mean: Sequence[float]) -> None:
+def fill(
+    out: Tensor,
+    images: Tensor,
+    draws: Optional[Tensor],
+    mean: Sequence[float],
+    crops: Optional[Tensor] = None,
+) -> None:
     """Distort, subtract the mean, scale: images (M, H, W, 3) uint8 into out (M, h, w, 3) float32.
 
-    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion.
+    draws (M, 8): parameters of ``photometric.draw_photometric``; None applies no distortion. crops (M, 5) as
+    ``crops.draw_crops`` makes them; None scales whole images. What crops leave free is zero.
     """
     planes = list(images.unbind(-1)) if draws is None else distorted(images, draws)
-    if out.shape == images.shape:
+    if crops is None and out.shape == images.shape:
         for plane, level, view in zip(planes, mean, out.unbind(-1)):
             view.copy_(plane - level)
         return
     centred = torch.stack([plane - level for plane, level in zip(planes, mean)], 1)
-    scaled = F.interpolate(centred, (out.shape[1], out.shape[2]), mode="bilinear", align_corners=False)
+    inner = (out.shape[1], out.shape[2])
+    if crops is None:
+        scaled = F.interpolate(centred, inner, mode="bilinear", align_corners=False)
+    else:
+        scaled = cropped(centred, crops, inner)
     out.copy_(scaled.permute(0, 2, 3, 1))
+
+
+def cropped(planes: Tensor, crops: Tensor, inner: Tuple[int, int]) -> Tensor:
+    """Return what crops (M, 5) show of planes (M, 3, H, W), (M, 3, *inner); zero beyond the image."""
+    rows, columns, top, left, flipped = crops.float()[..., None].unbind(1)  # (M, 1) each
+    v = torch.arange(inner[0], device=planes.device) + 0.5 + top
+    u = torch.arange(inner[1], device=planes.device) + 0.5 + left
+    u = torch.where(flipped > 0, columns - u, u)
+    known = ((v > 0) & (v < rows))[:, :, None] & ((u > 0) & (u < columns))[:, None]
+    height, width = (2 * v / rows - 1)[:, :, None], (2 * u / columns - 1)[:, None]
+    places = torch.stack(torch.broadcast_tensors(width, height), -1)  # border: half a pixel at the rim, as in a scaling
+    return F.grid_sample(planes, places, mode="bilinear", padding_mode="border", align_corners=False) * known[:, None]
 
 
 def distorted(images: Tensor, draws: Tensor) -> List[Tensor]:

@@ -12,18 +12,19 @@ semantickitti: see semantickitti.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tpvformer.config import OCCUPANCY_GRIDS, DataConfig
-from tpvformer.data.semantickitti import read_voxels
+from tpvformer.data.semantickitti import NO_LABEL, read_voxels
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT, DenseLabels
 from tpvformer.errors import DataError
 from tpvformer.files import to_path
-from tpvformer.labels import EMPTY
+from tpvformer.labels import EMPTY, KITTI_RAW
 from tpvformer.untrusted.memory_budget import memory_budget
 from tpvformer.untrusted.numpy_files import DAMAGED, damage
 
@@ -43,6 +44,7 @@ class OccupancyLabels:
                 f"data.occupancy_root is {self._root}, which is no folder; unpack the {self._kind} labels there"
             )
         self._files = _occ3d_files(str(self._root)) if self._kind == "occ3d" else {}
+        self._classes = _class_table(cfg)
 
     def find(self, token: str, scan_name: str) -> Path:
         """Return the label file of a sample. Raises DataError where there is none."""
@@ -62,8 +64,43 @@ class OccupancyLabels:
         return path
 
     def read(self, path: Path, token: str) -> DenseLabels:
-        """Read the labels of one sample. Raises DataError for a damaged file or one of another grid."""
-        return read_labels(self._kind, path, token)
+        """Read the labels of one sample, in the classes of the label map.
+
+        Raises DataError for a damaged file or one of another grid.
+        """
+        if self._kind == "semantickitti" and self._classes is not None:
+            return read_voxels(path, token, self._classes)
+        dense = read_labels(self._kind, path, token)
+        return dense if self._classes is None else replace(dense, classes=self._classes[dense.classes])
+
+
+def _class_table(cfg: DataConfig) -> Optional[np.ndarray]:
+    """Return the class, uint8, of each label in the files under the label map; None where the labels are the classes.
+
+    It has 65,536 entries for SemanticKITTI's raw labels, else 256.
+    """
+    if cfg.classes is not None:
+        kitti = cfg.occupancy == "semantickitti"
+        return class_table(cfg.classes.raw if kitti else cfg.classes.voxels, kitti)
+    if cfg.label_map == "surroundocc":  # noise has no class, and free space is class 0
+        return class_table((255, *range(1, EMPTY), 0), False)
+    return None
+
+
+def class_table(classes: Sequence[int], raw_voxels: bool) -> np.ndarray:
+    """Return the class, uint8, of each label from 0 on, for 65,536 ``raw_voxels`` labels or 256 others.
+
+    Labels beyond ``classes`` are 255, without a class; of raw voxels, those that SemanticKITTI does not define are
+    ``NO_LABEL``.
+    """
+    table = np.full(1 << 16 if raw_voxels else 256, NO_LABEL if raw_voxels else 255, np.uint8)
+    if raw_voxels:
+        table[list(KITTI_RAW)] = 255
+        defined = [raw for raw in KITTI_RAW if raw < len(classes)]
+        table[defined] = np.array(classes, np.uint8)[defined]
+    else:
+        table[: len(classes)] = classes
+    return table
 
 
 def read_labels(kind: str, path: Path, token: str) -> DenseLabels:

@@ -89,21 +89,59 @@ def _panoptic(path: Path, token: str) -> np.ndarray:
     return np.minimum(labels // 1000, 255).astype(np.uint8)
 
 
+def _stored_array(data: bytes, path: Path, token: str) -> np.ndarray:
+    """Return the raw classes (P,), uint8, of a .npy file. Raises DataError."""
+    try:
+        with memory_budget(len(data)):
+            labels = np.load(BytesIO(data), allow_pickle=False)
+    except DAMAGED as err:
+        raise DataError(f"sample {token}: {path} is no array file ({damage(err)}); copy it again") from err
+    if (
+        labels.ndim != 1
+        or labels.dtype.kind not in "iu"
+        or (labels.size and not 0 <= labels.min() <= labels.max() <= 255)
+    ):
+        raise DataError(
+            f"sample {token}: {path} holds {labels.dtype} of shape {labels.shape}; expected a label of 0 to 255 a point"
+        )
+    return labels.astype(np.uint8)
+
+
 def read_labels(path: Path, scan: Path, token: str, points: int, classes: int) -> np.ndarray:
     """Return the raw classes (P,), uint8, of the ``points`` of ``scan``. Raises DataError where they do not match."""
-    if not path.is_file():
-        raise DataError(
-            f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"
-        )
-    raw = _panoptic(path, token) if path.suffix == ".npz" else np.frombuffer(path.read_bytes(), np.uint8)
+    raw = _raw(path, token)
     if len(raw) != points:
         raise DataError(
             f"sample {token}: {path} holds {len(raw)} labels for the {points} points of {scan}; expected one byte a "
             "point, so one of the two files is cut short or belongs to another scan: copy both again"
         )
+    _refuse_unknown(raw, path, token, classes)
+    return raw
+
+
+def classes_in(path: Path, token: str, classes: int) -> np.ndarray:
+    """Return the raw classes that a label file holds, sorted, without a look at its scan. Raises DataError."""
+    found = np.unique(_raw(path, token))
+    if len(found):
+        _refuse_unknown(found, path, token, classes)
+    return found
+
+
+def _raw(path: Path, token: str) -> np.ndarray:
+    """Return the raw classes of a label file as stored."""
+    if not path.is_file():
+        raise DataError(
+            f"sample {token}: label file {path} is missing; put it there (nuScenes-lidarseg into data.root)"
+        )
+    if path.suffix == ".npz":
+        return _panoptic(path, token)
+    data = path.read_bytes()
+    return _stored_array(data, path, token) if data[:6] == b"\x93NUMPY" else np.frombuffer(data, np.uint8)
+
+
+def _refuse_unknown(raw: np.ndarray, path: Path, token: str, classes: int) -> None:
     if raw.max() >= classes:
         raise DataError(
             f"sample {token}: {path} holds label {raw.max()}; expected 0 to {classes - 1}, the raw classes of "
             "nuScenes-lidarseg under the configured data.label_map"
         )
-    return raw

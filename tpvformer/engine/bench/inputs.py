@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tpvformer.config import OCCUPANCY_GRIDS, Config
+from tpvformer.data.augment import Augmentation
 from tpvformer.data.detection.boxes import DETECTION_CLASSES, Boxes
 from tpvformer.data.detection.targets import BoxMap, draw_targets
 from tpvformer.data.loader import ListRows, collate
@@ -113,7 +114,9 @@ def random_batch(config: Config, size: Tuple[int, int], points: int, list_rows: 
             dense = random_labels(config.data.occupancy, rng)
             origins = np.zeros((1, 3)) if config.data.occupancy in HAS_RAYS else None
             frame = dataclasses.replace(frame, dense=dense, ray_origins=origins)
-        sample = make_sample(frame, config.data, config.model.grid, rng)
+        augment = config.data.augment
+        augmentation = None if augment is None else Augmentation(augment, config.model.grid, rng)
+        sample = make_sample(frame, config.data, config.model.grid, rng, augmentation)
         if config.model.detection is not None:
             sample.box_targets = draw_targets(random_boxes(config, rng), BoxMap.of(config.model))
         if config.model.history is not None:
@@ -124,7 +127,8 @@ def random_batch(config: Config, size: Tuple[int, int], points: int, list_rows: 
 
 def _past(now: Sample, steps: int) -> PastSample:
     """Return a past frame with the images of the present one, half a second and STEP metres a step before it."""
-    shared = ("token", "images", "photometric", "keep_rows", "keep_columns", "grid2img", "image_shape", "camera_slots")
+    drawn = ("photometric", "keep_rows", "keep_columns", "crops")
+    shared = ("token", "images", *drawn, "grid2img", "image_shape", "camera_slots")
     once, all_steps = torch.eye(4), torch.eye(4)
     once[1, 3], all_steps[1, 3] = STEP, STEP * steps
     return PastSample(

@@ -92,7 +92,7 @@ class StepBench:
             self.stepper.zero_grad()
             batch = batch.to(self.device, non_blocking=True)
             prediction = predict(self.model, batch, self.config)
-            loss = total_loss(prediction, batch, self.config.loss, self.config.data)
+            loss = total_loss(prediction, batch, self.config.loss, self.config.data, self.config.model.grid)
             if marks:
                 marks.end("loss")
             self.stepper.backward(loss)

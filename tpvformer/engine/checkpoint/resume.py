@@ -17,6 +17,7 @@ from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
+from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.errors import ConfigError
 
 
@@ -89,6 +90,26 @@ def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: Ru
         f"{wanted} samples a step"
     )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=changed))
+
+
+def begin_average(average: Optional[WeightAverage], origin: Optional[ResumePoint], log: RunLog) -> None:
+    """Restore the average of the weights from a checkpoint, or begin it at the present weights; log its size.
+
+    Raises CheckpointError for an average of other weights.
+    """
+    if average is None:
+        return
+    log.line(f"the average of the weights (train.ema) takes {average.nbytes / 2**20:.1f} MiB of the device's memory")
+    stored = None if origin is None else origin.content.get("ema")
+    if origin is None or stored is None:
+        average.begin()
+        if origin is not None:
+            log.warn(f"checkpoint {origin.path} has no average of the weights; it begins at the weights there")
+        return
+    try:
+        average.restore(stored)
+    except ValueError as err:
+        raise CheckpointError(f"checkpoint {origin.path} does not fit: {err}; name another one") from err
 
 
 def capture_mid_epoch_state(global_batch: int, losses: LossMeter, world: World, device: torch.device) -> Dict[str, Any]:

@@ -33,6 +33,7 @@ def _state(value: Any, where: str) -> None:
 
 
 _count, _score = whole(0, 2**53), number(none=True)
+_MEAN = {"sum": number(), "count": _count, "last": _score}
 _OPTIMISER = fields(
     {
         "state": map_of(map_of(_state), keys=whole(0, 10**7)),
@@ -48,6 +49,7 @@ _CONTENT = fields(
         "optimizer": _OPTIMISER,
         "scaler": nothing_or(map_of(anything)),
         "config": map_of(anything),
+        "ema": fields({"updates": _count, "state_dict": map_of(_tensor)}, needed=("updates", "state_dict")),
         "epoch": whole(0, 10**6),
         "samples": _count,
         "global_iter": _count,
@@ -57,9 +59,10 @@ _CONTENT = fields(
         "best_val_miou_pts": _score,
         "best_val_miou_vox": _score,
         "best_val_leading": _score,
+        "best_epoch": whole(0, 10**6),
         "world_size": whole(1, 10**6),
         "global_batch": whole(1, 10**9),
-        "losses": fields({"sum": number(), "count": _count, "last": _score}, needed=("sum", "count", "last")),
+        "losses": fields({**_MEAN, "parts": map_of(fields({**_MEAN, "count": whole(1, 2**53)}, _MEAN))}, _MEAN),
         "rng": fields(dict.fromkeys(_RNG, _tensor), needed=tuple(_RNG)),  # each (processes, n)
     },
     needed=("config", "epoch", "global_iter"),

@@ -35,17 +35,24 @@ class Progress:
     best_val_miou_pts: Optional[float] = None
     best_val_miou_vox: Optional[float] = None
     best_val_leading: Optional[float] = None  # of the metric that chooses best.pth; see Evaluation.primary_metric
+    best_epoch: int = 0  # the epochs that were finished at that value; 0 before there is one
 
     def improve(self, pts: Optional[float], vox: Optional[float], primary: Optional[float]) -> bool:
         """Record the scores of an evaluation; return whether the primary metric is the best so far."""
         better = _exceeds(primary, self.best_val_leading)
-        self.best_val_leading = primary if better else self.best_val_leading
+        if better:
+            self.best_val_leading, self.best_epoch = primary, self.epoch
         if _exceeds(pts, self.best_val_miou_pts):
             self.best_val_miou_pts = pts
         if _exceeds(vox, self.best_val_miou_vox):
             self.best_val_miou_vox = vox
         self.evaluated = True
         return better
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Return whether ``patience`` epochs were scored since the best one; never with 0, nor within an epoch."""
+        waited = self.epoch - self.best_epoch
+        return 0 < patience <= waited and self.evaluated and not self.samples
 
 
 def _exceeds(value: Optional[float], best: Optional[float]) -> bool:
@@ -61,7 +68,8 @@ def capture(
 ) -> Dict[str, Any]:
     """Copy the content of a checkpoint to the CPU, so that training can continue while it is written.
 
-    The copy takes as much memory as weights and optimiser state. ``mid_epoch_state``: see ``capture_mid_epoch_state``.
+    The copy takes as much memory as weights and optimiser state. ``mid_epoch_state``: see ``capture_mid_epoch_state``,
+    and what else belongs to the file, such as the average of the weights.
     """
     content = {
         "format": FORMAT,
@@ -123,12 +131,15 @@ def resume(
     progress = Progress(**{f.name: content.get(f.name, f.default) for f in dataclasses.fields(Progress)})
     if "best_val_leading" not in content:  # files of older versions, whose primary metric is point mIoU
         progress.best_val_leading = progress.best_val_miou_pts
+    if "best_epoch" not in content:  # nor did they count: train.patience begins here
+        progress.best_epoch = progress.epoch
     return progress, difference(stored, config)
 
 
 def _check_finite(content: Dict[str, Any], source: Path) -> None:
     """Raise CheckpointError that names the weights and optimiser moments that are not finite."""
     tensors = dict(content["state_dict"])
+    tensors.update({f"{name} of the average": v for name, v in content.get("ema", {}).get("state_dict", {}).items()})
     for place, state in content["optimizer"]["state"].items():
         tensors.update({f"{name} of parameter {place}": v for name, v in state.items() if isinstance(v, Tensor)})
     strange = nonfinite(tensors)

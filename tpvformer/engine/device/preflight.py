@@ -73,10 +73,10 @@ def check_kernels(model: TPVFormer, device: torch.device) -> List[str]:
 def check_rig(path: Path, config: Config, whole: bool, root: Path) -> Tuple[List[str], Report]:
     """Check a rig file or infos and all files they name; return lines on how the cameras see the grid, and the report.
 
-    The arguments are those of ``examine_rig``. Raises ConfigError if ``path`` does not exist.
+    The other arguments are those of ``examine_rig``. Raises ConfigError if ``path`` does not exist.
     """
     grid = config.model.grid
-    report, records = examine_rig(path, whole, root)
+    report, records = examine_rig(path, whole, root, config.data)
     if not records:
         return [], report
     record, origin = records[0], "lidar" if grid.frame == "lidar" else "ego"

@@ -7,7 +7,7 @@ baseline.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Mapping, Optional, Tuple
+from typing import Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics import Scores, percent, scores
 from tpvformer.engine.metrics.named import Metric
 from tpvformer.geometry import inside, project
-from tpvformer.labels import EVALUATED, class_names
+from tpvformer.labels import EVALUATED
 
 BOX_METRICS = ("nds", "map")
 FIT_FRAMES = 200  # training frames that the colour table is made from, spread over the whole set
@@ -50,7 +50,7 @@ def run_controls(
     For a model that detects boxes also NDS and mAP (percent): the model, with exchanged cameras, and a box of each
     class at its mean place.
     """
-    names = class_names(config.data.label_map)
+    names = config.data.label_classes.names
     blind = evaluate(model, loader, config, world, device, log, change=permute_cameras)
     constant, constant_scores, colour_scores = baselines(train_set, val_set, config, world, device)
     outcome = {
@@ -118,16 +118,17 @@ def baselines(
     train_set: FrameDataset, val_set: FrameDataset, config: Config, world: World, device: torch.device
 ) -> Tuple[int, Scores, Scores]:
     """Return the best constant class, its scores, and the scores of colour alone, over all processes."""
-    classes = len(class_names(config.data.label_map))
+    known = config.data.label_classes
+    classes, evaluated = len(known.names), known.evaluated
     ignore = config.data.ignore_label
     chosen = np.unique(np.linspace(0, len(train_set) - 1, FIT_FRAMES).astype(int))
     fitted = histogram((train_set.load_frame(int(i)) for i in chosen), classes, ignore)
     mine = range(world.rank, len(val_set), world.size)
     here = torch.from_numpy(histogram((val_set.load_frame(i) for i in mine), classes, ignore)).to(device)
     seen = all_reduce_sum(here).cpu().numpy()
-    constants = {c: score_table(seen, np.full(BINS, c)) for c in EVALUATED}
-    best = max(EVALUATED, key=lambda c: constants[c].miou or 0.0)
-    return best, constants[best], score_table(seen, fit_colour_table(fitted))
+    constants = {c: score_table(seen, np.full(BINS, c), evaluated) for c in evaluated}
+    best = max(evaluated, key=lambda c: constants[c].miou or 0.0)
+    return best, constants[best], score_table(seen, fit_colour_table(fitted, evaluated), evaluated)
 
 
 def histogram(frames: Iterable[Frame], classes: int, ignore: int) -> np.ndarray:
@@ -152,7 +153,7 @@ def colour_bins(frame: Frame) -> np.ndarray:
     return bins
 
 
-def fit_colour_table(counts: np.ndarray) -> np.ndarray:
+def fit_colour_table(counts: np.ndarray, evaluated: Sequence[int] = EVALUATED) -> np.ndarray:
     """Return the predicted class (BINS,) of each colour, from a histogram of training points.
 
     Colours without points use the counts of similar colours. Rare classes are weighted by the entry of ``BALANCE`` with
@@ -161,16 +162,16 @@ def fit_colour_table(counts: np.ndarray) -> np.ndarray:
     smooth = counts + 1e-3 * _blurred(counts) + 1e-6 * counts.sum(0)
     total = np.maximum(counts.sum(0), 1)
     tables = [(smooth / total**balance).argmax(1) for balance in BALANCE]
-    return max(tables, key=lambda table: score_table(counts, table).miou or 0.0)
+    return max(tables, key=lambda table: score_table(counts, table, evaluated).miou or 0.0)
 
 
-def score_table(seen: np.ndarray, table: np.ndarray) -> Scores:
+def score_table(seen: np.ndarray, table: np.ndarray, evaluated: Sequence[int] = EVALUATED) -> Scores:
     """Score the prediction ``table[bin]`` for the points counted in ``seen`` (BINS, classes)."""
     classes = seen.shape[1]
     matrix = np.zeros((classes, classes), np.int64)
     for answer in np.unique(table):
         matrix[:, answer] = seen[table == answer].sum(0)
-    return scores(torch.from_numpy(matrix))
+    return scores(torch.from_numpy(matrix), evaluated)
 
 
 def _blurred(counts: np.ndarray) -> np.ndarray:

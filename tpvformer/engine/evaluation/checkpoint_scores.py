@@ -41,6 +41,8 @@ def evaluate_checkpoint(
     uses: Sequence[str] = (),
     past_seconds: Optional[float] = None,
     flicker: bool = False,
+    shuffle_poses: bool = False,
+    which: Optional[str] = None,
 ) -> Evaluation:
     """Score weights on the validation set; print the tables on stdout.
 
@@ -49,7 +51,8 @@ def evaluate_checkpoint(
     scores as JSON, ``submission`` the predictions in the challenge's format: FILE.json takes boxes (box_submission.py),
     any other name the classes of points (submission.py); ``uses``: see submission_file.py. ``past_seconds`` limits the
     past that a model with ``model.history`` reads (``open_frames``). ``flicker`` reads the frames scene by scene and
-    adds that metric (metrics/flicker.py).
+    adds that metric (metrics/flicker.py). ``shuffle_poses`` scores a control: the past of every sample has the
+    motion of another one (data/past.py). ``which``: see ``load_weights``.
     """
     world, place, remarks = enter(device)
     log = RunLog(None, world.is_main)
@@ -57,6 +60,8 @@ def evaluate_checkpoint(
         for remark in remarks:
             log.warn(remark)
         data = _opened(config, "val", past_seconds, log)
+        if shuffle_poses:
+            _shuffle(data, submission, log)
         check_cameras(data, config)
         if data.camera_note:
             log.line(data.camera_note)
@@ -70,7 +75,7 @@ def evaluate_checkpoint(
         if submission is not None:
             kept = submission_to(submission, data, config, "val", uses, world)
         with kept as writer, _in_words(config, place, "the evaluation"):
-            model = _loaded(config, weights, world, place, log)
+            model = _loaded(config, weights, world, place, log, which)
             receivers = [each.add for each in (writer, tally) if each is not None]
 
             def keep(batch: Batch, prediction: Prediction) -> None:
@@ -105,6 +110,7 @@ def predict_test_set(
     device: str = "auto",
     uses: Sequence[str] = (),
     past_seconds: Optional[float] = None,
+    which: Optional[str] = None,
 ) -> None:
     """Write predictions for the test set, whose labels are not published; nothing is scored.
 
@@ -123,7 +129,7 @@ def predict_test_set(
         loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         told = _in_words(config, place, "the predictions")
         with submission_to(submission, data, config, "test", uses, world) as writer, told:
-            predict_all(_loaded(config, weights, world, place, log), loader, config, place, log, writer)
+            predict_all(_loaded(config, weights, world, place, log, which), loader, config, place, log, writer)
             writer.finish(log)
     finally:
         log.close()
@@ -138,12 +144,27 @@ def _opened(config: Config, split: str, past_seconds: Optional[float], log: RunL
     return data
 
 
+def _shuffle(data: FrameDataset, submission: Optional[Path], log: RunLog) -> None:
+    if submission is not None:
+        raise ConfigError("shuffled poses are a control and no submission; leave one of the two out")
+    count, metres = data.shuffle_poses()
+    log.line(
+        f"poses of the past are shuffled: {count} of {len(data)} samples have the motion of another sample, which puts "
+        f"the frame before {metres:.2f} m away from its place on average"
+    )
+
+
 def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
     return explain_crash(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
 
 
 def _loaded(
-    config: Config, weights: Union[Path, TPVFormer], world: World, place: torch.device, log: RunLog
+    config: Config,
+    weights: Union[Path, TPVFormer],
+    world: World,
+    place: torch.device,
+    log: RunLog,
+    which: Optional[str] = None,
 ) -> TPVFormer:
     """Return the model with the given weights, in the common precision of all processes."""
     chosen = precision.choose_together(config.train.precision, place, world)
@@ -151,6 +172,6 @@ def _loaded(
     if isinstance(weights, TPVFormer):
         return settle(weights, chosen.applied(config), place)
     model = build_model(chosen.applied(config), place)
-    for line in str(load_weights(model, weights)).splitlines():
+    for line in str(load_weights(model, weights, which=which)).splitlines():
         log.line(line)
     return model

@@ -27,7 +27,6 @@ from tpvformer.engine.metrics.detection_named import detection_table
 from tpvformer.engine.metrics.named import Metric, named_table
 from tpvformer.engine.prefetch import on_device
 from tpvformer.errors import ConfigError
-from tpvformer.labels import class_names
 
 if TYPE_CHECKING:
     from tpvformer.model import Prediction
@@ -155,7 +154,8 @@ def evaluate(
     loss = float("nan") if unknown else total / _UNIT / samples
     pts = vox = None
     if data.has_points:
-        pts, vox = (scores(tally.confusion(source)) for source in ("points", "voxels"))
+        evaluated = config.data.label_classes.evaluated
+        pts, vox = (scores(tally.confusion(source), evaluated) for source in ("points", "voxels"))
     metrics = tally.metrics()
     if box_tally is not None:
         metrics.update(box_tally.metrics())
@@ -193,7 +193,7 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
             log.line(line)
         return
     if result.pts is not None and result.vox is not None:
-        for line in table({"pts": result.pts, "vox": result.vox}, class_names(config.data.label_map)):
+        for line in table({"pts": result.pts, "vox": result.vox}, config.data.label_classes.names):
             log.line(line)
     segmentation = {n: metric for n, metric in result.metrics.items() if metric.of_class in ("iou", "flicker")}
     for line in named_table(segmentation, result.scenes) + detection_table(result.metrics, result.scenes):
@@ -202,7 +202,7 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
 
 def write_scores(path: Path, result: Evaluation, config: Config) -> None:
     """Write all results as JSON. Raises ConfigError if the file cannot be written."""
-    values = {"config": config.name, **result.as_dict(class_names(config.data.label_map))}
+    values = {"config": config.name, **result.as_dict(config.data.label_classes.names)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(finite(values), indent=1, allow_nan=False) + "\n")

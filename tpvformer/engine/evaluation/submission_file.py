@@ -142,6 +142,8 @@ def evaluation_set(cfg: DataConfig, split: str) -> str:
     """Return the challenge's name of a split of a version."""
     if cfg.format != "nuscenes":
         raise ConfigError(f"data.format is {cfg.format}; a submission is for nuScenes' servers alone")
+    if cfg.classes is not None or cfg.label_map == "surroundocc":
+        raise ConfigError(f"data.label_map is {cfg.label_map}; a submission needs nuScenes' classes in nuScenes' order")
     name = _SETS.get((split, cfg.version))
     if name is None:
         known = ", ".join(f"{kind} of {version}" for kind, version in _SETS)

@@ -60,7 +60,7 @@ def _first(model: nn.Module, batch: Batch, config: Config) -> str:
         return f"the calibration of sample {samples} is not finite"
     model.zero_grad(set_to_none=True)
     with _Watch(model) as watch:
-        loss = total_loss(predict(model, batch, config), batch, config.loss, config.data)
+        loss = total_loss(predict(model, batch, config), batch, config.loss, config.data, config.model.grid)
         if watch.module:
             return f"module {watch.module} is the first whose output is not finite, for sample {samples}"
         if not _finite(loss):

@@ -19,6 +19,8 @@ from tpvformer.files import replacing
 from tpvformer.untrusted.names import shown_lines
 
 TIMELINE = "timeline.csv"
+# kinds of records: scores of the weights that count, and of the last step's where those are an average
+EVALUATIONS = ("eval", "eval_raw")
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
@@ -112,8 +114,11 @@ class RunLog:
         with contextlib.suppress(OSError):  # as in _LogFile
             self._timeline.flush()
 
-    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, float]) -> None:
-        """Log a printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; ``time``, ``data_time`` in s."""
+    def train_step(self, epoch: int, i: int, n: int, values: Dict[str, Any]) -> None:
+        """Log a printed iteration: ``loss``, ``mean_loss``, ``grad_norm``, ``lr``; ``time``, ``data_time`` in s.
+
+        All ``values`` are recorded, those too that the line does not have: scripts read it.
+        """
         self.line(
             f"[TRAIN] Epoch {epoch} Iter {i}/{n}: Loss: {values['loss']:.3f} ({values['mean_loss']:.3f}), "
             f"grad_norm: {values['grad_norm']:.1f}, lr: {values['lr']:.7f}, "
@@ -216,7 +221,9 @@ def _stands(line: str, step: int, evaluated: bool) -> bool:
     """Return whether a record belongs to a finished step; an incomplete line of a killed process does not."""
     try:
         record = json.loads(line)
-        return bool(record["step"] < step or (record["step"] == step and (record["kind"] != "eval" or evaluated)))
+        return bool(
+            record["step"] < step or (record["step"] == step and (record["kind"] not in EVALUATIONS or evaluated))
+        )
     except (ValueError, KeyError, TypeError):
         return False
 

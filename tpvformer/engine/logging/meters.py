@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,26 +16,30 @@ from tpvformer.errors import NonFiniteLoss
 class LossMeter:
     """Collect losses on the device and read them together, so that training does not wait for each of them.
 
-    ``read`` raises for a non-finite loss, for callers that do not check each step (faults/nonfinite.py).
+    ``read`` raises for a non-finite loss, for callers that do not check each step (faults/nonfinite.py). The parts of a
+    loss are read with it (``losses.total_loss``); every step of an epoch has the same ones.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._pending: List[Tuple[str, Sequence[str], Tensor]] = []
+        self._pending: List[Tuple[str, Sequence[str], Tensor, Mapping[str, Tensor]]] = []
         self._sum, self._count = 0.0, 0
         self.last: Optional[float] = None
+        self._parts: Dict[str, Dict[str, Any]] = {}  # of the same epoch: sum, count and last value of each part
 
-    def add(self, where: str, tokens: Sequence[str], loss: Tensor) -> None:
+    def add(
+        self, where: str, tokens: Sequence[str], loss: Tensor, parts: Optional[Mapping[str, Tensor]] = None
+    ) -> None:
         """Add one step's loss; ``where`` and ``tokens`` appear in the message if it is not finite."""
-        self._pending.append((where, tokens, loss.detach()))
+        self._pending.append((where, tokens, loss.detach(), parts or {}))
 
     def read(self) -> None:
         """Copy all losses since the last call to the host, averaged over processes. All processes must call it."""
         if not self._pending:
             return
-        mine = torch.stack([loss for _, _, loss in self._pending])
+        mine = torch.stack([loss for _, _, loss, _ in self._pending])
         everyone = all_reduce_sum(mine.clone()) / self._world.size
-        for (where, tokens, _), value in zip(self._pending, mine.tolist()):
+        for (where, tokens, _, _), value in zip(self._pending, mine.tolist()):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"the loss is {value} at {where}, samples {', '.join(tokens)}; look at these samples, or lower "
@@ -45,28 +49,54 @@ class LossMeter:
         values = everyone.tolist()
         if not all(math.isfinite(v) for v in values):
             raise NonFiniteLoss("the loss of another process is not finite; its own message names the samples")
+        self._read_parts()
         self._pending.clear()
         for value in values:  # one by one, so that the mean does not depend on the times of reading
             self._sum += value
         self._count += len(values)
         self.last = values[-1]
 
+    def _read_parts(self) -> None:
+        names = list(self._pending[0][3])
+        if not names:
+            return
+        rows = torch.stack([torch.stack([parts[name] for name in names]) for _, _, _, parts in self._pending])
+        everyone = all_reduce_sum(rows) / self._world.size
+        for name, values in zip(names, everyone.T.tolist()):
+            part = self._parts.setdefault(name, {"sum": 0.0, "count": 0, "last": None})
+            for value in values:
+                part["sum"] += value
+            part.update(count=part["count"] + len(values), last=values[-1])
+
     def start_epoch(self) -> None:
-        """Start a new mean."""
+        """Start new means."""
         self._sum, self._count = 0.0, 0
+        self._parts = {}
 
     def state(self) -> Dict[str, Any]:
         """Return the state for ``restore`` in the middle of an epoch; call ``read`` first."""
-        return {"sum": self._sum, "count": self._count, "last": self.last}
+        parts = {name: dict(part) for name, part in self._parts.items()}
+        return {"sum": self._sum, "count": self._count, "last": self.last, "parts": parts}
 
     def restore(self, state: Dict[str, Any]) -> None:
-        """Restore a state of ``state``."""
+        """Restore a state of ``state``; files of older versions have no parts."""
         self._sum, self._count, self.last = state["sum"], state["count"], state["last"]
+        self._parts = {name: dict(part) for name, part in state.get("parts", {}).items()}
 
     @property
     def mean(self) -> float:
         """Return the mean of the losses read since ``start_epoch``; NaN without losses."""
         return self._sum / self._count if self._count else math.nan
+
+    @property
+    def last_parts(self) -> Dict[str, float]:
+        """Return the parts of the last loss that was read, by name."""
+        return {name: part["last"] for name, part in self._parts.items()}
+
+    @property
+    def mean_parts(self) -> Dict[str, float]:
+        """Return the mean of each part since ``start_epoch``, by name."""
+        return {name: part["sum"] / part["count"] for name, part in self._parts.items()}
 
 
 class Lap(NamedTuple):

@@ -16,7 +16,6 @@ from tpvformer.engine.evaluation.evaluate import Evaluation
 from tpvformer.engine.logging.log import RunLog, finite
 from tpvformer.engine.logging.meters import StepClock
 from tpvformer.files import replacing
-from tpvformer.labels import class_names
 
 SUMMARY = "summary.json"
 
@@ -64,11 +63,13 @@ def summarise(
         "final_loss": final_loss,
         "skipped_steps": progress.skipped_steps,  # their loss or gradient was not finite
         "bad_samples": progress.bad_samples,  # unreadable samples, replaced by others
-        "evaluation": None if evaluation is None else evaluation.as_dict(class_names(config.data.label_map)),
+        "evaluation": None if evaluation is None else evaluation.as_dict(config.data.label_classes.names),
         "best_val_miou_pts": progress.best_val_miou_pts,
         "best_val_miou_vox": progress.best_val_miou_vox,
         "leading_metric": None if evaluation is None else evaluation.primary_metric[0],  # the one that chooses best.pth
         "best_val_leading": progress.best_val_leading,
+        "best_epoch": progress.best_epoch,
+        "stopped_early": progress.epoch < config.train.epochs and progress.out_of_patience(config.train.patience),
         "peak_memory_mib": peak_memory_mib(device),
         "duration_s": duration,
     }

@@ -134,18 +134,20 @@ def numbers_of(kind: str, values: Mapping[str, Any]) -> Dict[str, float]:
     """Return the numbers of a record to draw as curves, by names such as "train/loss".
 
     An evaluation gives the loss, each metric, and the IoU of each class under the primary metric (the AP, where boxes
-    alone are trained). The result is empty
-    for records without a step or without curves.
+    alone are trained). With an average of the weights (train.ema) those of the last step's are "eval_raw/...". The
+    result is empty for records without a step or without curves.
     """
-    if kind not in ("train", "eval") or "step" not in values:
+    if kind not in ("train", "eval", "eval_raw") or "step" not in values:
         return {}
     found: Dict[str, Any] = {f"{kind}/{name}": value for name, value in values.items() if name not in ("step", "iter")}
+    for group, prefix in (("parts", "loss"), ("mean_parts", "mean_loss")):
+        found.update({f"{kind}/{prefix}_{name}": value for name, value in values.get(group, {}).items()})
     for name, metric in values.get("metrics", {}).items():
-        found[f"eval/{name}"] = metric["value"]
+        found[f"{kind}/{name}"] = metric["value"]
         if name == values["leading"]:
-            kind = "ap" if name == "nds" else "iou"
-            of_classes = values["metrics"].get("map" if name == "nds" else name, {}).get(kind, {})
-            found.update({f"eval/{kind}/{label}": value for label, value in of_classes.items()})
+            share = "ap" if name == "nds" else "iou"
+            of_classes = values["metrics"].get("map" if name == "nds" else name, {}).get(share, {})
+            found.update({f"{kind}/{share}/{label}": value for label, value in of_classes.items()})
     return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 

@@ -14,17 +14,20 @@ Jaccard difference over the run, in any order. Sorting voxels therefore gives th
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Optional, Tuple
+from functools import lru_cache, reduce
+from operator import add
+from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpvformer.config import DataConfig, LossConfig
+from tpvformer.config import DataConfig, GridConfig, LossConfig
 from tpvformer.data.types import CAMERA_BIT, LIDAR_BIT
 from tpvformer.engine.losses.affinity import affinity
 from tpvformer.engine.losses.detection import detection_losses
+from tpvformer.engine.losses.entropy import soft_entropy, soft_entropy_of_counts
+from tpvformer.engine.losses.render import render_losses
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -33,24 +36,43 @@ if TYPE_CHECKING:
     from tpvformer.model.image_head import ImageLogits
 
 
-def total_loss(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the mean loss of the samples, a scalar, with the terms of the image head and of the boxes.
+def total_loss(
+    prediction: Prediction,
+    batch: Batch,
+    loss_cfg: LossConfig,
+    data_cfg: DataConfig,
+    grid: Optional[GridConfig] = None,
+    parts: Optional[Dict[str, Tensor]] = None,
+) -> Tensor:
+    """Return the mean loss of the samples, a scalar, with the terms of the image head, of the boxes and of rendering.
 
     ``prediction.point_logits`` (B,K,M) belong to the rows of ``batch.voxel_coords``. ``prediction.voxel_logits`` are
-    (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero.
+    (B,K,M) at the same rows, or dense (B,K,X,Y,Z). A sample without any label contributes zero. ``grid``, the model's,
+    is for ``loss_cfg.render``, which draws random numbers. ``parts`` receives the share of each term, a scalar without
+    gradient on the same device: "ce", "lovasz", "affinity", "detection", "image", "render". They add up to the loss, up
+    to rounding.
     """
-    losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
+    found = segmentation_terms(prediction, batch, loss_cfg, data_cfg)
+    losses = _weighed(reduce(add, found.values()), loss_cfg)
+    shares = {name: _weighed(term.detach(), loss_cfg) for name, term in found.items() if loss_cfg.segmentation}
     boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
     if boxes is not None:
-        losses = losses + loss_cfg.detection * detection_losses(boxes, batch, together=True)
+        shares["detection"] = loss_cfg.detection * detection_losses(boxes, batch, together=True)
+        losses = losses + shares["detection"]
     image: Optional[ImageLogits] = getattr(prediction, "image", None)  # a FullPrediction may have it
     if image is not None:
-        losses = losses + loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
+        shares["image"] = loss_cfg.image * image_losses(image, batch, data_cfg.ignore_label)
+        losses = losses + shares["image"]
+    if loss_cfg.render:
+        shares["render"] = loss_cfg.render * _rendered(prediction, batch, loss_cfg, data_cfg, grid)
+        losses = losses + shares["render"]
+    if parts is not None:
+        parts.update({name: share.detach().mean() for name, share in shares.items()})
     return losses.mean()
 
 
 def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
-    """Return the loss of each sample on its own, (B,) float32, without the image head; inputs as for ``total_loss``."""
+    """Return each sample's loss, (B,) float32, without image head and rendering; inputs as for ``total_loss``."""
     losses = segmentation_losses(prediction, batch, loss_cfg, data_cfg)
     boxes: Optional[DetectionMaps] = getattr(prediction, "detection", None)
     if boxes is None or batch.heatmaps is None:
@@ -60,7 +82,21 @@ def sample_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, da
 
 def segmentation_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig) -> Tensor:
     """Return the loss (B,) float32 of points and voxels; inputs as for ``total_loss``."""
-    ignore = data_cfg.ignore_label
+    return _weighed(reduce(add, segmentation_terms(prediction, batch, loss_cfg, data_cfg).values()), loss_cfg)
+
+
+def _weighed(loss: Tensor, loss_cfg: LossConfig) -> Tensor:
+    return loss if loss_cfg.segmentation == 1 else loss_cfg.segmentation * loss
+
+
+def segmentation_terms(
+    prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig
+) -> Dict[str, Tensor]:
+    """Return the terms of the loss of points and voxels, (B,) float32 each; inputs as for ``total_loss``.
+
+    Each has its own weight; ``loss.segmentation`` is left out.
+    """
+    ignore, soft = data_cfg.ignore_label, (loss_cfg.focal, loss_cfg.label_smoothing)
     inputs = {loss_cfg.lovasz_input, loss_cfg.ce_input}
     if "points" in inputs:
         assert prediction.point_logits is not None, "the losses read points, so the model must be given some"
@@ -70,18 +106,48 @@ def segmentation_losses(prediction: Prediction, batch: Batch, loss_cfg: LossConf
         voxel_logits = prediction.voxel_logits.float().flatten(2)
         dense = prediction.voxel_logits.dim() == 5
         labels = taught_labels(batch, data_cfg).flatten(1) if dense else labels_at_voxels(batch, ignore)
+    terms: Dict[str, Tensor] = {}
     if loss_cfg.ce_input == "points":
-        loss = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)
+        if any(soft):
+            terms["ce"] = soft_entropy_of_counts(point_logits, counts, *soft)
+        else:
+            costs = -(F.log_softmax(point_logits, 1) * counts).sum((1, 2))
+            terms["ce"] = costs / counts.sum((1, 2)).clamp(min=1)
     else:
         weights = _on_device(loss_cfg.class_weights, voxel_logits.device) if loss_cfg.class_weights else None
-        loss = cross_entropy(voxel_logits, labels, ignore, weights)
+        if any(soft):
+            terms["ce"] = soft_entropy(voxel_logits, labels, ignore, *soft, weights)
+        else:
+            terms["ce"] = cross_entropy(voxel_logits, labels, ignore, weights)
     if loss_cfg.lovasz_input == "points":
-        loss = lovasz_counts(point_logits, counts) + loss
+        terms["lovasz"] = lovasz_counts(point_logits, counts)
     elif loss_cfg.lovasz_input == "voxel":
-        loss = lovasz_labels(voxel_logits, labels, ignore) + loss
+        terms["lovasz"] = lovasz_labels(voxel_logits, labels, ignore)
     if loss_cfg.affinity:
-        loss = affinity(voxel_logits, labels, ignore, data_cfg.fill_label) + loss
-    return loss if loss_cfg.segmentation == 1 else loss_cfg.segmentation * loss
+        terms["affinity"] = affinity(voxel_logits, labels, ignore, data_cfg.fill_label)
+    for name, weight in (("ce", loss_cfg.ce_weight), ("lovasz", loss_cfg.lovasz_weight)):
+        if weight != 1 and name in terms:
+            terms[name] = weight * terms[name]
+    return terms
+
+
+def _rendered(
+    prediction: Prediction, batch: Batch, loss_cfg: LossConfig, data_cfg: DataConfig, grid: Optional[GridConfig]
+) -> Tensor:
+    """Return the render loss (B,) float32; inputs as for ``total_loss``."""
+    assert grid is not None and prediction.voxel_logits.dim() == 5, "rays cross dense voxels of a known grid"
+    height, width = batch.images.shape[2:4]
+    return render_losses(
+        prediction.voxel_logits.float(),
+        taught_labels(batch, data_cfg),
+        batch.grid2img,
+        (width * data_cfg.image_scale, height * data_cfg.image_scale),
+        grid.pc_range,
+        data_cfg.fill_label,
+        data_cfg.ignore_label,
+        loss_cfg.render_rays,
+        loss_cfg.render_samples,
+    )
 
 
 @lru_cache(maxsize=4)  # cached: each copy from the host may synchronise with the device

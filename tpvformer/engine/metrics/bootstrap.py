@@ -18,7 +18,7 @@ SEED = 0  # fixed, so that every metric, model and run uses the same draws
 def interval(per_scene: Tensor, score: Callable[[Tensor], Tensor]) -> Optional[Tuple[float, float]]:
     """Return the bounds of the central 95 % of ``score`` over resampled sets of scenes; None for fewer than two scenes.
 
-    per_scene (S, ...) int64 counts on the CPU. ``score`` maps sums (draws, ...) float64 to (draws,). Draws with a NaN
+    per_scene (S, ...) counts or sums on the CPU. ``score`` maps sums (draws, ...) float64 to (draws,). Draws with a NaN
     score are left out.
     """
     scenes = len(per_scene)
@@ -27,7 +27,8 @@ def interval(per_scene: Tensor, score: Callable[[Tensor], Tensor]) -> Optional[T
     generator = torch.Generator().manual_seed(SEED)
     drawn = torch.randint(0, scenes, (DRAWS, scenes), generator=generator)
     times = torch.zeros(DRAWS, scenes, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    sums = (times @ per_scene.double().flatten(1)).view(DRAWS, *per_scene.shape[1:])  # whole numbers, exact
+    # exact where they are whole numbers
+    sums = (times @ per_scene.double().flatten(1)).view(DRAWS, *per_scene.shape[1:])
     values = score(sums)
     values = values[~values.isnan()]
     if not len(values):

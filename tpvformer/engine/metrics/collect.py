@@ -15,7 +15,6 @@ from tpvformer.engine.losses import flat_index
 from tpvformer.engine.metrics.iou import grouped_confusion
 from tpvformer.engine.metrics.named import RINGS, Metric, definitions, kitti_definitions, measure
 from tpvformer.engine.metrics.rays import THRESHOLDS, Area, lidar_directions, ray_counts, ring_of
-from tpvformer.labels import IGNORED, classes_of
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -37,7 +36,7 @@ class MetricCounts:
         self, config: Config, scene_of: Mapping[str, int], masks: bool, device: torch.device, points: bool = True
     ) -> None:
         self._config, self._scene_of = config, scene_of
-        self._classes = classes_of(config.data.label_map)
+        self._classes = config.data.label_classes
         self._names = self._classes.names
         self.scenes = len(set(scene_of.values()))
         size, rings = len(self._names), len(RINGS) + 1
@@ -83,7 +82,9 @@ class MetricCounts:
 
     def _add_points(self, prediction: Prediction, batch: Batch) -> None:
         """Count the predicted classes at labelled points."""
-        valid = (batch.point_labels != self._config.data.ignore_label) & (batch.point_labels != IGNORED)
+        valid = batch.point_labels != self._config.data.ignore_label
+        for number in self._classes.ignored:
+            valid = valid & (batch.point_labels != number)
         x, y, _ = batch.grid_index.unbind(-1)
         ring = self._rings[x, y]
         for source, at_voxels in classes_at_voxels(prediction, batch).items():
@@ -114,7 +115,7 @@ class MetricCounts:
         if self._config.data.format == "semantickitti":
             known = kitti_definitions(self._classes)
         else:
-            known = definitions(self._names, tuple(self._counts), self._config.data.ignore_label)
+            known = definitions(self._classes, tuple(self._counts), self._config.data.ignore_label)
         return {name: measure(definition, self._counts[definition.source]) for name, definition in known.items()}
 
 

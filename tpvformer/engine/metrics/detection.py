@@ -17,6 +17,7 @@ from tpvformer.engine.distributed.collectives import gather
 from tpvformer.engine.metrics.bootstrap import LEVEL, SEED
 from tpvformer.engine.metrics.detection_curves import ERROR_NAMES, RowsByClass, means
 from tpvformer.engine.metrics.detection_matching import ERROR_ROW, ERRORS_AT, ROW, Matched, match_sample
+from tpvformer.engine.metrics.detection_moving import MovingVelocity, moving_velocity
 from tpvformer.engine.metrics.named import RING_NAMES, RINGS
 
 DRAWS = 200  # of the bootstrap over scenes
@@ -48,6 +49,7 @@ class DetectionScores:
     ring_map: Mapping[str, Optional[float]]
     intervals: Mapping[str, Tuple[float, float]]
     samples: int
+    moving: MovingVelocity  # velocity error of the objects that move
 
     @property
     def class_ap(self) -> Dict[str, float]:
@@ -105,10 +107,13 @@ class DetectionCounts:
     def result(self) -> DetectionScores:
         """Return the scores of all samples added."""
         rows, errors, truths = _ordered(self._rows), _ordered(self._errors), np.concatenate(self._truths)
-        values = np.full((len(rows), 5), np.nan)
-        values[(rows["hits"] >> ERRORS_AT & 1).astype(bool)] = errors["errors"]  # both are in the order of the samples
+        values, matched = np.full((len(rows), 5), np.nan), (rows["hits"] >> ERRORS_AT & 1).astype(bool)
+        values[matched] = errors["errors"]  # both are in the order of the samples
         order = np.lexsort((np.arange(len(rows)), rows["score"]))[::-1]
-        return _score(rows[order], values[order], truths, self._scene_of)
+        present = np.unique(self._scene_of[truths["sample"]])
+        scenes = np.searchsorted(present, self._scene_of[errors["sample"]])
+        moving = moving_velocity(rows["label"][matched], errors["errors"], errors["speed"], scenes, len(present))
+        return _score(rows[order], values[order], truths, self._scene_of, moving)
 
 
 def _ordered(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -129,7 +134,9 @@ def _gathered(mine: np.ndarray) -> np.ndarray:
     return whole[np.argsort(whole["sample"], kind="stable")]
 
 
-def _score(rows: np.ndarray, values: np.ndarray, truths: np.ndarray, scene_of: np.ndarray) -> DetectionScores:
+def _score(
+    rows: np.ndarray, values: np.ndarray, truths: np.ndarray, scene_of: np.ndarray, moving: MovingVelocity
+) -> DetectionScores:
     """Return the scores of rows (n,) ROW by falling score, their errors (n, 5), truths (samples,) _SUMS."""
     by_ring = truths["truths"].sum(0, dtype=np.int64)
     whole = RowsByClass(rows, values)
@@ -147,6 +154,7 @@ def _score(rows: np.ndarray, values: np.ndarray, truths: np.ndarray, scene_of: n
         rings,
         _intervals(rows, whole, truths, scene_of),
         len(truths),
+        moving,
     )
 
 

@@ -24,7 +24,7 @@ _WITHOUT = {
     "traffic_cone": ("aoe", "ave", "aae"),
     "barrier": ("ave", "aae"),
 }
-_DEFINED = np.array([[error not in _WITHOUT.get(name, ()) for error in ERROR_NAMES] for name in DETECTION_CLASSES])
+DEFINED = np.array([[error not in _WITHOUT.get(name, ()) for error in ERROR_NAMES] for name in DETECTION_CLASSES])
 
 
 class _Class:
@@ -109,7 +109,7 @@ class RowsByClass:
                 seen = np.cumsum(weight)
                 ap[label] = own.ap(seen, weight, float(truths[label]))
                 errors[label] = own.errors(seen, weight, float(truths[label]))
-        errors[~_DEFINED] = np.nan
+        errors[~DEFINED] = np.nan
         return ap, errors
 
     def unweighted(self, truths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

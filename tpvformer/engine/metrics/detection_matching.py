@@ -34,8 +34,9 @@ ROW = np.dtype(
         ("ring_hits", "u1"),
     ]
 )
-# errors of a box that matches within 2 m: metres, 1 - IoU, radians, m/s, 1 - accuracy; NaN where the truth is unknown
-ERROR_ROW = np.dtype([("sample", "<i4"), ("index", "<u4"), ("errors", "<f8", (5,))])
+# errors of a box that matches within 2 m: metres, 1 - IoU, radians, m/s, 1 - accuracy; NaN where the truth is unknown;
+# the speed of the true box, m/s
+ERROR_ROW = np.dtype([("sample", "<i4"), ("index", "<u4"), ("errors", "<f8", (5,)), ("speed", "<f8")])
 
 
 class Matched(NamedTuple):
@@ -104,6 +105,7 @@ def match_sample(
     errors: np.ndarray = np.zeros(len(matched), ERROR_ROW)
     errors["sample"], errors["index"] = sample, chosen[matched]
     errors["errors"] = _errors(true.take(partner[matched]), guess.take(matched))
+    errors["speed"] = np.sqrt((true.velocities[partner[matched]] ** 2).sum(1))
     return Matched(rows, errors, truths)
 
 

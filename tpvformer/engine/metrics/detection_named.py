@@ -6,6 +6,7 @@
 | map | mean average precision over the ten classes and the four distances of a match | % | AP |
 | map@0.5, @1, @2, @4 | the same at one distance, in metres | % | AP |
 | mate, mase, maoe, mave, maae | mean errors of translation, scale, orientation, velocity, attribute | UNITS | error |
+| moving_velocity_error | mean velocity error of matches within 2 m whose truth is faster than 0.2 m/s | m/s | error |
 
 Only map is given by distance ring; detection.DetectionScores says how.
 """
@@ -57,6 +58,11 @@ def detection_metrics(scores: DetectionScores) -> Dict[str, Metric]:
         value = scores.mean_errors[name] if some else None
         classes = of_classes(scores.errors[:, k].tolist())
         found[name] = Metric(value, bounds(name), classes, {}, unit=UNITS[error], of_class=error)
+    moving = scores.moving
+    velocities = dict(zip(DETECTION_CLASSES, moving.of_class))
+    found["moving_velocity_error"] = Metric(
+        moving.error, moving.interval, velocities, {}, unit=UNITS["ave"], of_class="ave"
+    )
     return found
 
 

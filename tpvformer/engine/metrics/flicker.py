@@ -27,7 +27,7 @@ from tpvformer.engine.metrics.collect import cell_rings, classes_at_voxels, rows
 from tpvformer.engine.metrics.named import RING_NAMES, Metric
 from tpvformer.errors import ConfigError, DataError
 from tpvformer.geometry import lattice, now_to_past, transform_points
-from tpvformer.labels import STATIC, class_names
+from tpvformer.labels import STATIC
 
 if TYPE_CHECKING:
     from tpvformer.data.types import Batch
@@ -52,8 +52,10 @@ class FlickerTally:
     def __init__(self, config: Config, data: FrameDataset, device: torch.device) -> None:
         if not data.has_points or not data.has_labels or not config.loss.segmentation:
             raise ConfigError("flicker compares the classes of lidar points, which this model or set does not have")
-        if config.data.label_map == "semantickitti":
-            raise ConfigError("flicker is defined for nuScenes' classes, not for data.label_map=semantickitti")
+        if config.data.label_map == "semantickitti" or config.data.classes is not None:
+            raise ConfigError(
+                f"flicker is defined for nuScenes' classes, not for data.label_map={config.data.label_map}"
+            )
         self._data, self._device, grid = data, device, config.model.grid
         self._index = {token: i for i, token in enumerate(data.tokens)}
         self._rows = rows_by_scene(data.scenes, data.tokens)
@@ -63,7 +65,7 @@ class FlickerTally:
                 f"{data.infos}: none of its {len(data)} frames has one before it, so flicker cannot be measured; "
                 f"expected frames of a scene with timestamp, ego2global and lidar2ego, at most {LONGEST_GAP:g} s apart"
             )
-        self._names = class_names(config.data.label_map)
+        self._names = config.data.label_classes.names
         self._cells = np.array(grid.shape)
         divisions = self._cells if config.data.cells_are_even else self._cells - 1
         self._low, self._pitch = lattice(grid.pc_range, divisions)

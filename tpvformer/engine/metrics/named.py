@@ -17,6 +17,8 @@ The metrics of 3-D boxes (nds, map, ...) are in detection_named.py, that of labe
 
 SemanticKITTI has sc_iou, ssc_miou over its classes 1..19, and sc_precision and sc_recall of "occupied".
 
+A label map of one's own has the same metrics over its evaluated classes; miou_small over those of the three names.
+
 Voxels labelled ``data.ignore_label`` are not counted. The classes of RayIoU are 0..16 for Occ3D labels, and 1..16 for
 labels whose ignore label is 0 (SurroundOcc). Sources: SurroundOcc (arXiv:2303.09551) for sc_iou and ssc_miou, Occ3D
 (arXiv:2304.14365), SparseOcc (arXiv:2312.17118) for RayIoU.
@@ -43,7 +45,7 @@ from tpvformer.engine.metrics.occupancy import (
     sc_recall,
 )
 from tpvformer.engine.metrics.rays import THRESHOLDS
-from tpvformer.labels import EMPTY, EVALUATED, IGNORED, SMALL, Classes
+from tpvformer.labels import CLASS_NAMES, SMALL, Classes
 
 RINGS = (10.0, 20.0, 30.0, 40.0)  # metres; borders of the distance rings
 RING_NAMES = tuple(f"{a:g}-{b:g} m" for a, b in zip((0.0, *RINGS[:-1]), RINGS)) + (f"from {RINGS[-1]:g} m",)
@@ -83,31 +85,35 @@ class MetricSpec:
     mean: Callable[[Tensor], Tensor] = mean_of_present
 
 
-def definitions(names: Sequence[str], sources: Sequence[str], ignore: int) -> Dict[str, MetricSpec]:
-    """Return the metrics that can be computed from the counts ``sources``; ``names`` is indexed by class."""
-    every = (IGNORED, *EVALUATED)
+def definitions(classes: Classes, sources: Sequence[str], ignore: int) -> Dict[str, MetricSpec]:
+    """Return the metrics that can be computed from the counts ``sources``."""
+    names, evaluated = classes.names, classes.evaluated
+    every = (*classes.ignored, *evaluated)
+    small = tuple(names.index(CLASS_NAMES[c]) for c in SMALL if CLASS_NAMES[c] in names)
     taught = tuple(c for c in every if c != ignore)
 
     def of(source: str, classes: Sequence[int], mean: Callable[[Tensor], Tensor] = mean_of_present) -> MetricSpec:
         return MetricSpec(source, partial(class_iou, classes=classes), tuple(names[c] for c in classes), mean)
 
     found = {
-        "miou_points": of("points", EVALUATED),
-        "miou_small": of("points", SMALL),
-        "miou_points_reference": of("points", EVALUATED, mean_reference),
-        "miou_voxels": of("voxels", EVALUATED),
-        "miou_voxels_reference": of("voxels", EVALUATED, mean_reference),
-        "sc_iou": MetricSpec("grid", lambda counts: sc_iou(counts, EMPTY)[..., None], ("occupied",)),
-        "ssc_miou": of("grid", EVALUATED),
+        "miou_points": of("points", evaluated),
+        "miou_small": of("points", small),
+        "miou_points_reference": of("points", evaluated, mean_reference),
+        "miou_voxels": of("voxels", evaluated),
+        "miou_voxels_reference": of("voxels", evaluated, mean_reference),
+        "sc_iou": MetricSpec("grid", lambda counts: sc_iou(counts, classes.empty)[..., None], ("occupied",)),
+        "ssc_miou": of("grid", evaluated),
         "occ3d_miou": of("camera", every),
-        "occ3d_miou_no_other": of("camera", EVALUATED),
+        "occ3d_miou_no_other": of("camera", evaluated),
     }
     labels = tuple(names[c] for c in taught)
     for k, limit in enumerate(THRESHOLDS):
         found[f"ray_iou@{limit:g}"] = MetricSpec("rays", partial(_ray_iou, classes=taught, thresholds=(k,)), labels)
     everywhere = tuple(range(len(THRESHOLDS)))
     found["ray_iou"] = MetricSpec("rays", partial(_ray_iou, classes=taught, thresholds=everywhere), labels)
-    return {name: definition for name, definition in found.items() if definition.source in sources}
+    return {
+        name: definition for name, definition in found.items() if definition.source in sources and definition.classes
+    }
 
 
 def kitti_definitions(classes: Classes) -> Dict[str, MetricSpec]:

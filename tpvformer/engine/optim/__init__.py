@@ -1,32 +1,29 @@
-"""Build AdamW over two parameter groups, the backbone and the rest, and run its steps."""
+"""Build AdamW over parameter groups, the backbone's and the rest's, and run its steps."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional
+from itertools import islice
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor, nn
 
 from tpvformer.config import OptimConfig
 from tpvformer.engine.device.accelerator import adamw, gradient_scaler
+from tpvformer.engine.optim.groups import groups_of
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """Return AdamW with weight decay on every trainable parameter, including norms, biases and embeddings.
 
-    Group 0 holds all parameters outside ``model.backbone``, group 1 those of the backbone. Frozen parameters are in no
-    group. The reference has one group for each tensor. Parameters with the same rate and decay are updated identically
-    in one group, and fused optimisers fuse within a group.
+    Group 0 holds all parameters outside ``model.backbone``, group 1 those of the backbone; ``groups_of`` divides them
+    further where parts have their own rates. Frozen parameters are in no group. The reference has one group for each
+    tensor. Parameters with the same rate and decay are updated identically in one group, and fused optimisers fuse
+    within a group.
     """
-    backbone: List[Tensor] = []
-    rest: List[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else rest).append(parameter)
-    groups: List[Dict[str, Any]] = [{"params": rest}, {"params": backbone, "lr": cfg.lr * cfg.backbone_lr_mult}]
     kind, options = adamw(device)
     common: Dict[str, Any] = {"lr": cfg.lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": cfg.weight_decay}
-    return kind(groups, **common, **options)
+    return kind(groups_of(model, cfg), **common, **options)
 
 
 def keeps_gradients(optimizer: torch.optim.Optimizer) -> bool:
@@ -82,6 +79,15 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
+    def step_changed(self) -> bool:
+        """Update the weights as ``step`` does; return whether they changed. With fp16 this waits for the device."""
+        if self.scaler is None:
+            self.step()
+            return True
+        before = self.scaler.get_scale()
+        self.step()
+        return self.scaler.get_scale() >= before  # it is lowered after an overflow
+
     def skip(self) -> None:
         """Skip the step, after ``clip``: the weights do not change."""
         self.zero_grad()
@@ -111,7 +117,13 @@ def _as_tensor(step: Any) -> Tensor:
 
 
 def load_portable_state(optimizer: torch.optim.Optimizer, content: Dict[str, Any]) -> None:
-    """Load a state of ``portable_state``, before the first step. Raises ValueError if it does not fit."""
+    """Load a state of ``portable_state``, before the first step. Raises ValueError if it does not fit.
+
+    The groups are this optimiser's; those of the file may have been divided otherwise (``groups_of``).
+    """
+    places = iter([place for group in content["param_groups"] for place in group["params"]])
+    own = optimizer.state_dict()["param_groups"]
+    content = {**content, "param_groups": [{**g, "params": list(islice(places, len(g["params"])))} for g in own]}
     if keeps_gradients(optimizer):  # this optimiser counts steps with Python integers
         state = {
             key: {name: int(value) if name == "step" else value for name, value in values.items()}

@@ -32,9 +32,12 @@ def shrunk(config: Config) -> Config:
     """Return the same configuration with few cells, blocks and layers, all cameras, and unscaled images."""
     model = dataclasses.replace(small(config.model), num_cams=config.model.num_cams)
     # published dense labels have a grid of one size
-    plain = {"format": "nuscenes", "label_map": "nuscenes", "occupancy": "", "occupancy_mask": ""}
+    plain = {"format": "nuscenes", "occupancy": "", "occupancy_mask": ""}
+    if config.data.classes is None:
+        plain["label_map"] = "nuscenes"
     data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, **plain)
-    return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data)
+    loss = dataclasses.replace(config.loss, render=0.0)  # which needs them, and draws other numbers on each device
+    return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data, loss=loss)
 
 
 @contextlib.contextmanager
@@ -89,7 +92,7 @@ def training_step(config: Config, device: torch.device) -> Tuple[bool, str]:
         _disturb(model)
         with plain_operations() if not losses else contextlib.nullcontext():
             prediction = predict(model.train(), batch.to(place), few)
-            loss = total_loss(prediction, batch.to(place), few.loss, few.data)
+            loss = total_loss(prediction, batch.to(place), few.loss, few.data, few.model.grid)
             loss.backward()
         losses.append(float(loss))
         gradients.append({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})

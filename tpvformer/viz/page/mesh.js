@@ -9,12 +9,17 @@ const SIDES = [
 ];
 const LONG_IS_FIRST = [0, 1, 1, 0, 0, 1]; // for each side: 1 where runs go along its first edge, 0 along its second
 const FACE_BYTES = 12; // x, y, z: uint16; side and openness: uint16; colour: 3 uint8; length of the run less 1: uint8
+const MARK_BIT = 11;
 
-// labels: class of each voxel, (x * Y + y) * Z + z, HIDDEN where nothing is drawn; colours: [r, g, b] by class.
+// Whether bit i of packed bits is set.
+const isMarked = (bits, i) => (bits[i >> 3] >> (7 - (i & 7))) & 1;
+
+// labels: class of each voxel, (x * Y + y) * Z + z, HIDDEN where nothing is drawn; colours: [r, g, b] by class;
+// marks: null, or a bit for each voxel, whose faces are then hatched: the bit after those of the openness.
 // Ambient occlusion: a corner beside drawn voxels is darker; its openness (0 to 3) is two bits, after the three of the
 // side. Adjacent unoccluded faces of one colour are merged, upright ones along z, the others along y. ends[side]: the
 // number of faces up to and with that side.
-function buildFaces(labels, [X, Y, Z], colours) {
+function buildFaces(labels, [X, Y, Z], colours, marks) {
   const stepY = Z + 2, stepX = stepY * (Y + 2), full = new Uint8Array(stepX * (X + 2));
   for (let x = 0, i = 0; x < X; x++)
     for (let y = 0; y < Y; y++)
@@ -44,13 +49,13 @@ function buildFaces(labels, [X, Y, Z], colours) {
               open |= (a && b ? 0 : 3 - a - b - full[before + du + dv]) << (2 * corner);
             }
           }
-          const [r, g, b] = colours[labels[i]], last = runs[run] * 6;
-          if (!around && last >= 0 && words[last + 4] === (r | (g << 8)) && (words[last + 5] & 255) === b && words[last + 5] >> 8 < 255) {
+          const [r, g, b] = colours[labels[i]], mark = marks ? isMarked(marks, i) : 0, last = runs[run] * 6;
+          if (!around && last >= 0 && words[last + 3] >> MARK_BIT === mark && words[last + 4] === (r | (g << 8)) && (words[last + 5] & 255) === b && words[last + 5] >> 8 < 255) {
             words[last + 5] += 256;
             continue;
           }
           if (count === room) { const larger = new Uint16Array((room *= 2) * 6); larger.set(words); words = larger; }
-          words.set([x, y, z, side | (open << 3), r | (g << 8), b], count * 6);
+          words.set([x, y, z, side | (open << 3) | (mark << MARK_BIT), r | (g << 8), b], count * 6);
           runs[run] = around ? -1 : count;
           count++;
         }
@@ -64,8 +69,9 @@ function buildFaces(labels, [X, Y, Z], colours) {
   return { faces, ends };
 }
 
-// Draws the highest drawn voxel of each column, forward up, and boxes, for browsers without WebGL. lines: of boxLines.
-function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX, range, lines) {
+// Draws the highest drawn voxel of each column, forward up, and boxes, for browsers without WebGL. lines: of boxLines;
+// marks: as for buildFaces, whose voxels are darker.
+function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX, range, lines, marks) {
   const width = forwardIsX ? Y : X, height = forwardIsX ? X : Y;
   const image = new ImageData(width, height);
   for (let x = 0; x < X; x++)
@@ -73,7 +79,8 @@ function drawTopView(canvas, labels, [X, Y, Z], colours, forwardIsX, range, line
       let z = Z - 1;
       while (z >= 0 && labels[(x * Y + y) * Z + z] === HIDDEN) z--;
       const [column, row] = forwardIsX ? [Y - 1 - y, X - 1 - x] : [x, Y - 1 - y];
-      const colour = z < 0 ? [40, 44, 50] : colours[labels[(x * Y + y) * Z + z]];
+      const i = (x * Y + y) * Z + z, dark = z >= 0 && marks && isMarked(marks, i) ? 0.6 : 1;
+      const colour = z < 0 ? [40, 44, 50] : colours[labels[i]].map((part) => part * dark);
       image.data.set([...colour, 255], 4 * (row * width + column));
     }
   const small = document.createElement("canvas"), pen = canvas.getContext("2d");

@@ -3,7 +3,7 @@
 const FACE_SHADER = `#version 300 es
 layout(location = 0) in uvec4 place; layout(location = 1) in vec4 colour;
 uniform mat4 eye; uniform vec3 low, size; uniform ivec3 frame[18]; uniform int long_is_first[6];
-out vec4 tone; out vec2 spot; out float open;
+out vec4 tone; out vec2 spot; out float open; flat out int mark;
 const float LIGHT[6] = float[6](0.80, 0.72, 0.88, 0.66, 1.0, 0.5);
 void main() {
   int side = int(place.w) & 7, corner = gl_VertexID;
@@ -14,15 +14,18 @@ void main() {
   vec2 wider = spot + 0.02 * vec2(corner & 1, corner >> 1) - 0.01; // wider, because rounding leaves gaps between runs
   vec3 cell = vec3(place.xyz) + start + vec3(u) * wider.x + vec3(v) * wider.y;
   open = float((int(place.w) >> (3 + 2 * corner)) & 3) / 3.0;
+  mark = (int(place.w) >> 11) & 1;
   tone = vec4(colour.rgb * LIGHT[side], 1.0);
   gl_Position = eye * vec4(low + cell * size, 1.0);
 }`;
 const FACE_PAINT = `#version 300 es
-precision highp float; in vec4 tone; in vec2 spot; in float open; out vec4 paint;
+precision highp float; in vec4 tone; in vec2 spot; in float open; flat in int mark; out vec4 paint;
 void main() {
   vec2 wide = fwidth(spot), part = fract(spot), rim = min(part, 1.0 - part) / max(wide, vec2(1e-5));
   float line = 1.0 - smoothstep(0.0, 1.0, min(rim.x, rim.y)), near = 1.0 - smoothstep(0.06, 0.25, max(wide.x, wide.y));
-  paint = vec4(tone.rgb * mix(0.55, 1.0, open) * (1.0 - 0.35 * line * near), 1.0);
+  float stripe = step(0.5, fract(2.0 * (spot.x + spot.y))), far = smoothstep(0.15, 0.4, max(wide.x, wide.y));
+  float hatch = mark == 1 ? mix(1.0, 0.35, mix(stripe, 0.5, far)) : 1.0;
+  paint = vec4(tone.rgb * mix(0.55, 1.0, open) * (1.0 - 0.35 * line * near) * hatch, 1.0);
 }`;
 const POINT_SHADER = `#version 300 es
 layout(location = 0) in vec3 place; layout(location = 1) in vec4 colour;

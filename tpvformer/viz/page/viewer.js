@@ -30,11 +30,11 @@ async function inflated(id) {
 async function read(number) {
   const frame = about.frames[number], id = (name) => `f${number}-${name}`;
   const pictures = Promise.all(frame.cameras.map((_, i) => createImageBitmap(new Blob([bytesOf(id(`image${i}`))], { type: "image/jpeg" }))));
-  const names = ["voxels", "confidence", "scanned", "true-voxels", "places", "labels", "true-labels", "boxes", "true-boxes"];
-  const [voxels, confidence, scanned, trueVoxels, places, labels, trueLabels, boxes, trueBoxes] = await Promise.all(names.map((name) => inflated(id(name))));
+  const names = ["voxels", "confidence", "scanned", "remembered", "true-voxels", "places", "labels", "true-labels", "boxes", "true-boxes"];
+  const [voxels, confidence, scanned, remembered, trueVoxels, places, labels, trueLabels, boxes, trueBoxes] = await Promise.all(names.map((name) => inflated(id(name))));
   const steps = places ? new Int16Array(places.buffer) : new Int16Array(0), points = new Float32Array(steps.length);
   for (let i = 0; i < steps.length; i++) points[i] = steps[i] * frame.step;
-  return { frame, voxels, confidence, scanned, trueVoxels, points, labels: labels || new Uint8Array(0), trueLabels,
+  return { frame, voxels, confidence, scanned, remembered, trueVoxels, points, labels: labels || new Uint8Array(0), trueLabels,
     boxes: boxes && new Float32Array(boxes.buffer), trueBoxes: trueBoxes && new Float32Array(trueBoxes.buffer), pictures: await pictures };
 }
 
@@ -88,6 +88,16 @@ function voxelLabels(data, mode, counts) {
     if (state.kinds[kind] && state.on[filter]) out[i] = kind;
   }
   return out;
+}
+
+// The voxels, a bit each, that are marked as seen in past frames alone; null where none are.
+const marked = (data, side) => (side === "prediction" && $("remembered").checked ? data.remembered : null);
+
+// How many of the drawn voxels only past frames saw.
+function countRemembered(data, labels) {
+  let many = 0;
+  if (data.remembered) for (let i = 0; i < labels.length; i++) if (labels[i] !== HIDDEN && isMarked(data.remembered, i)) many++;
+  return many;
 }
 
 function pointColours(data, mode, counts) {
@@ -151,17 +161,19 @@ function show() {
     const hasColour = side === "prediction" || pointTruth;
     const tones = hasColour ? pointColours(data, side, many) : new Uint8Array(4 * data.labels.length);
     const lines = linesOf(data, side, scene ? about.boxes.edges : about.boxes.lid);
-    return { labels, lines, palette: differ ? KINDS.map((kind) => kind[1]) : COLOURS, tones, counts: byPoint ? many : counts };
+    return { labels, lines, marks: marked(data, side), palette: differ ? KINDS.map((kind) => kind[1]) : COLOURS, tones, counts: byPoint ? many : counts };
   });
   if (scene) {
-    scene.setLayers(layers.map(({ labels, lines, palette, tones }) => ({
+    scene.setLayers(layers.map(({ labels, lines, marks, palette, tones }) => ({
       lines,
-      faces: withVoxels && labels ? buildFaces(labels, data.frame.grid, palette) : null,
+      faces: withVoxels && labels ? buildFaces(labels, data.frame.grid, palette, marks) : null,
       points: withPoints ? data.points : new Float32Array(0), colours: withPoints ? tones : new Uint8Array(0),
     })));
-  } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x", data.frame.range, layers[0].lines);
+  } else if (layers[0].labels) drawTopView(flat, layers[0].labels, data.frame.grid, layers[0].palette, about.forward === "x", data.frame.range, layers[0].lines, layers[0].marks);
   cameras.paint($("dots").checked ? data.points : new Float32Array(0), layers[0].tones, scene ? layers[0].lines : linesOf(data, sides[0], about.boxes.edges));
   countBoxes(data);
+  $("remembered-row").hidden = !data.remembered;
+  if (data.remembered) $("unseen").textContent = sides[0] === "prediction" ? `(${countRemembered(data, layers[0].labels).toLocaleString("en")})` : "";
   const kind = { prediction: "by predicted class", truth: "by true class", difference: "right or wrong" }[sides[0]];
   $("dots-row").hidden = !data.points.length;
   $("painted").textContent = !data.points.length || !$("dots").checked ? "" : sides[0] === "prediction" || pointTruth
@@ -233,7 +245,7 @@ function begin(data) {
   if (!data.trueVoxels && !about.labels) text += " No true labels are stored with this result.";
   $("caption").textContent = text;
   $("scanned").checked = state.scanned; $("confidence").value = state.confidence; $("percent").textContent = `${state.confidence} %`;
-  $("confidence").disabled = !data.confidence; $("which").hidden = !data.confidence && !data.scanned;
+  $("confidence").disabled = !data.confidence; $("which").hidden = !data.confidence && !data.scanned && !data.remembered;
 }
 
 function toggles(list, names, on) {
@@ -271,6 +283,7 @@ function build() {
     toggles("classes", about.classes.map((one, i) => [i, one.name, one.colour]).filter(([i]) => DRAWN[i]), state.on); show(); };
   $("all").onclick = () => all(true); $("none").onclick = () => all(false);
   $("voxels").onchange = $("points").onchange = show;
+  $("remembered").onchange = show;
   $("scanned").onchange = () => { state.scanned = $("scanned").checked; show(); };
   $("confidence").oninput = () => { state.confidence = Number($("confidence").value); $("percent").textContent = `${state.confidence} %`; show(); };
   $("boxes").onchange = $("dots").onchange = show;

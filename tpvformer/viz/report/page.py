@@ -121,9 +121,14 @@ def _curves(run: RunFiles) -> str:
     def of(field: str) -> List[Tuple[float, Optional[float]]]:
         return [(r["step"], r.get(field)) for r in run.train]
 
-    def scored(name: str) -> List[Tuple[float, Optional[float]]]:
-        return [(r["epoch"], (r.get("metrics", {}).get(name) or {}).get("value")) for r in run.evals]
+    def scored(name: str, evals: Sequence[Record] = run.evals) -> List[Tuple[float, Optional[float]]]:
+        return [(r["epoch"], (r.get("metrics", {}).get(name) or {}).get("value")) for r in evals]
 
+    def part(name: str) -> List[Tuple[float, Optional[float]]]:
+        return [(r["step"], r.get("mean_parts", {}).get(name)) for r in run.train]
+
+    parts = list(run.train[-1].get("mean_parts", {}))[:8] if run.train else []
+    parts = parts if len(parts) > 1 else []  # one is the loss itself
     names = list(run.last.get("metrics", {})) if run.last else []
     shown = [n for n in _SHOWN if n in names][:4]
     at_end = [(r["step"], r.get("loss")) for r in run.evals]
@@ -138,8 +143,14 @@ def _curves(run: RunFiles) -> str:
             "step",
         ),
         line_chart(
+            "Parts of the loss, mean of the epoch so far",
+            [Series(name, part(name), 1 + i % 4) for i, name in enumerate(parts)],
+            "step",
+        ),
+        line_chart(
             "Validation",
-            [Series(name, scored(name), tone, dots=True) for tone, name in enumerate(shown, start=1)],
+            [Series(name, scored(name), tone, dots=True) for tone, name in enumerate(shown, start=1)]
+            + [Series(f"{name}, not averaged", scored(name, run.raw), 1, faint=True) for name in shown[:1] if run.raw],
             "epoch",
             "%",
         ),

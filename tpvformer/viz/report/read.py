@@ -33,6 +33,7 @@ class RunFiles:
     starts: List[Record] = field(default_factory=list)  # of this training: command, versions, hardware
     train: List[Record] = field(default_factory=list)
     evals: List[Record] = field(default_factory=list)  # one an epoch
+    raw: List[Record] = field(default_factory=list)  # of the last step's weights, in a run with an average of them
     nonfinite: List[Record] = field(default_factory=list)
     steps: List[Step] = field(default_factory=list)
 
@@ -58,12 +59,13 @@ def read_run(work_dir: Path) -> RunFiles:
         bounded = set()
     starts = [start for start in starts if start["run"] not in bounded]
     fresh = max((i for i, start in enumerate(starts) if not start["step"]), default=0)
-    found: Dict[str, List[Record]] = {kind: [] for kind in ("train", "eval", "nonfinite")}
+    found: Dict[str, List[Record]] = {kind: [] for kind in ("train", "eval", "eval_raw", "nonfinite")}
     for record in records:
         if record.get("run") not in bounded and record.get("kind") in found:
             found[record["kind"]].append(record)
     train = {r["step"]: r for r in found["train"]}
     evals = {r["epoch"]: r for r in found["eval"]}  # a finished run that is started again evaluates the epoch again
+    raw = {r["epoch"]: r for r in found["eval_raw"]}
     summary, config = work_dir / "summary.json", work_dir / "config.yaml"
     try:
         outcome = parse_json(summary.read_bytes()) if summary.is_file() else {}
@@ -80,6 +82,7 @@ def read_run(work_dir: Path) -> RunFiles:
         starts[fresh:],
         [train[step] for step in sorted(train)],
         [evals[epoch] for epoch in sorted(evals)],
+        [raw[epoch] for epoch in sorted(raw)],
         found["nonfinite"],
         list(_steps(work_dir / "timeline.csv", bounded)),
     )

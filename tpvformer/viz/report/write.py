@@ -35,14 +35,14 @@ def after_training(work_dir: Path, device: str) -> None:
 
 def write_report(work_dir: Path, out: Path) -> Path:
     """Write the page of the run in ``work_dir`` from its files; return ``out``. Raises ConfigError."""
-    from tpvformer.labels import NUSCENES, classes_of
+    from tpvformer.labels import NUSCENES
     from tpvformer.viz.report.page import page
     from tpvformer.viz.report.read import read_run
 
     try:
         run = read_run(work_dir)
         pictures = [_read(file) for file in _files(work_dir, run.last)]
-        classes = classes_of(_config(work_dir).data.label_map) if run.config else NUSCENES
+        classes = _config(work_dir).data.label_classes if run.config else NUSCENES
         hint = f"tpvformer report --work-dir {work_dir} --pictures draws them."
         text = page(run, classes, pictures, hint)
     except (FileNotFoundError, ValueError) as err:

@@ -1,0 +1,89 @@
+"""What the head of boxes is shown of the past: the same places, nothing without a past, nothing before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tpvformer.compat import load_config
+from tpvformer.config import DetectionConfig, HistoryConfig, ModelConfig
+from tpvformer.model import TPVFormer
+from tpvformer.model.detection_history import DetectionHistory
+from tpvformer.model.grid import own_plane_points
+from tpvformer.model.history import PlaneHistory
+
+
+def _config(frames: int = 1) -> ModelConfig:
+    model = load_config("config/debug.py").model
+    return dataclasses.replace(model, history=HistoryConfig(frames=frames), detection=DetectionConfig())
+
+
+def _history(config: ModelConfig, frames: int = 1, batch: int = 2) -> PlaneHistory:
+    queries = sum(config.grid.plane_sizes)
+    torch.manual_seed(1)
+    planes = torch.randn(batch, frames, queries, config.dim)
+    ages = 0.5 * torch.arange(1, frames + 1).float().expand(batch, frames)
+    return PlaneHistory(planes, torch.eye(4).repeat(batch, frames, 1, 1), ages)
+
+
+def _shows_the_past(config: ModelConfig) -> DetectionHistory:
+    """A module that returns channel 0 of what it was shown of the past, where that is positive."""
+    module = DetectionHistory(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.compare.weight[0, config.dim, 2, 2] = 1.0
+        module.output.weight[0, 0, 1, 1] = 1.0
+    return module
+
+
+def test_a_fresh_module_changes_no_box_and_gets_gradients() -> None:
+    config = _config()
+    torch.manual_seed(0)
+    model = TPVFormer(config).train()
+    assert model.detection_history is not None
+    planes, history = torch.randn(2, sum(config.grid.plane_sizes), config.dim), _history(config)
+    alone, beside = model.boxes(planes), model.boxes(planes, history)
+    assert alone is not None and beside is not None
+    assert torch.equal(alone.heatmaps, beside.heatmaps) and torch.equal(alone.values, beside.values)
+    beside.values.square().sum().backward()
+    gradient = model.detection_history.output.weight.grad
+    assert gradient is not None and gradient.any()
+
+
+@pytest.mark.parametrize("turn", [0.0, 30.0])
+def test_the_past_is_shown_at_the_same_places_of_the_street(turn: float) -> None:
+    """A field that is linear in the place is read exactly, whatever the vehicle did."""
+    config = _config()
+    grid, module = config.grid, _shows_the_past(config)
+    low, high = torch.tensor(grid.pc_range[:2]), torch.tensor(grid.pc_range[3:5])
+    cells = own_plane_points(grid, 0)
+    metres = low + cells * (high - low)
+    history = _history(config, batch=1)
+    angle, shift = math.radians(turn), torch.tensor([3.0, -2.0])
+    rotation = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    history.to_past[0, 0, :2, :2], history.to_past[0, 0, :2, 3] = rotation, shift
+    slope, bias = torch.tensor([0.3, -0.2]), 1000.0
+    history.planes[0, 0, : len(cells), 0] = metres @ slope + bias
+    found = module(torch.zeros(1, sum(grid.plane_sizes), config.dim), history)[0, 0].flatten()
+    then = metres @ rotation.T + shift
+    edge = (high - low) / torch.tensor([grid.w, grid.h]) / 2
+    inside = ((then > low + edge) & (then < high - edge)).all(1)  # nearer to the border zeros are mixed in
+    assert 0.2 < inside.float().mean() < 1
+    torch.testing.assert_close(found[inside], (then @ slope + bias)[inside], atol=2e-3, rtol=0)
+    assert not found[((then < low - edge) | (then > high + edge)).any(1)].any()
+
+
+def test_of_several_frames_the_newest_that_is_known_is_shown() -> None:
+    config = _config(frames=3)
+    module, history = _shows_the_past(config), _history(config, frames=3, batch=3)
+    history = history._replace(planes=history.planes.abs())
+    unknown = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
+    found = module(torch.zeros_like(history.planes[:, 0]), history.of_samples(unknown))[:, 0].flatten(1)
+    hw = config.grid.plane_sizes[0]
+    for sample, frame in ((0, 0), (1, 1)):
+        torch.testing.assert_close(found[sample], history.planes[sample, frame, :hw, 0], atol=1e-5, rtol=1e-5)
+    assert not found[2].any()
