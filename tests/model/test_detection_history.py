@@ -11,7 +11,7 @@ import torch
 from tpvformer.compat import load_config
 from tpvformer.config import DetectionConfig, HistoryConfig, ModelConfig
 from tpvformer.model import TPVFormer
-from tpvformer.model.detection_history import DetectionHistory
+from tpvformer.model.detection_history import REACH, DetectionHistory
 from tpvformer.model.grid import own_plane_points
 from tpvformer.model.history import PlaneHistory
 
@@ -29,15 +29,21 @@ def _history(config: ModelConfig, frames: int = 1, batch: int = 2) -> PlaneHisto
     return PlaneHistory(planes, torch.eye(4).repeat(batch, frames, 1, 1), ages)
 
 
-def _shows_the_past(config: ModelConfig) -> DetectionHistory:
-    """A module that returns channel 0 of what it was shown of the past, where that is positive."""
+def _shows(config: ModelConfig, channel: int, factor: float = 1.0) -> DetectionHistory:
+    """A module that returns one channel of what it compares, times ``factor``, where that is positive."""
     module = DetectionHistory(config)
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-        module.compare.weight[0, config.dim, 2, 2] = 1.0
+        for layer in (module.compare, module.output):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        module.sharpness.fill_(100.0)
+        module.compare.weight[0, channel, 1, 1] = factor
         module.output.weight[0, 0, 1, 1] = 1.0
     return module
+
+
+def _shows_the_past(config: ModelConfig) -> DetectionHistory:
+    return _shows(config, config.dim)
 
 
 def test_a_fresh_module_changes_no_box_and_gets_gradients() -> None:
@@ -68,7 +74,7 @@ def test_the_past_is_shown_at_the_same_places_of_the_street(turn: float) -> None
     history.to_past[0, 0, :2, :2], history.to_past[0, 0, :2, 3] = rotation, shift
     slope, bias = torch.tensor([0.3, -0.2]), 1000.0
     history.planes[0, 0, : len(cells), 0] = metres @ slope + bias
-    found = module(torch.zeros(1, sum(grid.plane_sizes), config.dim), history)[0, 0].flatten()
+    found = module(torch.zeros(1, sum(grid.plane_sizes), config.dim), history).features[0, 0].flatten()
     then = metres @ rotation.T + shift
     edge = (high - low) / torch.tensor([grid.w, grid.h]) / 2
     inside = ((then > low + edge) & (then < high - edge)).all(1)  # nearer to the border zeros are mixed in
@@ -82,8 +88,34 @@ def test_of_several_frames_the_newest_that_is_known_is_shown() -> None:
     module, history = _shows_the_past(config), _history(config, frames=3, batch=3)
     history = history._replace(planes=history.planes.abs())
     unknown = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
-    found = module(torch.zeros_like(history.planes[:, 0]), history.of_samples(unknown))[:, 0].flatten(1)
+    found = module(torch.zeros_like(history.planes[:, 0]), history.of_samples(unknown)).features[:, 0].flatten(1)
     hw = config.grid.plane_sizes[0]
     for sample, frame in ((0, 0), (1, 1)):
         torch.testing.assert_close(found[sample], history.planes[sample, frame, :hw, 0], atol=1e-5, rtol=1e-5)
     assert not found[2].any()
+
+
+@pytest.mark.parametrize(("axis", "cells"), [(0, 3), (0, -5), (1, 2), (1, -7)])
+def test_a_displacement_is_told_as_a_velocity(axis: int, cells: int) -> None:
+    """What lies ``cells`` further along an axis than half a second ago has moved by so many cells in that time."""
+    config = _config()
+    grid = dataclasses.replace(config.grid, w=26, h=22)
+    config = dataclasses.replace(config, grid=grid)
+    history = _history(config, batch=1)
+    rows, cols = grid.plane_shapes[0]
+    then = history.planes[0, 0, : rows * cols].unflatten(0, (rows, cols))
+    now = then.roll(cells, 1 if axis == 0 else 0)  # columns run along x, rows along y
+    planes = torch.zeros(1, sum(grid.plane_sizes), config.dim)
+    planes[0, : rows * cols] = now.flatten(0, 1)
+    speed = cells * (grid.pc_range[axis + 3] - grid.pc_range[axis]) / (cols, rows)[axis] / 0.5
+    module = _shows(config, 0)
+    with torch.no_grad():
+        module.output.bias[-2] = 1.0  # the gate of the fifth group of classes
+    found = module(planes, history).velocities[0]
+    assert not found[[0, 1, 2, 3, 5]].any()
+    other = found[4, 1 - axis, REACH:-REACH, REACH:-REACH]
+    torch.testing.assert_close(other, torch.zeros_like(other), atol=0.05 * abs(speed), rtol=0)
+    found = found[4, axis]
+    inner = found[REACH:-REACH, REACH:-REACH]
+    assert inner.numel() == 8 * 12
+    torch.testing.assert_close(inner, torch.full_like(inner, speed), atol=0.05 * abs(speed), rtol=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tpvformer.config import ModelConfig
 from tpvformer.config.detection import BOX_VALUES, GROUP_SIZES
 from tpvformer.model.columns import pooled_columns
+from tpvformer.model.detection_history import Compared
 
 _FEW = -2.19  # initial bias of the heatmaps: one cell in ten is an object
 _NORM_GROUPS = 8
@@ -48,7 +49,7 @@ class DetectionHead(nn.Module):
             nn.init.constant_(layer.bias, _FEW)
 
     def forward(
-        self, planes: Tensor, first: nn.Linear, dtype: Optional[torch.dtype] = None, past: Optional[Tensor] = None
+        self, planes: Tensor, first: nn.Linear, dtype: Optional[torch.dtype] = None, past: Optional[Compared] = None
     ) -> DetectionMaps:
         """Return the maps, fp32, from plane features (B,Q,C). ``first`` is the decoder's first layer, C -> D.
 
@@ -60,7 +61,7 @@ class DetectionHead(nn.Module):
         x = pooled_columns(self.cfg.grid, planes, first)
         with torch.autocast(planes.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             x = self.reduce(x)
-            x = x if past is None else x + past.to(x)
+            x = x if past is None else x + past.features.to(x)
             for block in self.blocks:
                 x = block(x)
             if detection.scale != 1:
@@ -68,7 +69,19 @@ class DetectionHead(nn.Module):
             parts = self.groups(self.shared(x)).chunk(len(GROUP_SIZES), 1)
             heatmaps = torch.cat([layer(part) for layer, part in zip(self.heatmaps, parts)], 1)
             values = torch.stack([layer(part) for layer, part in zip(self.values, parts)], 1)
-        return DetectionMaps(heatmaps.float(), values.float())
+        values = values.float()
+        if past is not None:
+            values = values + self._of_velocities(past.velocities)
+        return DetectionMaps(heatmaps.float(), values)
+
+    def _of_velocities(self, velocities: Tensor) -> Tensor:
+        """Return values (B,6,10,Y,X), zero but for the velocities (B,6,2,h,w)."""
+        detection = self.cfg.detection
+        assert detection is not None
+        found = velocities.flatten(1, 2)
+        if detection.scale != 1:
+            found = F.interpolate(found, scale_factor=float(detection.scale), mode="bilinear", align_corners=False)
+        return F.pad(found.unflatten(1, (-1, 2)), (0, 0, 0, 0, BOX_VALUES - 2, 0))
 
 
 class _Block(nn.Module):
