@@ -85,14 +85,16 @@ class DetResNet(BaseModule):
 
     def init_weights(self):
         self.net.init_weights()
-        for name, module in list(self.net.named_modules()):
+        for module in self.net.modules():
             if hasattr(module, "conv_offset"):
                 nn.init.normal_(module.conv_offset.weight, std=0.05)
-                if PLAIN:
-                    parent, _, last = name.rpartition(".")
-                    setattr(self.net.get_submodule(parent), last, PlainDCN(module, module.stride[0]))
 
     def forward(self, x):
+        if PLAIN:  # after mmcv has drawn all weights
+            for name, module in list(self.net.named_modules()):
+                if hasattr(module, "conv_offset") and not isinstance(module, PlainDCN):
+                    parent, _, last = name.rpartition(".")
+                    setattr(self.net.get_submodule(parent), last, PlainDCN(module, module.stride[0]))
         return [narrow(x) for narrow, x in zip(self.narrow, self.net(x))]
 
 
