@@ -77,6 +77,7 @@ class DetResNet(BaseModule):
                 frozen_stages=1,
                 norm_cfg=dict(type="BN", requires_grad=False),
                 norm_eval=True,
+                zero_init_residual=False,
                 dcn=dict(type="DCNv2", deform_groups=1, fallback_on_stride=False),
                 stage_with_dcn=(False, False, True, True),
             )
