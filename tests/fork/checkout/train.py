@@ -56,7 +56,8 @@ def main(local_rank, args):
             loss.backward()
             if step == 0:
                 record["output"] = logits.detach().cpu()
-                record["grads"] = {n: p.grad.detach().cpu().clone() for n, p in model.named_parameters()}
+                learnt = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+                record["grads"] = {name: grad.detach().cpu().clone() for name, grad in learnt}
             torch.nn.utils.clip_grad_norm_(net.parameters(), 35.0)
             optimizer.step()
             scheduler.step_update(step)

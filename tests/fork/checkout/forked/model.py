@@ -77,6 +77,7 @@ class DetResNet(BaseModule):
                 frozen_stages=1,
                 norm_cfg=dict(type="BN", requires_grad=False),
                 norm_eval=True,
+                zero_init_residual=False,
                 dcn=dict(type="DCNv2", deform_groups=1, fallback_on_stride=False),
                 stage_with_dcn=(False, False, True, True),
             )
@@ -85,14 +86,16 @@ class DetResNet(BaseModule):
 
     def init_weights(self):
         self.net.init_weights()
-        for name, module in list(self.net.named_modules()):
+        for module in self.net.modules():
             if hasattr(module, "conv_offset"):
                 nn.init.normal_(module.conv_offset.weight, std=0.05)
-                if PLAIN:
-                    parent, _, last = name.rpartition(".")
-                    setattr(self.net.get_submodule(parent), last, PlainDCN(module, module.stride[0]))
 
     def forward(self, x):
+        if PLAIN:  # after mmcv has drawn all weights
+            for name, module in list(self.net.named_modules()):
+                if hasattr(module, "conv_offset") and not isinstance(module, PlainDCN):
+                    parent, _, last = name.rpartition(".")
+                    setattr(self.net.get_submodule(parent), last, PlainDCN(module, module.stride[0]))
         return [narrow(x) for narrow, x in zip(self.narrow, self.net(x))]
 
 
