@@ -202,7 +202,7 @@ def test_a_history_goes_in_and_comes_out(onnx_file: Callable[[ModelConfig], Path
     """Five frames of a drive in onnxruntime, each with the planes of the one before: the model's stream."""
     import onnxruntime  # ty: ignore[import-not-found]
 
-    model = dataclasses.replace(MODEL, history=HistoryConfig(), num_levels=3)
+    model = dataclasses.replace(MODEL, history=HistoryConfig(), num_levels=3, detection=HEAD)
     made, file = lively(model), onnx_file(model)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == list(traced.input_names(made.config))
@@ -219,10 +219,11 @@ def test_a_history_goes_in_and_comes_out(onnx_file: Callable[[ModelConfig], Path
         with torch.no_grad():
             rig = Rig(made.network, made.config)
             pasts = () if history is None else tuple(part[0] for part in history)
-            voxels, at_points, seen = rig(*given, *pasts)
-        for name, expected in (("voxel_logits", voxels), ("point_logits", at_points), ("planes", seen)):
-            assert np.abs(out[name] - expected.numpy()).max() < 1e-4, (number, name)
-        history = remember(seen[None], None, 1)
+            wanted = dict(zip(traced.output_names(made.config), rig(*given, *pasts)))
+        for name, expected in wanted.items():  # with such weights velocities are hundreds of m/s
+            largest = max(1.0, float(expected.abs().max()))
+            assert np.abs(out[name] - expected.numpy()).max() < 1e-4 * largest, (number, name)
+        history = remember(wanted["planes"][None], None, 1)
         planes, seconds = out["planes"][None], np.full(1, 0.5, np.float32)
     assert np.abs(out["voxel_logits"] - plain(made, (images, lidar2img, points))[0]).max() > 1e-3
 
