@@ -47,7 +47,7 @@ def offers(bash_script: Path, folder: Path, line: str) -> List[str]:
         ("tpvformer train --pr", ["--processes"]),
         ("tpvformer predict --split ", ["val", "test"]),
         ("tpvformer predict --split te", ["test"]),
-        ("tpvformer data ", ["infos", "check"]),
+        ("tpvformer data ", ["infos", "check", "drive"]),
         ("tpvformer data infos --format p", ["pkl"]),
         ("tpvformer overlay r", ["revert"]),
         ("tpvformer completion ", ["bash", "zsh"]),
@@ -93,7 +93,7 @@ def test_each_argument_with_a_value_is_known_for_what_it_is() -> None:
                 and not (action.choices or hasattr(action, "complete"))
             ):
                 plain.add(action.dest)
-    assert plain == {"assignments", "version", "splits", "prefix", "paint", "title", "rest"}
+    assert plain == {"assignments", "version", "splits", "prefix", "paint", "title", "rest", "scene", "pose_of"}
 
 
 def test_zsh_is_told_of_every_option(capsys: Any) -> None:

@@ -64,7 +64,7 @@ def test_a_mistyped_command(word: str, meant: str, capsys: Any) -> None:
 
 def test_a_command_like_no_other_gets_no_guess(capsys: Any) -> None:
     assert "did you mean" not in refused("qqqqqq", capsys)
-    assert "'chek' is not known; expected infos or check; did you mean check?" in refused("data chek", capsys)
+    assert "'chek' is not known; expected infos or check or drive; did you mean check?" in refused("data chek", capsys)
     assert "'vla' is not known; expected val or test" in refused("predict --ckpt-path x --split vla", capsys)
 
 

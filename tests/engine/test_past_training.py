@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Dict
 
@@ -16,6 +17,7 @@ from tpvformer.data.dataset import open_frames
 from tpvformer.data.loader import collate
 from tpvformer.data.street.write import write_dataset
 from tpvformer.data.types import Batch
+from tpvformer.engine import loop
 from tpvformer.engine import train as run
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.forward import predict
@@ -102,13 +104,30 @@ def test_a_frame_without_a_past_is_static(data: DataConfig) -> None:
     assert torch.allclose(with_past.voxel_logits, alone.voxel_logits, atol=1e-6)
 
 
-def test_resuming_is_equal_to_the_bit(data: DataConfig, tmp_path: Path) -> None:
-    config = config_of(data, epochs=2)
+def test_resuming_is_equal_to_the_bit(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the end of an epoch, and from the middle of the first and of the second one."""
+    config = config_of(data, epochs=2, save_every_steps=1)
     run.train(config, tmp_path / "whole", "cpu")
-    run.train(config, tmp_path / "resumed", "cpu", resume_from=tmp_path / "whole" / "epoch_1.pth")
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
-    assert any(name.startswith("history.") for name in first)
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    run.train(config, tmp_path / "end", "cpu", resume_from=tmp_path / "whole" / "epoch_1.pth")
+    save = loop.save_if_due
+
+    def save_and_end(ends: int, job: loop.TrainState) -> None:
+        save(job)
+        job.saver.wait()
+        if job.progress.global_iter == ends:
+            raise KeyboardInterrupt
+
+    for ends in (1, 6):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_if_due", functools.partial(save_and_end, ends))
+            with pytest.raises(KeyboardInterrupt):
+                run.train(config, tmp_path / f"step_{ends}", "cpu")
+        assert run.train(config, tmp_path / f"step_{ends}", "cpu")["steps"] == 8 - ends
+    whole = weights(tmp_path / "whole")
+    assert any(name.startswith("history.") for name in whole)
+    for resumed in ("end", "step_1", "step_6"):
+        found = weights(tmp_path / resumed)
+        assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items()), resumed
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(data: DataConfig, tmp_path: Path) -> None:

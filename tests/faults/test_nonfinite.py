@@ -40,8 +40,8 @@ def bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample's images are multiplied by NaN on their way to the network."""
     real = FrameDataset.sample
 
-    def poisoned(self: FrameDataset, index: int, augment: bool) -> Any:
-        sample = real(self, index, augment)
+    def poisoned(self: FrameDataset, index: int, augment: bool, *more: int) -> Any:
+        sample = real(self, index, augment, *more)
         if sample.token == BAD and augment:
             sample.photometric = torch.tensor([NAN_CONTRAST] * len(sample.images))
         return sample
@@ -153,8 +153,8 @@ import torch
 from tpvformer.cli import main
 from tpvformer.data.dataset import FrameDataset
 real = FrameDataset.sample
-def poisoned(self, index, augment):
-    sample = real(self, index, augment)
+def poisoned(self, index, augment, *more):
+    sample = real(self, index, augment, *more)
     if sample.token == "sample3" and augment:
         sample.photometric = torch.tensor([[0.0, 1.0, 1.0, 0.0, torch.nan, 0.0, 1.0, 2.0]] * len(sample.images))
     return sample

@@ -189,11 +189,11 @@ from tpvformer.cli import main
 from tpvformer.data.dataset import FrameDataset
 import os
 real, rank = FrameDataset.sample, os.environ["RANK"]
-def stuck(self, index, augment):
+def stuck(self, index, augment, *more):
     if rank == "1" and getattr(self, "served", 0) == 2:
         a_file_system_that_never_answers()
     self.served = getattr(self, "served", 0) + 1
-    return real(self, index, augment)
+    return real(self, index, augment, *more)
 def a_file_system_that_never_answers():
     time.sleep(600)
 FrameDataset.sample = stuck
