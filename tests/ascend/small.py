@@ -63,7 +63,7 @@ def trained(config: Config, device: torch.device, folder: Path, monkeypatch: pyt
 
     def read() -> None:
         begun.append(len(noted))
-        losses.extend(loss.item() for _, _, loss in job.losses._pending)
+        losses.extend(loss.item() for _, _, loss, *_ in job.losses._pending)
         real_read()
 
     monkeypatch.setattr(train, "set_learning_rates", rates)

@@ -83,7 +83,7 @@ def test_the_command_says_how_many(detector: TPVFormer, tmp_path: Path, capsys, 
     from tpvformer.predict import frames
 
     monkeypatch.setattr(frames, "build_model", lambda *_: detector.network)
-    monkeypatch.setattr(frames, "load_weights", lambda *_: None)
+    monkeypatch.setattr(frames, "load_weights", lambda *_, **__: SimpleNamespace(which=""))
     rig = write_rig(tmp_path, THREE)
     (line,) = frames.FramePredictions(
         detector.config, tmp_path / "w.pth", tmp_path / "out", str(rig), index=0, device="cpu"
@@ -163,7 +163,7 @@ def test_the_picture_of_a_data_set_has_boxes(detector: TPVFormer, tmp_path: Path
     real = draw.frame_picture
     monkeypatch.setattr(draw, "frame_picture", lambda *given: asked.append(given[-1]) or real(*given))
     monkeypatch.setattr(draw, "build_model", lambda *_: detector.network)
-    monkeypatch.setattr(draw, "load_weights", lambda *_: None)
+    monkeypatch.setattr(draw, "load_weights", lambda *_, **__: SimpleNamespace(which=""))
     config = dataclasses.replace(with_head(CONFIG), data=write_tiny(tmp_path / "set"))
     draw.draw_frame(config, tmp_path / "w.pth", 0, tmp_path / "one.png", "cpu")
     read = FrameDataset.load_frame

@@ -218,7 +218,9 @@ def test_every_text_is_escaped() -> None:
     start.update(step=4, versions={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE})
     summary = {"config": HOSTILE, "duration_s": 1.0, "skipped_steps": 2, "bad_samples": 3, "precision": HOSTILE}
     bad = [{"reports": [HOSTILE]}]
-    run = RunFiles(HOSTILE, f"name: {HOSTILE}", summary, [start], [], [evaluation], bad, [Step(1, 0.1, 0.2)])
+    run = RunFiles(
+        HOSTILE, f"name: {HOSTILE}", summary, [start], [], [evaluation], [evaluation], bad, [Step(1, 0.1, 0.2)]
+    )
     text = page(run, NUSCENES, [b"jpeg"], HOSTILE)
     assert "<script" not in text and text.count("</style>") == 1
     assert text.count("&lt;script&gt;") > 15
