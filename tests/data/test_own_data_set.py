@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 import numpy as np
 import pytest
@@ -26,13 +26,19 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
-    """What the page's blocks have bound after training and evaluation, in a folder of their own."""
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, Any]]:
+    """What the page's blocks have bound after training and evaluation, in a folder of their own.
+
+    The data set that they register is forgotten after this file's tests.
+    """
     folder, bound = tmp_path_factory.mktemp("reader"), {"__name__": "__main__"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run([*blocks("A label map"), *blocks("A data set of your own")], bound)
-    return {**bound, "here": folder}
+    with pytest.MonkeyPatch.context() as registered:
+        registered.setattr(formats, "_OWN", {})
+        registered.setattr(known, "_registered", [])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            run([*blocks("A label map"), *blocks("A data set of your own")], bound)
+        yield {**bound, "here": folder}
 
 
 @pytest.fixture

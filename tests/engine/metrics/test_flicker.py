@@ -248,7 +248,9 @@ def test_eval_with_shuffled_poses_is_another_answer(config: Config, tmp_path: Pa
             said = capsys.readouterr().out
             told = re.findall(r"(\d+) of \d+ samples have the motion of another sample, .* ([\d.]+) m away", said)
             assert (len(told) == 1 and int(told[0][0]) == 2 * len(whole_drives(two))) if more else not told
-            losses[batch_size, bool(more)] = json.loads((tmp_path / "scores.json").read_text())["loss"]
+            scores = json.loads((tmp_path / "scores.json").read_text())
+            assert scores.get("shuffle_poses", False) == bool(more)
+            losses[batch_size, bool(more)] = scores["loss"]
     for shuffled in (False, True):
         assert losses[1, shuffled] == pytest.approx(losses[2, shuffled], abs=1e-5)
     assert abs(losses[1, True] - losses[1, False]) > 1e-4

@@ -93,7 +93,8 @@ def evaluate_checkpoint(
             if writer is not None:
                 writer.finish(log)
         if out is not None and world.is_main:
-            write_scores(out, result, config)
+            given = {"which": which, "past_seconds": past_seconds, "shuffle_poses": shuffle_poses or None}
+            write_scores(out, result, config, **{name: said for name, said in given.items() if said is not None})
         if controls:
             train_set = open_frames(config, "train")
             run_controls(model, loader, train_set, data, config, world, place, log, result)

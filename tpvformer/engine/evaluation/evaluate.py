@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, cast
 
 import torch
 from torch import nn
@@ -200,9 +200,12 @@ def report(result: Evaluation, config: Config, log: RunLog) -> None:
         log.line(line)
 
 
-def write_scores(path: Path, result: Evaluation, config: Config) -> None:
-    """Write all results as JSON. Raises ConfigError if the file cannot be written."""
-    values = {"config": config.name, **result.as_dict(config.data.label_classes.names)}
+def write_scores(path: Path, result: Evaluation, config: Config, **conditions: Any) -> None:
+    """Write all results as JSON, after the ``conditions`` of a score that is not the ordinary one.
+
+    Raises ConfigError if the file cannot be written.
+    """
+    values = {"config": config.name, **conditions, **result.as_dict(config.data.label_classes.names)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(finite(values), indent=1, allow_nan=False) + "\n")
