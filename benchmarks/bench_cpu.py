@@ -2,14 +2,14 @@
 
     python benchmarks/bench_cpu.py [--threads 1] [--out FILE]
     python benchmarks/bench_cpu.py --against REV-or-PATH [--steps 2] [--threads 1] [--out FILE]
-    python benchmarks/bench_cpu.py --configs A B [--predict] [--size 800x448] [--steps 2] [--threads 1] [--out FILE]
+    python benchmarks/bench_cpu.py --configs A B ... [--predict] [--size 800x448] [--steps 2] [--threads 1] [--out FILE]
 
 The first form prints the limits (matrix products at the model's sizes, a convolution, a copy) and the attention kernels
 and the projection at dim64's sizes. The second trains a step of dim64 at 384x224 in fp32 and of the demo at 288x160 by
 the other checkout and by this one in turn, each in a separate process, and prints the medians and their ratio. The
-third does the same with two configurations of this checkout; with --predict it times one prediction of each instead,
-as in a stream: a model that reads the past is given what an earlier frame left. Settings may follow a configuration in
-its argument: "config/demo_dense.py loss.render=10". All times are CPU time of the process.
+third does the same with configurations of this checkout, each against the first; with --predict it times one prediction
+of each instead, as in a stream: a model that reads the past is given what an earlier frame left. Settings may follow a
+configuration in its argument: "config/demo_dense.py loss.render=10". All times are CPU time of the process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 PARSER = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 PARSER.add_argument("--against", metavar="REV-or-PATH", help="another commit or another checkout")
-PARSER.add_argument("--configs", nargs=2, metavar=("A", "B"), help="two configurations of this checkout, with settings")
+PARSER.add_argument("--configs", nargs="+", metavar="A", help="configurations of this checkout, with settings")
 PARSER.add_argument("--predict", action="store_true", help="time predictions instead of steps, with --configs")
 PARSER.add_argument("--size", default="800x448", help="size of images with --configs (default: %(default)s)")
 PARSER.add_argument(
@@ -203,8 +203,9 @@ def compare(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def compare_configs(args: argparse.Namespace) -> Dict[str, Any]:
-    """Time steps of two configurations in turn; the first step compiles and is not counted."""
-    sides = dict(zip(("before", "after"), ((ROOT, str(ROOT / name)) for name in args.configs)))
+    """Time steps of configurations in turn; the first step compiles and is not counted."""
+    names = ("before", "after", *(f"after {n}" for n in range(2, len(args.configs))))
+    sides = dict(zip(names, ((ROOT, str(ROOT / name)) for name in args.configs)))
     found = {args.size: alternate(sides, args.size, args)}
     return {"configs": args.configs, "precision": args.precision, "cpu_ms": found}
 
@@ -232,8 +233,9 @@ def alternate(sides: Dict[str, Tuple[Path, str]], size: str, args: argparse.Name
         part: {side: round(statistics.median(run[part] for run in steps[1:]), 1) for side, steps in runs.items()}
         for part in runs["before"][0]
     }
-    for pair in found.values():
-        pair["ratio"] = round(pair["after"] / max(pair["before"], 1e-9), 3)
+    for medians in found.values():
+        before = max(medians["before"], 1e-9)
+        medians.update({s.replace("after", "ratio"): round(medians[s] / before, 3) for s in runs if s != "before"})
     return found
 
 

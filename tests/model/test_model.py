@@ -58,18 +58,26 @@ def test_sparse_and_dense_heads_agree(cfg: ModelConfig) -> None:
     torch.testing.assert_close(sparse, dense.flatten(2), atol=1e-5, rtol=1e-5)
 
 
-def test_dense_head_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slab by slab with recomputation gives the same logits and gradients."""
-    model = build(CROSS)
-    images, rigs, points = inputs(1)
-    results = []
-    for rows in (1 << 20, 100):
-        monkeypatch.setattr("tpvformer.model.aggregator.DENSE_ROWS", rows)
-        model.zero_grad()
-        logits = model(images, rigs).voxel_logits
-        logits.square().sum().backward()
-        results.append((logits.detach(), model.aggregator.decoder[0].weight.grad.clone()))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("cfg", [CROSS, BEV], ids=["cross_view", "bev"])
+def test_dense_head_in_slabs(cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or in slabs, by autograd or by the backward pass of processors: the same logits and gradients."""
+    model = build(cfg)
+    toward, results = torch.randn(2, cfg.num_classes, *cfg.grid.shape), []
+    for by_autograd in (True, False):
+        monkeypatch.setattr("torch.jit.is_tracing", lambda traced=by_autograd: traced)
+        for rows in (1 << 20, 100):
+            monkeypatch.setattr("tpvformer.model.aggregator.DENSE_ROWS", rows)
+            monkeypatch.setattr("tpvformer.model.dense_decoder.ROWS", rows)
+            model.zero_grad()
+            planes = torch.randn(2, sum(cfg.grid.plane_sizes), cfg.dim, generator=torch.Generator().manual_seed(0))
+            x = (planes[:, : cfg.grid.plane_sizes[0]] if cfg is BEV else planes).requires_grad_()
+            logits, _ = model.aggregator(x, None, None)
+            assert logits.shape == toward.shape
+            (logits * toward).sum().backward()
+            results.append([logits.detach(), x.grad, *(p.grad.clone() for p in model.aggregator.parameters())])
+    for result in results[1:]:
+        for found, expected in zip(result, results[0]):
+            assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_ragged_points_and_arguments_left_alone() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tpvformer.config import ModelConfig
+from tpvformer.model.dense_decoder import decode_voxels
 
 DENSE_ROWS = 1 << 16  # voxels decoded at a time; limits the hidden activations of the dense head
 
@@ -62,10 +63,12 @@ class TPVAggregator(nn.Module):
 
     def _decode(self, hidden: Tensor) -> Tensor:
         """Decode the summed first-layer output (..., D), without its bias, to logits (..., K)."""
-        first, last = self._linears()
-        weight = self.classifier.weight @ last.weight
-        bias = F.linear(last.bias, self.classifier.weight, self.classifier.bias)
-        return F.linear(F.softplus(hidden + first.bias), weight, bias)
+        return F.linear(F.softplus(hidden + self.first_layer.bias), *self._merged())
+
+    def _merged(self) -> Tuple[Tensor, Tensor]:
+        """Return the weight (K,D) and bias (K,) of the last two linear layers as one."""
+        _, last = self._linears()
+        return self.classifier.weight @ last.weight, F.linear(last.bias, self.classifier.weight, self.classifier.bias)
 
     def at_voxels(self, maps: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """Return logits (B,K,M) of the voxels (B,M,3), given as integers (x,y,z)."""
@@ -94,6 +97,10 @@ class TPVAggregator(nn.Module):
     def dense(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B,K,X,Y,Z) of the whole grid, decoded in slabs; the backward pass recomputes the slabs."""
         hw, zh, wz = maps
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if hw.device.type == "cpu" and hw.dtype == self.first_layer.weight.dtype and not traced:  # no autocast
+            parts = hw.permute(0, 3, 2, 1), zh.permute(0, 3, 2, 1), wz.permute(0, 2, 3, 1) + self.first_layer.bias
+            return decode_voxels(*parts, *self._merged()).permute(0, 4, 1, 2, 3)
         n_y, n_x, n_z = hw.shape[2], hw.shape[3], wz.shape[3]
         slab = max(1, DENSE_ROWS // (n_y * n_z))
 

@@ -39,6 +39,7 @@ from tpvformer.engine.loading import Loading, rows_for
 from tpvformer.engine.logging.phase_timer import BACKWARD, FORWARD, PARTS, Elapsed, PhaseTimer, Watch
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
+from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.engine.train import build_model, set_precision
 from tpvformer.errors import ConfigError
 from tpvformer.model.backbone import ModulatedDeformConv3x3
@@ -64,6 +65,7 @@ class StepBench:
         compiles = wanted(config.train.compile, device)
         self._compiled = compile_network(self.model, device, say=self._note) if compiles else None
         self.stepper = Stepper(self.model, config.optim, device, config.train.precision)
+        self._average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
         self.loss: Optional[Tensor] = None
         self._watch = Watch(self.model)
 
@@ -99,6 +101,8 @@ class StepBench:
             if marks:
                 marks.end("backward images")
             self.stepper.update()
+            if self._average is not None:
+                self._average.update()
             keep_freed_memory(self.device.type)
             if marks:
                 marks.end("optimiser")
