@@ -19,7 +19,7 @@ DEMO_DATA = data/demo
 DEMO_RUN = output/demo
 DEMO_PICTURE = out/demo.png
 DEMO_MODEL = out/tpvformer-demo
-EMBEDDED = tpvformer/weights/demo.safetensors
+EMBED ?= demo
 
 .PHONY: help env demo embed docs test test-openmmlab lint types unit clean
 .DELETE_ON_ERROR:
@@ -54,11 +54,11 @@ demo: env
 	@echo "== done; the shipped weights are unchanged: tpvformer demo and --ckpt-path demo use them;"
 	@echo "   use your own like this: tpvformer predict --ckpt-path $(DEMO_MODEL) --rig RIG.json --out out/mine"
 
-# for a release: copy the weights of a finished make demo into the package
+# for a release: copy the weights of a finished run into the package: EMBED=demo, of make demo, or EMBED=demo_dense
 embed: env
-	@echo "== weights inside the package, in half precision, from $(DEMO_RUN): $(EMBEDDED)"
-	@$(BIN)/tpvformer convert --half $(DEMO_RUN) $(DEMO_MODEL)-half
-	@cp $(DEMO_MODEL)-half/model.safetensors $(EMBEDDED)
+	@echo "== weights inside the package, in half precision, from output/$(EMBED): tpvformer/weights/$(EMBED).safetensors"
+	@$(BIN)/tpvformer convert --half output/$(EMBED) $(DEMO_MODEL)-half
+	@cp $(DEMO_MODEL)-half/model.safetensors tpvformer/weights/$(EMBED).safetensors
 
 docs: env
 	@echo "== pages: site/index.html (mkdocs)"

@@ -48,7 +48,7 @@ def list_models(pretrained: bool = False) -> List[str]:
     With ``pretrained``, return the names of weights inside this package, for ``TPVFormer.from_pretrained(name)``.
     docs/configs.md lists other weights.
     """
-    return [EMBEDDED] if pretrained else list(shipped())
+    return list(EMBEDDED) if pretrained else list(shipped())
 
 
 class TPVFormer:

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from tpvformer import TPVFormer
 from tpvformer.cli import _parser, main
 from tpvformer.compat import CheckpointError, load_config
-from tpvformer.compat.pretrained import find_weights
+from tpvformer.compat.pretrained import embedded_file, find_weights
 from tpvformer.predict import demo
 from tpvformer.predict.read_results import read_result
 from tpvformer.runtime.compiling import can_keep
 
 pytestmark = pytest.mark.usefixtures("quick")
-EMBEDDED = ROOT / "tpvformer" / "weights" / "demo.safetensors"
+NAMES = ("demo", "demo_dense")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,12 @@ def files_of(folder: Path) -> Dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_the_file_inside_is_small_and_fits_its_configuration() -> None:
-    assert EMBEDDED.stat().st_size < 8e6
-    tensors = load_file(str(EMBEDDED))
-    model = TPVFormer.from_pretrained("demo", device="cpu")
-    assert model.config.model == load_config(ROOT / "config" / "demo.py").model
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_inside_is_small_and_fits_its_configuration(name: str) -> None:
+    assert embedded_file(name).stat().st_size < 8e6
+    tensors = load_file(str(embedded_file(name)))
+    model = TPVFormer.from_pretrained(name, device="cpu")
+    assert model.config.model == load_config(ROOT / "config" / f"{name}.py").model
     named = dict(model.network.named_parameters())
     assert {tensors[name].dtype for name in named} == {torch.float16}
     assert all(tensors[name].dtype != torch.float16 for name in set(tensors) - set(named))
@@ -53,22 +54,23 @@ def test_the_file_inside_is_small_and_fits_its_configuration() -> None:
     assert set(tensors) == set(model.network.state_dict())
 
 
-def test_the_name_and_paths_of_that_name(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_and_paths_of_that_name(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_weights("demo") == EMBEDDED
-    assert find_weights(Path("demo")) == Path("demo") and find_weights("./demo") == Path("demo")
-    (tmp_path / "demo").mkdir()
-    assert find_weights("demo") == EMBEDDED  # a folder without weights is in nobody's way
-    (tmp_path / "demo" / "latest.pth").touch()
-    both = "demo: is the name of the weights inside this package, and there are weights called so here; write ./demo"
+    assert find_weights(name) == embedded_file(name)
+    assert find_weights(Path(name)) == Path(name) and find_weights(f"./{name}") == Path(name)
+    (tmp_path / name).mkdir()
+    assert find_weights(name) == embedded_file(name)  # a folder without weights is in nobody's way
+    (tmp_path / name / "latest.pth").touch()
+    both = f"{name}: is the name of weights inside this package, and there are weights called so here; write ./{name}"
     with pytest.raises(CheckpointError, match=re.escape(both)):
-        TPVFormer.from_pretrained("demo")
-    assert find_weights("./demo") == find_weights(Path("demo")) == Path("demo", "latest.pth")
-    shutil.rmtree(tmp_path / "demo")
-    (tmp_path / "demo").touch()
+        TPVFormer.from_pretrained(name)
+    assert find_weights(f"./{name}") == find_weights(Path(name)) == Path(name, "latest.pth")
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=re.escape(both)):
-        find_weights("demo")
-    assert find_weights("./demo") == Path("demo")
+        find_weights(name)
+    assert find_weights(f"./{name}") == Path(name)
 
 
 def test_what_it_says_and_writes(place: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -105,6 +107,27 @@ def test_what_it_proposes_next_can_be_typed(place: Path, capsys: Any) -> None:
     assert np.array_equal(read_result(again).voxels, read_result(first).voxels)
     assert np.array_equal(read_result(again).point_labels, read_result(first).point_labels)
     shutil.rmtree(place / "again")
+
+
+def test_the_dense_weights_predict_free_space(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "dense"
+    assert main(["demo", "--dense", "--out", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "make demo" not in said and "config/demo_dense.py" in said
+    (archive,) = (out / "prediction").glob("*.npz")
+    result = read_result(archive)
+    free = result.class_names.index("free")
+    assert result.true_voxels is not None and result.scanned is not None and result.frame == "ego"
+    for voxels in (result.voxels, result.true_voxels):
+        assert free in voxels and (voxels != free).any()
+    assert ((result.true_voxels != free) & ~result.scanned).any()  # labels where no point is: the dense ones
+    (typed,) = (shlex.split(line) for line in said.splitlines() if line.strip().startswith("tpvformer"))
+    assert main([*typed[1:], "--device", "cpu"]) == 0
+    (again,) = (out / "again").glob("*.npz")
+    assert np.array_equal(read_result(again).voxels, result.voxels)
+    assert cv2.imread(str(out / "picture.png")).shape[1] > 1900
+    assert main(["demo", "--out", str(out), "--device", "cpu"]) == 2  # a street without dense labels
+    assert str(out / "street") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

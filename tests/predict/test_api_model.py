@@ -40,7 +40,7 @@ def test_what_can_be_opened_is_listed() -> None:
     assert {"demo", "tpv_lidarseg_dim64", "mini"} <= set(names) and names == sorted(names)
     for name in names:
         assert load_config(name).name == name
-    assert tpvformer.list_models(pretrained=True) == ["demo"]
+    assert tpvformer.list_models(pretrained=True) == ["demo", "demo_dense"]
     assert TPVFormer.from_pretrained("demo", device="cpu").config.name == "demo"
     assert "list_models" in tpvformer.__all__
 

@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=SEED, metavar="N", help="another seed, another city (default: %(default)s)"
     )
+    parser.add_argument(
+        "--dense", action="store_true", help="predict free space as well, with other weights: the whole scene is shown"
+    )
     add_device(parser)
     parser.set_defaults(run=_demo)
 
@@ -31,7 +34,8 @@ _DEMO = (
 def _demo(args: argparse.Namespace) -> int:
     from tpvformer.predict.demo import run_demo
 
-    out = Path("out", f"demo-{args.seed}") if args.out is None else args.out
-    for line in run_demo(out, args.seed, args.device):
+    name = "demo-dense" if args.dense else "demo"
+    out = Path("out", f"{name}-{args.seed}") if args.out is None else args.out
+    for line in run_demo(out, args.seed, args.device, args.dense):
         print(line, flush=True)
     return 0

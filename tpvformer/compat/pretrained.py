@@ -34,8 +34,7 @@ from tpvformer.untrusted.text import TextError, parse_json, parse_yaml
 
 FORMAT = "tpvformer-model-1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-EMBEDDED = "demo"  # the name of the weights inside the package
-EMBEDDED_FILE = Path(__file__).parents[1] / "weights" / f"{EMBEDDED}.safetensors"
+EMBEDDED = ("demo", "demo_dense")  # the names of the weights inside the package
 _RUN_FILES = ("best.pth", "latest.pth")  # of a work dir
 RUN_CONFIG = "config.yaml"  # of a work dir
 _PLACES = ("root", "train_infos", "val_infos", "test_infos", "occupancy_root", "image_cache")
@@ -50,7 +49,7 @@ class Pretrained(NamedTuple):
 
 
 def open_pretrained(source: PathLike, config: Optional[Config] = None, revision: Optional[str] = None) -> Pretrained:
-    """Open weights with their configuration: a path, "demo" (inside the package) or ``owner/name`` on the hub.
+    """Open weights with their configuration: a path, one of ``EMBEDDED`` or ``owner/name`` on the hub.
 
     ``config`` replaces the stored configuration. A path is a folder of ``save_pretrained`` or its safetensors file
     alone, the work dir of a run (its best.pth, else latest.pth), a run's checkpoint, or weights of the reference or of
@@ -67,7 +66,7 @@ def open_pretrained(source: PathLike, config: Optional[Config] = None, revision:
 def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
     """Return the weights file of a source that ``open_pretrained`` accepts; any other path is returned as it is.
 
-    The string "demo" names the weights inside the package; ``./demo`` and ``Path("demo")`` are paths. Raises
+    The strings of ``EMBEDDED`` name weights inside the package; ``./demo`` and ``Path("demo")`` are paths. Raises
     CheckpointError for a folder without weights, for a repository that cannot be downloaded, and for "demo" where the
     working directory has weights of that name, because either could be meant.
     """
@@ -76,7 +75,7 @@ def find_weights(source: PathLike, revision: Optional[str] = None) -> Path:
         raise CheckpointError(f"{source}: is an address; download the file and name it, nothing is fetched from here")
     if not str(source).strip():
         raise CheckpointError("the weights' name is empty; name a file, a folder or the package's demo")
-    if source == EMBEDDED:  # which no Path is
+    if source in EMBEDDED:  # which no Path is
         return _inside(path)
     if isinstance(source, str) and not path.exists():
         _refuse_a_name(source)
@@ -95,19 +94,24 @@ def _refuse_a_name(source: str) -> None:
         )
     if not Path(source).suffix and not set(source) & set("/\\"):
         raise CheckpointError(
-            f"{source}: is neither a file nor a folder here, nor the name of weights in this package ({EMBEDDED}); "
-            "docs/python.md lists what can be opened"
+            f"{source}: is neither a file nor a folder here, nor the name of weights in this package "
+            f"({', '.join(EMBEDDED)}); docs/python.md lists what can be opened"
         )
 
 
+def embedded_file(name: str) -> Path:
+    """Return the file of the weights inside the package that have a name of ``EMBEDDED``."""
+    return Path(__file__).parents[1] / "weights" / f"{name}.safetensors"
+
+
 def starting_weights(load_from: str) -> Path:
-    """Return the weights file that ``train.load_from`` names: a file, a saved folder, a work dir or "demo".
+    """Return the weights file that ``train.load_from`` names: a file, a saved folder, a work dir, one of ``EMBEDDED``.
 
     A file need not exist. Raises CheckpointError for a folder without weights.
     """
     path = Path(load_from)
-    if load_from == EMBEDDED and not path.exists():
-        return EMBEDDED_FILE
+    if load_from in EMBEDDED and not path.exists():
+        return embedded_file(load_from)
     return _file_in(path) if path.is_dir() else path
 
 
@@ -151,10 +155,10 @@ def _inside(same: Path) -> Path:
     """Return the weights inside the package. Raises CheckpointError where the path ``same`` has weights, too."""
     if same.is_file() or (same.is_dir() and _found_in(same)):
         raise CheckpointError(
-            f"{EMBEDDED}: is the name of the weights inside this package, and there are weights called so here; write "
-            f"./{EMBEDDED} for yours, or go to another folder for the package's"
+            f"{same}: is the name of weights inside this package, and there are weights called so here; write "
+            f"./{same} for yours, or go to another folder for the package's"
         )
-    return EMBEDDED_FILE
+    return embedded_file(str(same))
 
 
 def _file_in(folder: Path) -> Path:
