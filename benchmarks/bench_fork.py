@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--compiled", type=Path, required=True)
     parser.add_argument("--built", default="", help="how --compiled was built, for the result")
     parser.add_argument("--size", type=size, default=(384, 224))
-    parser.add_argument("--cameras", type=positive, default=2)
+    parser.add_argument("--cameras", type=positive, default=1)
     parser.add_argument("--depth", type=positive, default=50, help="of the ResNet")
     parser.add_argument("--side", type=positive, default=50, help="queries along a side of the plane")
     parser.add_argument("--dim", type=positive, default=64, help="channels of the queries, of 8 heads")
@@ -60,8 +60,9 @@ def main() -> None:
     print(text(result))
     if args.out:
         torch.set_num_threads(1)
-        sys.argv[1:] = [word for word in sys.argv[1:] if str(args.compiled) != word and word != "--compiled"]
-        head = environment_info(torch.device("cpu"), "python benchmarks/bench_fork.py --compiled mmcv/_ext.so")
+        given = [word for word in sys.argv[1:] if str(args.compiled) not in word and word != "--compiled"]
+        sys.argv[1:] = ["--compiled", "mmcv/_ext.so", *given]  # wherever it is
+        head = environment_info(torch.device("cpu"), "python benchmarks/bench_fork.py")
         shape = {name: getattr(args, name) for name in ("built", "size", "cameras", "depth", "side", "dim", "layers")}
         report.write({**head, **shape, **result}, args.out)
 
