@@ -81,7 +81,8 @@ unit: env
 test-openmmlab: $(OPENMMLAB)/.installed
 	@echo "== tests inside OpenMMLab (pytest)"
 	@python="$(abspath $(OPENMMLAB))/bin/python"; \
-	  TPVFORMER_OPENMMLAB_PYTHON="$$python" "$$python" -m pytest tests/compat/test_openmmlab.py
+	  TPVFORMER_OPENMMLAB_PYTHON="$$python" "$$python" -m pytest tests/compat/test_openmmlab.py \
+	    tests/engine/foreign/test_fork.py
 
 $(OPENMMLAB)/.installed: tools/openmmlab_env.sh
 	@echo "== environment: $(OPENMMLAB) ($(TORCH), mmcv, mmdet, mmseg; a minute or two)"

@@ -75,6 +75,7 @@ NOT_RUN: Dict[str, str] = {
     r"^\S*python benchmarks/gpu_report\.py": "a GPU",
     r"^\S*python benchmarks/bench_loader\.py": "minutes of images at full size",
     r"^\S*python benchmarks/bench_(deploy|view)\.py": "minutes of exporting and compiling; a browser",
+    r"^python benchmarks/bench_fork\.py": "mmcv's operations, compiled for it",
     r"^python benchmarks/bench_cpu\.py": "times two checkouts against each other, for minutes",
     r"^make embed": "takes the weights of a whole make demo; convert --half is run by test_pretrained.py",
     r"^\S*python benchmarks/first_picture\.py": "installs PyTorch anew; its last command is run by test_package.py",

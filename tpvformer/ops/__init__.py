@@ -13,7 +13,7 @@ and geometry are float32 or wider. Autocast changes none of this. Kernels have f
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,9 @@ __all__ = [
     "max_pool",
     "misfit",
     "modulated_deform_conv2d",
+    "modulated_deform_conv2d_gradients",
     "ms_deform_attn",
+    "ms_deform_attn_gradients",
     "packed_attention",
     "projected_attention",
     "raw_deform_conv2d",
@@ -77,6 +79,19 @@ def _everyone(value: Tensor, queries: int) -> Tuple[Tensor, Tensor]:
     return ones.long(), ones
 
 
+def _at_origin(value: Tensor, queries: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """Return one anchor at (0,0), and camera bits and scale, of queries whose offsets are their locations."""
+    return torch.zeros(1, 1, queries, 1, 1, 2, device=value.device), *_everyone(value, queries)
+
+
+def _through_autograd(run: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor) -> Any:
+    """Return the gradients of ``inputs`` through an operation, which is computed for it."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        out = run(*leaves)
+    return torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
+
+
 def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Compute multi-scale deformable attention: each query sums weighted bilinear samples of every level.
 
@@ -86,11 +101,27 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     maps = value[:, None]
     if not use_kernel(library.ATTENTION, maps):
         return fallback(value).ms_deform_attn(value, level_shapes, locations, weights)
-    queries = locations.shape[1]
-    origin = torch.zeros(1, 1, queries, 1, 1, 2, device=value.device)
-    bits, scale = _everyone(value, queries)
+    origin, bits, scale = _at_origin(value, locations.shape[1])
     offsets = locations * level_sizes(level_shapes, locations)
     return library.anchored_attention(maps, origin, bits, offsets, weights, scale, level_shapes)
+
+
+def ms_deform_attn_gradients(
+    value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor, grad_out: Tensor
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, locations and weights of ``ms_deform_attn``, each in the type of its tensor.
+
+    grad_out (B,Q,heads*D). For callers without a graph: kernels need no forward pass, other backends compute one.
+    """
+    maps, inputs = value[:, None], (value, locations, weights)
+    if not use_kernel(library.ATTENTION, maps):
+        return _through_autograd(lambda v, x, w: ms_deform_attn(v, level_shapes, x, w), inputs, grad_out)
+    origin, bits, scale = _at_origin(value, locations.shape[1])
+    sizes = level_sizes(level_shapes, locations)
+    by_value, by_offsets, by_weights = library.attention_gradients(
+        maps, origin, bits, locations * sizes, weights, scale, grad_out, level_shapes
+    )
+    return by_value[:, 0], (by_offsets * sizes).to(locations.dtype), by_weights
 
 
 def cross_view_attention(
@@ -248,13 +279,48 @@ def modulated_deform_conv2d(
         return fallback(x).modulated_deform_conv2d(
             x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
         )
-    o, _, kh, kw = weight.shape
-    rows = weight.permute(2, 3, 1, 0).reshape(-1, o)
-    last = [t.permute(0, 2, 3, 1) for t in (x, offset.float(), mask.float())]
-    out = library.deform_conv(last[0], last[1], last[2], rows, (kh, kw, stride, padding, dilation))
+    out = library.deform_conv(*_channels_last(x, offset, mask, weight), (*weight.shape[2:], stride, padding, dilation))
     if bias is not None:
         out = out.add_(bias)  # in place: nothing else refers to this tensor
     return out.permute(0, 3, 1, 2)
+
+
+def modulated_deform_conv2d_gradients(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    grad_out: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, offset, mask and weight of ``modulated_deform_conv2d``, each in its tensor's type.
+
+    grad_out (N,O,ho,wo). For callers without a graph: kernels need no forward pass, other backends compute one.
+    """
+    typed, sizes = x.to(weight.dtype), (stride, padding, dilation)
+    if not use_kernel(library.CONVOLUTION, typed, groups, deform_groups):
+
+        def run(*tensors: Tensor) -> Tensor:
+            return modulated_deform_conv2d(*tensors, None, *sizes, groups, deform_groups)
+
+        return _through_autograd(run, (x, offset, mask, weight), grad_out)
+    last = grad_out.to(weight.dtype).permute(0, 2, 3, 1)
+    found = library.convolution_gradients(
+        *_channels_last(typed, offset, mask, weight), last, (*weight.shape[2:], *sizes)
+    )
+    grads = [grad.permute(0, 3, 1, 2).to(tensor.dtype) for grad, tensor in zip(found, (x, offset, mask))]
+    o, c, kh, kw = weight.shape
+    return grads[0], grads[1], grads[2], found[3].view(kh, kw, c, o).permute(3, 2, 0, 1)
+
+
+def _channels_last(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, offset, mask with the channels last, and weight (O,C,kh,kw) as (taps*C,O), as kernels take them."""
+    x, offset, mask = (t.permute(0, 2, 3, 1) for t in (x, offset.float(), mask.float()))
+    return x, offset, mask, weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
 def takes_raw(x: Tensor) -> bool:

@@ -145,6 +145,34 @@ def anchored_attention(
 
     Raises ValueError if the shapes do not fit, because kernels would read outside their tensors.
     """
+    inputs = (value, anchors.float(), bits, offsets, weights, scale)
+    _check_attention(*inputs, shapes)
+    return _attention_apply(*inputs, [n for pair in shapes for n in pair])
+
+
+def attention_gradients(
+    value: Tensor,
+    anchors: Tensor,
+    bits: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    grad_out: Tensor,
+    shapes: LevelShapes,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, offsets and weights of ``anchored_attention``, which is not computed.
+
+    grad_out (B,Q,H*D). Raises ValueError if the shapes do not fit.
+    """
+    inputs = (value, anchors.float(), bits, offsets, weights, scale)
+    _check_attention(*inputs, shapes)
+    expect("grad_out", grad_out, (*weights.shape[:2], value.shape[3] * value.shape[4]))
+    return _attention_backward(*inputs, grad_out, [n for pair in shapes for n in pair])
+
+
+def _check_attention(
+    value: Tensor, anchors: Tensor, bits: Tensor, offsets: Tensor, weights: Tensor, scale: Tensor, shapes: LevelShapes
+) -> None:
     b, n, tokens, heads, _ = value.shape
     queries, levels, points = weights.shape[1], len(shapes), weights.shape[4]
     ba, _, _, la, per_query, _ = anchors.shape
@@ -157,7 +185,6 @@ def anchored_attention(
     expect("scale", scale, (b, queries))
     if points % per_query:
         raise ValueError(f"attention: {points} points a level cannot be shared among {per_query} anchors")
-    return _attention_apply(value, anchors.float(), bits, offsets, weights, scale, [n for pair in shapes for n in pair])
 
 
 # ---- deformable convolution
@@ -215,10 +242,26 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometr
 
     Raises ValueError if the shapes do not fit, because kernels would read outside their tensors.
     """
+    _check_convolution(x, offset, mask, weight, geometry)
+    return _convolution_apply(x, offset, mask, weight, list(geometry))
+
+
+def convolution_gradients(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, grad_out: Tensor, geometry: Tuple[int, ...]
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, offset, mask and weight of ``deform_conv``, which is not computed.
+
+    grad_out (N,ho,wo,O) in the type of x. Raises ValueError if the shapes do not fit.
+    """
+    _check_convolution(x, offset, mask, weight, geometry)
+    expect("grad_out", grad_out, (*mask.shape[:3], weight.shape[1]))
+    return _convolution_backward(x, offset, mask, weight, grad_out, list(geometry))
+
+
+def _check_convolution(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, geometry: Tuple[int, ...]) -> None:
     n, _, _, c = x.shape
     kh, kw, stride, padding, dilation = geometry
     ho, wo = ((size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k in zip(x.shape[1:3], (kh, kw)))
     expect("offset", offset, (n, ho, wo, 2 * kh * kw))
     expect("mask", mask, (n, ho, wo, kh * kw))
     expect("weight", weight, (kh * kw * c, weight.shape[1]))
-    return _convolution_apply(x, offset, mask, weight, list(geometry))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tpvformer import ops
 from tpvformer.compat.mmcv_ext import extension, operations
 from tpvformer.errors import OpsError
+from tpvformer.ops import library
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = ((5, 6), (2, 3), (1, 1))
@@ -219,3 +220,37 @@ def test_kernels_serve_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "reference", None)
     (value, locations, weights), levels = attention_inputs()
     extension.ms_deform_attn_forward(*(value, *levels.values(), locations, weights), im2col_step=64)
+
+
+def test_kernels_need_no_forward_pass_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmcv's backward functions get no graph; a forward pass inside them would be computed twice a step."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("TPVFORMER_OPS", "numba")
+    given, levels = attention_inputs()
+    value, locations, weights = given
+    slope, grads = torch.ones(2, 7, 16), [torch.zeros_like(tensor) for tensor in given]
+    (x, offset, mask, kernel), named = convolution_inputs("strided")
+    none, out = x.new_empty(0), x.new_zeros(2, 8, *offset.shape[2:])
+    by = [torch.zeros_like(tensor) for tensor in (x, kernel, none, offset, mask)]
+    extension.ms_deform_attn_forward(*(value, *levels.values(), locations, weights), im2col_step=64)  # fills the tables
+    extension.modulated_deform_conv_forward(*(x, kernel, none, none, offset, mask, out, none), **named, with_bias=False)
+    for table in (library.ATTENTION, library.CONVOLUTION):
+        monkeypatch.setattr(table["cpu"], "forward", None)
+    extension.ms_deform_attn_backward(*(value, *levels.values(), locations, weights, slope), *grads, im2col_step=64)
+    extension.modulated_deform_conv_backward(
+        *(x, kernel, none, none, offset, mask, none), *by, torch.ones_like(out), **named, with_bias=False
+    )
+    assert all(float(grad.abs().max()) > 0 for grad in (*grads, by[0], by[1], by[3], by[4]))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_gradients_have_the_types_of_their_tensors(kind: torch.dtype) -> None:
+    """Under autocast the tensors differ: x in bfloat16, offset and mask in ``kind``, and the kernel in float32."""
+    (x, offset, mask, weight), _ = convolution_inputs("plain")
+    given = [x.bfloat16(), offset.to(kind), mask.to(kind), weight]
+    found = ops.modulated_deform_conv2d_gradients(*given, torch.ones(2, 8, *offset.shape[2:]), padding=1)
+    assert [grad.dtype for grad in found] == [tensor.dtype for tensor in given]
+    (value, locations, weights), _ = attention_inputs()
+    given = [value.bfloat16(), locations.to(kind), weights]
+    found = ops.ms_deform_attn_gradients(given[0], SHAPES, *given[1:], torch.ones(2, 7, 16))
+    assert [grad.dtype for grad in found] == [tensor.dtype for tensor in given]

@@ -1,7 +1,7 @@
 """Somebody's project, unedited, under ``tpvformer run``: one and two processes on a processor, two pretended NPUs.
 
-The project (tests/fork/checkout) is written in the idiom of 2022; the mmcv that it imports is the tests' own. The real
-one, with mmdet's ResNet: tests/compat/test_openmmlab.py.
+The project (tests/fork/checkout) is written in the idiom of 2022; the mmcv that it imports is the tests' own, or the
+real one in an environment that has it. With mmdet's ResNet: tests/compat/test_openmmlab.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(root: Path, name: str, *options: str, **extra: str) -> List[Dict[str, Any]]:
     """What each process of a run wrote; a remark stands once in the output of all."""
-    paths = [fork.SITE, SITE] if "npu" in options else [fork.SITE]
+    paths = [*fork.MMCV, SITE] if "npu" in options else fork.MMCV
     device = "npu" if "npu" in options else "cpu"
     arguments = ["--work_dir", str(root.parent / name), "--root", str(root)]
     done = fork.start(options, arguments, paths, **extra)
@@ -97,5 +97,5 @@ def test_its_own_checkpoint_with_a_numpy_scalar_is_read(root: Path, alone: List[
         "--steps",
         "1",
     ]
-    done = fork.start(["--device", "cpu"], arguments, [fork.SITE])
+    done = fork.start(["--device", "cpu"], arguments, fork.MMCV)
     assert done.returncode == 0 and f"resumed after {alone[0]['losses'][-1]}" in done.stdout, done.stderr

@@ -7,7 +7,7 @@ channels, G deformable groups, k taps of the kernel.
 from __future__ import annotations
 
 import weakref
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -61,10 +61,8 @@ def ms_deform_attn_backward(
 ) -> None:
     """Add the gradient of ``value`` to ``grad_value``; write those of locations and weights. See the forward pass."""
     shapes = _level_shapes(value_spatial_shapes, value_level_start_index)
-    by_value, by_location, by_weight = _gradients(
-        lambda v, x, w: ops.ms_deform_attn(v, shapes, x, w),
-        (value, sampling_locations, attention_weights),
-        grad_output,
+    by_value, by_location, by_weight = ops.ms_deform_attn_gradients(
+        value, shapes, sampling_locations, attention_weights, grad_output
     )
     grad_value.add_(by_value)
     grad_sampling_loc.copy_(by_location)
@@ -139,9 +137,7 @@ def modulated_deform_conv_backward(
     """Add the gradients of input, weight and bias to their tensors; write those of offset and mask."""
     _check_kernel(weight, kernel_h, kernel_w)
     sizes = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    found = _gradients(
-        lambda *given: _convolve(given, sizes, group, deformable_group), (input, offset, mask, weight), grad_output
-    )
+    found = _gradients((input, offset, mask, weight), sizes, group, deformable_group, grad_output)
     grad_input.add_(found[0])
     grad_offset.copy_(found[1])
     grad_mask.copy_(found[2])
@@ -154,13 +150,29 @@ def _convolve(given: Sequence[Tensor], sizes: Tuple[int, ...], groups: int, defo
     """Convolve x, offset, mask, weight and perhaps bias; ``sizes``: stride, padding, dilation, each (height, width)."""
     x, offset, mask, weight = given[:4]
     bias = given[4] if len(given) > 4 else None
-    stride, padding, dilation = sizes[::2]
-    if sizes[::2] == sizes[1::2]:
-        return ops.modulated_deform_conv2d(
-            x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
-        )
+    if _square(sizes):
+        return ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *sizes[::2], groups, deform_groups)
     moved = offset + _grid(sizes, weight, offset, deform_groups)
     return plain_convolution(x.to(weight.dtype), moved, mask, weight, bias, 1, 0, 1, groups, deform_groups)
+
+
+def _gradients(
+    given: Sequence[Tensor], sizes: Tuple[int, ...], groups: int, deform_groups: int, grad_output: Tensor
+) -> Tuple[Tensor, ...]:
+    """Return the gradients of x, offset, mask and weight."""
+    if _square(sizes):
+        x, offset, mask, weight = given
+        more = (*sizes[::2], groups, deform_groups)
+        return ops.modulated_deform_conv2d_gradients(x, offset, mask, weight, grad_output, *more)
+    # plain PyTorch alone has other sizes, and it has no gradient without a forward pass
+    leaves = [tensor.detach().requires_grad_() for tensor in given]
+    with torch.enable_grad():
+        out = _convolve(leaves, sizes, groups, deform_groups)
+    return torch.autograd.grad(out, leaves, grad_output.to(out.dtype))
+
+
+def _square(sizes: Tuple[int, ...]) -> bool:
+    return sizes[::2] == sizes[1::2]
 
 
 def _grid(sizes: Tuple[int, ...], weight: Tensor, offset: Tensor, deform_groups: int) -> Tensor:
@@ -178,14 +190,6 @@ def _grid(sizes: Tuple[int, ...], weight: Tensor, offset: Tensor, deform_groups:
         shifts.append(shift.view(shape).expand(*kernel, *offset.shape[2:]))
     both = torch.stack(shifts, 2).reshape(-1, *offset.shape[2:])  # (k*2,ho,wo)
     return both.repeat(deform_groups, 1, 1).to(offset.dtype)
-
-
-def _gradients(run: Callable[..., Tensor], given: Sequence[Tensor], grad_output: Tensor) -> Tuple[Tensor, ...]:
-    """Return the gradients of tensors through an operation, which is computed again."""
-    leaves = [tensor.detach().requires_grad_() for tensor in given]
-    with torch.enable_grad():
-        out = run(*leaves)
-    return torch.autograd.grad(out, leaves, grad_output.to(out.dtype))
 
 
 def _check_kernel(weight: Tensor, height: int, width: int) -> None:
