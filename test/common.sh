@@ -8,7 +8,8 @@ usage() {
     [ "$1" -gt 1 ] && processes="in $1 processes, one a card; in fewer where fewer cards are visible, on the
 processor where none is. The summary counts the processes that ran."
     cat <<EOF
-Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--work_dir=DIR] [-h]
+Usage: bash test/$(basename "$0") --py_config=FILE [--performance=0|1] [--own_model=0|1]
+    [--work_dir=DIR] [-h]
 
 Trains FILE $processes
 EOF
@@ -20,6 +21,8 @@ usage_of_flags() {
   --py_config=FILE    configuration, ours or the reference's; relative to here or to the repository
   --performance=1     measure speed only: $PERFORMANCE_STEPS steps, no evaluation, no checkpoints; the learning rate
                       follows the whole training's schedule (default 0: train to the end and evaluate)
+  --own_model=1       in a checkout of the reference: train its own model code, which is executed, in place of
+                      tpvformer's (0: tpvformer's, without a remark on changed code; default: TPVFORMER_OWN_MODEL)
   --work_dir=DIR      folder of all output (default: output/$1/<config> in the repository);
                       an unfinished training in it is resumed
 SIGTERM, SIGHUP, SIGUSR1 (Slurm: --signal=B:USR1@90) and Ctrl-C save the training and end it with exit code 0; the same
@@ -76,7 +79,7 @@ launch() {
 # prepare NAME FLAG...: reads the flags that all launchers have, enters the repository and sets python, work_dir and
 # training, the arguments of python that train. The default work dir lies in output/NAME.
 prepare() {
-    local name=$1 flag py_config="" performance=0 root
+    local name=$1 flag py_config="" performance=0 own_model="" root
     work_dir=""
     shift
     for flag in "$@"; do
@@ -85,6 +88,8 @@ prepare() {
             --work_dir=?*) work_dir=${flag#*=} ;;
             --performance=0 | --performance=1) performance=${flag#*=} ;;
             --performance=*) refuse "--performance is '${flag#*=}'; expected 0 or 1" ;;
+            --own_model=0 | --own_model=1) own_model=${flag#*=} ;;
+            --own_model=*) refuse "--own_model is '${flag#*=}'; expected 0 or 1" ;;
             *) refuse "unknown or empty flag '$flag'" ;;
         esac
     done
@@ -110,6 +115,7 @@ prepare() {
     . "$root/test/env_npu.sh"
     training=(-m tpvformer train --py-config "$py_config" --work-dir "$work_dir")
     [ "$performance" = 1 ] && training+=(--max-steps "$PERFORMANCE_STEPS")
+    case "$own_model" in 0) training+=(--no-own-model) ;; 1) training+=(--own-model) ;; esac
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 }
 

@@ -7,7 +7,7 @@ usage_of_machines() {
 Usage, on each machine: bash test/$(basename "$0") --py_config=FILE --nnodes=N
     --node_rank=R --master_addr=ADDR [--master_port=PORT]              fixed: you number the machines
     --rdzv_endpoint=HOST:PORT [--max_restarts=M] [--local_addr=ADDR]   elastic: machines may be lost and join again
-  [--nproc_per_node=P] [--performance=0|1] [--work_dir=DIR] [-h]
+  [--nproc_per_node=P] [--performance=0|1] [--own_model=0|1] [--work_dir=DIR] [-h]
 
 Trains FILE in P processes on each of N machines, one a card. DIR is shared by the machines; one process writes there.
 The summary is printed on the machine that --master_addr or HOST names, which must run until the training ends.

@@ -36,6 +36,7 @@ SLOW_FILES = (
     "engine/distributed/test_multi_node.py", "engine/distributed/test_distributed.py", "commands/test_launchers.py",
     "engine/metrics/test_dense_training.py", "faults/test_config_values.py", "npu/test_npu.py",
     "project/test_benchmark_scripts.py", "engine/test_compile.py", "engine/test_warm.py",
+    "engine/foreign/test_own_model.py",
 )  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def _run(script: Path, argv: List[str]) -> int:
     root = script.resolve().parent
     root = root.parent if root.name == "visualization" else root
     in_root = root == Path.cwd()
-    if _speaks() and not (in_root and run in (_train, _eval)):  # their logs contain the remarks
+    said = bool(run in (_train, _eval) and _own_flag(args)) or bool(os.environ.get("TPVFORMER_OWN_MODEL"))
+    if _speaks() and not said and not (in_root and run in (_train, _eval)):  # their logs contain the remarks
         from tpvformer.compat import checkout
 
         for remark in checkout.remarks(root):
@@ -100,6 +101,13 @@ def _parser(name: str, argv: List[str]) -> Tuple[argparse.Namespace, List[str]]:
     )
     parser.add_argument("--device", default="auto", help=f"{ACCEPTED} (default: auto)")
     if ours:
+        parser.add_argument(
+            "--own-model",
+            "--own_model",
+            action=argparse.BooleanOptionalAction,
+            help="this checkout's own model code, which is executed, in place of tpvformer's (default: "
+            "TPVFORMER_OWN_MODEL, else tpvformer's)",
+        )
         parser.add_argument("--processes", type=int, help="processes to start (default: one a visible card, else one)")
     if name == "train.py":
         parser.add_argument(
@@ -134,14 +142,18 @@ def _train(args: argparse.Namespace, more: List[str]) -> int:
     if args.max_epochs:
         command += ["--max-epochs", args.max_epochs]
     with _kept_from_git(Path(work_dir)):
-        status = _start(args, [*command, *more])
+        status = _start(args, [*command, *_own_flag(args), *more])
     if status == 0 and _speaks() and Path(work_dir, "summary.json").is_file():  # not if a signal stopped it
         return cli.main(["results", "--work-dir", work_dir, "--duration", f"{time.perf_counter() - began:.1f}"])
     return status
 
 
 def _eval(args: argparse.Namespace, more: List[str]) -> int:
-    return _start(args, ["eval", "--py-config", args.py_config, "--ckpt-path", args.ckpt_path, *more])
+    return _start(args, ["eval", "--py-config", args.py_config, "--ckpt-path", args.ckpt_path, *_own_flag(args), *more])
+
+
+def _own_flag(args: argparse.Namespace) -> List[str]:
+    return [] if args.own_model is None else ["--own-model" if args.own_model else "--no-own-model"]
 
 
 def _start(args: argparse.Namespace, command: List[str]) -> int:

@@ -58,10 +58,10 @@ def calls(monkeypatch, tmp_path: Path) -> Calls:
 
 def test_flags_of_train(calls: Calls, tmp_path: Path) -> None:
     flags = ["--py-config", "config/a.py", "--work-dir", "w", "--resume-from", "c.pth", "--max-epochs", "3"]
-    assert upstream.main(str(tmp_path / "train.py"), [*flags, "--set", "train.seed=1", "--max-steps", "9"]) == 0
+    assert upstream.main(str(tmp_path / "train.py"), [*flags, "--set", "train.seed=1", "--own_model"]) == 0
     (_, train), (_, results) = calls
     assert train[0] == "train" and train[1 : 1 + len(flags)] == flags
-    assert train[1 + len(flags) :] == ["--set", "train.seed=1", "--max-steps", "9", "--device", "auto"]
+    assert train[1 + len(flags) :] == ["--own-model", "--set", "train.seed=1", "--device", "auto"]
     assert results[:4] == ["results", "--work-dir", "w", "--duration"]
 
 
@@ -227,7 +227,7 @@ def test_changed_model_code_is_one_line(tree: Tuple[Path, str], monkeypatch) -> 
     (folder / "tpvformer10/modules/encoder.py").write_text("y = 3\n")
     (line,) = checkout.remarks(folder, first)
     assert line.startswith(f"1 file differs from {first[:7]} under tpvformer04/, tpvformer10/ (tpvformer10/modules/enc")
-    assert "these changes have no effect" in line
+    assert "these changes have no effect; train.py and eval.py take --own-model" in line and "--no-own-model" in line
     stand_in.commit(folder, "mine")  # committed or not
     (folder / "tpvformer04/__init__.py").unlink()
     (folder / "tpvformer10/new file.py").write_text("\n")

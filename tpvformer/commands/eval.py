@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_device, add_weights, read_model
+from tpvformer.commands.options import add_config, add_device, add_own_model, add_weights, read_scored
 from tpvformer.errors import ConfigError
 
 
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score a control for a temporal model: the past of each sample has the motion of another sample",
     )
+    add_own_model(parser)
     parser.set_defaults(run=_eval)
 
 
@@ -64,7 +65,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     outputs = args.permute_cameras, args.json, args.submission, args.also_uses
     past = args.past_seconds, args.flicker, args.shuffle_poses
-    evaluate_checkpoint(*read_model(args), args.device, *outputs, *past, args.which)
+    config, weights, own, said = read_scored(args)
+    evaluate_checkpoint(config, weights, args.device, *outputs, *past, args.which, own, said)
     return 0
 
 
@@ -85,5 +87,7 @@ def _eval_test(args: argparse.Namespace) -> int:
         )
     from tpvformer.engine.evaluation.checkpoint_scores import predict_test_set
 
-    predict_test_set(*read_model(args), args.submission, args.device, args.also_uses, args.past_seconds, args.which)
+    config, weights, own, said = read_scored(args)
+    how = args.device, args.also_uses, args.past_seconds, args.which
+    predict_test_set(config, weights, args.submission, *how, own, said)
     return 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 from tpvformer.config import Config, override
 from tpvformer.engine.device.names import ACCEPTED
+from tpvformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tpvformer.compat.own_model import OwnSource
 
 
 def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
@@ -26,6 +30,16 @@ def add_config(parser: argparse.ArgumentParser, stored: bool = False) -> None:
         action="append",
         default=[],
         help="change one setting; may be given again",
+    )
+
+
+def add_own_model(parser: argparse.ArgumentParser) -> None:
+    """Add ``--own-model``."""
+    parser.add_argument(
+        "--own-model",
+        action=argparse.BooleanOptionalAction,
+        help="the model code of the checkout in the working folder, which is executed, in place of this package's "
+        "(default: TPVFORMER_OWN_MODEL, else this package's; docs/fork.md)",
     )
 
 
@@ -60,6 +74,31 @@ def read_config(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Config
     from tpvformer.compat import load_config
 
     return override(load_config(args.py_config), [*args.assignments, *extra])
+
+
+def read_run(args: argparse.Namespace, extra: Tuple[str, ...] = ()) -> Tuple[Config, Optional[OwnSource], bool]:
+    """Return the configuration, what builds the checkout's own model if that is meant, and whether one was chosen."""
+    from tpvformer.compat.own_model import asked, hinted, load_own
+
+    chosen = asked(args.own_model)
+    if chosen:
+        return (*load_own(args.py_config, [*args.assignments, *extra], Path.cwd()), True)
+    with hinted(Path.cwd(), chosen):
+        return read_config(args, extra), None, chosen is not None
+
+
+def read_scored(args: argparse.Namespace) -> Tuple[Config, Path, Optional[OwnSource], bool]:
+    """Return what ``read_run`` does, with the weight file; the configuration as in ``read_model``."""
+    from tpvformer.compat.own_model import asked
+    from tpvformer.compat.pretrained import find_weights
+
+    if args.py_config is None and asked(args.own_model):
+        raise ConfigError("--own-model needs --py-config FILE: the model section is read from the checkout's own file")
+    if args.py_config is None:
+        return (*read_model(args), None, asked(args.own_model) is not None)
+    weights = find_weights(args.ckpt_path)
+    config, own, said = read_run(args)
+    return config, weights, own, said
 
 
 def read_model(args: argparse.Namespace) -> Tuple[Config, Path]:

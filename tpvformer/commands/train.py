@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tpvformer.commands.options import add_config, add_device, positive, read_config
+from tpvformer.commands.options import add_config, add_device, add_own_model, positive, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--max-processes", type=positive, metavar="N", help="one for each visible card, at most N; N without any card"
     )
+    add_own_model(parser)
     parser.set_defaults(run=_train)
 
 
@@ -50,12 +51,12 @@ def _train(args: argparse.Namespace) -> int:
     from tpvformer.engine.train import train
 
     extra = () if args.max_epochs is None else (f"train.epochs={args.max_epochs}",)
-    config = read_config(args, extra)
+    config, own, said = read_run(args, extra)
     work_dir = args.work_dir or Path("output") / config.name
-    typed = shlex.join(["tpvformer", *args.argv])
-    outcome = train(config, work_dir, args.device, args.resume_from, args.max_steps, args.deterministic, typed)
+    how = args.max_steps, args.deterministic, shlex.join(["tpvformer", *args.argv]), own, said
+    outcome = train(config, work_dir, args.device, args.resume_from, *how)
     if outcome and args.max_steps is None:
         from tpvformer.viz.report.write import after_training
 
-        after_training(work_dir, args.device)
+        after_training(work_dir, args.device, pictures=own is None)
     return 0

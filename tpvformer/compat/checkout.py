@@ -1,6 +1,7 @@
 """Warnings about a checkout of the reference in which the model code was changed.
 
-A run started in such a checkout uses this package's model, so such changes have no effect."""
+A run started in such a checkout uses this package's model, so such changes have no effect, unless --own-model asks for
+the checkout's. Nothing is asked at a prompt: launchers and schedulers have nobody who answers."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ SAME_CODE = ("4c607ce84d3fa64",)  # public commits with the same code, which a c
 PUBLIC = "wzzheng/tpvformer"  # in the address of a remote
 FOLDERS = ("tpvformer04", "tpvformer10")
 _WHERE = ", ".join(f"{name}/" for name in FOLDERS)
-_RUN = "tpvformer run train.py ARGUMENTS trains the checkout's own model code (docs/fork.md)"
+_WHICH = (
+    "train.py and eval.py take --own-model for the checkout's own model, and --no-own-model, which ends this remark "
+    "(also TPVFORMER_OWN_MODEL=1 or 0; docs/fork.md)"
+)
 _SECONDS = 20.0
 _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")  # set where git started this process, in a hook
 
@@ -42,7 +46,7 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
     except _CannotTell as err:
         return [
             f"whether {_WHERE} were changed since {asked[:7]} cannot be told ({err}); the model that runs is this "
-            f"package's own, and changes there have no effect; {_RUN}"
+            f"package's own, and changes there have no effect; {_WHICH}"
         ]
     if not changed:
         return []
@@ -51,7 +55,7 @@ def remarks(folder: Path, commit: Optional[str] = None) -> List[str]:
     verb = "file differs" if len(changed) == 1 else "files differ"
     return [
         f"{len(changed)} {verb} from {base} under {_WHERE} ({names}); the model that runs is this package's own, "
-        f"and these changes have no effect; {_RUN}"
+        f"and these changes have no effect; {_WHICH}"
     ]
 
 

@@ -30,6 +30,7 @@ from tpvformer.config import ModelConfig
 from tpvformer.errors import CheckpointError
 
 FORMAT = "tpvformer"  # the value of "format" in our training checkpoints
+OWN = "own_model"  # key of the model section in those of a checkout's own model (--own-model)
 _GEOMETRY_TOLERANCE = 1e-4  # in normalised image or grid coordinates; real differences are whole cells
 _CLASSIFIERS = ("aggregator.classifier", "image_head.classifier")  # the layers whose size is the number of classes
 
@@ -108,6 +109,11 @@ def load_content(
 
     Weights that are not finite are an error too, or with ``allow_nonfinite`` a warning in the report.
     """
+    if OWN in content:
+        raise CheckpointError(
+            f"{source}: holds weights of a checkout's own model, which its own code alone can run; add --own-model to "
+            "train or eval, at the root of that checkout, or name weights of this package's model"
+        )
     weights, line = chosen(content, source, which, content.get("format") == FORMAT)
     tensors, beside = find_tensors(weights, source)
     state = model.state_dict()

@@ -33,22 +33,32 @@ def load_config(path: Union[str, "os.PathLike[str]"]) -> Config:
 
     Where there is no such file, ``demo``, ``demo.py`` and ``config/demo.py`` name the shipped one.
     """
-    file = Path(path)
-    if not file.is_file() and file.parent in (Path(), Path("config")):
-        file = shipped().get(file.name[: -len(".py")] if file.suffix == ".py" else file.name, file)
-    names = _execute(file)
-    if "config" in names:
-        config = names["config"]
+    file, tree = read_tree(path)
+    if "config" in tree:
+        config = tree["config"]
         if not isinstance(config, Config):
             raise ConfigError(f"{file}: 'config' is a {type(config).__name__}; expected a tpvformer.config.Config")
         return config
-    tree = _merged(file, names, seen=(file.resolve(),))
     if "model" not in tree:
         raise ConfigError(
             f"{file}: no configuration found; expected a variable 'config' (tpvformer.config.Config) "
             "or, in the reference's format, 'model = dict(type=\"TPVFormer\", ...)'"
         )
     return from_reference(tree, file.stem, str(file))
+
+
+def read_tree(path: Union[str, "os.PathLike[str]"], strays: bool = False) -> Tuple[Path, Dict[str, Any]]:
+    """Execute a file; return its path and its values, those of ``_base_`` merged in, or ``config`` alone where it is.
+
+    Raises ConfigError, also for a name that is no key of the reference's, unless ``strays``.
+    """
+    file = Path(path)
+    if not file.is_file() and file.parent in (Path(), Path("config")):
+        file = shipped().get(file.name[: -len(".py")] if file.suffix == ".py" else file.name, file)
+    names = _execute(file)
+    if "config" in names:
+        return file, {"config": names["config"]}
+    return file, _merged(file, names, (file.resolve(),), strays)
 
 
 def _execute(file: Path) -> Dict[str, Any]:
@@ -74,17 +84,18 @@ def _execute(file: Path) -> Dict[str, Any]:
     return {name: value for name, value in names.items() if not name.startswith("__")}
 
 
-def _merged(file: Path, names: Dict[str, Any], seen: Tuple[Path, ...]) -> Dict[str, Any]:
+def _merged(file: Path, names: Dict[str, Any], seen: Tuple[Path, ...], strays: bool) -> Dict[str, Any]:
     """Merge the file's values over those of its ``_base_`` files (paths relative to the file)."""
     bases = names.get("_base_", [])
     own = {name: value for name, value in names.items() if name != "_base_" and _is_value(value)}
-    _refuse_stray(file, own)
+    if not strays:
+        _refuse_stray(file, own)
     tree: Dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else list(bases):
         inherited = (file.parent / base).resolve()
         if inherited in seen:
             raise ConfigError(f"{file}: _base_ {base!r} leads back to a file that is already being read")
-        part = _merged(inherited, _execute(inherited), seen + (inherited,))
+        part = _merged(inherited, _execute(inherited), seen + (inherited,), strays)
         double = sorted(set(tree) & set(part))
         if double:
             raise ConfigError(f"{file}: {', '.join(double)} set by more than one _base_ file; expected each key once")

@@ -41,10 +41,22 @@ def from_reference(tree: Mapping[str, Any], name: str, file: str) -> Config:
     except ConfigError as err:
         raise ConfigError(str(err) if str(err).startswith(f"{file}:") else f"{file}: {err}") from err
     node.done()
+    top.expect("occupancy", model.view_attn == "hw")
+    return _with_model(top, name, model, grid_mask)
+
+
+def beside_model(tree: Mapping[str, Any], name: str, file: str, model: ModelConfig) -> Config:
+    """Convert everything but ``model``, which is given, as ``from_reference`` does.
+
+    GridMask is off, because the reference's models mask their images themselves.
+    """
+    return _with_model(Node(tree, "", Facts(file)), name, model, grid_mask=False)
+
+
+def _with_model(top: Node, name: str, model: ModelConfig, grid_mask: bool) -> Config:
     top.note(point_cloud_range="pc_range", nbr_class="num_classes")
     top.note(scale_h="scale_h", scale_w="scale_w", scale_z="scale_z")
     top.expect("unique_label", tuple(range(1, 17)))
-    top.expect("occupancy", model.view_attn == "hw")
     _check_grid_size(top, model)
     weights = top.take("load_from", None)
     return Config(

@@ -24,8 +24,11 @@ Say = Callable[[str], None]
 
 
 def rows_for(config: Config, device: torch.device) -> Optional[VisibleRows]:
-    """Return what lists the queries that cameras see, where the device's attention does less with a list; else None."""
-    return VisibleRows(config.model) if ops.takes_rows(device) else None
+    """Return what lists the queries that cameras see, where the device's attention does less with a list; else None.
+
+    None also for a model without attention to images, such as a checkout's own, of which nothing is known here.
+    """
+    return VisibleRows(config.model) if ops.takes_rows(device) and "self_cross" in config.model.layers else None
 
 
 class Loading:

@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
 
+from tpvformer.compat.checkpoints import OWN
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
 from tpvformer.data.samplers import TrainSampler
@@ -36,6 +37,7 @@ from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, miou, rep
 from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.foreign.own_model import OwnModel
 from tpvformer.engine.forward import predict
 from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
@@ -58,7 +60,7 @@ class TrainState:
     world: World
     device: torch.device
     log: RunLog
-    model: TPVFormer
+    model: Union[TPVFormer, OwnModel]
     parallel: nn.Module
     precision: Precision  # in use; config.train.precision is the setting, which may be "auto"
     stepper: Stepper
@@ -327,6 +329,8 @@ def write(run: TrainState, name: str, required: bool, best: bool = False) -> str
     # before the first step, the mid-epoch state is still that of the resumed checkpoint
     now = run.mid_epoch_state or capture_mid_epoch_state(run.global_batch, run.losses, run.world, run.device)
     now = {**now, "precision": run.precision.name}
+    if isinstance(run.model, OwnModel):
+        now[OWN] = run.model.source.text()
     if run.average is not None:
         now["ema"] = run.average.state()
     if run.world.is_main:

@@ -13,15 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from tpvformer import __version__
-from tpvformer.compat import Report, checkout, load_weights
-from tpvformer.compat.pretrained import starting_weights
+from tpvformer.compat import checkout
+from tpvformer.compat.own_model import OwnSource
 from tpvformer.config import Config, TrainConfig
 from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.engine.checkpoint import files as store
-from tpvformer.engine.checkpoint import state as checkpoint
-from tpvformer.engine.checkpoint.resume import ResumePoint, begin_average, find_origin, keep_global_batch
+from tpvformer.engine.checkpoint.resume import ResumePoint, find_origin, keep_global_batch, refuse_mixed
 from tpvformer.engine.checkpoint.saver import Saver
-from tpvformer.engine.checkpoint.schema import MID_EPOCH_KEYS
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.device import precision
 from tpvformer.engine.device.accelerator import (
@@ -55,13 +53,12 @@ from tpvformer.engine.logging.meters import LossMeter, StepClock
 from tpvformer.engine.loop import TrainState, run_epochs
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.optim.average import WeightAverage
+from tpvformer.engine.start import check_start, start_from
 from tpvformer.engine.work_dir.folder import check_name, entered
 from tpvformer.errors import ConfigError
 from tpvformer.model import TPVFormer
 from tpvformer.runtime.cores import load_of_others
 
-# parts that may start from random weights beside loaded ones
-HEADS = ("detection", "image_head", "history", "detection_history")
 _STARTING = 1800.0  # seconds to read the infos and compile kernels; a longer start counts as a hang
 
 
@@ -73,18 +70,22 @@ def train(
     max_steps: Optional[int] = None,
     deterministic: bool = False,
     command: str = "",
+    own: Optional[OwnSource] = None,
+    said: bool = False,
 ) -> Dict[str, Any]:
     """Train to the end of ``config.train.epochs``; return the summary and write it to the work dir.
 
     Without ``resume_from`` the run continues from the newest checkpoint in ``work_dir``. ``max_steps`` measures speed:
     the run starts afresh, stops after that many optimiser steps, and neither evaluates nor saves. After SIGTERM,
     SIGUSR1 or SIGHUP the run saves and stops: the summary is then empty and not written. ``command`` is the typed
-    command line, for starts.jsonl. Raises ConfigError, DataError, CheckpointError, NonFiniteLoss, SaveError.
+    command line, for starts.jsonl. ``own``: a checkout's own model is trained in place of this package's. ``said``: the
+    user has said which of the two is meant, so the log has no remark on changed model code. Raises ConfigError,
+    DataError, CheckpointError, NonFiniteLoss, SaveError.
     """
     began = time.perf_counter()
     writers.check(config.train.writers)
     check_name(work_dir)
-    world, torch_device, remarks = enter(device, watched=config.train.hang_minutes > 0)
+    world, torch_device, remarks = enter(device, config.train.hang_minutes > 0, said)
     if deterministic:
         remarks = remarks + enable_determinism(torch_device)
     with entered(work_dir, world):
@@ -93,9 +94,9 @@ def train(
         with contextlib.closing(RunLog(work_dir, world.is_main)) as log:
             _log_start(log, remarks, config, deterministic)
             try:
-                config, origin = prepare(config, work_dir, world, log, resume_from, max_steps)
+                config, origin = prepare(config, work_dir, world, log, resume_from, max_steps, own)
                 with Watchdog(60 * config.train.hang_minutes and _STARTING, work_dir, world.rank):
-                    run = build(config, work_dir, world, torch_device, log, max_steps)
+                    run = build(config, work_dir, world, torch_device, log, max_steps, own)
                 start_from(run, origin)
                 del origin  # its tensors are as large as model and optimiser state
                 _record_start(run, command, began)
@@ -108,10 +109,10 @@ def train(
         return outcome
 
 
-def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List[str]]:
+def enter(device: str, watched: bool = False, said: bool = False) -> Tuple[World, torch.device, List[str]]:
     """Join the process group and choose the device; return both, with remarks on the choice.
 
-    ``watched``: see ``distributed.start``.
+    ``watched``: see ``distributed.start``. ``said``: see ``train``.
     """
     end_with_parent()
     world = distributed.read_world()
@@ -119,7 +120,7 @@ def enter(device: str, watched: bool = False) -> Tuple[World, torch.device, List
     if chosen.type == "cpu":
         agree_on_threads()
     distributed.start(world, chosen, watched)
-    if world.is_main:
+    if world.is_main and not said:
         remarks = remarks + checkout.remarks(Path.cwd())
     return world, chosen, remarks
 
@@ -139,7 +140,13 @@ def _log_start(log: RunLog, remarks: List[str], config: Config, deterministic: b
 
 
 def prepare(
-    config: Config, work_dir: Path, world: World, log: RunLog, resume_from: Optional[Path], max_steps: Optional[int]
+    config: Config,
+    work_dir: Path,
+    world: World,
+    log: RunLog,
+    resume_from: Optional[Path],
+    max_steps: Optional[int],
+    own: Optional[OwnSource] = None,
 ) -> Tuple[Config, Optional[ResumePoint]]:
     """Return the configuration to train and the checkpoint to resume from, None for a run that starts afresh.
 
@@ -147,24 +154,20 @@ def prepare(
     """
     origin = find_origin(work_dir, resume_from, world, log) if resume_from or max_steps is None else None
     if origin is not None:
+        refuse_mixed(origin, own)
         return keep_global_batch(origin, config, world, log), origin
-    _check_start(config, max_steps)
+    check_start(config, max_steps)
     return config, None
 
 
-def _check_start(config: Config, max_steps: Optional[int]) -> None:
-    """Raise ConfigError if the configured weights do not exist, before the data and the model are built."""
-    weights = config.train.load_from
-    if weights is None or max_steps is not None or starting_weights(weights).exists():
-        return
-    raise ConfigError(
-        f"train.load_from: {weights} does not exist; put the pre-trained backbone there, or start "
-        "from random weights with --set train.load_from=null"
-    )
-
-
 def build(
-    config: Config, work_dir: Path, world: World, device: torch.device, log: RunLog, max_steps: Optional[int]
+    config: Config,
+    work_dir: Path,
+    world: World,
+    device: torch.device,
+    log: RunLog,
+    max_steps: Optional[int],
+    own: Optional[OwnSource] = None,
 ) -> TrainState:
     """Build data sets, loaders, model, optimiser and meters for the start of a run."""
     chosen = precision.choose_together(config.train.precision, device, world)
@@ -174,7 +177,14 @@ def build(
         (work_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
     loading, train_loader, val_loader, sets = build_loaders(config, world, device, log, evaluates=max_steps is None)
     train_set = cast(FrameDataset, train_loader.dataset)
-    model = _build_compiled(here, train_set, world, device, log)
+    if own is None:
+        model = _build_compiled(here, train_set, world, device, log)
+    else:
+        from tpvformer.engine.foreign.checkout_model import build_own
+
+        model = build_own(own, here, world, device, log)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
     steps = len(train_loader) // config.train.accumulate * config.train.epochs
     steps = steps if max_steps is None else min(steps, max_steps)
     return TrainState(
@@ -260,8 +270,6 @@ def _build_compiled(
     warm_up(config, train_set, world, device)
     if wanted(config.train.compile, device):
         compile_network(model, device, config.train.accumulate, log.warn)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
     return model
 
 
@@ -295,57 +303,6 @@ def set_precision(model: TPVFormer, train: TrainConfig, device: torch.device) ->
     # of deformable convolutions: all are kept if "none" is asked for, by default those that a tenth of the card holds
     shares = {None: card_memory(device) // 10, "none": sys.maxsize}
     model.backbone.column_budget = shares.get(train.recompute, 0)
-
-
-def start_from(run: TrainState, origin: Optional[ResumePoint]) -> None:
-    """Resume from a checkpoint, or load the configured weights, or keep the random ones."""
-    config, log = run.config, run.log
-    if origin is not None:
-        path, content = origin
-        same.check_resumed(content, path, run.sets, log)
-        run.progress, changed = checkpoint.resume(content, path, run.model, run.stepper, config)
-        run.mid_epoch_state = {name: content[name] for name in MID_EPOCH_KEYS if name in content}
-        log.line(f"resumed {path} at epoch {run.progress.epoch}, iteration {run.progress.global_iter}")
-        if changed:
-            log.warn(f"this run's settings differ from the checkpoint's: {changed}")
-        otherwise = run.precision.otherwise(content.get("precision"), config)
-        if otherwise:
-            log.warn(f"checkpoint {path} {otherwise}")
-        if run.progress.epoch >= config.train.epochs:
-            log.line(
-                f"all {config.train.epochs} epochs are done already; nothing to train, evaluating the result again"
-            )
-    elif config.train.load_from is None:
-        _warn_dead_backbone(run)
-    elif starting_weights(config.train.load_from).exists():
-        report = load_weights(run.model, starting_weights(config.train.load_from), fresh=HEADS)
-        _refuse_frozen(report, config)
-        for line in report.lines():
-            log.line(line)
-        for text in report.warnings:
-            log.warn(f"train.load_from {report.source}: {text}")
-    else:
-        log.warn(f"train.load_from {config.train.load_from} does not exist; measuring speed with random weights")
-    begin_average(run.average, origin, log)
-
-
-def _refuse_frozen(report: Report, config: Config) -> None:
-    """Raise ConfigError where a layer of classes starts afresh in a part that does not learn."""
-    for part in sorted({name.split(".")[0] for name in report.renewed} & set(config.train.freeze)):
-        raise ConfigError(
-            f"train.freeze names {part}, but train.load_from {report.source} has another number of classes, so its "
-            f"last layer starts afresh and has to learn; leave {part} out of train.freeze"
-        )
-
-
-def _warn_dead_backbone(run: TrainState) -> None:
-    """Warn of a random backbone whose frozen norms have scale 0: its residual blocks cannot learn."""
-    backbone = run.config.model.backbone
-    if backbone.norm == "frozen" and backbone.bn3_init == 0:
-        run.log.warn(
-            "the backbone starts from random weights with frozen norms whose residual scale is 0, so its blocks cannot "
-            "learn; set model.backbone.norm=batch and model.backbone.bn3_init=0.2, or train.load_from"
-        )
 
 
 def _record_start(run: TrainState, command: str, began: float) -> None:

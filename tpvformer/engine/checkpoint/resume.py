@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
@@ -10,6 +11,8 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import torch
 
 from tpvformer.compat import CheckpointError
+from tpvformer.compat.checkpoints import OWN
+from tpvformer.compat.own_model import FLAG, OwnSource
 from tpvformer.config import Config
 from tpvformer.engine.checkpoint import files as store
 from tpvformer.engine.checkpoint.rng import random_state, restore_random_state, seed_all
@@ -19,6 +22,7 @@ from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.logging.meters import LossMeter
 from tpvformer.engine.optim.average import WeightAverage
 from tpvformer.errors import ConfigError
+from tpvformer.untrusted.names import short
 
 
 class ResumePoint(NamedTuple):
@@ -65,6 +69,40 @@ def _alternative(path: Path) -> str:
             continue
         return f"; the newest whole checkpoint there is {other}"
     return ""
+
+
+def refuse_mixed(origin: ResumePoint, own: Optional[OwnSource]) -> None:
+    """Raise CheckpointError where a checkpoint is of this package's model and the run of a checkout's, or vice versa.
+
+    So it is where the checkout's model was built from another ``model`` section.
+    """
+    stored = origin.content.get(OWN)
+    if (stored is None) != (own is None):
+        theirs, ours = "a checkout's own model", "this package's model"
+        held, runs = (ours, theirs) if stored is None else (theirs, ours)
+        flag = f"leave {FLAG} out" if stored is None else f"add {FLAG}"
+        raise CheckpointError(
+            f"checkpoint {origin.path} holds weights of {held}, and this run trains {runs}; {flag}, or choose a fresh "
+            "--work-dir"
+        )
+    if own is not None and stored is not None and stored != own.text():
+        raise CheckpointError(
+            f"checkpoint {origin.path} is of another model section than that of {own.file}: "
+            f"{_first_difference(json.loads(stored), json.loads(own.text()))}; resume with the configuration it was "
+            "trained with, or choose a fresh --work-dir"
+        )
+
+
+def _first_difference(stored: Any, wanted: Any, where: str = "model") -> str:
+    """Return the first place in which two sections of plain values differ, as text."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        same = {key for key in stored if key in wanted and stored[key] == wanted[key]}
+        key = min({*stored, *wanted} - same)
+        return _first_difference(stored.get(key), wanted.get(key), f"{where}.{key}")
+    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        place = next(k for k, pair in enumerate(zip(stored, wanted)) if pair[0] != pair[1])
+        return _first_difference(stored[place], wanted[place], f"{where}[{place}]")
+    return f"{where} is {short(stored)} there and {short(wanted)} here"
 
 
 def keep_global_batch(origin: ResumePoint, config: Config, world: World, log: RunLog) -> Config:

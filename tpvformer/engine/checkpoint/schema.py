@@ -19,6 +19,7 @@ from tpvformer.untrusted.schema import (
     text,
     whole,
 )
+from tpvformer.untrusted.text import TextError, parse_json
 
 
 def _tensor(value: Any, where: str) -> None:
@@ -30,6 +31,17 @@ def _state(value: Any, where: str) -> None:
     """Check the optimiser state of one parameter: tensors, or step counts as numbers in files of older versions."""
     if not isinstance(value, Tensor):
         number(none=True)(value, where)
+
+
+def section_text(value: Any, where: str) -> None:
+    """Check a model section as text: a dictionary in JSON."""
+    text(2**20)(value, where)
+    try:
+        section = parse_json(value)
+    except TextError as err:
+        raise SchemaError(f"{where} is no JSON") from err
+    if not isinstance(section, dict):
+        raise SchemaError(f"{where} is {short(value)}, expected a dictionary in JSON")
 
 
 _count, _score = whole(0, 2**53), number(none=True)
@@ -49,6 +61,7 @@ _CONTENT = fields(
         "optimizer": _OPTIMISER,
         "scaler": nothing_or(map_of(anything)),
         "config": map_of(anything),
+        "own_model": section_text,
         "ema": fields({"updates": _count, "state_dict": map_of(_tensor)}, needed=("updates", "state_dict")),
         "epoch": whole(0, 10**6),
         "samples": _count,

@@ -219,7 +219,8 @@ def compile_network(
 
 def uncompiled(model: nn.Module) -> List[Tuple[str, Any]]:
     """Take the compiled parts off a model, which hide its modules, and return them for ``setattr``."""
-    names = ("image_network", "plane_network", "place_network", "pixel_network")
+    known = ("image_network", "plane_network", "place_network", "pixel_network")
+    names = [name for name in known if hasattr(model, name)]  # a checkout's own model has none
     parts = [(name, getattr(model, name)) for name in names]
     for name in names:
         setattr(model, name, None)

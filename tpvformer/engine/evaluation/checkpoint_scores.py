@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import ContextManager, Optional, Sequence, Union
 
 import torch
+from torch import nn
 
 from tpvformer.compat import load_weights
+from tpvformer.compat.own_model import OwnSource
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.data.types import Batch
@@ -23,6 +25,7 @@ from tpvformer.engine.evaluation.evaluate import Evaluation, evaluate, report, w
 from tpvformer.engine.evaluation.submission import predict_all
 from tpvformer.engine.evaluation.submission_file import TEST_VERSION
 from tpvformer.engine.faults.explain_crash import explain_crash
+from tpvformer.engine.foreign.own_model import load_own_weights
 from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.engine.metrics.flicker import FlickerTally
@@ -43,6 +46,8 @@ def evaluate_checkpoint(
     flicker: bool = False,
     shuffle_poses: bool = False,
     which: Optional[str] = None,
+    own: Optional[OwnSource] = None,
+    said: bool = False,
 ) -> Evaluation:
     """Score weights on the validation set; print the tables on stdout.
 
@@ -52,9 +57,10 @@ def evaluate_checkpoint(
     any other name the classes of points (submission.py); ``uses``: see submission_file.py. ``past_seconds`` limits the
     past that a model with ``model.history`` reads (``open_frames``). ``flicker`` reads the frames scene by scene and
     adds that metric (metrics/flicker.py). ``shuffle_poses`` scores a control: the past of every sample has the
-    motion of another one (data/past.py). ``which``: see ``load_weights``.
+    motion of another one (data/past.py). ``which``: see ``load_weights``. ``own``: the checkout's own model, whose
+    weights these are. ``said``: see ``train``.
     """
-    world, place, remarks = enter(device)
+    world, place, remarks = enter(device, said=said)
     log = RunLog(None, world.is_main)
     try:
         for remark in remarks:
@@ -75,7 +81,7 @@ def evaluate_checkpoint(
         if submission is not None:
             kept = submission_to(submission, data, config, "val", uses, world)
         with kept as writer, _in_words(config, place, "the evaluation"):
-            model = _loaded(config, weights, world, place, log, which)
+            model = _loaded(config, weights, world, place, log, which, own)
             receivers = [each.add for each in (writer, tally) if each is not None]
 
             def keep(batch: Batch, prediction: Prediction) -> None:
@@ -112,13 +118,15 @@ def predict_test_set(
     uses: Sequence[str] = (),
     past_seconds: Optional[float] = None,
     which: Optional[str] = None,
+    own: Optional[OwnSource] = None,
+    said: bool = False,
 ) -> None:
     """Write predictions for the test set, whose labels are not published; nothing is scored.
 
     The tables of v1.0-test are read below the configured root. Raises ConfigError, DataError and CheckpointError.
     """
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=TEST_VERSION))
-    world, place, remarks = enter(device)
+    world, place, remarks = enter(device, said=said)
     log = RunLog(None, world.is_main)
     try:
         for remark in remarks:
@@ -130,7 +138,7 @@ def predict_test_set(
         loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
         told = _in_words(config, place, "the predictions")
         with submission_to(submission, data, config, "test", uses, world) as writer, told:
-            predict_all(_loaded(config, weights, world, place, log, which), loader, config, place, log, writer)
+            predict_all(_loaded(config, weights, world, place, log, which, own), loader, config, place, log, writer)
             writer.finish(log)
     finally:
         log.close()
@@ -166,12 +174,20 @@ def _loaded(
     place: torch.device,
     log: RunLog,
     which: Optional[str] = None,
-) -> TPVFormer:
+    own: Optional[OwnSource] = None,
+) -> nn.Module:
     """Return the model with the given weights, in the common precision of all processes."""
     chosen = precision.choose_together(config.train.precision, place, world)
     precision.begin(chosen, config, place, log)
     if isinstance(weights, TPVFormer):
         return settle(weights, chosen.applied(config), place)
+    if own is not None:
+        from tpvformer.engine.foreign.checkout_model import build_own
+
+        theirs = build_own(own, config, world, place, log)
+        for line in load_own_weights(theirs, weights, whole=True, which=which):
+            log.line(line)
+        return theirs
     model = build_model(chosen.applied(config), place)
     for line in str(load_weights(model, weights, which=which)).splitlines():
         log.line(line)

@@ -13,12 +13,11 @@ from tpvformer.data.types import Batch
 from tpvformer.engine.device.compile import uncompiled
 from tpvformer.engine.forward import predict
 from tpvformer.engine.losses import total_loss
-from tpvformer.model import TPVFormer
 
 FINITE_AGAIN = "give finite numbers"
 
 
-def diagnose(model: TPVFormer, batches: Iterable[Batch], config: Config) -> str:
+def diagnose(model: nn.Module, batches: Iterable[Batch], config: Config) -> str:
     """Return one sentence that names the first weight, input, module or gradient that is not finite.
 
     ``model`` is the bare module. Its gradients are deleted, its running statistics do not change. ``batches`` are those

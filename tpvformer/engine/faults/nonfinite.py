@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Iterator, List, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset
@@ -16,7 +16,6 @@ from tpvformer.engine.distributed.collectives import World, all_gather_strings, 
 from tpvformer.engine.faults.diagnose import FINITE_AGAIN, diagnose
 from tpvformer.engine.logging.log import RunLog
 from tpvformer.errors import NonFiniteLoss
-from tpvformer.model import TPVFormer
 
 
 class NonFiniteGuard:
@@ -30,7 +29,7 @@ class NonFiniteGuard:
     def __init__(
         self,
         config: Config,
-        model: TPVFormer,
+        model: nn.Module,
         data: FrameDataset,
         world: World,
         device: torch.device,

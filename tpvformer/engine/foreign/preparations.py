@@ -19,18 +19,25 @@ _KEY = "tpvformer"
 _done: Dict[str, bool] = {}
 
 
-def prepare(kind: str, count: int) -> None:
+def prepare_all(kind: str, count: int) -> None:
     """Prepare this process for a script on ``count`` cards of a kind, and so those that it spawns. Once."""
+    cards = Cards(kind, count)
+    if prepare(cards):
+        _prepare_spawned(cards)
+
+
+def prepare(cards: Cards) -> bool:
+    """Prepare this process alone for code of others; return whether that was still to be done."""
     if _done.setdefault("prepared", False):
-        return
+        return False
     _done["prepared"] = True
     restore_numpy_names()
     serve_absent()
     importlib.import_module("tpvformer.compat.mmcv_ext")
     serve_drop_ins()
     allow_numpy_scalars()
-    redirect(Cards(kind, count), remark)
-    _prepare_spawned((kind, count))
+    redirect(cards, remark)
+    return True
 
 
 class _Prepared:
@@ -40,7 +47,7 @@ class _Prepared:
         self.cards = cards
 
     def __reduce__(self) -> Any:
-        return prepare, self.cards
+        return prepare_all, tuple(self.cards)
 
 
 def _prepare_spawned(cards: Tuple[str, int]) -> None:

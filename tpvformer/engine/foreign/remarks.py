@@ -8,8 +8,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Callable, List
 
 _FOLDER = "TPVFORMER_RUN_SAID"  # a folder with a file for each line that was printed
+_listeners: List[Callable[[str], None]] = []
 
 
 def open_remarks() -> bool:
@@ -26,8 +28,16 @@ def close_remarks(began: bool) -> None:
         shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
 
 
+def tell(listener: Callable[[str], None]) -> None:
+    """Give the remarks of this process to ``listener`` from now on, instead of printing them."""
+    _listeners[:] = [listener]
+
+
 def remark(text: str) -> None:
     """Print a line on stderr unless a process of this run has."""
+    for listener in _listeners:
+        listener(text)
+        return
     folder = os.environ.get(_FOLDER)
     if folder is not None:
         file = Path(folder, hashlib.sha256(text.encode()).hexdigest())

@@ -13,7 +13,7 @@ from typing import List, Optional
 from tpvformer.engine.device.redirect import find_cards, not_redirected
 from tpvformer.engine.distributed.launch import launch, threads
 from tpvformer.engine.distributed.parent import RESERVED_PORT, end_with_parent
-from tpvformer.engine.foreign.preparations import prepare
+from tpvformer.engine.foreign.preparations import prepare_all
 from tpvformer.engine.foreign.remarks import close_remarks, open_remarks, remark
 from tpvformer.errors import ConfigError, UserError
 
@@ -37,7 +37,7 @@ def run_script(script: Path, argv: List[str], device: str, cards: Optional[int])
     os.environ.setdefault("OMP_NUM_THREADS", str(threads(found.count)))
     sys.argv = [str(script), *argv]
     sys.path[0] = str(script.resolve().parent)
-    prepare(*found)
+    prepare_all(*found)
     RUNNING.append(str(script))
     try:
         runpy.run_path(str(script), run_name="__main__")

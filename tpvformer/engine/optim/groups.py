@@ -25,7 +25,7 @@ def groups_of(model: nn.Module, cfg: OptimConfig) -> List[Dict[str, Any]]:
     others. ``initial_lr`` is the rate that the schedule scales. Raises ConfigError for a rate of a part that does not
     learn.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [(_as_ours(name), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     _check_parts(cfg, [name for name, _ in named])
     layers = sum(1 for _ in getattr(getattr(model, "encoder", None), "layers", ()))
     groups: List[Dict[str, Any]] = []
@@ -33,6 +33,15 @@ def groups_of(model: nn.Module, cfg: OptimConfig) -> List[Dict[str, Any]]:
         members = [(name, p) for name, p in named if name.startswith("backbone.") is of_backbone]
         groups += _runs([(base_rate(name, cfg, layers), p) for name, p in members]) or [_group(cfg, of_backbone)]
     return groups
+
+
+def _as_ours(name: str) -> str:
+    """Return a parameter's name with the backbone named as in this package, where it has the reference's name.
+
+    The reference gives a rate of its own to every parameter whose name contains ``img_backbone``.
+    """
+    before, found, after = name.partition("img_backbone")
+    return f"backbone{after}" if found else before
 
 
 def base_rate(name: str, cfg: OptimConfig, layers: int) -> float:

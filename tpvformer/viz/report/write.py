@@ -17,14 +17,17 @@ FRAMES = "worst_frames"  # folder of the pictures, below the work dir
 _WIDTH = 1600  # pixels; width of a picture
 
 
-def after_training(work_dir: Path, device: str) -> None:
-    """Draw the worst frames and write the page, in process 0. A failure is printed and never fails the run."""
+def after_training(work_dir: Path, device: str, pictures: bool = True) -> None:
+    """Draw the worst frames and write the page, in process 0. A failure is printed and never fails the run.
+
+    ``pictures``: False for a checkout's own model, which nothing here draws.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
-    for what, do in (
-        ("the pictures of the worst frames", lambda: draw_worst(work_dir, device)),
-        (PAGE, lambda: print(f"a page of this run: {write_report(work_dir, work_dir / PAGE)}", flush=True)),
-    ):
+    steps = [(PAGE, lambda: print(f"a page of this run: {write_report(work_dir, work_dir / PAGE)}", flush=True))]
+    if pictures:
+        steps.insert(0, ("the pictures of the worst frames", lambda: draw_worst(work_dir, device)))
+    for what, do in steps:
         try:
             do()
         except Exception as err:  # any error: the training has succeeded, and its files are intact

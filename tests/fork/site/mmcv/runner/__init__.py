@@ -13,8 +13,14 @@ class BaseModule(nn.Module):
     def __init__(self, init_cfg=None):
         super().__init__()
         self.init_cfg = init_cfg
+        self._is_init = False
+
+    @property
+    def is_init(self):
+        return self._is_init
 
     def init_weights(self):
+        self._is_init = True
         for child in self.children():
             if hasattr(child, "init_weights"):
                 child.init_weights()

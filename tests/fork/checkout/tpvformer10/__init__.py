@@ -1,0 +1,3 @@
+from .former import EditedFormer
+
+__all__ = ["EditedFormer"]
