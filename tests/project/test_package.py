@@ -20,6 +20,7 @@ from engine_tools import ROOT, environment
 from rig_tools import rig_of_infos
 
 import tpvformer
+from tpvformer.compat.pretrained import EMBEDDED
 
 setuptools = pytest.importorskip("setuptools", minversion="70.1")  # the first that builds a wheel by itself
 SOURCES = ("tpvformer", "config", "mmcv_need", "mmdet_need", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -123,7 +124,7 @@ def test_the_wheel_holds_all_that_it_needs(installed: Path) -> None:
     shipped = {file.name for file in (installed / "tpvformer" / "configs").glob("*.py")}
     assert shipped == {file.name for file in (ROOT / "config").glob("*.py")}
     files = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tpvformer").rglob("*.py")}
-    files |= {"tpvformer/py.typed", "tpvformer/weights/demo.safetensors"}
+    files |= {"tpvformer/py.typed", *(f"tpvformer/weights/{name}.safetensors" for name in EMBEDDED)}
     assert all((installed / name).is_file() for name in files)
     assert not (installed / "tests").exists() and not (installed / "config").exists()
     (info,) = installed.glob("tpvformer-*.dist-info")
@@ -170,7 +171,8 @@ def test_the_source_archive_holds_the_weights(fresh: Path) -> None:
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"tpvformer/weights/demo.safetensors", "tpvformer/viz/page/viewer.html", "config/demo.py"} <= names
+    weights = {f"tpvformer/weights/{name}.safetensors" for name in EMBEDDED}
+    assert {*weights, "tpvformer/viz/page/viewer.html", "config/demo.py"} <= names
 
 
 @pytest.mark.skipif(not os.environ.get("TPVFORMER_REAL_DATA"), reason="TPVFORMER_REAL_DATA names no nuscenes_real")
