@@ -55,7 +55,8 @@ def _run(script: Path, argv: List[str]) -> int:
     root = script.resolve().parent
     root = root.parent if root.name == "visualization" else root
     in_root = root == Path.cwd()
-    said = bool(run in (_train, _eval) and _own_flag(args)) or bool(os.environ.get("TPVFORMER_OWN_MODEL"))
+    word = os.environ.get("TPVFORMER_OWN_MODEL", "")
+    said = word == "0" or (run in (_train, _eval) and bool(word or _own_flag(args)))  # pictures show this package's
     if _speaks() and not said and not (in_root and run in (_train, _eval)):  # their logs contain the remarks
         from tpvformer.compat import checkout
 

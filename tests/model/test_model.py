@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tpvformer.config import GridConfig, ModelConfig
 from tpvformer.errors import ConfigError
-from tpvformer.model import TPVFormer
+from tpvformer.model import TPVFormer, aggregator
 from tpvformer.model.aggregator import TPVAggregator
 from tpvformer.model.dropout import Dropout
 from tpvformer.model.grid import PLANE_AXES, cross_view_points, pillar_points
@@ -63,6 +63,8 @@ def test_dense_head_in_slabs(cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) 
     """Whole or in slabs, by autograd or by the backward pass of processors: the same logits and gradients."""
     model = build(cfg)
     toward, results = torch.randn(2, cfg.num_classes, *cfg.grid.shape), []
+    counted, decode = [], aggregator.decode_voxels
+    monkeypatch.setattr(aggregator, "decode_voxels", lambda *parts: (counted.append(1), decode(*parts))[1])
     for by_autograd in (True, False):
         monkeypatch.setattr("torch.jit.is_tracing", lambda traced=by_autograd: traced)
         for rows in (1 << 20, 100):
@@ -75,6 +77,7 @@ def test_dense_head_in_slabs(cfg: ModelConfig, monkeypatch: pytest.MonkeyPatch) 
             assert logits.shape == toward.shape
             (logits * toward).sum().backward()
             results.append([logits.detach(), x.grad, *(p.grad.clone() for p in model.aggregator.parameters())])
+    assert len(counted) == 2
     for result in results[1:]:
         for found, expected in zip(result, results[0]):
             assert (found - expected).norm() <= 1e-5 * expected.norm()

@@ -32,10 +32,23 @@ class OwnSource(NamedTuple):
     section: Dict[str, Any]
     occupancy: bool  # of the two families that the reference has a package and a builder for
     imports: Tuple[str, ...] = ()  # modules that the configuration's ``custom_imports`` names
+    unused: bool = False  # ``find_unused_parameters``: some steps do not use all parameters
 
     def text(self) -> str:
         """Return the section as one line of JSON, for checkpoints: equal for equal sections."""
-        return json.dumps(self.section, sort_keys=True, default=repr)
+        return json.dumps(_plain(self.section), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's types; a function or class becomes its name, which is the same in every process."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else repr(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"{value.__module__}.{name}"
 
 
 def asked(flag: Optional[bool]) -> Optional[bool]:
@@ -84,7 +97,9 @@ def load_own(path: str, assignments: Sequence[str], root: Path) -> Tuple[Config,
     config = override(beside_model(tree, file.stem, str(file), _stated(tree, section, str(file))), assignments)
     _check(config)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
-    return config, OwnSource(root, str(file), section, bool(tree.get("occupancy")), _imports(tree, str(file)))
+    unused = bool(tree.get("find_unused_parameters"))
+    imports = _imports(tree, str(file))
+    return config, OwnSource(root, str(file), section, bool(tree.get("occupancy")), imports, unused)
 
 
 def _imports(tree: Mapping[str, Any], file: str) -> Tuple[str, ...]:
@@ -112,11 +127,12 @@ def _stated(tree: Mapping[str, Any], section: Mapping[str, Any], file: str) -> M
         sizes = _sizes_of(tree.get("grid_size"), scales, file)
     space = tree.get("dataset_params")
     space = space if isinstance(space, Mapping) else {}
-    edges: Sequence[Any] = tree.get("point_cloud_range") or [
-        *space.get("min_volume_space", ()),
-        *space.get("max_volume_space", ()),
-    ]
-    if len(edges) != 6 or not all(isinstance(edge, (int, float)) for edge in edges):
+    edges = tree.get("point_cloud_range")
+    if edges is None:
+        corners = [space.get(f"{end}_volume_space") for end in ("min", "max")]
+        edges = [edge for corner in corners if isinstance(corner, (list, tuple)) for edge in corner]
+    usable = isinstance(edges, (list, tuple)) and len(edges) == 6
+    if not usable or not all(isinstance(edge, (int, float)) for edge in edges):
         raise ConfigError(f"{file}: point_cloud_range is {short(edges)}; expected six numbers, x0, y0, z0, x1, y1, z1")
     classes = find("nbr_class", "nbr_classes")
     if not isinstance(classes, int):

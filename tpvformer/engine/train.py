@@ -33,7 +33,7 @@ from tpvformer.engine.device.compile import compile_network, wanted
 from tpvformer.engine.device.memory import card_memory
 from tpvformer.engine.device.precision import Precision
 from tpvformer.engine.device.precompile import agree_on_threads, warm_up
-from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_same_cameras
+from tpvformer.engine.device.preflight import check_cameras, check_kernels, check_order, check_same_cameras
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed import consistency as same
 from tpvformer.engine.distributed.agreement import Agreement
@@ -45,6 +45,7 @@ from tpvformer.engine.faults.bad_samples import BadSamples
 from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.faults.nonfinite import NonFiniteGuard
 from tpvformer.engine.faults.watchdog import Watchdog
+from tpvformer.engine.foreign.own_model import OwnModel
 from tpvformer.engine.loading import Loading
 from tpvformer.engine.logging import summary, writers
 from tpvformer.engine.logging.environment import environment_info
@@ -89,7 +90,9 @@ def train(
     if deterministic:
         remarks = remarks + enable_determinism(torch_device)
     with entered(work_dir, world):
-        same.check_settings(config, resume_from=resume_from, max_steps=max_steps, deterministic=deterministic)
+        model = "" if own is None else own.text()
+        settings = {"resume_from": resume_from, "max_steps": max_steps, "deterministic": deterministic}
+        same.check_settings(config, **settings, own_model=model)
         _remove_leftovers(work_dir, world)
         with contextlib.closing(RunLog(work_dir, world.is_main)) as log:
             _log_start(log, remarks, config, deterministic)
@@ -182,6 +185,7 @@ def build(
     else:
         from tpvformer.engine.foreign.checkout_model import build_own
 
+        check_order(train_set)
         model = build_own(own, here, world, device, log)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")
@@ -195,7 +199,7 @@ def build(
         log=log,
         model=model,
         sets=sets,
-        parallel=distributed.wrap_ddp(model, world, device),
+        parallel=distributed.wrap_ddp(model, world, device, own is not None and own.unused),
         precision=chosen,
         stepper=Stepper(model, config.optim, device, chosen.name),
         average=WeightAverage(model, config.train.ema) if config.train.ema else None,
@@ -331,7 +335,8 @@ def fit(run: TrainState) -> Optional[Evaluation]:
     Raises Stopped after a signal to stop, and RunEnded for crashes with outside causes.
     """
     signals = run.signals if run.max_steps is None else contextlib.nullcontext()
-    explained = explain_crash(run.config, run.precision.name, run.device, lambda: run.watchdog.doing)
+    own = isinstance(run.model, OwnModel)
+    explained = explain_crash(run.config, run.precision.name, run.device, lambda: run.watchdog.doing, own)
     with contextlib.closing(run.saver), signals, run.watchdog, explained:
         evaluation = run_epochs(run)
     if run.clock.waiting_share is not None:

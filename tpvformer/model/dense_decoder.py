@@ -2,8 +2,8 @@
 
 A voxel's hidden units are hw[y,x] + zh[z,y] + wz[x,z], its logits W softplus(hidden) + b. The hidden units of a whole
 grid are far larger than the planes and the logits, so no pass keeps them: the backward pass computes those of a slab
-again, and adds their gradients to the planes' at once. Autograd over checkpointed slabs does the same through memory:
-on one thread of a processor with AVX2 it takes 3 to 5 times as long (benchmarks/bench_cpu.py, config/demo_dense.py).
+again, and adds their gradients to the planes' at once. Autograd over checkpointed slabs does the same through memory,
+and takes several times as long on a processor (docs/train.md, "What pays").
 
 Legend: B batch, D decoder width, K classes, X, Y, Z voxels.
 """

@@ -84,7 +84,7 @@ def _at_origin(value: Tensor, queries: int) -> Tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(1, 1, queries, 1, 1, 2, device=value.device), *_everyone(value, queries)
 
 
-def _through_autograd(run: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor) -> Any:
+def through_autograd(run: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor) -> Any:
     """Return the gradients of ``inputs`` through an operation, which is computed for it."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
@@ -106,6 +106,7 @@ def ms_deform_attn(value: Tensor, level_shapes: LevelShapes, locations: Tensor, 
     return library.anchored_attention(maps, origin, bits, offsets, weights, scale, level_shapes)
 
 
+@torch.no_grad()
 def ms_deform_attn_gradients(
     value: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor, grad_out: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +116,7 @@ def ms_deform_attn_gradients(
     """
     maps, inputs = value[:, None], (value, locations, weights)
     if not use_kernel(library.ATTENTION, maps):
-        return _through_autograd(lambda v, x, w: ms_deform_attn(v, level_shapes, x, w), inputs, grad_out)
+        return through_autograd(lambda v, x, w: ms_deform_attn(v, level_shapes, x, w), inputs, grad_out)
     origin, bits, scale = _at_origin(value, locations.shape[1])
     sizes = level_sizes(level_shapes, locations)
     by_value, by_offsets, by_weights = library.attention_gradients(
@@ -285,6 +286,7 @@ def modulated_deform_conv2d(
     return out.permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
 def modulated_deform_conv2d_gradients(
     x: Tensor,
     offset: Tensor,
@@ -307,7 +309,7 @@ def modulated_deform_conv2d_gradients(
         def run(*tensors: Tensor) -> Tensor:
             return modulated_deform_conv2d(*tensors, None, *sizes, groups, deform_groups)
 
-        return _through_autograd(run, (x, offset, mask, weight), grad_out)
+        return through_autograd(run, (x, offset, mask, weight), grad_out)
     last = grad_out.to(weight.dtype).permute(0, 2, 3, 1)
     found = library.convolution_gradients(
         *_channels_last(typed, offset, mask, weight), last, (*weight.shape[2:], *sizes)

@@ -312,7 +312,7 @@ def test_what_a_checkout_lacks(tmp_path: Path, err: ModuleNotFoundError, said: s
 
 def test_remarks_go_to_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     heard: List[str] = []
-    monkeypatch.setattr(remarks, "_listeners", [])
+    monkeypatch.setattr(remarks, "_listener", None)
     remarks.tell(heard.append)
     remarks.remark("np.int is gone")
     assert heard == ["np.int is gone"] and capsys.readouterr().err == ""

@@ -165,10 +165,7 @@ def _gradients(
         more = (*sizes[::2], groups, deform_groups)
         return ops.modulated_deform_conv2d_gradients(x, offset, mask, weight, grad_output, *more)
     # plain PyTorch alone has other sizes, and it has no gradient without a forward pass
-    leaves = [tensor.detach().requires_grad_() for tensor in given]
-    with torch.enable_grad():
-        out = _convolve(leaves, sizes, groups, deform_groups)
-    return torch.autograd.grad(out, leaves, grad_output.to(out.dtype))
+    return ops.through_autograd(lambda *given: _convolve(given, sizes, groups, deform_groups), given, grad_output)
 
 
 def _square(sizes: Tuple[int, ...]) -> bool:

@@ -85,7 +85,7 @@ def refuse_mixed(origin: ResumePoint, own: Optional[OwnSource]) -> None:
             f"checkpoint {origin.path} holds weights of {held}, and this run trains {runs}; {flag}, or choose a fresh "
             "--work-dir"
         )
-    if own is not None and stored is not None and stored != own.text():
+    if own is not None and stored is not None and json.loads(stored) != json.loads(own.text()):
         raise CheckpointError(
             f"checkpoint {origin.path} is of another model section than that of {own.file}: "
             f"{_first_difference(json.loads(stored), json.loads(own.text()))}; resume with the configuration it was "
@@ -98,7 +98,10 @@ def _first_difference(stored: Any, wanted: Any, where: str = "model") -> str:
     if isinstance(stored, dict) and isinstance(wanted, dict):
         same = {key for key in stored if key in wanted and stored[key] == wanted[key]}
         key = min({*stored, *wanted} - same)
-        return _first_difference(stored.get(key), wanted.get(key), f"{where}.{key}")
+        if key not in stored or key not in wanted:
+            there, here = ("absent" if key not in side else short(side[key]) for side in (stored, wanted))
+            return f"{where}.{key} is {there} there and {here} here"
+        return _first_difference(stored[key], wanted[key], f"{where}.{key}")
     if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
         place = next(k for k, pair in enumerate(zip(stored, wanted)) if pair[0] != pair[1])
         return _first_difference(stored[place], wanted[place], f"{where}[{place}]")

@@ -38,6 +38,19 @@ def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
             )
 
 
+def check_order(data: FrameDataset) -> None:
+    """Raise ConfigError if a camera's embedding is not its place: a checkout's own model knows cameras by their order.
+
+    So it is where the samples lack one of nuScenes' six cameras.
+    """
+    for place, (name, slot) in enumerate(data.embeddings.items()):
+        if slot != place:
+            raise ConfigError(
+                f"{data.infos}: camera {name} is number {place} of its sample and has embedding {slot}; a checkout's "
+                "own model needs all cameras, in the order it was written for"
+            )
+
+
 def check_embeddings(used: int, source: str, config: Config) -> None:
     """Raise ConfigError if the cameras of ``source`` use more embeddings than the model has."""
     cameras = config.model.num_cams

@@ -156,8 +156,10 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, world: World, device: torch.device, unused: bool = False) -> nn.Module:
     """Wrap a model in DDP, which averages gradients. Buffers are not exchanged at each step; see ``share_buffers``.
+
+    ``unused``: search for parameters that a step does not use, as only a checkout's own model may have them.
 
     ``static_graph`` stays off: it saves the search for unused parameters, which is off already, and delays the first
     exchange; gradients are the same to the bit (tests/engine/distributed/test_agreement.py).
@@ -167,6 +169,6 @@ def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     ids = None if device.type == "cpu" else [device.index]
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     exchange = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
-    options: Dict[str, Any] = {exchange: False, "find_unused_parameters": False}
+    options: Dict[str, Any] = {exchange: False, "find_unused_parameters": unused}
     options["gradient_as_bucket_view"] = not packs_gradients(device)  # saves a copy of the gradients
     return DistributedDataParallel(model, device_ids=ids, **options)

@@ -100,7 +100,7 @@ def evaluate_checkpoint(
                 writer.finish(log)
         if out is not None and world.is_main:
             given = {"which": which, "past_seconds": past_seconds, "shuffle_poses": shuffle_poses or None}
-            write_scores(out, result, config, **{name: said for name, said in given.items() if said is not None})
+            write_scores(out, result, config, **{name: value for name, value in given.items() if value is not None})
         if controls:
             train_set = open_frames(config, "train")
             run_controls(model, loader, train_set, data, config, world, place, log, result)

@@ -14,23 +14,30 @@ from tpvformer.runtime.processor import mib
 
 # PyTorch's messages about a peer process that ended, and about dead workers and failed transfers of batches
 _PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_UNUSED = "Expected to have finished reduction"
 _WORKER = ("DataLoader worker", "ancdata", "shared memory", "Too many open files")
 
 
 @contextlib.contextmanager
 def explain_crash(
-    config: Config, precision: str, device: torch.device, doing: Callable[[], str]
+    config: Config, precision: str, device: torch.device, doing: Callable[[], str], own: bool = False
 ) -> Generator[None, None, None]:
     """Convert out-of-memory errors and dead workers or processes into RunEnded; other errors pass.
 
-    ``precision`` is the one in use; ``doing`` returns what the run is doing.
+    ``precision`` is the one in use; ``doing`` returns what the run is doing. ``own``: the model is a checkout's own,
+    which may have parameters that a step does not use, and has no other precision and nothing to recompute.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as err:
         text = " ".join(str(err).split())
         if isinstance(err, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-            raise RunEnded(_memory(config, precision, device, doing(), text)) from err
+            raise RunEnded(_memory(config, precision, device, doing(), text, own)) from err
+        if own and _UNUSED in text:
+            raise RunEnded(
+                f"the model has parameters that a step does not use, at {doing()}; in several processes its "
+                "configuration needs find_unused_parameters = True"
+            ) from err
         if any(words in text for words in _WORKER):
             raise RunEnded(_worker(config, doing(), text)) from err
         if any(words in text for words in _PEER):
@@ -41,12 +48,12 @@ def explain_crash(
         raise
 
 
-def _memory(config: Config, precision: str, device: torch.device, doing: str, text: str) -> str:
+def _memory(config: Config, precision: str, device: torch.device, doing: str, text: str, own: bool) -> str:
     data, train = config.data, config.train
     advice = ["lower data.image_scale"]
-    if train.recompute != "blocks":
+    if not own and train.recompute != "blocks":
         advice.insert(0, "set train.recompute=blocks")
-    if precision == "fp32" and (device.type != "cpu" or fast_bf16(device).fast):
+    if not own and precision == "fp32" and (device.type != "cpu" or fast_bf16(device).fast):
         advice.insert(0, "set train.precision=bf16")
     if data.batch_size > 1:
         advice.insert(0, "lower data.batch_size and raise train.accumulate by as much, which keeps the global batch")

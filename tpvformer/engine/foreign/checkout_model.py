@@ -61,7 +61,9 @@ def _built(source: OwnSource) -> nn.Module:
         for name in (*source.imports, *([package] if has_package else [])):
             importlib.import_module(name)
         if has_builder:
-            build = importlib.import_module(builder).build
+            build = getattr(importlib.import_module(builder), "build", None)
+            if build is None:
+                raise ConfigError(f"{FLAG}: {builder} of {source.root} has no function build(model)")
         else:
             build = importlib.import_module("mmseg.models").build_segmentor
         return build(_as_mmcv_reads(source.section))

@@ -7,6 +7,7 @@ Its ``forward`` takes ``points`` (B,n,3) in voxels or None, ``img_metas``, a dic
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -110,6 +111,11 @@ def load_own_weights(model: OwnModel, path: Path, whole: bool, which: Optional[s
         raise CheckpointError(
             f"{path}: holds weights of this package's model, and {FLAG} runs the checkout's own; leave {FLAG} out, or "
             "name weights of that model"
+        )
+    if whole and ours and json.loads(content[OWN]) != json.loads(model.source.text()):
+        raise CheckpointError(
+            f"{path}: was trained with another model section than that of {model.source.file}; name the configuration "
+            "it was trained with"
         )
     weights, line = chosen(content, str(path), which, ours)
     state: Mapping[str, Tensor] = model.state_dict()

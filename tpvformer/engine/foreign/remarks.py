@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, Optional
 
 _FOLDER = "TPVFORMER_RUN_SAID"  # a folder with a file for each line that was printed
-_listeners: List[Callable[[str], None]] = []
+_listener: Optional[Callable[[str], None]] = None
 
 
 def open_remarks() -> bool:
@@ -30,13 +30,14 @@ def close_remarks(began: bool) -> None:
 
 def tell(listener: Callable[[str], None]) -> None:
     """Give the remarks of this process to ``listener`` from now on, instead of printing them."""
-    _listeners[:] = [listener]
+    global _listener
+    _listener = listener
 
 
 def remark(text: str) -> None:
     """Print a line on stderr unless a process of this run has."""
-    for listener in _listeners:
-        listener(text)
+    if _listener is not None:
+        _listener(text)
         return
     folder = os.environ.get(_FOLDER)
     if folder is not None:
