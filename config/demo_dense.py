@@ -11,7 +11,7 @@ number    on 111 unseen scenes, seeds 0 and 1: RayIoU 40.1, 35.5; SC IoU 60.3, 5
 Labels are Occ3D's of the street (tpvformer synth --occupancy), in the ego frame. The grid is a part of theirs: voxels
 of 0.4 m within 25.6 m of the vehicle. The street's labels are complete, so the loss looks at voxels that no camera
 observes, too. Training starts from the weights inside the package, except for the last layer, which has a class more.
-The render loss (engine/losses/render.py) raises RayIoU and lowers the others (docs/train.md, "What pays"), so it is off
+The render loss (engine/losses/render.py) raises RayIoU and lowers the others (docs/recipe.md), so it is off
 unless it is asked for. The weights demo_dense inside the package have it, and are an average (train.ema=0.98).
 """
 

@@ -3,8 +3,8 @@
 A voxel's hidden units are hw[y,x] + zh[z,y] + wz[x,z], its logits W softplus(hidden) + b. The hidden units of a whole
 grid are far larger than the planes and the logits, so no pass keeps them: the backward pass computes those of a slab
 again, and adds their gradients to the planes' at once. Autograd over checkpointed slabs does the same through memory:
-449 + 640 ms of CPU time, forward and backward, where this takes 110 + 189 (a sample of config/demo_dense.py in fp32, one
-thread of an AMD EPYC with AVX2).
+449 + 640 ms of CPU time, forward and backward, where this takes 110 + 189 (a sample of config/demo_dense.py in fp32,
+one thread of an AMD EPYC with AVX2).
 
 Legend: B batch, D decoder width, K classes, X, Y, Z voxels.
 """
