@@ -11,7 +11,7 @@ from engine_tools import MODEL
 
 from tpvformer.compat import CheckpointError, export_reference, load_weights
 from tpvformer.config import ModelConfig
-from tpvformer.engine.train import HEADS
+from tpvformer.engine.start import HEADS
 from tpvformer.model import TPVFormer
 
 HW = replace(MODEL, view_attn="hw", position_dims=(8, 8), num_classes=18)

@@ -16,7 +16,7 @@ from tpvformer.compat import load_weights
 from tpvformer.compat.checkpoints import export_reference
 from tpvformer.compat.errors import CheckpointError
 from tpvformer.config import Config, ConfigError, DetectionConfig, GridConfig, HistoryConfig, ModelConfig, override
-from tpvformer.engine.train import HEADS
+from tpvformer.engine.start import HEADS
 from tpvformer.model import TPVFormer
 from tpvformer.model.grid import PLANE_AXES, centres, own_plane_points, query_points
 from tpvformer.model.history import PlaneHistory, hw_past

@@ -50,7 +50,7 @@ def test_a_name_without_weights_says_what_there_is(command: bool, capsys: pytest
     for name, text in (
         ("tpv_lidarseg", "is the name of a configuration, of which this package has no weights; docs/configs.md says"),
         ("tpv_lidarseg.py", "is the name of a configuration"),
-        ("nonsense", "is neither a file nor a folder here, nor the name of weights in this package (demo)"),
+        ("nonsense", "is neither a file nor a folder here, nor the name of weights in this package (demo, demo_dense)"),
     ):
         if command:
             assert main(["predict", "--ckpt-path", name, "--rig", "rig.json"]) == 2

@@ -114,11 +114,13 @@ def _write_page(path: Path, result: FramePrediction, title: str) -> None:
 
 
 def _write_picture(path: Path, result: FramePrediction, config: Config, title: str) -> None:
+    from tpvformer.predict.draw import seen_from_above, vehicle_place  # imports PyTorch, which comes before OpenCV
+
+    # isort: split
     import cv2
     import numpy as np
 
     from tpvformer.files import atomic_file
-    from tpvformer.predict.draw import seen_from_above, vehicle_place
     from tpvformer.viz.picture import frame_picture
 
     assert result.scanned is not None and result.true_voxels is not None, "the street has points and labels"

@@ -177,7 +177,7 @@ def test_checkpoints_of_the_two_kinds() -> None:
             None,
             "holds weights of a checkout's own model, and this run trains this package's model; add --own-mo",
         ),
-        (theirs, SOURCE._replace(section={"type": "Theirs", "a": [1]}), r"model\.a is None there and \[1\] here"),
+        (theirs, SOURCE._replace(section={"type": "Theirs", "a": [1]}), r"model\.a is absent there and \[1\] here"),
     ):
         with pytest.raises(CheckpointError, match=said):
             refuse_mixed(ResumePoint(Path("a.pth"), content), source)
