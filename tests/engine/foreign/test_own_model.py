@@ -29,11 +29,7 @@ from pathlib import Path
 import cv2, numpy as np, torch
 from torch.nn import functional as F
 from builder import tpv_lidarseg_builder
-from tpvformer.compat import load_config
 from tpvformer.compat.tensors import read_archive
-from tpvformer.engine.checkpoint.state import Progress
-from tpvformer.engine.optim import Stepper
-from tpvformer.model import TPVFormer
 from tpvformer.engine.losses import lovasz_labels
 from tpvformer.labels import RAW_TO_CLASS
 section, split, weights = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -253,9 +249,9 @@ def test_a_checkout_without_a_builder(checkout: Path, trained: str, tmp_path: Pa
         if more:
             (folder / "tpvformer10").rename(folder / "mine")
         own.write_config(folder, **more)
-        done = own.train(folder, "one", "--own-model", "--max-steps", "1")
+        done = own.train(folder, "first", "--own-model", "--max-steps", "1")
         assert "the checkout's own model is used: EditedFormer" in done.stdout
-        losses = [records(place, "train")[0]["loss"] for place in (folder / "one", checkout / "out")]
+        losses = [records(place, "train")[0]["loss"] for place in (folder / "first", checkout / "out")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6), "init_weights was not called"
     shutil.rmtree(folder / "mine")
     said = own.train(folder, "two", "--own-model", "--max-steps", "1", status=2).stderr
