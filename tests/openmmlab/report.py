@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import logging
 import sys
@@ -27,6 +28,8 @@ class Absent(types.ModuleType):
 
 
 sys.modules["mmcv._ext"] = Absent("mmcv._ext")
+# mmcv's optimizer constructor asks for it, by pkgutil.find_loader
+sys.modules["mmcv._ext"].__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", importlib.machinery.BuiltinImporter)
 DCN = {"type": "DCNv2", "deform_groups": 1, "fallback_on_stride": False}
 
 
