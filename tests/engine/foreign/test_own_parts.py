@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional
 
 import own_tools as own
@@ -20,10 +21,12 @@ from tpvformer.compat.own_model import OwnSource, asked, hinted, load_own
 from tpvformer.config import Config, GridConfig, ModelConfig, OptimConfig
 from tpvformer.engine.checkpoint.resume import ResumePoint, refuse_mixed
 from tpvformer.engine.checkpoint.schema import check_content
+from tpvformer.engine.device.preflight import check_order
+from tpvformer.engine.faults.explain_crash import explain_crash
 from tpvformer.engine.foreign import checkout_model, remarks
 from tpvformer.engine.foreign.own_model import OwnModel, load_own_weights
 from tpvformer.engine.optim.groups import groups_of
-from tpvformer.errors import CheckpointError, ConfigError
+from tpvformer.errors import CheckpointError, ConfigError, RunEnded
 from tpvformer.model import TPVFormer
 from tpvformer.untrusted.schema import SchemaError
 
@@ -194,6 +197,36 @@ def test_checkpoints_of_the_two_kinds() -> None:
             check_content({**whole, "own_model": wrong})
 
 
+def test_sections_are_compared_by_value() -> None:
+    """Keys of any kind, and functions by name: the text is the same in every process."""
+    section = {"type": "Theirs", 0: (1, 2), "pick": re.sub, "inner": {"x": True}}
+    source = SOURCE._replace(section=section)
+    assert '"0": [1, 2]' in source.text() and '"pick": "re.sub"' in source.text()
+    for equal in ({**section, 0: [1.0, 2]}, {**section, "inner": {"x": 1}}):
+        stored = {"own_model": SOURCE._replace(section=equal).text()}
+        refuse_mixed(ResumePoint(Path("a.pth"), stored), source)
+
+
+def test_cameras_out_of_order_are_refused() -> None:
+    data: Any = SimpleNamespace(infos="val.pkl", embeddings={"CAM_FRONT": 0, "CAM_FRONT_RIGHT": 1})
+    check_order(data)
+    data.embeddings = {"CAM_FRONT": 0, "CAM_BACK": 3}
+    with pytest.raises(ConfigError, match="val.pkl: camera CAM_BACK is number 1 of its sample and has embedding 3"):
+        check_order(data)
+
+
+@pytest.mark.parametrize("own_model", [False, True])
+def test_errors_of_their_model_in_words(own_model: bool) -> None:
+    config, cpu = Config("own"), torch.device("cpu")
+    unused = "Expected to have finished reduction in the prior iteration"
+    kind, said = (RunEnded, "needs find_unused_parameters = True") if own_model else (RuntimeError, unused)
+    with pytest.raises(kind, match=said), explain_crash(config, "fp32", cpu, lambda: "step 2", own_model):
+        raise RuntimeError(unused)
+    with pytest.raises(RunEnded) as caught, explain_crash(config, "fp32", cpu, lambda: "step 2", own_model):
+        raise MemoryError
+    assert ("train.recompute=blocks" in str(caught.value)) != own_model
+
+
 def read(folder: Path, *assignments: str, **changes: Any) -> Config:
     (folder / "config").mkdir(exist_ok=True)
     return load_own(str(own.write_config(folder, **changes)), assignments, folder)[0]
@@ -208,6 +241,12 @@ def test_the_configuration_beside_their_model(tmp_path: Path) -> None:
     assert source.section == own.section() and not source.occupancy and source.root == tmp_path
     names = {"tpv_w_": None, "tpv_h_": None, "tpv_z_": None}
     assert read(tmp_path, **names, model={"type": "A", "tpv_aggregator": own.GRID}).model.grid.shape == (10, 12, 4)
+    assert not source.unused
+    own.write_config(tmp_path, find_unused_parameters=True)
+    assert load_own(str(tmp_path / own.CONFIG), [], tmp_path)[1].unused
+    for wrong in (5, [1, 2], ["a"] * 6):
+        with pytest.raises(ConfigError, match="point_cloud_range is .*; expected six numbers"):
+            read(tmp_path, point_cloud_range=wrong)
     cubic = {**names, "grid_size": [8, 8, 4]}
     assert read(tmp_path, **cubic, model={"type": "A"}).model.grid.shape == (8, 8, 4)
 

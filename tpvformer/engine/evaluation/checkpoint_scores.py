@@ -16,7 +16,7 @@ from tpvformer.config import Config
 from tpvformer.data.dataset import FrameDataset, open_frames
 from tpvformer.data.types import Batch
 from tpvformer.engine.device import precision
-from tpvformer.engine.device.preflight import check_cameras
+from tpvformer.engine.device.preflight import check_cameras, check_order
 from tpvformer.engine.distributed import collectives as distributed
 from tpvformer.engine.distributed.collectives import World
 from tpvformer.engine.evaluation.baselines import run_controls
@@ -69,6 +69,8 @@ def evaluate_checkpoint(
         if shuffle_poses:
             _shuffle(data, submission, log)
         check_cameras(data, config)
+        if own is not None:
+            check_order(data)
         if data.camera_note:
             log.line(data.camera_note)
         if controls and not data.has_points:
@@ -80,7 +82,7 @@ def evaluate_checkpoint(
         kept = contextlib.nullcontext()
         if submission is not None:
             kept = submission_to(submission, data, config, "val", uses, world)
-        with kept as writer, _in_words(config, place, "the evaluation"):
+        with kept as writer, _in_words(config, place, "the evaluation", own is not None):
             model = _loaded(config, weights, world, place, log, which, own)
             receivers = [each.add for each in (writer, tally) if each is not None]
 
@@ -133,10 +135,12 @@ def predict_test_set(
             log.warn(remark)
         data = _opened(config, "test", past_seconds, log)
         check_cameras(data, config)
+        if own is not None:
+            check_order(data)
         if data.camera_note:
             log.line(data.camera_note)
         loader = Loading(data, config, world, place, log.line, log.warn).loader(data, train=False)
-        told = _in_words(config, place, "the predictions")
+        told = _in_words(config, place, "the predictions", own is not None)
         with submission_to(submission, data, config, "test", uses, world) as writer, told:
             predict_all(_loaded(config, weights, world, place, log, which, own), loader, config, place, log, writer)
             writer.finish(log)
@@ -163,8 +167,8 @@ def _shuffle(data: FrameDataset, submission: Optional[Path], log: RunLog) -> Non
     )
 
 
-def _in_words(config: Config, place: torch.device, doing: str) -> ContextManager[None]:
-    return explain_crash(config, precision.choose(config.train.precision, place).name, place, lambda: doing)
+def _in_words(config: Config, place: torch.device, doing: str, own: bool) -> ContextManager[None]:
+    return explain_crash(config, precision.choose(config.train.precision, place).name, place, lambda: doing, own)
 
 
 def _loaded(
