@@ -87,9 +87,10 @@ def _changed(folder: Path, commit: str) -> List[str]:
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
     diff = ("diff", "--no-ext-diff", "--no-renames", "--name-only", "--relative", "-z", commit)
     with tempfile.TemporaryDirectory() as temporary:
-        # git diff writes the index where a file's time has changed: here to a copy
+        # git diff writes the index where a file's time has changed: here to a copy, which keeps the index's own time,
+        # by which git knows files that may have changed since without another size or second
         index = folder / _run(folder, "rev-parse", "--git-path", "index").stdout.decode(errors="replace").strip()
-        copied = {"GIT_INDEX_FILE": shutil.copy(index, temporary + "/index")} if index.is_file() else {}
+        copied = {"GIT_INDEX_FILE": shutil.copy2(index, temporary + "/index")} if index.is_file() else {}
         tracked = _git(folder, *diff, more=copied)
     return sorted({name for name in tracked + untracked if "__pycache__/" not in name})
 
