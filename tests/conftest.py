@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Iterator, List
 
 import pytest
-import torch
 from programs import Program, Start
+
+# before PyTorch is imported: several test processes share the cores, and a thread that waits leaves its core to them
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import torch  # noqa: E402
 
 # A job that a shell starts in the background ignores SIGINT, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
