@@ -246,13 +246,14 @@ def test_the_runtime_has_what_device_py_asks_for(torch_npu: Wheel) -> None:
     file = "torch_npu/npu/__init__.py"
     names = (
         "is_available device_count set_device synchronize get_device_name is_bf16_supported set_compile_mode config "
-        "matmul conv max_memory_allocated reset_peak_memory_stats"
+        "matmul conv max_memory_allocated reset_peak_memory_stats get_rng_state set_rng_state"
     )
     for name in names.split():
         assert torch_npu.defines(file, name) is not None, name
     assert torch_npu.function(file, "set_compile_mode") == Signature(("jit_compile",), 0)
     for name in ("set_device", "synchronize", "get_device_name", "max_memory_allocated", "reset_peak_memory_stats"):
         assert torch_npu.function(file, name).takes(1), name
+    assert torch_npu.function(file, "get_rng_state").takes(1) and torch_npu.function(file, "set_rng_state").takes(2)
     for name in ("is_available", "device_count", "is_bf16_supported"):
         assert torch_npu.function(file, name).takes(0), name
 

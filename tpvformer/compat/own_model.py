@@ -32,6 +32,7 @@ class OwnSource(NamedTuple):
     section: Dict[str, Any]
     occupancy: bool  # of the two families that the reference has a package and a builder for
     imports: Tuple[str, ...] = ()  # modules that the configuration's ``custom_imports`` names
+    may_fail: bool = False  # its ``allow_failed_imports``
     unused: bool = False  # ``find_unused_parameters``: some steps do not use all parameters
 
     def text(self) -> str:
@@ -98,18 +99,19 @@ def load_own(path: str, assignments: Sequence[str], root: Path) -> Tuple[Config,
     _check(config)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     unused = bool(tree.get("find_unused_parameters"))
-    imports = _imports(tree, str(file))
-    return config, OwnSource(root, str(file), section, bool(tree.get("occupancy")), imports, unused)
+    source = OwnSource(root, str(file), section, bool(tree.get("occupancy")), unused=unused)
+    names, may_fail = _imports(tree, str(file))
+    return config, source._replace(imports=names, may_fail=may_fail)
 
 
-def _imports(tree: Mapping[str, Any], file: str) -> Tuple[str, ...]:
-    """Return the modules that ``custom_imports`` names. Raises ConfigError."""
+def _imports(tree: Mapping[str, Any], file: str) -> Tuple[Tuple[str, ...], bool]:
+    """Return the modules that ``custom_imports`` names, and whether they may be missing. Raises ConfigError."""
     given = tree.get("custom_imports") or {"imports": []}
     names = given.get("imports") if isinstance(given, Mapping) else None
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{file}: custom_imports is {short(given)}; expected dict(imports=[...]) with module names")
-    return tuple(names)
+    return tuple(names), isinstance(given, Mapping) and given.get("allow_failed_imports") is True
 
 
 def _stated(tree: Mapping[str, Any], section: Mapping[str, Any], file: str) -> ModelConfig:

@@ -15,6 +15,7 @@ import own_tools as own
 import pytest
 from engine_tools import CPU, save_epoch
 from launchers import BLOCK, block
+from needs import needs_card
 
 from tpvformer.compat import load_config
 from tpvformer.compat.tensors import read_archive
@@ -174,6 +175,20 @@ def test_two_processes_make_the_step_of_two_samples(checkout: Path) -> None:
     assert max(gaps.values()) < 1e-6, gaps
 
 
+@needs_card
+def test_a_pretended_npu_that_is_not_the_first(checkout: Path, trained: str) -> None:
+    """What the model's code calls cuda is the card that --device names."""
+    card = {"STANDIN_SDK": "26.x", "STANDIN_CARDS": "2"}
+    own.train(checkout, "npu", "--own-model", "--device", "npu:1", **card)
+    for kind in ("train", "eval"):
+        ours, theirs = ([row["loss"] for row in records(checkout / name, kind)] for name in ("npu", "out"))
+        assert len(ours) == len(theirs) > 1 and ours == pytest.approx(theirs, rel=1e-4)
+    flags = ("--own-model", "--device", "npu:1", "--json", "npu.json")
+    own.evaluate(checkout, "npu/latest.pth", *flags, **card)
+    scores = json.loads((checkout / "npu.json").read_text())
+    assert scores["loss"] == pytest.approx(records(checkout / "npu", "eval")[-1]["loss"], rel=1e-6)
+
+
 def test_eval(checkout: Path, trained: str) -> None:
     wanted = records(checkout / "out", "eval")[-1]
     flags = ("--own-model", "--json", "scores.json")
@@ -211,7 +226,7 @@ def test_our_checkpoint_is_refused_with_the_flag(checkout: Path) -> None:
     save_epoch(checkout / "ours", model, Stepper(model, config.optim, CPU), config, Progress(epoch=1))
     said = own.train(checkout, "ours", "--own-model", status=2).stderr
     assert said.count("\n") == 1
-    assert "holds weights of this package's model, and this run trains a checkout's own model; leave --own-mod" in said
+    assert "holds weights of this package's model, and this run trains a checkout's own model; say --no-own-mod" in said
     said = own.evaluate(checkout, "ours/latest.pth", "--own-model", status=2).stderr
     assert said.count("\n") == 1 and "holds weights of this package's model, and --own-model runs the chec" in said
 
@@ -243,7 +258,8 @@ def test_launcher_and_variable(checkout: Path) -> None:
 
 def test_a_checkout_without_a_builder(checkout: Path, trained: str, tmp_path: Path) -> None:
     """mmseg's registry builds what the package, or a module of ``custom_imports``, has registered."""
-    for name, more in (("package", {}), ("imports", {"custom_imports": {"imports": ["mine.former"]}})):
+    imports = {"imports": ["not_there_at_all", "mine.former"], "allow_failed_imports": True}
+    for name, more in (("package", {}), ("imports", {"custom_imports": imports})):
         folder = tmp_path / name
         shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns("out", "builder", "__pycache__"))
         if more:
@@ -251,8 +267,13 @@ def test_a_checkout_without_a_builder(checkout: Path, trained: str, tmp_path: Pa
         own.write_config(folder, **more)
         done = own.train(folder, "first", "--own-model", "--max-steps", "1")
         assert "the checkout's own model is used: EditedFormer" in done.stdout
+        assert ("not_there_at_all was not imported (No module named" in done.stdout) == bool(more)
         losses = [records(place, "train")[0]["loss"] for place in (folder / "first", checkout / "out")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6), "init_weights was not called"
+    own.write_config(folder, model=own.section(type="Edited"), **more)
+    said = own.train(folder, "two", "--own-model", "--max-steps", "1", status=2).stderr
+    assert said.count("\n") == 1 and "config/own.py: Edited is not in the segmentor registry; correct that type" in said
+    own.write_config(folder, custom_imports={"imports": "mine.former"})
     shutil.rmtree(folder / "mine")
     said = own.train(folder, "two", "--own-model", "--max-steps", "1", status=2).stderr
     assert said.count("\n") == 1 and "the checkout's code needs mine, which is not installed" in said

@@ -173,7 +173,7 @@ def test_checkpoints_of_the_two_kinds() -> None:
         (
             ours,
             SOURCE,
-            "holds weights of this package's model, and this run trains a checkout's own model; leave --own-",
+            "holds weights of this package's model, and this run trains a checkout's own model; say --no-own-",
         ),
         (
             theirs,
@@ -208,8 +208,12 @@ def test_sections_are_compared_by_value() -> None:
 
 
 def test_cameras_out_of_order_are_refused() -> None:
-    data: Any = SimpleNamespace(infos="val.pkl", embeddings={"CAM_FRONT": 0, "CAM_FRONT_RIGHT": 1})
+    data: Any = SimpleNamespace(infos="val.pkl", embeddings={"CAM_FRONT": 0, "CAM_FRONT_RIGHT": 1}, other_cameras=None)
     check_order(data)
+    data.other_cameras = "record 1 (sample x) has 1 cameras (CAM_FRONT), the first has 2"
+    with pytest.raises(ConfigError, match=r"val.pkl: record 1 .*needs the same cameras in every sample"):
+        check_order(data)
+    data.other_cameras = None
     data.embeddings = {"CAM_FRONT": 0, "CAM_BACK": 3}
     with pytest.raises(ConfigError, match="val.pkl: camera CAM_BACK is number 1 of its sample and has embedding 3"):
         check_order(data)

@@ -80,7 +80,7 @@ def refuse_mixed(origin: ResumePoint, own: Optional[OwnSource]) -> None:
     if (stored is None) != (own is None):
         theirs, ours = "a checkout's own model", "this package's model"
         held, runs = (ours, theirs) if stored is None else (theirs, ours)
-        flag = f"leave {FLAG} out" if stored is None else f"add {FLAG}"
+        flag = "say --no-own-model" if stored is None else f"add {FLAG}"
         raise CheckpointError(
             f"checkpoint {origin.path} holds weights of {held}, and this run trains {runs}; {flag}, or choose a fresh "
             "--work-dir"

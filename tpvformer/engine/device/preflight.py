@@ -41,8 +41,12 @@ def check_same_cameras(train: FrameDataset, val: FrameDataset) -> None:
 def check_order(data: FrameDataset) -> None:
     """Raise ConfigError if a camera's embedding is not its place: a checkout's own model knows cameras by their order.
 
-    So it is where the samples lack one of nuScenes' six cameras.
+    So it is where the samples lack one of nuScenes' six cameras. Also where a sample has other cameras than the first.
     """
+    if data.other_cameras is not None:
+        raise ConfigError(
+            f"{data.infos}: {data.other_cameras}; a checkout's own model needs the same cameras in every sample"
+        )
     for place, (name, slot) in enumerate(data.embeddings.items()):
         if slot != place:
             raise ConfigError(

@@ -131,13 +131,18 @@ def _named(kind: object) -> str:
     return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__name__', '')}"
 
 
-def redirect(cards: Cards, remark: Remark) -> None:
-    """Redirect this process to ``cards``, once; where they are CUDA's, do nothing. ``remark`` gets one line each."""
+def redirect(cards: Cards, remark: Remark, chosen: Optional[int] = None) -> None:
+    """Redirect this process to ``cards``, once; where they are CUDA's, do nothing. ``remark`` gets one line each.
+
+    ``chosen``: the number of the card that this process uses already; None: LOCAL_RANK's, until a program chooses.
+    """
     if cards.kind == "cuda":
         return
     if cards.kind != "cpu":
         visible_cards(cards.kind)  # a spawned process has not imported what they need
     here = _Here(cards.kind)
+    if chosen is not None:
+        here.choose(chosen)
     _Redirected(here).__enter__()  # and never left
     for name, function in _functions(cards, here).items():
         setattr(torch.cuda, name, function)

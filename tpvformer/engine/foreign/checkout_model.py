@@ -37,7 +37,7 @@ def build_own(source: OwnSource, config: Config, world: World, device: torch.dev
     where a package is missing, and for a folder that is no checkout.
     """
     remarks.tell(log.warn)
-    prepare(find_cards(device.type, least=world.local_size))
+    prepare(find_cards(device.type, least=world.local_size), device.index)
     torch.manual_seed(config.train.seed)
     model = _built(source)
     if getattr(model, "is_init", None) is False:  # of mmcv's BaseModule: the builder has left it to the script
@@ -58,8 +58,10 @@ def _built(source: OwnSource) -> nn.Module:
         )
     sys.path.insert(0, str(source.root))
     try:
-        for name in (*source.imports, *([package] if has_package else [])):
-            importlib.import_module(name)
+        for name in source.imports:
+            _import(name, source.may_fail)
+        if has_package:
+            importlib.import_module(package)
         if has_builder:
             build = getattr(importlib.import_module(builder), "build", None)
             if build is None:
@@ -69,6 +71,23 @@ def _built(source: OwnSource) -> nn.Module:
         return build(_as_mmcv_reads(source.section))
     except ModuleNotFoundError as err:
         raise ConfigError(f"{FLAG}: {_missing(err)}") from err
+    except KeyError as err:
+        if "registry" not in str(err):
+            raise
+        raise ConfigError(
+            f"{FLAG}: {source.file}: {err.args[0]}; correct that type, or import the module that registers it "
+            "(custom_imports)"
+        ) from err
+
+
+def _import(name: str, may_fail: bool) -> None:
+    """Import a module that the configuration names; with ``may_fail`` one that cannot be imported is a remark."""
+    try:
+        importlib.import_module(name)
+    except ImportError as err:
+        if not may_fail:
+            raise
+        remarks.remark(f"custom_imports: {name} was not imported ({err}), which allow_failed_imports permits")
 
 
 def _as_mmcv_reads(section: Dict[str, Any]) -> Any:

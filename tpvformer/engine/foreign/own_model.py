@@ -109,8 +109,8 @@ def load_own_weights(model: OwnModel, path: Path, whole: bool, which: Optional[s
     ours = content.get("format") == FORMAT
     if ours and OWN not in content:
         raise CheckpointError(
-            f"{path}: holds weights of this package's model, and {FLAG} runs the checkout's own; leave {FLAG} out, or "
-            "name weights of that model"
+            f"{path}: holds weights of this package's model, and {FLAG} runs the checkout's own; say --no-own-model, "
+            "or name weights of that model"
         )
     if whole and ours and json.loads(content[OWN]) != json.loads(model.source.text()):
         raise CheckpointError(

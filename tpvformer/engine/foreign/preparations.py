@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing.spawn
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ def prepare_all(kind: str, count: int) -> None:
         _prepare_spawned(cards)
 
 
-def prepare(cards: Cards) -> bool:
-    """Prepare this process alone for code of others; return whether that was still to be done."""
+def prepare(cards: Cards, chosen: Optional[int] = None) -> bool:
+    """Prepare this process alone for code of others; return whether that was still to be done.
+
+    ``chosen``: see ``redirect``.
+    """
     if _done.setdefault("prepared", False):
         return False
     _done["prepared"] = True
@@ -36,7 +39,7 @@ def prepare(cards: Cards) -> bool:
     importlib.import_module("tpvformer.compat.mmcv_ext")
     serve_drop_ins()
     allow_numpy_scalars()
-    redirect(cards, remark)
+    redirect(cards, remark, chosen)
     return True
 
 

@@ -75,6 +75,16 @@ def _scaler(*args: Any, **kwargs: Any) -> Any:
     return torch.amp.GradScaler("npu", *args, **kwargs)
 
 
+def _get_rng_state(device: Any = "npu") -> torch.Tensor:
+    _asked("get_rng_state")
+    return torch.get_rng_state()  # the card's numbers are drawn by the CPU
+
+
+def _set_rng_state(new_state: torch.Tensor, device: Any = "npu") -> None:
+    _asked("set_rng_state")
+    torch.set_rng_state(new_state)
+
+
 npu.is_available = lambda: CARDS > 0
 npu.device_count = lambda: CARDS
 npu.is_initialized = lambda: _state["device"] is not None
@@ -86,6 +96,7 @@ npu.config = _Settings("config", allow_internal_format=True)
 npu.matmul = _Settings("matmul", allow_hf32=False)
 npu.conv = _Settings("conv", allow_hf32=True)
 npu.manual_seed_all = lambda seed: None
+npu.get_rng_state, npu.set_rng_state = _get_rng_state, _set_rng_state
 npu.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 npu.is_bf16_supported = lambda: True
 npu.get_device_name = lambda device=None: _asked("get_device_name") or "Ascend910B (a stand-in)"

@@ -20,4 +20,10 @@ class Registry:
 
 def build_from_cfg(cfg, registry, default_args=None):
     args = {**(default_args or {}), **cfg}
-    return registry.module_dict[args.pop("type")](**args)
+    kind = args.pop("type")
+    if kind not in registry.module_dict:
+        raise KeyError(f"{kind} is not in the {registry.name} registry")
+    try:
+        return registry.module_dict[kind](**args)
+    except Exception as err:  # as mmcv 1.x: the same kind of error, with the name of the class before it
+        raise type(err)(f"{kind}: {err}") from err
