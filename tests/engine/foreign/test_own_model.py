@@ -177,8 +177,10 @@ def test_two_processes_make_the_step_of_two_samples(checkout: Path) -> None:
 
 @needs_card
 def test_a_pretended_npu_that_is_not_the_first(checkout: Path, trained: str) -> None:
-    """What the model's code calls cuda is the card that --device names."""
+    """What the model's code calls cuda is the card that --device names; stopped in an epoch, it goes on there."""
     card = {"STANDIN_SDK": "26.x", "STANDIN_CARDS": "2"}
+    done = own.train(checkout, "npu", "--own-model", "--device", "npu:1", **card, STOP_IN_STEP="1")
+    assert "stopped by SIGTERM at epoch 0, iteration 1" in done.stdout
     own.train(checkout, "npu", "--own-model", "--device", "npu:1", **card)
     for kind in ("train", "eval"):
         ours, theirs = ([row["loss"] for row in records(checkout / name, kind)] for name in ("npu", "out"))
