@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_tools import ROOT, environment
 
+from tpvformer.compat import load_config
 from tpvformer.engine.selfcheck import checks, operations
 
 
@@ -43,6 +44,13 @@ def test_differences_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right_but_for_gradients = case._replace(ours=lambda x, y: case.ours(x, y.detach()) + 0 * y)
     passed, detail = operations.compare(right_but_for_gradients, torch.device("cpu"))
     assert not passed and detail.startswith("forward 0.0e+00" if "forward 0" in detail else "forward")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.py")), ids=lambda file: file.stem)
+def test_a_small_step_of_every_configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "SMALL_SIZE", (104, 60))
+    passed, detail = checks.training_step(load_config(file), torch.device("cpu"))
+    assert passed and " gradients " in detail, detail
 
 
 def test_the_optimiser_is_compared() -> None:

@@ -21,6 +21,7 @@ from tpvformer.engine.logging.phase_timer import PhaseTimer
 from tpvformer.engine.losses import total_loss
 from tpvformer.engine.optim import Stepper
 from tpvformer.engine.train import build_model
+from tpvformer.labels import NUSCENES
 from tpvformer.model import TPVFormer
 
 STEPS, WARMUP = 20, 3
@@ -35,8 +36,11 @@ def shrunk(config: Config) -> Config:
     plain = {"format": "nuscenes", "occupancy": "", "occupancy_mask": ""}
     if config.data.classes is None:
         plain["label_map"] = "nuscenes"
+        model = dataclasses.replace(model, num_classes=min(model.num_classes, len(NUSCENES.colors)))
     data = dataclasses.replace(config.data, batch_size=1, image_scale=1.0, **plain)
-    loss = dataclasses.replace(config.loss, render=0.0)  # which needs them, and draws other numbers on each device
+    # the render loss needs dense labels, and draws other numbers on each device
+    weights = config.loss.class_weights[: model.num_classes]
+    loss = dataclasses.replace(config.loss, render=0.0, class_weights=weights)
     return dataclasses.replace(config, name=f"a small {config.name}", model=model, data=data, loss=loss)
 
 
@@ -94,7 +98,7 @@ def training_step(config: Config, device: torch.device) -> Tuple[bool, str]:
             prediction = predict(model.train(), batch.to(place), few)
             loss = total_loss(prediction, batch.to(place), few.loss, few.data, few.model.grid)
             loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         gradients.append({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})
     missing = sorted(set(gradients[0]) ^ set(gradients[1]))
     if missing:
