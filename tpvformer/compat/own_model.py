@@ -166,15 +166,16 @@ def _sizes_of(grid_size: Any, scales: Sequence[Any], file: str) -> List[Any]:
 
 def _check(config: Config) -> None:
     """Raise ConfigError for a setting that only this package's model has."""
+    train, decay = config.train, config.optim.layer_decay
     ours = {
-        "precision": config.train.precision not in ("auto", "fp32"),
-        "freeze": bool(config.train.freeze),
-        "recompute": config.train.recompute is not None,
-        "compile": bool(config.train.compile),
+        "train.precision": (train.precision, train.precision not in ("auto", "fp32")),
+        "train.freeze": (train.freeze, bool(train.freeze)),
+        "train.recompute": (train.recompute, train.recompute is not None),
+        "train.compile": (train.compile, bool(train.compile)),
+        "optim.layer_decay": (decay, decay != 1),
     }
-    for name in [name for name, given in ours.items() if given]:
-        value = getattr(config.train, name)
+    for name, value in [(name, value) for name, (value, given) in ours.items() if given]:
         raise ConfigError(
-            f"train.{name} is {value}, which is for this package's model; with {FLAG} leave it out (the checkout's own "
+            f"{name} is {value}, which is for this package's model; with {FLAG} leave it out (the checkout's own "
             "code runs as it is, in fp32)"
         )

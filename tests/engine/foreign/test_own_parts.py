@@ -260,6 +260,7 @@ def test_the_configuration_beside_their_model(tmp_path: Path) -> None:
     [
         ({}, ["model.dim=32"], r"--set model\.\.\.: with --own-model the model is that of .*own\.py; change it there"),
         ({}, ["train.precision=bf16"], r"train\.precision is bf16, which is for this package's model"),
+        ({}, ["optim.layer_decay=0.9"], r"optim\.layer_decay is 0\.9, which is for this package's model"),
         ({}, ["train.freeze=[backbone]"], r"train\.freeze is \('backbone',\), which is for this package's model"),
         ({}, ["train.compile=true"], r"train\.compile is True, which is for this"),
         ({}, ["train.recompute=cheap"], r"train\.recompute is cheap, which is for this"),
