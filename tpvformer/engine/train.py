@@ -185,7 +185,8 @@ def build(
     else:
         from tpvformer.engine.foreign.checkout_model import build_own
 
-        check_order(train_set)
+        for loader in filter(None, (train_loader, val_loader)):
+            check_order(cast(FrameDataset, loader.dataset))
         model = build_own(own, here, world, device, log)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.line(f"Number of params: {trainable}; {len(train_set)} training samples")

@@ -7,6 +7,7 @@ mmcv's, voxels by lidar2img, points changed in place, masks drawn by numpy, ``.c
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List
@@ -22,6 +23,7 @@ from tpvformer.compat.tensors import read_archive
 from tpvformer.engine.checkpoint.state import Progress
 from tpvformer.engine.optim import Stepper
 from tpvformer.model import TPVFormer
+from tpvformer.untrusted.pickle import load_pickle
 
 # The model called by hand: images, calibration, points and labels of the files, and no data set or batch of ours.
 HAND = """
@@ -244,6 +246,15 @@ def test_changed_code_is_remarked_once_with_the_flag_s_name(checkout: Path) -> N
         "TPVFORMER_OWN_MODEL is 'yes'; expected 1"
         in own.train(checkout, "x", status=2, TPVFORMER_OWN_MODEL="yes").stderr
     )
+
+
+def test_a_validation_sample_without_a_camera_ends_it_before_the_first_step(checkout: Path) -> None:
+    content = load_pickle(checkout / "data/nuscenes_infos_val.pkl")
+    del content["infos"][1]["cams"]["CAM_BACK"]
+    (checkout / "data/uneven.pkl").write_bytes(pickle.dumps(content))
+    done = own.train(checkout, "uneven", "--own-model", "--set", "data.val_infos=data/uneven.pkl", status=2)
+    assert "needs the same cameras in every sample" in done.stderr and done.stderr.count("\n") == 1
+    assert "data/uneven.pkl: record 1 (sample" in done.stderr and "[TRAIN]" not in done.stdout
 
 
 def test_launcher_and_variable(checkout: Path) -> None:
